@@ -1,0 +1,5 @@
+"""Text and pairs as Grain datasets of batches, split once into train and held-out."""
+
+from kzoo.data.pipeline import Splits, load
+
+__all__ = ["Splits", "load"]

@@ -1,0 +1,131 @@
+"""Running text: how it is held out, cut into rows and measured. Bytes in NumPy arrays."""
+
+import logging
+
+import numpy as np
+
+log = logging.getLogger("kzoo")
+
+BLOCK = 4096  # bytes held out in one place
+SHARED = 64  # no run of so many bytes stands in both parts
+
+
+def spread(count, chosen):
+    """`chosen` of the indices below `count`, evenly spread, the last one among them."""
+    return (np.arange(1, chosen + 1) * count) // chosen - 1
+
+
+def split(text, valid):
+    """Holds out about `valid` of a text, in blocks spread evenly through it.
+
+    Blocks of about 4096 bytes begin and end at line breaks where one is near. Then runs of
+    64 bytes or more that stand in the held-out part too are cut out of the training part,
+    so that repeated passages are not scored after being learned. A text that is mostly
+    repetition keeps its training part, with a warning.
+
+    Args:
+        text: bytes.
+        valid: the part to hold out, between 0 and 1.
+
+    Returns:
+        `(train, held_out)`, uint8 arrays of one dimension. They depend on nothing but the
+        arguments.
+    """
+    size = len(text) * valid
+    count = max(1, round(size / BLOCK))
+    ends = np.arange(1, count + 1) * len(text) / count
+    starts = [_line_start(text, int(end - size / count), int(size / count / 8)) for end in ends]
+    ends = [_line_start(text, int(end), int(size / count / 8)) for end in ends]
+
+    held_out = [_bytes(text[start:end]) for start, end in zip(starts, ends, strict=True)]
+    train = [_bytes(text[a:b]) for a, b in zip([0, *ends[:-1]], starts, strict=True)]
+    known = np.sort(np.concatenate([_runs(block) for block in held_out]))
+    kept = [piece[~_covered(piece, known)] for piece in train]
+    train, kept, held_out = (np.concatenate(parts) for parts in (train, kept, held_out))
+    if 2 * len(kept) >= len(train):
+        return kept, held_out
+    log.warning(
+        "the text repeats itself: %d%% of the training part stands in the held-out part too, "
+        "so the held-out loss measures memory",
+        100 - 100 * len(kept) // len(train),
+    )
+    return train, held_out
+
+
+def windows(stream, size):
+    """A stream cut into rows, without overlap: `[count, size]`. The rest is left out."""
+    count = len(stream) // size
+    return stream[: count * size].reshape(count, size)
+
+
+def unigram_entropy(text):
+    """Entropy of a byte, from the text's own counts.
+
+    Args:
+        text: bytes or a uint8 array, not empty.
+
+    Returns:
+        A float, in bits per byte.
+
+    Example:
+        >>> unigram_entropy(b"abab")
+        1.0
+    """
+    return _entropy(np.bincount(_bytes(text)))
+
+
+def bigram_entropy(text):
+    """Entropy of a byte given the byte before it, from the text's own counts.
+
+    What a model reaches that looks back by one byte; a language model that does not beat
+    it has not learned from context.
+
+    Args:
+        text: bytes or a uint8 array, of two bytes or more.
+
+    Returns:
+        A float, in bits per byte.
+
+    Example:
+        >>> bigram_entropy(b"abababab")
+        0.0
+    """
+    text = _bytes(text).astype(np.int64)
+    return max(0.0, _entropy(np.bincount(text[:-1] * 256 + text[1:])) - unigram_entropy(text[:-1]))
+
+
+def _entropy(counts):
+    p = counts[counts > 0] / counts.sum()
+    return float(-(p * np.log2(p)).sum())
+
+
+def _bytes(text):
+    return text if isinstance(text, np.ndarray) else np.frombuffer(text, np.uint8)
+
+
+def _line_start(text, at, reach):
+    """The beginning of the next line, if there is one within `reach` bytes, else `at`."""
+    return text.find(b"\n", at, at + reach) + 1 or at
+
+
+def _runs(text):
+    """A 64-bit hash of the `SHARED` bytes from each position on, by doubling."""
+    runs = text.astype(np.uint64)
+    width = 1
+    while width < SHARED:
+        left, right = runs[:-width], runs[width:]
+        right = (right ^ (right >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
+        runs = left * np.uint64(0xD1342543DE82EF95) + right
+        width *= 2
+    return runs
+
+
+def _covered(text, known):
+    """Which bytes belong to a run whose hash is in the sorted array `known`: bool."""
+    runs = _runs(text)
+    found = np.zeros(len(text) + SHARED, np.int64)
+    if len(runs) and len(known):
+        hits = known[np.minimum(np.searchsorted(known, runs), len(known) - 1)] == runs
+        found[: len(runs)] += hits
+        found[SHARED : SHARED + len(runs)] -= hits
+    return np.cumsum(found)[: len(text)] > 0

@@ -1,0 +1,32 @@
+"""The one exception for wrong input, and how its message is put together."""
+
+import difflib
+
+
+class InputError(ValueError):
+    """Input that kzoo refuses: the message says what was received and what would be right.
+
+    A `ValueError`, so that callers need not know this class; the command line
+    prints it as one line and exits with status 2.
+    """
+
+
+def unknown(kind, received, valid):
+    """An `InputError` for a name outside a closed set, with the nearest valid name.
+
+    Args:
+        kind: what the name stands for, e.g. `"preset"`.
+        received: the offending value, of any type.
+        valid: iterable of the valid names (strings).
+
+    Returns:
+        An `InputError`, to be raised by the caller.
+
+    Example:
+        >>> str(unknown("mask", "casual", ["causal", "prefix"]))
+        "unknown mask; did you mean 'causal'? Valid: causal, prefix. Received: 'casual'"
+    """
+    valid = [str(v) for v in valid]
+    near = difflib.get_close_matches(str(received), valid, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    return InputError(f"unknown {kind}{hint} Valid: {', '.join(valid)}. Received: {received!r}")

@@ -1,0 +1,19 @@
+"""Keras layers over `kzoo.ops`: attention, positions, feed-forward, block, embedding."""
+
+from kzoo.layers.attention import Attention
+from kzoo.layers.block import Block
+from kzoo.layers.embedding import TokenEmbedding
+from kzoo.layers.feed_forward import FeedForward
+from kzoo.layers.initializers import SeededNormal, derive_seed
+from kzoo.layers.positions import LearnedPositions, SinusoidalPositions
+
+__all__ = [
+    "Attention",
+    "Block",
+    "FeedForward",
+    "LearnedPositions",
+    "SeededNormal",
+    "SinusoidalPositions",
+    "TokenEmbedding",
+    "derive_seed",
+]

@@ -1,0 +1,57 @@
+"""Initial values that depend on (seed, path of the variable) and on nothing else."""
+
+import hashlib
+
+import keras
+import numpy as np
+from keras import ops
+
+STDDEV = 0.02
+
+
+def derive_seed(seed, path):
+    """The seed of what stands at `path` inside something that has the seed `seed`.
+
+    A layer derives its children's seeds from its own, so that every variable's seed follows
+    from the model's seed and the variable's path: one more layer somewhere moves no other.
+
+    Args:
+        seed: integer.
+        path: string, e.g. `"block_0"` or `"query/kernel"`.
+
+    Returns:
+        An integer in [0, 2^31).
+
+    Example:
+        >>> derive_seed(0, "block_0") == derive_seed(0, "block_0") != derive_seed(0, "block_1")
+        True
+    """
+    digest = hashlib.blake2b(f"{seed}/{path}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class SeededNormal(keras.initializers.Initializer):
+    """Normal values of mean 0, drawn by NumPy: the same on every backend and device.
+
+    Args:
+        stddev: standard deviation.
+        seed: integer; the same seed and shape give the same values.
+    """
+
+    def __init__(self, stddev=STDDEV, seed=0):
+        self.stddev = stddev
+        self.seed = seed
+
+    def __call__(self, shape, dtype=None):
+        values = np.random.default_rng(self.seed).standard_normal(shape, "float32")
+        return ops.cast(values * np.float32(self.stddev), dtype or keras.config.floatx())
+
+    def get_config(self):
+        return {"stddev": self.stddev, "seed": self.seed}
+
+
+def dense(units, seed, name, **kwargs):
+    """A Dense layer whose kernel is drawn from the layer's place in its parent."""
+    initializer = SeededNormal(seed=derive_seed(seed, f"{name}/kernel"))
+    return keras.layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)

@@ -1,0 +1,650 @@
+"""Who sees whom.
+
+A mask is an order of positions: the query i sees the key j exactly when
+
+    rank[j] <= rank[i]  and  segment[i] == segment[j] != 0
+
+where the rank of a position depends on its place t within its document:
+
+    bidirectional    0
+    causal           t
+    reversed         -t
+    prefix           0 in the document's initial run of source tokens, then t + 1
+    block(b)         t // b
+    permuted(seed)   hash(seed, t)
+
+A mask's structure is static: hashable, comparable and JSON (`get`, `get_config`).
+What differs from example to example comes as two integer tensors [batch, time]:
+`padding_mask` (0 is padding, k >= 1 the k-th document packed into the row, in
+ascending order; an ordinary 0/1 mask is one document) and `source_mask` (1 is source).
+
+This module needs nothing but `keras.ops`, and that only where tensors are made.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+from kzoo.errors import InputError, unknown
+
+
+class Mask:
+    """Base of all masks. Build one with a factory of this module or with `get(spec)`.
+
+    Attributes:
+        needs_source: whether a model with this mask takes a `source_mask`.
+        autoregressive: whether no position outside the source sees a later one, so that
+            a next-token loss on the positions after the source is not shown its answer.
+    """
+
+    needs_source = False
+    autoregressive = False
+
+    def get_config(self):
+        """The JSON spec of this mask: `get(mask.get_config()) == mask`."""
+        raise NotImplementedError
+
+    def per_head(self, num_heads):
+        """The mask of each head, a tuple of `num_heads` masks.
+
+        Raises:
+            InputError: if the pattern of heads does not tile `num_heads`.
+        """
+        return (self,) * num_heads
+
+    def dense(
+        self,
+        query_time,
+        key_time=None,
+        *,
+        query_offset=0,
+        num_heads=None,
+        padding_mask=None,
+        source_mask=None,
+        key_padding_mask=None,
+    ):
+        """Every (query, key) pair as a boolean: True where the query sees the key.
+
+        What `keras.layers.MultiHeadAttention` takes as `attention_mask`.
+
+        Args:
+            query_time: number of queries.
+            key_time: number of keys; the same as `query_time` by default.
+            query_offset: position of the first query among the keys.
+            num_heads: repeat a pattern of heads to this number; by default it stands once.
+            padding_mask: integers [batch, key_time], 0 for padding, k for the k-th document.
+                Beside a `key_padding_mask` it speaks of the queries: [batch, query_time].
+            source_mask: integers [batch, key_time], 1 for source tokens.
+            key_padding_mask: integers [batch, key_time], where keys and queries are two
+                sequences (cross-attention). A document of one sees the same of the other.
+
+        Returns:
+            Booleans [batch or 1, heads or 1, query_time, key_time].
+
+        Raises:
+            InputError: if shapes disagree, the heads do not tile, a prefix has no
+                `source_mask`, or the mask differs by layer (`per_layer` takes it apart).
+
+        Example:
+            >>> causal().dense(3)[0, 0]
+            [[ True, False, False], [ True,  True, False], [ True,  True,  True]]
+        """
+        queries, keys = places(
+            self,
+            query_time,
+            key_time,
+            query_offset=query_offset,
+            padding_mask=padding_mask,
+            source_mask=source_mask,
+            key_padding_mask=key_padding_mask,
+        )
+        return self.between(queries, keys, num_heads)
+
+    def between(self, queries, keys, num_heads=None):
+        """`dense` for the `Places` of queries and of keys."""
+        from keras import ops
+
+        heads = _pattern(self) if num_heads is None else self.per_head(num_heads)
+        heads = heads[:1] if len(set(heads)) == 1 else heads
+        visible = {head: head.visible(queries, keys) for head in set(heads)}
+        visible = ops.stack([visible[head] for head in heads], axis=1)
+        if queries.segment is not None:
+            query, key = queries.segment[:, None, :, None], keys.segment[:, None, None, :]
+            visible = ops.logical_and(visible, ops.logical_and(query == key, key != 0))
+        return visible
+
+    def visible(self, queries, keys):
+        """Booleans [batch or 1, query_time, key_time] of one head, documents left aside."""
+        raise NotImplementedError
+
+    def __and__(self, other):
+        if not isinstance(other, Mask):
+            return NotImplemented
+        for outer, inner in ((self, other), (other, self)):
+            if isinstance(outer, Layers | Heads):
+                if isinstance(inner, type(outer)) or isinstance(inner, Layers):
+                    continue
+                return type(outer)(tuple(mask & inner for mask in outer.masks))
+        if isinstance(self, Layers | Heads):
+            raise InputError(
+                "two masks that both differ by head or by layer do not combine; combine their "
+                f"parts. Received: {self.get_config()!r} & {other.get_config()!r}"
+            )
+        parts = [m.masks if isinstance(m, And) else (m,) for m in (self, other)]
+        return And(parts[0] + parts[1])
+
+    def __bool__(self):
+        raise InputError(
+            "a mask has no truth value: write `a & b` for `a and b`, `mask is None` for "
+            f"`not mask`, `mask.dense(time)` for its booleans. Received: bool of {self!r}"
+        )
+
+    def __or__(self, other):
+        raise InputError(f"masks combine by & only. Received: {self!r} | {other!r}")
+
+    def __invert__(self):
+        raise InputError(f"masks combine by & only; use `reversed()`? Received: ~{self!r}")
+
+
+# Orders ---------------------------------------------------------------------------------
+
+
+class Order(Mask):
+    """A mask given by ranks: what linear attention can follow in linear time.
+
+    Attributes:
+        ascending: whether ranks never fall along a document, so that groups of equal
+            rank are runs of time.
+        grouped: whether several positions of a document can share a rank.
+    """
+
+    ascending = True
+    grouped = False
+
+    def rank(self, places):
+        """The rank of each position, integers [batch or 1, time], from its `Places`."""
+        raise NotImplementedError
+
+    def visible(self, queries, keys):
+        return self.rank(keys)[:, None, :] <= self.rank(queries)[:, :, None]
+
+    def get_config(self):
+        fields = dataclasses.asdict(self)
+        return {self.name: fields} if fields else self.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Bidirectional(Order):
+    name = "bidirectional"
+    grouped = True
+
+    def rank(self, places):
+        return places.position * 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal(Order):
+    name = "causal"
+    autoregressive = True
+
+    def rank(self, places):
+        return places.position
+
+
+@dataclasses.dataclass(frozen=True)
+class Reversed(Order):
+    name = "reversed"
+    ascending = False
+
+    def rank(self, places):
+        return -places.position
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix(Order):
+    name = "prefix"
+    grouped = True
+    needs_source = True
+    autoregressive = True
+
+    def rank(self, places):
+        from keras import ops
+
+        return ops.where(places.in_source, 0, places.position + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(Order):
+    size: int
+    name = "block"
+    grouped = True
+
+    def __post_init__(self):
+        if not _is_int(self.size) or self.size < 1:
+            raise InputError(f"a block's size is an integer of at least 1. Received: {self.size!r}")
+
+    def rank(self, places):
+        return places.position // self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Permuted(Order):
+    seed: int = 0
+    name = "permuted"
+    ascending = False
+
+    def __post_init__(self):
+        if not _is_int(self.seed):
+            raise InputError(f"a permutation's seed is an integer. Received: {self.seed!r}")
+
+    def rank(self, places):
+        from keras import ops
+
+        # The 32-bit finalizer of MurmurHash3 (A. Appleby): a bijection, so that no two
+        # positions tie, and the order of two positions is the same whatever stands around.
+        def fold(x, shift):
+            low_bits = 2 ** (32 - shift) - 1  # makes the shift of a signed integer logical
+            return ops.bitwise_xor(x, ops.bitwise_and(ops.right_shift(x, shift), low_bits))
+
+        x = ops.bitwise_xor(places.position, (self.seed * 0x9E3779B1 + 0x7F4A7C15) % 2**31)
+        x = fold(x, 16) * -0x7A143595  # 0x85EBCA6B as a signed integer
+        x = fold(x, 13) * -0x3D4D51CB  # 0xC2B2AE35
+        return fold(x, 16)
+
+
+# Compositions ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Custom(Mask):
+    """Any boolean function of (query, key) positions; softmax attention only, dense."""
+
+    function: Callable
+
+    def visible(self, queries, keys):
+        return self.function(queries.position[:, :, None], keys.position[:, None, :])
+
+    def get_config(self):
+        raise InputError(
+            f"a custom mask is code and has no JSON. Received: custom({self.function!r})"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class And(Mask):
+    """What all of several orders or custom masks show; softmax attention only, dense."""
+
+    masks: tuple
+
+    @property
+    def needs_source(self):
+        return any(mask.needs_source for mask in self.masks)
+
+    @property
+    def autoregressive(self):
+        return any(mask.autoregressive for mask in self.masks)
+
+    def visible(self, queries, keys):
+        from keras import ops
+
+        first, *others = (mask.visible(queries, keys) for mask in self.masks)
+        for other in others:
+            first = ops.logical_and(first, other)
+        return first
+
+    def get_config(self):
+        return {"and": [mask.get_config() for mask in self.masks]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pattern(Mask):
+    masks: tuple
+
+    def __post_init__(self):
+        if not self.masks:
+            raise InputError(f"a pattern of {self.name} has at least one mask. Received: []")
+        for mask in self.masks:
+            if isinstance(mask, self.forbidden):
+                raise InputError(
+                    "heads stand inside layers, and neither inside itself. "
+                    f"Received: {mask.get_config()!r} inside {self.name}"
+                )
+
+    @property
+    def needs_source(self):
+        return any(mask.needs_source for mask in self.masks)
+
+    @property
+    def autoregressive(self):
+        return all(mask.autoregressive for mask in self.masks)
+
+    def get_config(self):
+        return {self.name: [mask.get_config() for mask in self.masks]}
+
+    def _tiled(self, number):
+        if number % len(self.masks):
+            raise InputError(
+                f"a pattern of {len(self.masks)} {self.name} does not tile {number} {self.name}; "
+                f"use a multiple of {len(self.masks)}. Received: {self.get_config()!r}"
+            )
+        return self.masks * (number // len(self.masks))
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads(_Pattern):
+    name = "heads"
+
+    def per_head(self, num_heads):
+        return self._tiled(num_heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers(_Pattern):
+    name = "layers"
+
+    def per_head(self, num_heads):
+        raise InputError(
+            "a mask that differs by layer has no heads of its own; take one of "
+            f"`per_layer(mask, num_layers)`. Received: {self.get_config()!r}"
+        )
+
+
+Heads.forbidden = (Heads, Layers)
+Layers.forbidden = (Layers,)
+
+
+# Factories ------------------------------------------------------------------------------
+
+
+def bidirectional():
+    """Every position sees every position of its document."""
+    return Bidirectional()
+
+
+def causal():
+    """A position sees itself and what comes before it."""
+    return Causal()
+
+
+def reversed():
+    """A position sees itself and what comes after it."""
+    return Reversed()
+
+
+def prefix():
+    """Source tokens see each other, later tokens see what comes before them (UniLM).
+
+    The source is the initial run of 1s of the `source_mask` in each document; a source
+    token after a target counts as target. Source: Dong et al. 2019, arXiv:1905.03197.
+    """
+    return Prefix()
+
+
+def block(size):
+    """Causal between blocks of `size` positions, bidirectional inside each."""
+    return Block(size)
+
+
+def permuted(seed=0):
+    """Causal in a random order of the positions: triangular, full rank, undirected.
+
+    The same two positions stand in the same order whatever the length, padding or packing.
+    """
+    return Permuted(seed)
+
+
+def custom(visible):
+    """Any mask, for softmax attention only.
+
+    Args:
+        visible: function of two integer tensors that broadcast, the query's and the key's
+            position within their document, to booleans: whether the query sees the key.
+
+    Example:
+        >>> window = causal() & custom(lambda query, key: query - key < 128)
+    """
+    if not callable(visible):
+        raise InputError(f"`visible` is a function of (query, key). Received: {visible!r}")
+    return Custom(visible)
+
+
+def heads(*specs):
+    """A mask for each head, repeated over the heads of a layer."""
+    return Heads(tuple(get(spec) for spec in specs))
+
+
+def layers(*specs):
+    """A mask for each layer, repeated over the layers of a stack."""
+    return Layers(tuple(get(spec) for spec in specs))
+
+
+def half_heads():
+    """Half of the heads forward, half backward (kexue.fm 9529)."""
+    return heads(causal(), reversed())
+
+
+def alternating():
+    """Forward and backward layers in turn (kexue.fm 9529)."""
+    return layers(causal(), reversed())
+
+
+_FACTORIES = {
+    "bidirectional": bidirectional,
+    "causal": causal,
+    "reversed": reversed,
+    "prefix": prefix,
+    "block": block,
+    "permuted": permuted,
+    "half_heads": half_heads,
+    "alternating": alternating,
+}
+_LISTS = {"heads": heads, "layers": layers, "and": lambda *specs: _all(specs)}
+
+
+def get(spec):
+    """The mask that a spec names.
+
+    Args:
+        spec: a name (`"causal"`), JSON (`{"heads": ["causal", "reversed"]}`,
+            `{"layers": [...]}`, `{"and": [...]}`, `{"block": {"size": 16}}`,
+            `{"permuted": {"seed": 3}}`) or a `Mask`, which comes back as it is.
+
+    Returns:
+        A `Mask`.
+
+    Raises:
+        InputError: for an unknown name, a wrong argument, or a wrong nesting.
+
+    Example:
+        >>> get({"heads": ["causal", "reversed"]}) == half_heads()
+        True
+    """
+    if isinstance(spec, Mask):
+        return spec
+    if isinstance(spec, str):
+        name, arguments = spec, {}
+    elif isinstance(spec, Mapping) and len(spec) == 1:
+        ((name, arguments),) = spec.items()
+    else:
+        raise InputError(f"a mask is a name or a JSON object with one key. Received: {spec!r}")
+    if name in _LISTS:
+        if not isinstance(arguments, list | tuple) or not arguments:
+            raise InputError(f"{name!r} takes a list of masks. Received: {spec!r}")
+        return _LISTS[name](*arguments)
+    if name not in _FACTORIES:
+        raise unknown("mask", name, [*_FACTORIES, *_LISTS])
+    if not isinstance(arguments, Mapping):
+        raise InputError(f"the arguments of {name!r} are a JSON object. Received: {spec!r}")
+    try:
+        return _FACTORIES[name](**arguments)
+    except TypeError:
+        takes = {"block": "'size'", "permuted": "'seed'"}.get(name, "no arguments")
+        raise InputError(f"the mask {name!r} takes {takes}. Received: {spec!r}") from None
+
+
+def per_layer(spec, num_layers):
+    """The mask of each layer: a list of `num_layers` masks, none of which differs by layer.
+
+    Raises:
+        InputError: if the pattern of layers does not tile `num_layers`.
+
+    Example:
+        >>> per_layer("alternating", 4) == [causal(), reversed(), causal(), reversed()]
+        True
+    """
+    mask = get(spec)
+    return list(mask._tiled(num_layers)) if isinstance(mask, Layers) else [mask] * num_layers
+
+
+def _all(specs):
+    first, *others = (get(spec) for spec in specs)
+    for other in others:
+        first = first & other
+    return first
+
+
+def _pattern(mask):
+    """The shortest tuple of head masks that `mask` repeats."""
+    return mask.per_head(len(mask.masks) if isinstance(mask, Heads) else 1)
+
+
+def _is_int(value):
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+# Tensors --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where each position of a sequence stands; tensors of [batch or 1, time].
+
+    Attributes:
+        position: integers, the place within the document, from 0.
+        segment: integers, the document, 0 for padding; None where there is one document
+            and no padding.
+        document: like `segment`, but padding belongs to the document before it.
+        in_source: booleans, the document's initial run of source tokens; None without
+            a `source_mask`.
+    """
+
+    position: object
+    segment: object = None
+    document: object = None
+    in_source: object = None
+
+
+def document_positions(padding_mask):
+    """The place of each token within its document.
+
+    Args:
+        padding_mask: integers [batch, time], 0 for padding, k for the k-th document;
+            documents stand in ascending order.
+
+    Returns:
+        Integers [batch, time]: 0 for a document's first token, then 1, 2, 3, …
+
+    Example:
+        >>> document_positions([[0, 1, 1, 1, 2, 2, 0]])
+        [[0, 0, 1, 2, 0, 1, 2]]
+    """
+    from keras import ops
+
+    segment = ops.cast(padding_mask, "int32")
+    return _places(ops.shape(segment)[1], segment).position
+
+
+def places(
+    mask,
+    query_time,
+    key_time=None,
+    *,
+    query_offset=0,
+    padding_mask=None,
+    source_mask=None,
+    key_padding_mask=None,
+):
+    """The `Places` of queries and of keys; arguments and errors as in `Mask.dense`."""
+    from keras import ops
+
+    same = key_time is None or (_is_int(key_time) and key_time == query_time)
+    key_time = query_time if key_time is None else key_time
+    cross = key_padding_mask is not None
+    if mask.needs_source and source_mask is None:
+        raise InputError("a prefix mask needs a `source_mask` [batch, time]. Received: None")
+    if not mask.needs_source:
+        source_mask = None
+    if cross and source_mask is not None:
+        raise InputError(
+            "a prefix mask orders one sequence and has no meaning across two. "
+            f"Received: {mask.get_config()!r} with a key_padding_mask"
+        )
+    if cross and padding_mask is None:
+        padding_mask = ops.ones((1, query_time), dtype="int32")
+    expected = {
+        "padding_mask": (padding_mask, query_time if cross else key_time),
+        "source_mask": (source_mask, key_time),
+        "key_padding_mask": (key_padding_mask, key_time),
+    }
+    for name, (tensor, time) in expected.items():
+        shape = None if tensor is None else tuple(tensor.shape)
+        if shape is not None and (len(shape) != 2 or not _agree(shape[1], time)):
+            raise InputError(
+                f"`{name}` has the shape [batch, {time}]. Received: shape {list(shape)}"
+            )
+
+    if cross:
+        return _places(query_time, padding_mask), _places(key_time, key_padding_mask)
+    if padding_mask is None and source_mask is None:
+        position = ops.arange(query_time, dtype="int32")[None] + query_offset
+        return Places(position), _places(key_time)
+    keys = _places(key_time, padding_mask, source_mask)
+    if same and _is_int(query_offset) and query_offset == 0:
+        return keys, keys
+    if _is_int(query_offset) and query_offset + query_time > key_time:
+        raise InputError(
+            f"queries beyond the last key: {query_time} queries from {query_offset} on are not "
+            f"among the {key_time} keys that padding_mask or source_mask describes. "
+            f"Received: query_offset={query_offset}"
+        )
+    window = ops.arange(query_time, dtype="int32") + query_offset
+    parts = (keys.position, keys.segment, keys.document, keys.in_source)
+    return Places(*(None if x is None else ops.take(x, window, axis=1) for x in parts)), keys
+
+
+def _places(time, padding_mask=None, source_mask=None):
+    from keras import ops
+
+    clock = ops.arange(time, dtype="int32")[None]
+    if padding_mask is None:
+        start, segment, document = 0, None, None
+    else:
+        segment = ops.cast(padding_mask, "int32")
+        document, start = _documents(segment)
+    if source_mask is None:
+        return Places(clock - start, segment, document)
+    target = ops.cast(source_mask, "int32") == 0
+    clock = clock + ops.zeros_like(source_mask, dtype="int32")
+    if segment is not None:
+        target = ops.logical_and(target, segment != 0)
+    last_target = _cumulative_max(ops.where(target, clock, -1))
+    return Places(clock - start, segment, document, in_source=last_target < start)
+
+
+def _documents(segment):
+    """The document of each token, padding included, and the time at which it begins."""
+    from keras import ops
+
+    document = _cumulative_max(segment)
+    before = ops.concatenate([ops.zeros_like(document[:, :1]), document[:, :-1]], axis=1)
+    clock = ops.arange(ops.shape(segment)[1], dtype="int32")[None]
+    return document, _cumulative_max(ops.where(document != before, clock, 0))
+
+
+def _cumulative_max(x):
+    from keras import ops
+
+    return ops.cast(ops.associative_scan(ops.maximum, x, axis=1), "int32")
+
+
+def _agree(received, expected):
+    return received is None or not _is_int(expected) or received == expected

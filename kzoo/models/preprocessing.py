@@ -1,0 +1,148 @@
+"""Strings and pairs to model inputs, as keras-hub preprocessors."""
+
+import hashlib
+import logging
+
+import keras
+import keras_hub
+import numpy as np
+
+from kzoo import objectives
+from kzoo.errors import InputError
+from kzoo.models.single_stack import SingleStackBackbone
+from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, VOCABULARY_SIZE
+
+log = logging.getLogger("kzoo")
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class ByteTokenizer(keras_hub.tokenizers.ByteTokenizer):
+    """keras-hub's byte tokenizer, with the reserved ids of `kzoo.vocabulary` after the bytes."""
+
+    backbone_cls = SingleStackBackbone
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.pad_token_id = PAD
+        self.start_token_id = BOS
+        self.end_token_id = EOS
+        self.mask_token_id = MASK
+
+    def vocabulary_size(self):
+        return VOCABULARY_SIZE
+
+    def save_assets(self, directory):
+        """Bytes need no files."""
+
+    def load_preset_assets(self, preset):
+        """Bytes need no files."""
+
+    def detokenize(self, inputs):
+        """Token ids [time], or a batch of them, to a string or strings; reserved ids vanish."""
+        rows = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
+        if len(rows) and np.ndim(rows[0]) > 0:
+            return [self.detokenize(row) for row in rows]
+        return bytes(i for i in map(int, rows) if i < NUM_BYTES).decode("utf-8", "replace")
+
+
+class _ObjectivePreprocessor:
+    """Strings, pairs or token batches to `(x, y, sample_weight)`, laid out by an objective.
+
+    Where an objective draws at random (masked positions, the boundary of a continuation), the
+    draw depends on the text alone: the same text gives the same row in every epoch and in
+    every model. `kzoo.data.load` draws anew in each epoch.
+
+    Args:
+        tokenizer: a keras-hub tokenizer.
+        sequence_length: tokens in a row; longer texts are cut, with a warning.
+        objective: an objective spec.
+        source_mask: whether the model takes a `source_mask`.
+
+    Call arguments:
+        x: a list of strings; `{"prompts": [...], "responses": [...]}`, whose prompts are the
+            source; or a dict with `token_ids`, which passes through with y and sample_weight.
+
+    Returns:
+        `(x, y, sample_weight)`: see `kzoo.objectives.Objective.encode`.
+
+    Raises:
+        InputError: for anything else, prompts and responses of different lengths, or an
+            empty text.
+    """
+
+    backbone_cls = SingleStackBackbone
+    tokenizer_cls = ByteTokenizer
+
+    def __init__(self, tokenizer, sequence_length, objective, source_mask=False, **kwargs):
+        super().__init__(tokenizer=tokenizer, sequence_length=sequence_length, **kwargs)
+        self.objective = objectives.get(objective)
+        self.source_mask = source_mask
+
+    def build(self, input_shape):
+        self.built = True
+
+    def call(self, x, y=None, sample_weight=None):
+        if isinstance(x, dict) and "token_ids" in x:
+            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        return self.encode(*self.read(x))
+
+    def read(self, x):
+        """Strings or pairs as lists of token arrays: sources (or None) and targets."""
+        if isinstance(x, dict):
+            if set(x) != {"prompts", "responses"}:
+                raise InputError(
+                    "pairs are {'prompts': [...], 'responses': [...]}. "
+                    f"Received the keys: {sorted(x)}"
+                )
+            if len(x["prompts"]) != len(x["responses"]):
+                raise InputError(
+                    "there are as many prompts as responses. Received: "
+                    f"{len(x['prompts'])} and {len(x['responses'])}"
+                )
+            return self.tokens(x["prompts"]), self.tokens(x["responses"])
+        return None, self.tokens(x)
+
+    def tokens(self, texts):
+        texts = [texts] if isinstance(texts, str) else list(texts)
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError(f"texts are strings. Received: {type(texts[0]).__name__}")
+        return [np.asarray(ids, "int32") for ids in self.tokenizer(texts)]
+
+    def encode(self, sources, targets, complete=True):
+        """Token arrays to `(x, y, sample_weight)`."""
+        pairs = [*zip(sources or [None] * len(targets), targets, strict=True)]
+        needed = [self.objective.row_length(source, target, complete) for source, target in pairs]
+        cut = sum(length > self.sequence_length for length in needed)
+        if cut:
+            log.warning(
+                "%d of %d texts are cut to %d tokens (the longest needs %d)",
+                *(cut, len(needed), self.sequence_length, max(needed)),
+            )
+        digest = hashlib.blake2b(digest_size=8)
+        for array in [*(sources or []), *targets]:
+            digest.update(array.tobytes())
+        rng = np.random.default_rng(int.from_bytes(digest.digest(), "big"))
+        x, y, sample_weight = self.objective.encode(
+            sources, targets, self.sequence_length, rng, complete=complete
+        )
+        if not self.source_mask:
+            x.pop("source_mask")
+        return x, y, sample_weight
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "sequence_length": self.sequence_length,
+            "objective": self.objective.get_config(),
+            "source_mask": self.source_mask,
+        }
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class CausalLMPreprocessor(_ObjectivePreprocessor, keras_hub.models.CausalLMPreprocessor):
+    __doc__ = _ObjectivePreprocessor.__doc__
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class MaskedLMPreprocessor(_ObjectivePreprocessor, keras_hub.models.MaskedLMPreprocessor):
+    __doc__ = _ObjectivePreprocessor.__doc__

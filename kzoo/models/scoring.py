@@ -1,0 +1,56 @@
+"""Loss and metric over scored tokens."""
+
+import math
+
+import keras
+from keras import ops
+
+from kzoo.vocabulary import NUM_BYTES
+
+
+def token_loss():
+    """Σ w·nll / Σ w over the scored tokens of a batch, in nats.
+
+    Keras's default divides by all positions, and so would give objectives that score
+    different shares of them different gradient scales.
+    """
+    return keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, reduction="mean_with_sample_weight", name="loss"
+    )
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class BitsPerByte(keras.metrics.Metric):
+    """Σ w·nll / (ln 2 · scored bytes), summed over everything seen, never a mean of means.
+
+    For a masked LM the bytes are the masked ones: bits per masked byte, which no other
+    objective's bits compare with.
+
+    Example:
+        >>> metric = BitsPerByte()
+        >>> metric.update_state([[97]], np.zeros((1, 1, 256)), [[1.0]])
+        >>> float(metric.result())
+        8.0
+    """
+
+    def __init__(self, name="bits_per_byte", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.nats = self.add_variable((), "zeros", name="nats")
+        self.bytes = self.add_variable((), "zeros", name="bytes")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        y_true = ops.convert_to_tensor(y_true)
+        weight = ops.ones_like(y_true) if sample_weight is None else sample_weight
+        weight = ops.cast(weight, "float32")
+        nll = ops.sparse_categorical_crossentropy(
+            y_true, ops.cast(y_pred, "float32"), from_logits=True
+        )
+        self.nats.assign_add(ops.sum(weight * nll))
+        self.bytes.assign_add(ops.sum(weight * ops.cast(y_true < NUM_BYTES, "float32")))
+
+    def result(self):
+        return self.nats / (math.log(2) * ops.maximum(self.bytes, 1.0))
+
+    def reset_state(self):
+        self.nats.assign(0.0)
+        self.bytes.assign(0.0)

@@ -1,0 +1,201 @@
+"""The tasks: what is predicted from a backbone's hidden states."""
+
+import math
+
+import keras
+import keras_hub
+import numpy as np
+
+from kzoo import objectives
+from kzoo.config import BACKBONE_FIELDS, CONFIG_VERSION, check_objective
+from kzoo.errors import InputError, unknown
+from kzoo.models.preprocessing import CausalLMPreprocessor, MaskedLMPreprocessor
+from kzoo.models.scoring import BitsPerByte, token_loss
+from kzoo.models.single_stack import SingleStackBackbone
+from kzoo.models.weights import PathWeights
+from kzoo.vocabulary import MASK, NUM_BYTES
+
+LEARNING_RATE = 3e-4
+
+
+class _Task(PathWeights):
+    """What all tasks share: logits at every position, one loss, and `score`.
+
+    Args:
+        backbone: a `SingleStackBackbone`.
+        preprocessor: of strings and pairs; None where only token batches come.
+        objective: an objective spec that suits the task and the backbone's mask.
+
+    Raises:
+        InputError: if the objective is another task's, or the mask would show its answer.
+    """
+
+    def __init__(self, backbone, preprocessor=None, objective=None, **kwargs):
+        self.backbone = backbone
+        self.preprocessor = preprocessor
+        self.objective = objectives.get(objective or self.default_objective)
+        if self.objective.task != type(self).__name__:
+            valid = [
+                name
+                for name in ("causal_lm", "continuation", "masked_lm")
+                if objectives.get(name).task == type(self).__name__
+            ]
+            raise unknown(f"objective of {type(self).__name__}", self.objective.name, valid)
+        check_objective(backbone.mask, self.objective)
+        hidden = backbone(backbone.input)
+        logits = backbone.token_embedding(hidden, reverse=True)
+        super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
+
+    @property
+    def config(self):
+        """The complete config: what `kzoo.presets.config` gives, for this model."""
+        fields = self.backbone.get_config()
+        return {
+            **{field: fields[field] for field in BACKBONE_FIELDS},
+            "stack": "single",
+            "objective": self.objective.get_config(),
+            "tokenizer": "bytes",
+            "config_version": CONFIG_VERSION,
+        }
+
+    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
+        """As `keras.Model.compile`; by default AdamW(3e-4), the loss over scored tokens, and
+        `bits_per_byte`."""
+        if optimizer == "auto":
+            optimizer = keras.optimizers.AdamW(LEARNING_RATE)
+        if loss == "auto":
+            loss = token_loss()
+        if weighted_metrics == "auto":
+            weighted_metrics = [BitsPerByte()]
+        super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+
+    def preprocess_samples(self, x, y=None, sample_weight=None):
+        if isinstance(x, dict) and "token_ids" in x:
+            self._check_tokens(x)
+            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        return super().preprocess_samples(x, y, sample_weight)
+
+    def _check_tokens(self, x):
+        missing = set(self.input) - set(x)
+        if missing:
+            raise InputError(
+                f"this model takes {', '.join(self.input)}; {', '.join(sorted(missing))} is "
+                f"missing. Received: {', '.join(x)}"
+            )
+        ids = x["token_ids"]
+        if isinstance(ids, np.ndarray) and ids.size:
+            low, high = int(ids.min()), int(ids.max())
+            size = self.backbone.vocabulary_size
+            if low < 0 or high >= size:
+                raise InputError(
+                    f"token ids are in [0, {size}). Received: ids from {low} to {high}"
+                )
+
+    def score(self, x, batch_size=32):
+        """How well the model predicts each text.
+
+        A causal LM scores every token from BOS to EOS, a continuation the target given the
+        source (without a source: given an empty one). A masked LM scores each byte with that
+        byte alone hidden (pseudo-log-likelihood, Salazar et al. 2020, arXiv:1910.14659).
+        Texts longer than the model's sequences are scored in consecutive windows.
+
+        Args:
+            x: a list of strings, or `{"prompts": [...], "responses": [...]}`.
+            batch_size: rows that the model sees at once.
+
+        Returns:
+            `{"nats": float64 [texts], "bits_per_byte": float64 [texts]}`, the latter per
+            byte of text (of response, under a continuation).
+
+        Raises:
+            InputError: for an empty text, or a pair that does not fit in a sequence.
+
+        Example:
+            >>> model.score(["Call me Ishmael."])["bits_per_byte"]
+        """
+        sources, targets = self.preprocessor.read(x)
+        if not all(len(target) for target in targets):
+            raise InputError("a text to score has at least one byte. Received: an empty text")
+        owners, rows = [], []
+        for i, target in enumerate(targets):
+            for row in self._rows(None if sources is None else sources[i], target):
+                owners.append(i)
+                rows.append(row)
+        nats = np.zeros(len(targets))
+        np.add.at(nats, owners, self._row_nats(rows, batch_size))
+        sizes = np.array([len(target) for target in targets], "float64")
+        if sources is not None and not self.objective.has_source:
+            sizes += [len(source) for source in sources]
+        return {"nats": nats, "bits_per_byte": nats / (math.log(2) * sizes)}
+
+    def _rows(self, source, target):
+        """The rows (x, y, sample_weight), arrays [rows, time], that score one text."""
+        length, objective = self.preprocessor.sequence_length, self.objective
+        if source is None and objective.has_source:
+            source = target[:0]
+        room = length - objective.row_length(source, target[:0])
+        if len(target) > room and source is not None and len(source):
+            raise InputError(
+                f"a pair to score fits in {length} tokens. Received: one that needs "
+                f"{objective.row_length(source, target)}"
+            )
+        for start in range(0, len(target), room):
+            part = target[start : start + room]
+            complete = start + room >= len(target)
+            sources = None if source is None else [source]
+            yield from self._score_rows(sources, part, complete)
+
+    def _score_rows(self, sources, target, complete):
+        encode = self.preprocessor.encode
+        x, y, weight = encode(sources, [target], complete=complete)
+        yield {name: array[0] for name, array in x.items()}, y[0], weight[0]
+
+    def _row_nats(self, rows, batch_size):
+        """Σ w·nll of each row, float64."""
+        nats = []
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            filled = batch + [batch[-1]] * (batch_size - len(batch))  # one shape, one program
+            x = {name: np.stack([row[0][name] for row in filled]) for name in filled[0][0]}
+            logits = np.asarray(self.predict_on_batch(x)).astype("float64")
+            logits -= logits.max(-1, keepdims=True)
+            y = np.stack([row[1] for row in filled])
+            chosen = np.take_along_axis(logits, y[..., None], -1)[..., 0]
+            nll = np.log(np.exp(logits).sum(-1)) - chosen
+            nats.append((nll * np.stack([row[2] for row in filled])).sum(-1)[: len(batch)])
+        return np.concatenate(nats)
+
+    def get_config(self):
+        return {**super().get_config(), "objective": self.objective.get_config()}
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class CausalLM(_Task, keras_hub.models.CausalLM):
+    __doc__ = f"""Predicts the next token: GPT, UniLM.
+
+    {_Task.__doc__}"""
+
+    backbone_cls = SingleStackBackbone
+    preprocessor_cls = CausalLMPreprocessor
+    default_objective = "causal_lm"
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class MaskedLM(_Task, keras_hub.models.MaskedLM):
+    __doc__ = f"""Predicts hidden tokens: BERT and its mixed-direction variants.
+
+    {_Task.__doc__}"""
+
+    backbone_cls = SingleStackBackbone
+    preprocessor_cls = MaskedLMPreprocessor
+    default_objective = "masked_lm"
+
+    def _score_rows(self, sources, target, complete):
+        x, y, _ = self.preprocessor.encode(sources, [target], complete=complete)
+        x = {name: array[0] for name, array in x.items()}
+        for position in np.flatnonzero(y[0] < NUM_BYTES):
+            hidden = y[0].copy()
+            hidden[position] = MASK
+            weight = np.zeros(len(hidden), "float32")
+            weight[position] = 1
+            yield {**x, "token_ids": hidden}, y[0], weight

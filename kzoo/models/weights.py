@@ -1,0 +1,79 @@
+"""Weights by variable path, in HDF5."""
+
+import os
+
+import h5py
+import keras
+import numpy as np
+
+from kzoo.errors import InputError
+
+
+class PathWeights:
+    """A mixin for Keras models: `save_weights` and `load_weights` by variable path.
+
+    Keras's own format keys weights by class and order of layers, so that a model with one
+    layer more can take another's weights without a word. Here every name and shape must
+    match. A task and its backbone have the same paths and so can read each other's files.
+    """
+
+    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+        """Write all weights to `filepath` (`*.weights.h5`), replacing it in one step."""
+        filepath = str(filepath)
+        if max_shard_size is not None:
+            return super().save_weights(filepath, overwrite, max_shard_size)
+        if not filepath.endswith(".weights.h5"):
+            raise InputError(f"a weights file ends in '.weights.h5'. Received: {filepath}")
+        if os.path.exists(filepath) and not overwrite:
+            raise InputError(f"the file exists and overwrite is False. Received: {filepath}")
+        temporary = f"{filepath}.{os.getpid()}.tmp"
+        with h5py.File(temporary, "w") as file:
+            for path, variable in _by_path(self).items():
+                # HDF5 has no bfloat16; float32 holds its values exactly.
+                file[path] = keras.ops.convert_to_numpy(keras.ops.cast(variable, _storage(variable)))
+        os.replace(temporary, filepath)
+
+    def load_weights(self, filepath, **kwargs):
+        """Read weights by path.
+
+        Raises:
+            InputError: if a weight is missing, extra or of another shape; all are named.
+        """
+        filepath = str(filepath)
+        if filepath.endswith(".json"):
+            return super().load_weights(filepath, **kwargs)
+        if kwargs:
+            raise InputError(f"weights load by path, all or none. Received: {kwargs}")
+        variables = _by_path(self)
+        with h5py.File(filepath, "r") as file:
+            arrays = {}
+            file.visititems(
+                lambda path, item: (
+                    arrays.update({path: np.asarray(item)})
+                    if isinstance(item, h5py.Dataset)
+                    else None
+                )
+            )
+        faults = [f"missing {path}" for path in variables if path not in arrays]
+        faults += [f"unknown {path}" for path in arrays if path not in variables]
+        faults += [
+            f"{path} has shape {list(arrays[path].shape)}, not {list(variable.shape)}"
+            for path, variable in variables.items()
+            if path in arrays and tuple(arrays[path].shape) != tuple(variable.shape)
+        ]
+        if faults:
+            raise InputError(f"the weights do not fit: {'; '.join(faults)}. Received: {filepath}")
+        for path, variable in variables.items():
+            variable.assign(arrays[path])
+
+
+def _by_path(model):
+    variables = {variable.path: variable for variable in model.weights}
+    if len(variables) != len(model.weights):
+        raise InputError(f"two weights of the model share a path. Received: {model.name}")
+    return variables
+
+
+def _storage(variable):
+    dtype = keras.backend.standardize_dtype(variable.dtype)
+    return "float32" if dtype == "bfloat16" else dtype

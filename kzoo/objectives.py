@@ -1,0 +1,278 @@
+"""What is predicted: NumPy transforms from examples to model inputs, labels and weights.
+
+An *example* is a pair `(source, target)` of byte (token id) arrays; plain text is a
+target without a source. Every objective lays it out in one order,
+
+    BOS source SEP target EOS PAD ...        (no source: BOS target EOS PAD ...)
+
+and they differ in which tokens are scored and in what the model is shown. The
+separator stands there in every arm, so that no model has to guess where the target
+begins. Objectives are frozen, hashable and JSON both ways:
+
+    "causal_lm"                          the next token, everywhere
+    "continuation"                       the next token of the target, given the source
+    {"continuation": {"score": "all"}}   the same, with the source's tokens scored too
+    "masked_lm"                          the hidden tokens; {"masked_lm": {"rate": 0.3}}
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+import numpy as np
+
+from kzoo.errors import InputError, unknown
+from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, SEP
+
+# What stands at a position, in the order in which a row holds them: the kind of a
+# position is then the number of edges to its left (see `_layout`).
+START, SOURCE, SEPARATOR, TARGET, END, PADDING = range(6)
+_IDS = np.array([BOS, PAD, SEP, PAD, EOS, PAD], np.int32)
+_SCORE_ALL = np.array([0, 1, 0, 1, 1, 0], np.float32)  # a separator is never scored
+_SCORE_TARGETS = np.array([0, 0, 0, 1, 1, 0], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """Base of the objectives; `get` makes them.
+
+    Attributes:
+        name: the name in JSON.
+        task: `"CausalLM"` or `"MaskedLM"`, the kind of model that it trains.
+        next_token: whether labels are the inputs shifted by one, so that a model must
+            not see the tokens to the right of the target's.
+        has_source: whether rows have a source that a prefix mask may show whole.
+    """
+
+    name: ClassVar[str]
+    task: ClassVar[str] = "CausalLM"
+    next_token: ClassVar[bool] = True
+    has_source: ClassVar[bool] = False
+
+    def get_config(self):
+        """The shortest JSON that `get` turns back into this objective."""
+        fields = [(f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self)]
+        config = {name: value for name, value, default in fields if value != default}
+        return {self.name: config} if config else self.name
+
+    def window(self, length):
+        """How many bytes of running text fill a row of `length` tokens (no EOS)."""
+        return length - self.row_length(None, b"", complete=False)
+
+    def row_length(self, source, target, complete=True):
+        """The `length` at which `encode` keeps this example whole.
+
+        Args:
+            source: a sequence of ids, or None.
+            target: a sequence of ids.
+            complete: whether EOS follows the target.
+
+        Returns:
+            An int, in tokens.
+        """
+        separated = source is not None or self.has_source
+        tokens = 1 + (0 if source is None else len(source)) + separated + len(target) + complete
+        return tokens - self.next_token
+
+    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
+        """A batch of examples as a model's inputs, labels and weights.
+
+        Args:
+            sources: list of `batch` integer arrays of ids, or None for plain text.
+            targets: list of `batch` integer arrays of ids, none empty (a 2-D array will
+                do). What does not fit is cut: the target's end (down to one token), then
+                the source's end; callers count with `row_length` and say so.
+            length: row length, in tokens.
+            rng: `numpy.random.Generator` that draws boundaries and masked positions. The
+                result depends on the arguments and its state, on nothing else.
+            complete: whether targets are whole and EOS follows. Windows of running text
+                are not.
+            held_out: score what held-out rows score (`continuation`: targets only,
+                whatever is trained on, so that arms are measured on the same tokens).
+
+        Returns:
+            `(x, y, sample_weight)`: `x` a dict of int32 `[batch, length]` arrays
+            `"token_ids"`, `"padding_mask"` (1 real, 0 padding) and `"source_mask"` (1 in
+            BOS, source and SEP; all 0 unless `has_source`); `y` int32
+            `[batch, length]`, the ids to predict; `sample_weight` float32
+            `[batch, length]`, 1 where they are scored.
+
+        Raises:
+            InputError: a target is empty, or a text is too short to be cut in two.
+
+        Example:
+            >>> rng = np.random.default_rng(0)
+            >>> x, y, weight = get("continuation").encode([[97]], [[98, 99]], 6, rng)
+            >>> x["token_ids"].tolist(), y.tolist(), weight.tolist()
+            ([[257, 97, 260, 98, 99, 258]], [[97, 260, 98, 99, 258, 256]], [[0.0, 0.0, 1.0, 1.0, 1.0, 0.0]])
+        """  # noqa: E501
+        raise NotImplementedError
+
+
+class CausalLM(Objective):
+    """The next token everywhere but at the separator (GPT; Radford et al. 2018, eq. 1)."""
+
+    name = "causal_lm"
+
+    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
+        ids, kinds = _layout(sources, targets, length + 1, complete)
+        return _next_token(ids, kinds, _SCORE_ALL, np.zeros_like(kinds, bool))
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation(Objective):
+    """The target's next token, given the source (UniLM's sequence to sequence, prefix LM).
+
+    Plain text is cut in two at a boundary drawn uniformly, since a model memorises one
+    that never moves (Raffel et al. 2020, section 3.2.3, "prefix LM").
+
+    Attributes:
+        score: `"targets"`, or `"all"` to train on the source's tokens as well.
+    """
+
+    score: str = "targets"
+
+    name = "continuation"
+    has_source = True
+
+    def __post_init__(self):
+        if self.score not in ("targets", "all"):
+            raise unknown("continuation score", self.score, ["targets", "all"])
+
+    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
+        if sources is None:
+            sources, targets = _cut_in_two(targets, self.window(length), rng)
+        ids, kinds = _layout(sources, targets, length + 1, complete)
+        score = _SCORE_ALL if self.score == "all" and not held_out else _SCORE_TARGETS
+        return _next_token(ids, kinds, score, kinds <= SEPARATOR)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedLM(Objective):
+    """The hidden bytes (BERT; Devlin et al. 2019, section 3.1, task 1).
+
+    Exactly `max(1, round(rate * n))` of a row's n bytes are chosen; of these 80% are shown
+    as MASK, 10% as a random byte, 10% as they are. BOS, SEP and EOS are never chosen.
+
+    Attributes:
+        rate: the part of the bytes that is chosen, above 0, at most 1.
+    """
+
+    rate: float = 0.15
+
+    name = "masked_lm"
+    task = "MaskedLM"
+    next_token = False
+
+    def __post_init__(self):
+        if not (isinstance(self.rate, (int, float)) and 0 < self.rate <= 1):
+            raise InputError(
+                "the rate of masked_lm is a number above 0, at most 1; the usual one is 0.15. "
+                f"Received: {self.rate!r}"
+            )
+
+    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
+        ids, kinds = _layout(sources, targets, length, complete)
+        is_byte = ids < NUM_BYTES
+        counts = np.maximum(1, np.rint(self.rate * is_byte.sum(1, keepdims=True)))
+        # The bytes in random order, then everything else: the first `counts` are chosen.
+        order = np.argsort(rng.random(ids.shape) + ~is_byte, axis=1)
+        chosen = np.zeros(ids.shape, bool)
+        np.put_along_axis(chosen, order, np.arange(length) < counts, axis=1)
+        fate = rng.random(ids.shape)
+        noise = rng.integers(NUM_BYTES, size=ids.shape, dtype=np.int32)
+        shown = np.where(fate < 0.8, MASK, np.where(fate < 0.9, noise, ids))
+        x = {
+            "token_ids": np.where(chosen, shown, ids),
+            "padding_mask": (kinds < PADDING).astype(np.int32),
+            "source_mask": np.zeros_like(ids),
+        }
+        return x, ids, chosen.astype(np.float32)
+
+
+_OBJECTIVES = {cls.name: cls for cls in (CausalLM, Continuation, MaskedLM)}
+
+
+def get(spec):
+    """The objective that `spec` names.
+
+    Args:
+        spec: a name (`"masked_lm"`), JSON (`{"masked_lm": {"rate": 0.3}}`) or an
+            `Objective`, which is returned as it is.
+
+    Returns:
+        An `Objective`.
+
+    Raises:
+        InputError: unknown objective, field or value.
+
+    Example:
+        >>> get({"continuation": {"score": "targets"}}).get_config()
+        'continuation'
+    """
+    if isinstance(spec, Objective):
+        return spec
+    name, config = spec, {}
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        ((name, config),) = spec.items()
+    if not isinstance(name, str) or name not in _OBJECTIVES:
+        raise unknown("objective", spec, _OBJECTIVES)
+    cls = _OBJECTIVES[name]
+    if not isinstance(config, Mapping):
+        raise InputError(f"the fields of {name} are a mapping of names to values. Received: {spec}")
+    fields = [f.name for f in dataclasses.fields(cls)]
+    for field in config:
+        if field not in fields:
+            raise unknown(f"field of {name}", field, fields or ["none"])
+    return cls(**config)
+
+
+def _layout(sources, targets, width, complete):
+    """Rows laid out before any shift: ids int32 and kinds int8, both `[batch, width]`."""
+    t = np.array([len(target) for target in targets])
+    if not t.all():
+        raise InputError(
+            "a row needs at least one byte to predict. "
+            f"Received: an empty text or target (row {np.argmin(t)} of {len(t)})"
+        )
+    separated = sources is not None
+    s = np.array([len(source) for source in sources]) if separated else np.zeros_like(t)
+    room = width - 1 - separated
+    t = np.clip(room - s, 1, t)
+    s = np.minimum(s, room - t)
+
+    begin = 1 + s + separated
+    edges = [np.ones_like(s), 1 + s, begin, begin + t, begin + t + complete]
+    position = np.arange(width)
+    kinds = np.sum([position >= edge[:, None] for edge in edges], axis=0, dtype=np.int8)
+
+    ids = _IDS[kinds]
+    # Boolean indices run row by row, as the concatenated examples do.
+    ids[kinds == TARGET] = np.concatenate([x[:n] for x, n in zip(targets, t, strict=True)])
+    if separated:
+        ids[kinds == SOURCE] = np.concatenate([x[:n] for x, n in zip(sources, s, strict=True)])
+    return ids, kinds
+
+
+def _cut_in_two(texts, room, rng):
+    """Each text, cut to `room`, as a source and a target: boundaries uniform in 1..n-1."""
+    n = np.minimum([len(text) for text in texts], room)
+    if n.min() < 2:
+        raise InputError(
+            "a continuation needs two bytes or more, to be cut into source and target. "
+            f"Received: a row of {n.min()}"
+        )
+    cuts = rng.integers(1, n)
+    sources = [text[:cut] for text, cut in zip(texts, cuts, strict=True)]
+    targets = [text[cut:end] for text, cut, end in zip(texts, cuts, n, strict=True)]
+    return sources, targets
+
+
+def _next_token(ids, kinds, score, source):
+    """Inputs, labels and weights of a next-token objective: everything shifts by one."""
+    x = {
+        "token_ids": ids[:, :-1],
+        "padding_mask": (kinds[:, :-1] < PADDING).astype(np.int32),
+        "source_mask": source[:, :-1].astype(np.int32),
+    }
+    return x, ids[:, 1:], score[kinds[:, 1:]]

@@ -1,0 +1,7 @@
+"""Attention as functions on tensors: an oracle and two mechanisms, for every mask."""
+
+from kzoo.ops.linear import linear_attention
+from kzoo.ops.reference import reference_attention
+from kzoo.ops.softmax import softmax_attention
+
+__all__ = ["linear_attention", "reference_attention", "softmax_attention"]

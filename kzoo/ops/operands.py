@@ -1,0 +1,90 @@
+"""What all attention functions do first: check the operands and make padding harmless."""
+
+import keras
+from keras import ops
+
+from kzoo import masks
+from kzoo.errors import InputError
+
+
+def prepare(
+    q,
+    k,
+    v,
+    mask,
+    *,
+    padding_mask=None,
+    source_mask=None,
+    key_padding_mask=None,
+    query_offset=0,
+    dtype=None,
+):
+    """Check and clean the operands of an attention.
+
+    Padded positions become exact zeros with `where`, before any product: what stands there
+    may be NaN, and 0 · NaN is NaN. Keys and values are repeated to the number of heads.
+
+    Args:
+        q: floats [batch, query_time, heads, dim].
+        k: floats [batch, key_time, kv_heads, dim], heads a multiple of kv_heads.
+        v: floats [batch, key_time, kv_heads, value_dim].
+        mask: a mask spec or `Mask`; the rest as in `Mask.dense`.
+        dtype: of the computation; by default float32, or float64 where q is float64.
+
+    Returns:
+        q, k, v in `dtype` with equal numbers of heads; the mask; the `Places` of queries and
+        of keys.
+
+    Raises:
+        InputError: if shapes disagree.
+    """
+    q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
+    mask = masks.get(mask)
+    shapes = {name: list(x.shape) for name, x in zip("qkv", (q, k, v), strict=True)}
+    if any(len(shape) != 4 for shape in shapes.values()):
+        raise InputError(f"q, k and v have the shape [batch, time, heads, dim]. Received: {shapes}")
+    if not _equal(k.shape[1], v.shape[1]) or k.shape[2] != v.shape[2]:
+        raise InputError(f"k and v have the same times and heads. Received: {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise InputError(f"q and k have the same last dimension. Received: {shapes}")
+    if not _equal(q.shape[0], k.shape[0]) or not _equal(k.shape[0], v.shape[0]):
+        raise InputError(f"q, k and v have the same batch size. Received: {shapes}")
+    if q.shape[2] % k.shape[2]:
+        raise InputError(f"the heads of q are a multiple of those of k. Received: {shapes}")
+
+    static = q.shape[1] is not None and k.shape[1] is not None
+    queries, keys = masks.places(
+        mask,
+        ops.shape(q)[1],
+        None if static and q.shape[1] == k.shape[1] else ops.shape(k)[1],
+        query_offset=query_offset,
+        padding_mask=padding_mask,
+        source_mask=source_mask,
+        key_padding_mask=key_padding_mask,
+    )
+    if dtype is None:
+        dtype = "float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else "float32"
+    repeats = q.shape[2] // k.shape[2]
+    q = zero_padding(ops.cast(q, dtype), queries)
+    k, v = (zero_padding(ops.cast(x, dtype), keys) for x in (k, v))
+    if repeats > 1:
+        k, v = (ops.repeat(x, repeats, axis=2) for x in (k, v))
+    return q, k, v, mask, queries, keys
+
+
+def zero_padding(x, places):
+    """`x` [batch, time, heads, dim] with exact zeros where `places` has padding."""
+    if places.segment is None:
+        return x
+    return ops.where(places.segment[:, :, None, None] != 0, x, ops.zeros_like(x))
+
+
+def ratio(numerator, normaliser):
+    """numerator / normaliser, exactly 0 with finite gradients where the normaliser is 0."""
+    positive = normaliser > 0
+    quotient = numerator / ops.where(positive, normaliser, ops.ones_like(normaliser))
+    return ops.where(positive, quotient, ops.zeros_like(quotient))
+
+
+def _equal(a, b):
+    return a is None or b is None or a == b

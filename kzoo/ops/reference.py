@@ -1,0 +1,124 @@
+"""The oracle: both mechanisms written down densely, in any precision. Quadratic, for tests."""
+
+import keras
+from keras import ops
+
+from kzoo.errors import InputError, unknown
+from kzoo.ops import feature_maps
+from kzoo.ops.operands import prepare, ratio, zero_padding
+from kzoo.ops.rotary import rotate
+
+
+def reference_attention(
+    q,
+    k,
+    v,
+    mask="bidirectional",
+    *,
+    mechanism,
+    padding_mask=None,
+    source_mask=None,
+    key_padding_mask=None,
+    query_offset=0,
+    scale=None,
+    bias=None,
+    feature_map="elu1",
+    rotary=False,
+    dtype=None,
+    return_weights=False,
+):
+    """Attention by its definition: out_i = Σ_j w_ij v_j over the keys j that i sees.
+
+    softmax:  w_ij = exp(s_ij) / Σ_l exp(s_il),  s_ij = scale · q_i·k_j + bias_ij
+    linear:   w_ij = φ(q_i)·φ(k_j) / Σ_l φ(q_i)·φ(k_l)
+
+    With `rotary`, q and k (softmax) or φ(q) and φ(k) in the numerator only (linear) are
+    rotated (arXiv:2104.09864, equations 16 and 19).
+
+    Args:
+        q: floats [batch, query_time, heads, dim].
+        k: floats [batch, key_time, kv_heads, dim].
+        v: floats [batch, key_time, kv_heads, value_dim].
+        mask: a mask spec or `Mask`.
+        mechanism: `"softmax"` or `"linear"`.
+        padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`.
+        scale: softmax only; 1/√dim by default.
+        bias: softmax only; floats [batch or 1, heads or 1, query_time, key_time].
+        feature_map: linear only; a name in `feature_maps.NAMES`.
+        rotary: rotate by the place within the document.
+        dtype: of the computation, e.g. `"float64"`; by default that of q, float32 at least.
+        return_weights: also return the weights.
+
+    Returns:
+        Floats [batch, query_time, heads, value_dim] in `dtype`; with `return_weights` also
+        [batch, heads, query_time, key_time]. Padded queries, and queries that see no key,
+        have weights of exactly 0.
+
+    Raises:
+        InputError: if shapes disagree, a name is unknown, or the backend has no such dtype
+            (float64 on JAX needs `jax.config.update("jax_enable_x64", True)`).
+
+    Example:
+        >>> out, w = reference_attention(q, k, v, "causal", mechanism="linear",
+        ...                              return_weights=True)
+    """
+    if mechanism not in ("softmax", "linear"):
+        raise unknown("mechanism", mechanism, ["softmax", "linear"])
+    phi = feature_maps.get(feature_map)
+    q, k, v, mask, queries, keys = prepare(
+        q,
+        k,
+        v,
+        mask,
+        padding_mask=padding_mask,
+        source_mask=source_mask,
+        key_padding_mask=key_padding_mask,
+        query_offset=query_offset,
+        dtype=dtype,
+    )
+    if dtype is not None and keras.backend.standardize_dtype(q.dtype) != dtype:
+        raise InputError(f"the backend computes in {q.dtype} here. Received: dtype={dtype!r}")
+    visible = mask.between(queries, keys, q.shape[2])
+
+    def turn(x, places):
+        return rotate(x, places.position) if rotary else x
+
+    if mechanism == "softmax":
+        q, k = turn(q, queries), turn(k, keys)
+        scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
+        weights = masked_softmax(scores * softmax_scale(q, scale), visible, bias)
+    else:
+        q, k = phi(q), zero_padding(phi(k), keys)
+        products = ops.einsum("bqhd,bkhd->bhqk", q, k)
+        normaliser = ops.sum(_hide(products, visible), axis=-1, keepdims=True)
+        if rotary:
+            products = ops.einsum("bqhd,bkhd->bhqk", turn(q, queries), turn(k, keys))
+        weights = ratio(_hide(products, visible), normaliser)
+    out = ops.einsum("bhqk,bkhd->bqhd", weights, v)
+    return (out, weights) if return_weights else out
+
+
+def softmax_scale(q, scale):
+    """The factor on q·k: `scale`, or 1/√dim where that is None."""
+    return q.shape[-1] ** -0.5 if scale is None else scale
+
+
+def masked_softmax(scores, visible, bias=None):
+    """Softmax over the visible keys; a row that sees none is exactly 0, gradients finite.
+
+    Args:
+        scores: floats [batch, heads, query_time, key_time].
+        visible: booleans that broadcast to the same shape.
+        bias: floats that broadcast to the same shape, or None.
+    """
+    if bias is not None:
+        scores = scores + ops.cast(bias, scores.dtype)
+    low = ops.cast(-1e30, scores.dtype)
+    scores = ops.where(visible, scores, low)
+    highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
+    powers = _hide(ops.exp(scores - highest), visible)
+    return ratio(powers, ops.sum(powers, axis=-1, keepdims=True))
+
+
+def _hide(x, visible):
+    return ops.where(visible, x, ops.zeros_like(x))
