@@ -261,7 +261,8 @@ class Custom(Mask):
     function: Callable
 
     def visible(self, queries, keys):
-        return self.function(queries.position[:, :, None], keys.position[:, None, :])
+        query, key = queries.position[:, :, None], keys.position[:, None, :]
+        return self.function(query + 0 * key, key + 0 * query)  # it may use one of them only
 
     def get_config(self):
         raise InputError(

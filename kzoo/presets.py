@@ -77,7 +77,7 @@ def load(name, *, dtype=None, **overrides):
         if saved
         else config(name, **overrides)
     )
-    model = _build(complete, dtype)
+    model = build(complete, dtype)
     if saved:
         model.load_weights(directory / WEIGHTS_FILE)
     log.info(
@@ -102,7 +102,8 @@ def save(model, directory):
     model.save_to_preset(str(directory))
 
 
-def _build(complete, dtype):
+def build(complete, dtype=None):
+    """The model of a complete config: `load` without a name, random weights, no log."""
     from kzoo import models, objectives
 
     objective = objectives.get(complete["objective"])

@@ -5,7 +5,7 @@ from keras import ops
 
 from kzoo import masks
 from kzoo.errors import InputError, unknown
-from kzoo.layers.initializers import dense
+from kzoo.layers.initializers import RESIDUAL_SCALE, dense
 from kzoo.ops import feature_maps, linear_attention, reference_attention, softmax_attention
 
 MECHANISMS = ("softmax", "linear")
@@ -84,18 +84,18 @@ class Attention(keras.layers.Layer):
                 raise InputError(
                     f"linear attention follows orders, not custom masks or &. Received: {head!r}"
                 )
-        self.query = self._dense(num_heads * head_dim, "query")
-        self.key = self._dense(self.kv_heads * head_dim, "key")
-        self.value = self._dense(self.kv_heads * head_dim, "value")
-
-    def _dense(self, units, name):
-        return dense(units, self.seed, name, use_bias=self.use_bias, dtype=self.dtype_policy)
 
     def build(self, input_shape):
-        for layer in (self.query, self.key, self.value):
-            layer.build(input_shape)
-        self.output_dense = self._dense(input_shape[-1], "output_dense")
-        self.output_dense.build((*input_shape[:-1], self.num_heads * self.head_dim))
+        width, inner = input_shape[-1], self.num_heads * self.head_dim
+
+        def project(inputs, units, name, scale=1.0):
+            kwargs = {"use_bias": self.use_bias, "dtype": self.dtype_policy}
+            return dense(inputs, units, self.seed, name, scale, **kwargs)
+
+        self.query = project(width, inner, "query")
+        self.key = project(width, self.kv_heads * self.head_dim, "key")
+        self.value = project(width, self.kv_heads * self.head_dim, "value")
+        self.output_dense = project(inner, width, "output_dense", RESIDUAL_SCALE)
 
     def compute_output_spec(self, inputs, **kwargs):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
@@ -112,6 +112,11 @@ class Attention(keras.layers.Layer):
         if self.mechanism == "softmax":
             return softmax_attention(q, k, v, self.mask, **kwargs)
         return linear_attention(q, k, v, self.mask, feature_map=self.feature_map, **kwargs)
+
+    @property
+    def kernel(self):
+        """What computes this attention, on every backend and platform."""
+        return {"softmax": "dense", "linear": "chunked"}[self.mechanism]
 
     def attention_weights(self, inputs, padding_mask=None, source_mask=None):
         """The weights as a dense matrix, for a look: [batch, heads, query_time, key_time]."""

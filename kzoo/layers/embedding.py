@@ -10,6 +10,9 @@ from kzoo.layers.initializers import SeededNormal, derive_seed
 class TokenEmbedding(keras.layers.ReversibleEmbedding):
     """Token ids to vectors, and with `reverse=True` vectors to float32 logits.
 
+    Entries have the standard deviation 1/√hidden_dim, so that normalised hidden states give
+    initial logits of unit scale at every width.
+
     As `keras.layers.ReversibleEmbedding`, with two differences: the free output matrix has
     initial values of its own, and the gradient is dense on every backend (TensorFlow's sparse
     one makes Adam update a token once per occurrence, and so trains differently).
@@ -26,7 +29,7 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
             vocabulary_size,
             hidden_dim,
             tie_weights=tie_weights,
-            embeddings_initializer=SeededNormal(seed=derive_seed(seed, "embeddings")),
+            embeddings_initializer=SeededNormal(hidden_dim**-0.5, derive_seed(seed, "embeddings")),
             reverse_dtype="float32",
             **kwargs,
         )
@@ -35,7 +38,9 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
     def build(self, input_shape=None):
         super().build(input_shape)
         if not self.tie_weights and self.quantization_mode is None:
-            draw = SeededNormal(seed=derive_seed(self.seed, "reverse_embeddings"))
+            draw = SeededNormal(
+                self.output_dim**-0.5, derive_seed(self.seed, "reverse_embeddings")
+            )
             self.reverse_embeddings.assign(draw(self.reverse_embeddings.shape))
 
     def call(self, inputs, reverse=False):

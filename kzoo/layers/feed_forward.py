@@ -4,7 +4,7 @@ import keras
 from keras import activations
 
 from kzoo.errors import unknown
-from kzoo.layers.initializers import dense
+from kzoo.layers.initializers import RESIDUAL_SCALE, dense
 
 # Name -> (function, whether it gates a second projection).
 ACTIVATIONS = {
@@ -45,19 +45,18 @@ class FeedForward(keras.layers.Layer):
         self.activation = activation
         self.use_bias = use_bias
         self.seed = seed
-        self.function, gated = ACTIVATIONS[activation]
-        self.gate = self._dense(intermediate_dim, "gate") if gated else None
-        self.intermediate = self._dense(intermediate_dim, "intermediate")
-
-    def _dense(self, units, name):
-        return dense(units, self.seed, name, use_bias=self.use_bias, dtype=self.dtype_policy)
+        self.function, self.gated = ACTIVATIONS[activation]
 
     def build(self, input_shape):
-        if self.gate is not None:
-            self.gate.build(input_shape)
-        self.intermediate.build(input_shape)
-        self.output_dense = self._dense(input_shape[-1], "output_dense")
-        self.output_dense.build((*input_shape[:-1], self.intermediate_dim))
+        width, inner = input_shape[-1], self.intermediate_dim
+
+        def project(inputs, units, name, scale=1.0):
+            kwargs = {"use_bias": self.use_bias, "dtype": self.dtype_policy}
+            return dense(inputs, units, self.seed, name, scale, **kwargs)
+
+        self.gate = project(width, inner, "gate") if self.gated else None
+        self.intermediate = project(width, inner, "intermediate")
+        self.output_dense = project(inner, width, "output_dense", RESIDUAL_SCALE)
 
     def compute_output_spec(self, inputs, **kwargs):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)

@@ -6,7 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-STDDEV = 0.02
+# Of the projections that write to the residual stream, so that every block begins close to the
+# identity. Not a function of the depth: one more layer must not move the others.
+RESIDUAL_SCALE = 0.2
 
 
 def derive_seed(seed, path):
@@ -39,7 +41,7 @@ class SeededNormal(keras.initializers.Initializer):
         seed: integer; the same seed and shape give the same values.
     """
 
-    def __init__(self, stddev=STDDEV, seed=0):
+    def __init__(self, stddev, seed=0):
         self.stddev = stddev
         self.seed = seed
 
@@ -51,7 +53,13 @@ class SeededNormal(keras.initializers.Initializer):
         return {"stddev": self.stddev, "seed": self.seed}
 
 
-def dense(units, seed, name, **kwargs):
-    """A Dense layer whose kernel is drawn from the layer's place in its parent."""
-    initializer = SeededNormal(seed=derive_seed(seed, f"{name}/kernel"))
-    return keras.layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)
+def dense(inputs, units, seed, name, scale=1.0, **kwargs):
+    """A built Dense layer whose kernel is drawn from the layer's place in its parent.
+
+    Its standard deviation is scale / √inputs, which keeps the size of the outputs at every
+    width (LeCun et al. 1998, Efficient BackProp, equation 16).
+    """
+    initializer = SeededNormal(scale * inputs**-0.5, derive_seed(seed, f"{name}/kernel"))
+    layer = keras.layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)
+    layer.build((None, inputs))
+    return layer

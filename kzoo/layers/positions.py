@@ -6,7 +6,7 @@ Rotary positions live in the attention (`kzoo.ops.rotary`).
 import keras
 from keras import ops
 
-from kzoo.layers.initializers import STDDEV, SeededNormal, derive_seed
+from kzoo.layers.initializers import SeededNormal, derive_seed
 from kzoo.masks import document_positions
 
 
@@ -46,7 +46,9 @@ class LearnedPositions(_AddedPositions):
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.max_length, inputs_shape[-1]),
-            initializer=SeededNormal(seed=derive_seed(self.seed, "embeddings")),
+            initializer=SeededNormal(
+                inputs_shape[-1] ** -0.5, derive_seed(self.seed, "embeddings")
+            ),
         )
 
     def vectors(self, position):
@@ -74,4 +76,4 @@ class SinusoidalPositions(_AddedPositions):
         wave = self.MAX_WAVELENGTH ** (-ops.arange(half, dtype="float32") / half)
         angle = ops.cast(position, "float32")[..., None] * wave
         both = ops.concatenate([ops.sin(angle), ops.cos(angle)], axis=-1)
-        return both[..., : self.hidden_dim] * (STDDEV * 2**0.5)
+        return both[..., : self.hidden_dim] * (2 / self.hidden_dim) ** 0.5

@@ -108,7 +108,7 @@ class _ObjectivePreprocessor:
             raise InputError(f"texts are strings. Received: {type(texts[0]).__name__}")
         return [np.asarray(ids, "int32") for ids in self.tokenizer(texts)]
 
-    def encode(self, sources, targets, complete=True):
+    def encode(self, sources, targets, *, complete=True, held_out=False):
         """Token arrays to `(x, y, sample_weight)`."""
         pairs = [*zip(sources or [None] * len(targets), targets, strict=True)]
         needed = [self.objective.row_length(source, target, complete) for source, target in pairs]
@@ -123,7 +123,7 @@ class _ObjectivePreprocessor:
             digest.update(array.tobytes())
         rng = np.random.default_rng(int.from_bytes(digest.digest(), "big"))
         x, y, sample_weight = self.objective.encode(
-            sources, targets, self.sequence_length, rng, complete=complete
+            sources, targets, self.sequence_length, rng, complete=complete, held_out=held_out
         )
         if not self.source_mask:
             x.pop("source_mask")

@@ -147,7 +147,7 @@ class _Task(PathWeights):
 
     def _score_rows(self, sources, target, complete):
         encode = self.preprocessor.encode
-        x, y, weight = encode(sources, [target], complete=complete)
+        x, y, weight = encode(sources, [target], complete=complete, held_out=True)
         yield {name: array[0] for name, array in x.items()}, y[0], weight[0]
 
     def _row_nats(self, rows, batch_size):

@@ -1,0 +1,16 @@
+"""Looking into models: the spectrum of attention, collapse, leaks, pictures of masks."""
+
+from kzoo.analysis.collapse import collapse
+from kzoo.analysis.leaks import LayerLeaks, leaks
+from kzoo.analysis.pictures import draw_masks, terminal_masks
+from kzoo.analysis.spectrum import attention_spectrum, spectrum
+
+__all__ = [
+    "LayerLeaks",
+    "attention_spectrum",
+    "collapse",
+    "draw_masks",
+    "leaks",
+    "spectrum",
+    "terminal_masks",
+]

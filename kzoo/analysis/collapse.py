@@ -1,0 +1,48 @@
+"""Whether tokens become alike with depth."""
+
+import numpy as np
+
+from kzoo.analysis.inside import look_inside, numpy
+
+
+def collapse(model, batch):
+    """How far the hidden states X of a sequence are from one vector repeated.
+
+    The relative residual ‖X − 1xᵀ‖ / ‖X‖ of Dong et al. 2021 (arXiv:2103.03404), here with
+    the Frobenius norm (theirs is √(‖·‖₁‖·‖∞)) and with x the mean row, which minimises it:
+    0 when all tokens are the same, at most 1. Under a causal mask the first tokens, which
+    average little, hold it up; so the last half of the tokens is measured too, about its own
+    mean.
+
+    Args:
+        model: a task or backbone.
+        batch: its inputs, [batch, time], or a tuple that begins with them.
+
+    Returns:
+        A list of num_layers + 1 dicts: `layer` (how many blocks came before: 0 is the
+        embeddings), `residual` and `residual_last_half`, means over the rows, each row cut
+        to its real tokens.
+
+    Raises:
+        InputError: if the model has no blocks, or the batch lacks one of its inputs.
+
+    Example:
+        >>> [round(depth["residual"], 2) for depth in collapse(model, valid[0])]
+    """
+    _, states, who = look_inside(model, batch)
+    real = who["padding_mask"] != 0
+    result = []
+    for layer, state in enumerate(states):
+        tokens = [x[keep] for x, keep in zip(numpy(state), real, strict=True) if keep.any()]
+        result.append(
+            {
+                "layer": layer,
+                "residual": float(np.mean([_residual(x) for x in tokens])),
+                "residual_last_half": float(np.mean([_residual(x[len(x) // 2 :]) for x in tokens])),
+            }
+        )
+    return result
+
+
+def _residual(x):
+    return np.linalg.norm(x - x.mean(0)) / max(np.linalg.norm(x), np.finfo("float64").tiny)

@@ -1,0 +1,164 @@
+"""Pictures of masks, for pages, notebooks and terminals."""
+
+import numpy as np
+from keras import ops
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from kzoo import masks
+from kzoo.analysis.inside import compact
+
+HIDDEN, VISIBLE, SOURCE = range(3)
+LABELS = {VISIBLE: "sees", SOURCE: "sees (in the source)", HIDDEN: "does not see"}
+COLOURS = {HIDDEN: "#e9ecef", VISIBLE: "#33658a", SOURCE: "#d98324"}
+SIDE, GAP, LEFT, TITLE, BOTTOM = 1.35, 0.3, 0.8, 0.5, 0.8  # inches
+
+
+def draw_masks(mask, num_layers, num_heads, *, time=24, source=None):
+    """One square for each different mask of a model: rows are queries, columns are keys.
+
+    Layers and heads that share a mask share a square.
+
+    Args:
+        mask: a mask spec or `Mask`.
+        num_layers, num_heads: of the model.
+        time: tokens on a side.
+        source: of those, the tokens that a prefix mask takes as source; a third by default.
+
+    Returns:
+        A `matplotlib.figure.Figure`, which shows itself in a notebook; `.savefig(path)`
+        writes it.
+
+    Raises:
+        InputError: for an unknown mask, or one that tiles neither layers nor heads.
+
+    Example:
+        >>> draw_masks("half_heads", 2, 4).savefig("mask.png")
+    """
+    rows = _squares(mask, num_layers, num_heads, time, source)
+    columns = max(len(squares) for _, squares in rows)
+    width = LEFT + columns * (SIDE + GAP)
+    height = len(rows) * (SIDE + TITLE) + BOTTOM
+    figure = Figure((width, height), facecolor="white")
+    for row, (layers, squares) in enumerate(rows):
+        bottom = (height - (row + 1) * (SIDE + TITLE)) / height
+        for column, (heads, name, square) in enumerate(squares):
+            left = (LEFT + column * (SIDE + GAP)) / width
+            axes = figure.add_axes((left, bottom, SIDE / width, SIDE / height))
+            axes.pcolormesh(
+                square,
+                cmap=ListedColormap(list(COLOURS.values())),
+                vmin=0,
+                vmax=2,
+                edgecolors="white",
+                linewidth=12 / time,
+                rasterized=True,
+            )
+            axes.set(xticks=[], yticks=[], ylim=(len(square), 0))
+            axes.spines[:].set_visible(False)
+            axes.set_title(f"{name}\n{heads}", fontsize=8, color="#333333")
+            if column == 0:
+                axes.set_ylabel(f"{layers}\n\nquery", fontsize=8, color="#333333")
+            if row == len(rows) - 1:
+                axes.set_xlabel("key", fontsize=8, color="#333333")
+    shown = np.unique([square for _, squares in rows for *_, square in squares])
+    figure.legend(
+        [Patch(color=COLOURS[kind]) for kind in LABELS if kind in shown],
+        [LABELS[kind] for kind in LABELS if kind in shown],
+        loc="lower left",
+        bbox_to_anchor=(0.02, 0.0),
+        ncols=3 if columns > 1 else 1,
+        fontsize=8,
+        frameon=False,
+        handlelength=1,
+        handleheight=1,
+        columnspacing=1.2,
+        labelspacing=0.2,
+        borderpad=0.2,
+    )
+    return figure
+
+
+def terminal_masks(mask, num_layers, num_heads, *, time=24, source=None):
+    """`draw_masks` in block characters, for a terminal.
+
+    A character holds one key and two queries, so that squares look square.
+
+    Args:
+        mask, num_layers, num_heads, time, source: as in `draw_masks`.
+
+    Returns:
+        A string of several lines.
+
+    Example:
+        >>> print(terminal_masks("causal", 2, 4, time=4))
+        all layers
+        causal
+        all heads
+        ┌────┐
+        │█▄  │
+        │███▄│
+        └────┘
+    """
+    lines = []
+    for layers, squares in _squares(mask, num_layers, num_heads, time, source):
+        columns = []
+        for heads, name, square in squares:
+            column = [name, heads, *_frame(square != HIDDEN)]
+            width = max(map(len, column))
+            columns.append([line.ljust(width) for line in column])
+        lines += [layers, *("   ".join(row).rstrip() for row in zip(*columns, strict=True)), ""]
+    return "\n".join(lines[:-1])
+
+
+def _frame(square):
+    """Booleans [query, key] as lines of half blocks in a frame."""
+    time = square.shape[1]
+    if len(square) % 2:
+        square = np.concatenate([square, np.zeros((1, time), bool)])
+    upper, lower = square[::2], square[1::2]
+    body = np.array([" ", "▀", "▄", "█"])[upper + 2 * lower]
+    edges = "─" * time
+    return [f"┌{edges}┐", *(f"│{''.join(line)}│" for line in body), f"└{edges}┘"]
+
+
+def _squares(mask, num_layers, num_heads, time, source):
+    """The different masks of a model, by layers, then by heads.
+
+    Returns:
+        A list of (layers, [(heads, name, square)]), the first three strings, `square`
+        integers [time, time] in `HIDDEN`, `VISIBLE`, `SOURCE`.
+    """
+    source = time // 3 if source is None else source
+    source_mask = (np.arange(time) < source).astype("int32")[None]
+    rows = []
+    for layers, layer_mask in _group(masks.per_layer(mask, num_layers)):
+        squares = []
+        for heads, head_mask in _group(layer_mask.per_head(num_heads)):
+            visible = head_mask.dense(time, source_mask=source_mask)
+            square = np.array(ops.convert_to_numpy(visible)[0, 0], int) * VISIBLE
+            if head_mask.needs_source:
+                square[:, :source] *= SOURCE
+            squares.append((_name("heads", heads, num_heads), compact(head_mask), square))
+        rows.append((_name("layers", layers, num_layers), squares))
+    return rows
+
+
+def _group(items):
+    """The different items, each with the places where it stands, in order."""
+    places = {}
+    for place, item in enumerate(items):
+        places.setdefault(item, []).append(place)
+    return [(where, item) for item, where in places.items()]
+
+
+def _name(kind, places, number):
+    """`all heads`, `head 3`, `heads 0, 2`, `layers 0, 2, …, 10`."""
+    if len(places) == number:
+        return f"all {kind}" if number > 1 else f"one {kind[:-1]}"
+    if len(places) == 1:
+        return f"{kind[:-1]} {places[0]}"
+    if len(places) > 4:
+        places = [*places[:2], "…", places[-1]]
+    return f"{kind} {', '.join(map(str, places))}"

@@ -1,0 +1,71 @@
+"""Where a result comes from: code, versions, machine."""
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import keras
+
+PACKAGES = ("kzoo", "keras", "keras-hub", "numpy", "grain")
+BACKEND_PACKAGES = {"jax": ("jax", "jaxlib"), "torch": ("torch",), "tensorflow": ("tensorflow",)}
+
+
+def provenance(model):
+    """What a record says of its origin: a dict of JSON values.
+
+    `commit` is null where kzoo does not stand in a git checkout; then `versions` tells.
+    """
+    backend = keras.config.backend()
+    return {
+        **_commit(),
+        "versions": {name: _version(name) for name in PACKAGES + BACKEND_PACKAGES[backend]},
+        "backend": backend,
+        "device": _device(backend),
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "python": platform.python_version(),
+        "dtype": model.dtype_policy.name,
+        "kernels": [block.attention.kernel for block in model.backbone.transformer_layers],
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit():
+    def git(*arguments):
+        root = Path(__file__).parent
+        try:
+            done = subprocess.run(
+                ["git", "-C", root, *arguments], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # The checkout must be kzoo's own, not one that a virtual environment happens to stand in.
+    if git("ls-files", "--error-unmatch", Path(__file__).name) is None:
+        return {"commit": None, "dirty": None}
+    return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _device(backend):
+    if backend == "jax":
+        import jax
+
+        return f"{jax.devices()[0].device_kind} × {jax.device_count()}"
+    if backend == "torch":
+        import torch
+
+        return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    import tensorflow as tf
+
+    return ", ".join(device.device_type for device in tf.config.list_logical_devices())

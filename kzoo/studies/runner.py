@@ -1,0 +1,183 @@
+"""Runs a study: one program per arm and data, one run per seed, records as they come."""
+
+import contextlib
+import json
+import logging
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from kzoo import data, presets
+from kzoo.analysis import attention_spectrum
+from kzoo.errors import InputError
+from kzoo.studies.provenance import provenance
+from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read, write_atomically
+from kzoo.studies.study import measure
+from kzoo.training import prepare, restart, train
+
+log = logging.getLogger("kzoo")
+SPECTRUM_ROWS = 8
+
+
+def run(study, directory, *, progress=True):
+    """Run what is not yet there, appending a record to `results.jsonl` after each run.
+
+    Started again on the same directory it goes on: finished runs are not repeated, and a
+    half-finished one resumes from its last measured point, with the same losses to the last
+    bit on CPU.
+
+    Args:
+        study: a `Study`.
+        directory: where the study's files go; made if missing.
+        progress: whether to show progress bars on standard error.
+
+    Returns:
+        The records of all runs, a list of dicts in the order of the study.
+
+    Raises:
+        InputError: if the directory holds another study or something else, or the data are
+            unusable. Nothing is written then.
+
+    Example:
+        >>> records = run(Study.from_json("study.json"), "runs/mine")
+    """
+    directory = Path(directory)
+    check_directory(study, directory)
+    programs = study.runs()
+    for source, _, arm in programs:
+        _splits(study, source, arm.config(study.seeds[0]))  # unusable data are refused here
+    directory.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    write_atomically(directory / STUDY_FILE, text)
+    (directory / RESULTS_FILE).touch()
+
+    done = {record["run"]: record for record in read(directory)[1]}
+    with _Bars(progress, len(programs) * len(study.seeds)) as bars:
+        for source, label, arm in programs:
+            names = {seed: f"{source}/{label}/{seed}" for seed in study.seeds}
+            model = None
+            for seed, name in names.items():
+                bars.run(name, study.steps)
+                if name not in done:
+                    model = model or _Program(study, source, arm)
+                    record = {"run": name, "arm": label, "data": source, "seed": seed}
+                    record |= model.run(seed, _checkpoint(directory, name), bars.step)
+                    append(directory, record)
+                    done[name] = record
+                bars.finished()
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    order = [
+        f"{source}/{label}/{seed}" for source, label, _ in programs for seed in study.seeds
+    ]
+    return [done[name] for name in order]
+
+
+def check_directory(study, directory):
+    """`InputError` unless the directory is new, empty, or holds this very study."""
+    directory = Path(directory)
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"the output is a folder. Received: {directory}, which is a file")
+    path = directory / STUDY_FILE
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != study.to_dict():
+            raise InputError(
+                "the output folder holds another study; name a new one with --out. "
+                f"Received: {directory}"
+            )
+    elif directory.is_dir() and any(directory.iterdir()):
+        raise InputError(f"the output folder holds other files. Received: {directory}")
+
+
+class _Program:
+    """One arm on one source: built and compiled once, run for each seed."""
+
+    def __init__(self, study, source, arm):
+        self.study, self.source, self.arm = study, source, arm
+        self.model = presets.build(arm.config(study.seeds[0]))
+        self.optimizer_values = prepare(self.model, study.learning_rate, study.steps)
+
+    def run(self, seed, path, on_step):
+        """Train with one seed and return what the record says of it."""
+        study, config = self.study, self.arm.config(seed)
+        splits = _splits(study, self.source, config)
+        restart(self.model, presets.build(config), self.optimizer_values)
+        outcome = train(
+            self.model,
+            splits,
+            study.steps,
+            evaluations=study.evaluations,
+            path=path,
+            on_step=on_step,
+        )
+        unit, group = measure(config["objective"], self.source)
+        if not outcome.finite:
+            log.warning("%s: the loss was not finite at step %d", group, outcome.steps)
+        x, _, weight = splits.valid[0]
+        batch = {name: array[:SPECTRUM_ROWS] for name, array in x.items()}
+        scored = sum(float(weight.sum()) for _, _, weight in splits.valid)
+        rows = study.batch_size * splits.facts["row_length"]
+        return {
+            "group": group,
+            "measure": unit,
+            "status": "finished" if outcome.finite else "nan",
+            "steps": outcome.steps,
+            "train_loss": outcome.train_loss if outcome.finite else outcome.train_loss[:-1],
+            "held_out": outcome.held_out,
+            "bits": outcome.held_out[-1][1] if outcome.finite else None,
+            "scored_tokens": int(scored),
+            "parameters": self.model.count_params(),
+            "seconds": outcome.seconds,
+            "tokens_per_second": rows * outcome.steps / outcome.seconds,
+            "config": config,
+            "overrides": self.arm.overrides,
+            "spectrum": attention_spectrum(self.model, batch) if outcome.finite else [],
+            "facts": splits.facts,
+            "provenance": provenance(self.model),
+        }
+
+
+def _splits(study, source, config):
+    return data.load(
+        source, config, batch_size=study.batch_size, valid=study.valid, seed=config["seed"]
+    )
+
+
+def _checkpoint(directory, name):
+    return directory / "checkpoints" / f"{name.replace('/', ' - ').replace(':', ' ')}.safetensors"
+
+
+class _Bars(contextlib.AbstractContextManager):
+    """Two progress bars: runs of the study, steps of the run."""
+
+    def __init__(self, shown, runs):
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self.runs = self.progress.add_task("runs", total=runs, note="")
+        self.steps = self.progress.add_task("steps", total=1, note="")
+
+    def __enter__(self):
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error):
+        self.progress.stop()
+
+    def run(self, name, steps):
+        self.progress.update(self.runs, note=name)
+        self.progress.reset(self.steps, total=steps, note="")
+
+    def step(self, step, loss):
+        self.progress.update(self.steps, completed=step, note=f"loss {loss:.3f}")
+
+    def finished(self):
+        self.progress.advance(self.runs)

@@ -1,0 +1,177 @@
+"""What imports what, and what must not be imported at all."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "kzoo"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Each room and what it may import, one way: a room sees what stands on a line above it.
+LEAVES = {"errors", "vocabulary"}
+BELOW = {
+    "errors": set(),
+    "vocabulary": set(),
+    "masks": {"errors"},
+    "objectives": LEAVES,
+    "config": LEAVES | {"masks", "objectives"},
+    "data": LEAVES | {"masks", "objectives", "config"},
+    "ops": LEAVES | {"masks"},
+    "layers": LEAVES | {"masks", "ops"},
+    "models": LEAVES | {"masks", "objectives", "config", "ops", "layers"},
+}
+BELOW["presets"] = BELOW["models"] | {"models"}
+BELOW["convert"] = BELOW["models"] | {"models"}
+BELOW["training"] = BELOW["presets"] | {"presets", "convert", "data"}
+BELOW["analysis"] = BELOW["presets"] | {"presets", "convert", "data"}
+BELOW["studies"] = BELOW["training"] | {"training", "analysis"}
+BELOW["cli"] = BELOW["studies"] | {"studies"}
+BELOW["__main__"] = {"cli"}
+KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
+# Rooms that answer without Keras, so that names and mistakes are told at once.
+LIGHT = ("errors", "vocabulary", "masks", "objectives", "config", "data", "presets", "cli")
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path, everywhere=True):
+    """The dotted names that a file imports; without `everywhere`, when it is imported."""
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if everywhere else _outside_functions(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _outside_functions(node):
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _outside_functions(child)
+
+
+def test_there_is_something_to_look_at():
+    assert {"masks", "ops", "layers", "models", "presets"} <= {room(path) for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path):
+    here = room(path)
+    if here == "__init__":
+        assert [*imports(path)] == ["importlib"]
+        return
+    assert here in BELOW, "a new room has a place among the others"
+    rooms = set()
+    for name in imports(path):
+        package, _, rest = name.partition(".")
+        if package == "kzoo":
+            rooms.add(rest.partition(".")[0])
+    # `from kzoo import compare`-like names of the package itself are no rooms.
+    assert rooms - {here, "__version__"} <= BELOW[here]
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_light_rooms_load_no_keras(name):
+    for path in FILES:
+        if room(path) == name:
+            loaded = {found.partition(".")[0] for found in imports(path, everywhere=False)}
+            assert not loaded & KERAS, path
+
+
+def test_only_models_and_above_know_keras_hub_and_nobody_loads_tensorflow():
+    for path in FILES:
+        packages = {name.partition(".")[0] for name in imports(path)}
+        assert "tensorflow" not in {n.partition(".")[0] for n in imports(path, everywhere=False)}
+        if room(path) in ("masks", "ops", "layers", "objectives", "config", "data"):
+            assert "keras_hub" not in packages, path
+        if room(path) in ("objectives", "data", "config"):
+            assert not packages & KERAS, path
+
+
+def test_nothing_is_pickled():
+    for path in FILES:
+        packages = {name.partition(".")[0] for name in imports(path)}
+        assert not packages & {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, path
+
+
+# In a process of its own --------------------------------------------------------------------
+
+
+def run(code, **environment):
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(PACKAGE.parent), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    return result.stdout
+
+
+def test_importing_the_package_loads_no_framework():
+    code = """
+import sys, kzoo
+from kzoo import config, errors, masks, objectives, presets, vocabulary
+presets.names(), presets.config("unilm_base", mechanism="linear")
+for name in ("keras", "keras_hub", "tensorflow", "torch", "jax", "grain"):
+    assert name not in sys.modules, name
+assert {"masks", "presets", "compare"} <= set(dir(kzoo))
+try:
+    kzoo.nothing
+except AttributeError:
+    print("fine")
+"""
+    assert run(code) == "fine\n"
+
+
+BLOCKED = """
+import socket, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("tensorflow", "tensorflow_text", "tf_keras", "torch"):
+            raise ImportError(name + " is not here")
+
+def refuse(*args, **kwargs):
+    raise OSError("there is no network")
+
+sys.meta_path.insert(0, Blocker())
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+"""
+
+
+def test_core_paths_run_without_tensorflow_and_network(tmp_path):
+    code = f"""{BLOCKED}
+import numpy as np
+import kzoo
+
+small = dict(num_layers=1, hidden_dim=16, num_heads=2, intermediate_dim=32, max_sequence_length=16)
+texts = [f"{{i}} and {{i + 1}}" for i in range(40)]
+for name in ("unilm_nano", "bert_mixed_heads_nano"):
+    model = kzoo.presets.load(name, mechanism="linear", **small)
+    train, valid = kzoo.data.load(texts, model, batch_size=8)
+    history = model.fit(train, epochs=1, steps_per_epoch=2, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    before = model.evaluate(valid, verbose=0, return_dict=True)["bits_per_byte"]
+    nats = model.score(texts[:2], batch_size=8)["nats"]
+    kzoo.presets.save(model, r"{tmp_path}/" + name)
+    copy = kzoo.presets.load(r"{tmp_path}/" + name)
+    np.testing.assert_allclose(copy.score(texts[:2], batch_size=8)["nats"], nats, rtol=1e-5)
+    assert 0 < before < 20
+assert not [m for m in sys.modules if m.partition(".")[0] in ("tensorflow", "torch")]
+print("fine")
+"""
+    assert run(code, KERAS_BACKEND="jax").endswith("fine\n")

@@ -1,0 +1,171 @@
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from kzoo import config, masks, objectives, presets
+from kzoo.errors import InputError
+
+FOLDER = Path(__file__).resolve().parents[1] / "presets"
+FAMILIES = ("bert", "bert_mixed_heads", "bert_mixed_layers", "gpt", "unilm")
+# Millions of parameters; what a size promises.
+SIZES = {"nano": 0.125, "tiny": 0.85, "small": 31.7, "base": 85.3, "large": 302.7, "1b": 1209}
+SMALL = {"num_layers": 2, "hidden_dim": 16, "num_heads": 2, "intermediate_dim": 32}
+
+
+def test_names():
+    assert presets.names() == [f"{family}_{size}" for family in FAMILIES for size in SIZES]
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_config_is_complete(name):
+    complete = presets.config(name)
+    assert complete.keys() == config.DEFAULTS.keys()
+    assert config.resolve(complete) == complete == json.loads(json.dumps(complete))
+    assert not any(value in (None, config.REQUIRED) for value in complete.values())
+    millions = config.count_parameters(complete) / 1e6
+    assert millions == pytest.approx(SIZES[name.rpartition("_")[2]], rel=0.03)
+    described = presets.describe(name)
+    assert described.keys() == {"description", "paper"} and all(described.values())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_families_of_a_size_differ_in_mask_and_objective_only(size):
+    first, *others = (presets.config(f"{family}_{size}") for family in FAMILIES)
+    for other in others:
+        assert {field for field in first if first[field] != other[field]} <= {"mask", "objective"}
+
+
+def test_preset_files_differ_in_two_lines_beside_the_description():
+    files = {path.stem: path.read_text().splitlines() for path in FOLDER.glob("*.json")}
+    assert set(files) >= set(FAMILIES)
+    first = files["gpt"]
+    for lines in (files[family] for family in FAMILIES):
+        assert len(lines) == len(first)
+        differing = [a for a, b in zip(lines, first, strict=True) if a != b]
+        keys = [line.split('"')[1] for line in differing]
+        assert set(keys) <= {"description", "paper", "mask", "objective"}
+        assert len(keys) == len(set(keys))
+
+
+def test_the_controlled_families_share_the_defaults():
+    complete = presets.config("gpt_nano")
+    for field, value in {
+        "positions": "rotary",
+        "norm_placement": "pre",
+        "normalization": "layer_norm",
+        "activation": "gelu",
+        "tie_embeddings": True,
+        "dropout": 0.0,
+        "tokenizer": "bytes",
+        "seed": 0,
+        "vocabulary_size": 384,
+    }.items():
+        assert complete[field] == config.DEFAULTS[field] == value
+
+
+def test_overrides():
+    complete = presets.config(
+        "bert_base", mechanism="linear", mask={"heads": ["causal", "reversed"]}, num_layers=2
+    )
+    assert complete["mask"] == {"heads": ["causal", "reversed"]} and complete["num_layers"] == 2
+    assert presets.config("bert_base")["num_layers"] == 12  # the preset itself is untouched
+    assert presets.config("bert_base", mask="half_heads")["mask"] == complete["mask"]
+    assert presets.config("bert_base", mask=masks.half_heads())["mask"] == complete["mask"]
+    score = {"continuation": {"score": "targets"}}
+    assert presets.config("unilm_nano", objective=score)["objective"] == "continuation"
+    assert presets.config("gpt_nano", hidden_dim=48)["head_dim"] == 12
+    assert presets.config("gpt_nano", head_dim=10)["head_dim"] == 10
+    assert presets.config("gpt_nano", kv_heads=2)["kv_heads"] == 2
+
+
+@pytest.mark.parametrize(
+    "name, overrides, said",
+    [
+        ("gpt_nan", {}, "did you mean 'gpt_nano'?"),
+        ("bert_mixed_head_tiny", {}, "did you mean 'bert_mixed_heads_tiny'?"),
+        ("gpt", {}, "unknown preset"),
+        ("gpt_nano", {"num_layer": 2}, "did you mean 'num_layers'?"),
+        ("gpt_nano", {"mechanism": "lineal"}, "did you mean 'linear'?"),
+        ("gpt_nano", {"mechanism": None}, "softmax, linear"),
+        ("gpt_nano", {"mechanism": ["linear"]}, "softmax, linear"),
+        ("gpt_nano", {"feature_map": "elu_1"}, "did you mean 'elu1'?"),
+        ("gpt_nano", {"positions": "rotery"}, "did you mean 'rotary'?"),
+        ("gpt_nano", {"normalization": "layernorm"}, "did you mean 'layer_norm'?"),
+        ("gpt_nano", {"norm_placement": "before"}, "pre, post"),
+        ("gpt_nano", {"activation": "gelu_new"}, "did you mean 'gelu'?"),
+        ("gpt_nano", {"stack": "double"}, "single"),
+        ("gpt_nano", {"tokenizer": "byte"}, "did you mean 'bytes'?"),
+        ("gpt_nano", {"config_version": 0}, "Valid: 1"),
+        ("gpt_nano", {"mask": "casual"}, "did you mean 'causal'?"),
+        ("gpt_nano", {"objective": "causal_ml"}, "did you mean 'causal_lm'?"),
+        ("gpt_nano", {"mask": "bidirectional"}, "would show a next-token loss its answer"),
+        ("gpt_nano", {"mask": "prefix"}, "use the objective 'continuation'"),
+        ("bert_nano", {"num_heads": 5}, "the nearest is 4"),
+        ("bert_nano", {"num_heads": 0}, "positive integer"),
+        ("bert_nano", {"num_heads": True}, "positive integer"),
+        ("bert_nano", {"kv_heads": 3}, "kv_heads divides num_heads=4"),
+        ("bert_nano", {"kv_heads": 0}, "positive integer"),
+        ("bert_nano", {"head_dim": 7}, "even head_dim"),
+        ("bert_nano", {"head_dim": -2}, "positive integer"),
+        ("bert_nano", {"hidden_dim": 64.0}, "positive integer"),
+        ("bert_nano", {"num_layers": "2"}, "positive integer"),
+        ("bert_nano", {"max_sequence_length": 0}, "positive integer"),
+        ("bert_nano", {"vocabulary_size": 256}, "384 or more"),
+        ("bert_nano", {"dropout": 1}, "[0, 1)"),
+        ("bert_nano", {"dropout": "0.1"}, "[0, 1)"),
+        ("bert_nano", {"seed": -1}, "[0, 2^31)"),
+        ("bert_nano", {"seed": 0.5}, "[0, 2^31)"),
+        ("bert_nano", {"tie_embeddings": 1}, "true or false"),
+        ("bert_mixed_heads_nano", {"num_heads": 1}, "use a multiple of 2"),
+        ("bert_mixed_layers_nano", {"num_layers": 3}, "use a multiple of 2"),
+        ("bert_nano", {"mask": {"and": ["causal", "reversed"]}, "mechanism": "linear"}, "softmax"),
+    ],
+    ids=str,
+)
+def test_wrong_names_and_values(name, overrides, said):
+    for attempt in (presets.config, presets.load):
+        with pytest.raises(InputError) as caught:
+            attempt(name, **overrides)
+        message = str(caught.value)
+        assert said in message and "Received: " in message and "\n" not in message
+
+
+def test_a_missing_field():
+    with pytest.raises(InputError, match="needs the fields num_layers, num_heads"):
+        config.resolve({"mask": "causal", "objective": "causal_lm"})
+
+
+def test_choices_are_what_layers_accept():
+    from kzoo.layers import attention, block, feed_forward
+    from kzoo.models import single_stack
+    from kzoo.ops import feature_maps
+
+    assert config.CHOICES["mechanism"] == attention.MECHANISMS
+    assert config.CHOICES["feature_map"] == feature_maps.NAMES
+    assert config.CHOICES["positions"] == single_stack.POSITIONS
+    assert config.CHOICES["normalization"] == tuple(block.NORMALIZATIONS)
+    assert config.CHOICES["norm_placement"] == block.NORM_PLACEMENTS
+    assert config.CHOICES["activation"] == tuple(feed_forward.ACTIVATIONS)
+    gated = [name for name, (_, gates) in feed_forward.ACTIVATIONS.items() if gates]
+    assert config.GATED == tuple(gated)
+
+
+def test_load_builds_what_the_config_says(caplog):
+    with caplog.at_level(logging.INFO, logger="kzoo"):
+        model = presets.load("unilm_nano", mechanism="linear", seed=4, **SMALL)
+    assert model.config == presets.config("unilm_nano", mechanism="linear", seed=4, **SMALL)
+    assert f"{model.count_params():,} parameters, weights random (seed 4)" in caplog.text
+    assert objectives.get(model.config["objective"]) == model.objective
+    assert model.preprocessor.sequence_length == 64
+    assert float(model.optimizer.learning_rate) == pytest.approx(3e-4)
+    assert type(model.optimizer).__name__ == "AdamW"
+    backbone = presets.load_backbone("unilm_nano", mechanism="linear", seed=4, **SMALL)
+    assert backbone.get_config() | {"name": ""} == model.backbone.get_config() | {"name": ""}
+
+
+@pytest.mark.parametrize("size", ["nano", "tiny"])
+def test_parameters_are_those_that_are_counted(size):
+    complete = presets.config(f"gpt_{size}")
+    assert presets.load(f"gpt_{size}").count_params() == config.count_parameters(complete)
