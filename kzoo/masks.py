@@ -644,7 +644,8 @@ def _documents(segment):
 def _cumulative_max(x):
     from keras import ops
 
-    return ops.cast(ops.associative_scan(ops.maximum, x, axis=1), "int32")
+    scanned = ops.associative_scan(ops.maximum, x, axis=1)
+    return ops.reshape(ops.cast(scanned, "int32"), ops.shape(x))  # TensorFlow loses the shape
 
 
 def _agree(received, expected):

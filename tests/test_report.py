@@ -9,7 +9,7 @@ from kzoo import presets
 from kzoo.config import count_parameters
 from kzoo.errors import InputError
 from kzoo.studies.records import read
-from kzoo.studies.report import plot, report, table
+from kzoo.studies.page import plot, report, table
 
 ARMS = {
     "unilm": {"preset": "unilm_nano", "overrides": {}},

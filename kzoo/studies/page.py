@@ -260,7 +260,7 @@ def report(directory):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.jinja").render(_content(study, records))
+    page = environment.get_template("page.html.jinja").render(_content(study, records))
     path = directory / REPORT_FILE
     write_atomically(path, page)
     return path

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kzoo.errors import InputError
-from kzoo.studies.report import plot, report, table
+from kzoo.studies.page import plot, report, table
 from kzoo.studies.runner import run
 from kzoo.studies.study import Study
 
@@ -24,7 +24,7 @@ class Results:
     directory: Path
 
     def table(self):
-        """One row per arm and group, a `pandas.DataFrame`; see `kzoo.studies.report.table`."""
+        """One row per arm and group, a `pandas.DataFrame`; see `kzoo.studies.page.table`."""
         return table(self.records)
 
     def plot(self):

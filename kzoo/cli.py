@@ -1,0 +1,322 @@
+"""The command line: kzoo list | show | train | compare | report.
+
+Wrong input is answered with one line on standard error and exit status 2. `list` and `show` read
+JSON only; Keras loads when a model is made, with the backend that was asked for.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from kzoo.errors import InputError, unknown
+
+BACKENDS = ("jax", "tensorflow", "torch")
+WORDS = ("mask", "objective")
+EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
+
+
+def main(arguments=None):
+    """Run the command line; returns the exit status: 0, or 2 for wrong input."""
+    try:
+        options = _parser().parse_args(arguments)
+        _set_up(options)
+        options.run(options)
+    except InputError as error:
+        print(f"kzoo: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("kzoo: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise InputError(f"{message}. See `{self.prog} --help`")
+
+
+def _parser():
+    parser = _Parser(prog="kzoo", description=__doc__.split("\n\n")[1], epilog=EPILOG)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(run, help):
+        name = run.__name__.lstrip("_")
+        command = commands.add_parser(name, help=help, description=help)
+        command.set_defaults(run=run)
+        return command
+
+    add(_list, "the presets: what they are and how many parameters they have")
+
+    show = add(_show, "a preset's complete config")
+    show.add_argument("preset", metavar="NAME")
+    show.add_argument("--masks", action="store_true", help="draw who sees whom")
+    show.add_argument("--png", type=Path, metavar="FILE", help="with --masks: a picture")
+    _add_overrides(show)
+
+    train = add(_train, "train a preset on text and save it")
+    train.add_argument("preset", metavar="NAME")
+    train.add_argument("--text", required=True, metavar="FILE", help=_SOURCE)
+    train.add_argument("--steps", type=_positive, required=True, metavar="N")
+    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    train.add_argument("--batch-size", type=_positive, default=16, metavar="ROWS")
+    train.add_argument("--learning-rate", type=_rate, default=3e-3, metavar="PEAK")
+    train.add_argument("--valid", type=float, default=0.1, metavar="SHARE", help="held out")
+    _add_overrides(train)
+    _add_running(train)
+
+    compare = add(_compare, "run a study (by default the quick one) and write its report")
+    compare.add_argument("study", nargs="?", type=Path, metavar="STUDY.json")
+    compare.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: runs/NAME; the same study goes on there"
+    )
+    _add_running(compare)
+
+    report = add(_report, "write the report of a study's folder again")
+    report.add_argument("directory", type=Path, metavar="DIR")
+    return parser
+
+
+_SOURCE = "a text file, a folder of them, pydoc, tfds:NAME or synthetic:NAME"
+
+
+def _add_overrides(command):
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a config field; VALUE is JSON or a bare word",
+    )
+
+
+def _add_running(command):
+    command.add_argument("--json", action="store_true", help="end with one JSON line on stdout")
+    command.add_argument(
+        "--backend", choices=BACKENDS, help="of Keras; default: KERAS_BACKEND, else jax"
+    )
+
+
+def _set_up(options):
+    """Choose the backend before anything imports Keras, and let warnings be read."""
+    backend = getattr(options, "backend", None) or os.environ.get("KERAS_BACKEND") or "jax"
+    if backend not in BACKENDS:
+        raise unknown("backend", backend, BACKENDS)
+    os.environ["KERAS_BACKEND"] = backend
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("kzoo: %(message)s"))
+    log = logging.getLogger("kzoo")
+    log.handlers, log.propagate = [handler], False
+    log.setLevel(logging.INFO)
+
+
+def _leave_tensorflow(sources):
+    """Keep keras-hub from loading TensorFlow where neither backend nor data need it.
+
+    It would load it for its own preprocessing, for seconds and with lines of noise, and works
+    the same without.
+    """
+    if os.environ["KERAS_BACKEND"] != "tensorflow" and not any(
+        source.startswith("tfds:") for source in sources
+    ):
+        sys.modules.setdefault("tensorflow", None)
+
+
+# Commands -----------------------------------------------------------------------------------
+
+
+def _list(options):
+    from rich.console import Console
+    from rich.table import Table
+
+    from kzoo import presets
+    from kzoo.config import count_parameters
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("preset", "parameters", "layers", "width", "length"):
+        table.add_column(column, justify="left" if column == "preset" else "right", no_wrap=True)
+    table.add_column("mask")
+    table.add_column("objective")
+    for name in presets.names():
+        config = presets.config(name)
+        sizes = (config[field] for field in ("num_layers", "hidden_dim", "max_sequence_length"))
+        words = (config[f] if isinstance(config[f], str) else json.dumps(config[f]) for f in WORDS)
+        table.add_row(name, f"{count_parameters(config):,}", *map(str, sizes), *words)
+    # A pipe has no width of its own: lines stay whole for `grep`.
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+
+
+def _show(options):
+    from kzoo import presets
+    from kzoo.config import count_parameters
+
+    if options.png and not options.masks:
+        raise InputError(f"--png draws masks; add --masks. Received: --png {options.png}")
+    config = presets.config(options.preset, **_overrides(options.set))
+    if not options.masks:
+        about = presets.describe(options.preset)
+        print(f"{options.preset}: {about['description']}\n{about['paper']}")
+        print(f"{count_parameters(config):,} parameters, weights random (seed {config['seed']})")
+        print(json.dumps(config, indent=2))
+        return
+    from kzoo.analysis import draw_masks, terminal_masks
+
+    stack = (config["mask"], config["num_layers"], config["num_heads"])
+    print(terminal_masks(*stack))
+    if options.png:
+        options.png.parent.mkdir(parents=True, exist_ok=True)
+        draw_masks(*stack).savefig(options.png, dpi=150)
+        print(options.png)
+
+
+def _train(options):
+    from kzoo import data, presets
+
+    config = presets.config(options.preset, **_overrides(options.set))
+    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+        raise InputError(f"the output is a new or empty folder. Received: {options.out}")
+    _leave_tensorflow([options.text])
+    splits = data.load(
+        options.text,
+        config,
+        batch_size=options.batch_size,
+        valid=options.valid,
+        seed=config["seed"],
+    )
+
+    from rich.console import Console
+    from rich.progress import Progress, TextColumn
+
+    from kzoo.studies.study import measure
+    from kzoo.training import prepare, train
+
+    model = presets.load(options.preset, **{**config})
+    prepare(model, options.learning_rate, options.steps)
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        bar = progress.add_task("steps", total=options.steps, note="compiling")
+
+        def on_step(step, loss):
+            progress.update(bar, completed=step, note=f"loss {loss:.3f}")
+
+        outcome = train(model, splits, options.steps, on_step=on_step)
+    if not outcome.finite:
+        raise InputError(
+            f"the loss was not finite at step {outcome.steps}; nothing is saved. Try a smaller "
+            f"learning rate. Received: --learning-rate {options.learning_rate}"
+        )
+    presets.save(model, options.out)
+    bits = outcome.held_out[-1][1]
+    tokens = options.batch_size * splits.facts["row_length"] * outcome.steps
+    result = {
+        "bits_per_byte": bits,
+        "loss": outcome.train_loss[-1],
+        "steps": outcome.steps,
+        "tokens_per_second": tokens / outcome.seconds,
+        "measure": measure(config["objective"], options.text)[0],
+        "unigram_entropy": splits.facts["unigram_entropy"],
+        "bigram_entropy": splits.facts["bigram_entropy"],
+        "parameters": model.count_params(),
+        "preset": options.preset,
+        "out": str(options.out),
+    }
+    if options.json:
+        print(json.dumps(result))
+        return
+    print(
+        f"held out: {bits:.3f} {result['measure']} (the text's unigram entropy "
+        f"{result['unigram_entropy']:.3f}, bigram {result['bigram_entropy']:.3f})\n"
+        f"saved in {options.out}: kzoo.presets.load({str(options.out)!r})"
+    )
+
+
+def _compare(options):
+    from kzoo.studies.study import QUICK, Study
+
+    study = Study.from_json(options.study or QUICK)
+    directory = options.out or Path("runs") / study.name
+    _leave_tensorflow(study.data)
+
+    from kzoo.studies.page import report, table
+    from kzoo.studies.runner import run
+
+    records = run(study, directory)
+    page = report(directory)
+    rows = table(records)
+    if options.json:
+        finite = rows.astype(object).where(rows.notna(), None)
+        result = {"study": study.name, "report": str(page), "results": finite.to_dict("records")}
+        print(json.dumps(result))
+        return
+    _print_results(rows)
+    print(f"report: {page}")
+
+
+def _report(options):
+    from kzoo.studies.page import report
+
+    print(report(options.directory))
+
+
+def _print_results(rows):
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for group, arms in rows.groupby("group", sort=False):
+        unit = arms["measure"].iloc[0]
+        table = Table("arm", title=f"{group}: held-out {unit}", title_justify="left", box=None)
+        for column in ("mean", "least", "greatest", "seconds a run"):
+            table.add_column(column, justify="right")
+        for _, row in arms.iterrows():
+            figures = (row["mean"], row["min"], row["max"])
+            note = f"{row['nan']} not finite" if row["nan"] else ""
+            table.add_row(row["arm"], *(f"{x:.3f}" for x in figures), f"{row['seconds']:.0f}", note)
+        console.print(table)
+    console.print("Rows compare within a group only. A quick study draws no verdicts.")
+
+
+# Arguments ----------------------------------------------------------------------------------
+
+
+def _overrides(settings):
+    """`["mask=causal", 'objective={"masked_lm": {"rate": 0.3}}']` as a dict."""
+    overrides = {}
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals or not field:
+            raise InputError(f"--set takes FIELD=VALUE. Received: {setting!r}")
+        try:
+            overrides[field] = json.loads(value)
+        except ValueError:
+            overrides[field] = value
+    return overrides
+
+
+def _positive(text):
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"a positive integer. Received: {text!r}")
+    return number
+
+
+def _rate(text):
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"a positive number. Received: {text!r}")
+    return number
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,321 @@
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kzoo import layers, masks
+from kzoo.errors import InputError
+from kzoo.layers.block import NORMALIZATIONS, norm
+
+pytestmark = pytest.mark.backends
+
+DIM, HEADS = 8, 2
+MASKS = ("bidirectional", "causal", "reversed", "prefix", "permuted", "half_heads")
+ATTENTIONS = list(itertools.product(("softmax", "linear"), MASKS))
+
+
+def numpy(x):
+    return ops.convert_to_numpy(ops.cast(x, "float32"))
+
+
+def inputs(batch, time, seed=0):
+    return np.random.default_rng(seed).normal(size=(batch, time, DIM)).astype("float32")
+
+
+def who(mask, padding):
+    """Call arguments: the source only where the mask takes one."""
+    padding = np.asarray(padding, "int32")
+    if not masks.get(mask).needs_source:
+        return {"padding_mask": padding}
+    source = np.ones_like(padding) * (np.arange(padding.shape[1]) % 7 < 3)
+    return {"padding_mask": padding, "source_mask": source.astype("int32")}
+
+
+def attention(mechanism, mask, **kwargs):
+    return layers.Attention(HEADS, 4, mechanism=mechanism, mask=mask, rotary=True, **kwargs)
+
+
+# Attention ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mechanism, mask", ATTENTIONS)
+def test_padding_and_packing_change_nothing(mechanism, mask):
+    layer = attention(mechanism, mask)
+    x = inputs(2, 14)
+    # One row of 14; two documents of 7 in a row; both with padding, once full of NaN.
+    packed = np.array([[1] * 7 + [2] * 7, [1] * 5 + [0] * 2 + [2] * 6 + [0]])
+    x[1, packed[1] == 0] = np.nan
+    together = numpy(layer(x, **who(mask, packed)))
+
+    alone = x.reshape(4, 7, DIM)
+    padding = (packed.reshape(4, 7) != 0).astype("int32")
+    apart = numpy(layer(alone, **who(mask, padding))).reshape(together.shape)
+    np.testing.assert_allclose(together, apart, atol=1e-5)
+
+    longer = np.concatenate([alone, np.full((4, 7, DIM), np.nan, "float32")], axis=1)
+    padding = np.concatenate([padding, 0 * padding], axis=1)
+    source = {name: np.tile(value, (1, 2)) for name, value in who(mask, alone[..., 0] * 0).items()}
+    got = numpy(layer(longer, **{**source, "padding_mask": padding}))[:, :7]
+    np.testing.assert_allclose(got.reshape(together.shape), together, atol=1e-5)
+
+    bias = numpy(layer.output_dense.bias)
+    np.testing.assert_array_equal(together[packed == 0], np.tile(bias, ((packed == 0).sum(), 1)))
+
+    order = [2, 0, 3, 1]
+    permuted = numpy(layer(alone[order], **who(mask, (packed.reshape(4, 7) != 0)[order])))
+    np.testing.assert_allclose(permuted, apart.reshape(4, 7, DIM)[order], atol=1e-5)
+
+
+@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+def test_each_head_follows_its_own_mask(mechanism):
+    x, args = inputs(2, 7), who("causal", [[1] * 7, [1] * 4 + [2] * 3])
+    mixed = attention(mechanism, masks.heads("causal", "reversed"))
+    mixed(x, **args)
+    both = numpy(mixed.attend(x, **args))
+    assert both.shape == (2, 7, HEADS, 4)
+    for head, mask in enumerate(("causal", "reversed")):
+        single = attention(mechanism, mask)
+        single(x, **args)
+        np.testing.assert_allclose(
+            both[:, :, head], numpy(single.attend(x, **args))[:, :, head], atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+def test_attention_weights_are_those_of_the_output(mechanism):
+    layer = attention(mechanism, "half_heads")
+    layer.rotary = False
+    x, args = inputs(2, 7), who("causal", [[1] * 7, [1] * 4 + [0] * 3])
+    layer(x, **args)
+    weights = numpy(layer.attention_weights(x, **args))
+    assert weights.shape == (2, HEADS, 7, 7)
+    values = numpy(layer.value(x)).reshape(2, 7, HEADS, 4)
+    np.testing.assert_allclose(
+        np.einsum("bhqk,bkhd->bqhd", weights, values), numpy(layer.attend(x, **args)), atol=1e-5
+    )
+    np.testing.assert_allclose(weights.sum(-1)[1, :, 4:], 0)
+    np.testing.assert_allclose(weights.sum(-1)[0], 1, atol=1e-5)
+
+
+def test_heads_of_keys_are_shared():
+    x = inputs(1, 7)
+    layer = layers.Attention(4, 2, kv_heads=2, mask="causal")
+    assert layer(x).shape == x.shape
+    assert layer.key.kernel.shape == layer.value.kernel.shape == (DIM, 4)
+    full = layers.Attention(4, 2, mask="causal")
+    full(x)
+    for name in ("query", "output_dense"):
+        getattr(full, name).set_weights(getattr(layer, name).get_weights())
+    for name in ("key", "value"):
+        kernel, bias = getattr(layer, name).get_weights()
+        kernel = np.repeat(kernel.reshape(DIM, 2, 2), 2, axis=1).reshape(DIM, 8)
+        getattr(full, name).set_weights([kernel, np.repeat(bias.reshape(2, 2), 2, axis=0).ravel()])
+    np.testing.assert_allclose(numpy(full(x)), numpy(layer(x)), atol=1e-5)
+
+
+# Block --------------------------------------------------------------------------------------
+
+BLOCKS = [
+    {},
+    {"mechanism": "linear", "mask": {"heads": ["causal", {"block": {"size": 2}}]}, "rotary": True},
+    {"norm_placement": "post", "normalization": "rms_norm", "activation": "swiglu", "kv_heads": 1},
+    {
+        "mechanism": "linear",
+        "feature_map": "relu",
+        "activation": "geglu",
+        "dropout": 0.1,
+        "seed": 7,
+    },
+]
+
+
+@pytest.mark.parametrize("kwargs", BLOCKS, ids=str)
+def test_a_block_from_its_config_is_the_same_block(kwargs):
+    x, args = inputs(2, 7), who("causal", [[1] * 7, [1] * 4 + [0] * 3])
+    block = layers.Block(HEADS, 4, 16, **kwargs)
+    out = block(x, **args)
+    assert out.shape == block.compute_output_spec(x).shape == x.shape
+    copy = layers.Block.from_config(block.get_config())
+    copy(x, **args)
+    assert copy.get_config() == block.get_config()
+    for a, b in zip(copy.get_weights(), block.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)  # the seed is part of the config
+    np.testing.assert_array_equal(numpy(copy(x, **args)), numpy(out))
+
+
+@pytest.mark.parametrize("placement", ["pre", "post"])
+def test_where_the_norms_stand(placement):
+    x = inputs(1, 7)
+    block = layers.Block(HEADS, 4, 16, norm_placement=placement, mask="causal")
+    out = numpy(block(x))
+    a, n, f, m = (
+        lambda x, layer=layer: numpy(layer(x))
+        for layer in (
+            block.attention,
+            block.attention_norm,
+            block.feed_forward,
+            block.feed_forward_norm,
+        )
+    )
+    if placement == "pre":
+        y = x + a(n(x))
+        want = y + f(m(y))
+        np.testing.assert_allclose(numpy(block.attention_inputs(x)), n(x), atol=1e-6)
+    else:
+        y = n(x + a(x))
+        want = m(y + f(y))
+        np.testing.assert_array_equal(block.attention_inputs(x), x)
+    np.testing.assert_allclose(out, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+def test_dropout_acts_on_what_is_added_and_is_seeded(mechanism):
+    def block(**kwargs):
+        block = layers.Block(HEADS, 4, 16, mechanism=mechanism, dropout=0.5, **kwargs)
+        block.build(x.shape)
+        block.feed_forward.output_dense.kernel.assign(np.zeros((16, DIM)))
+        return block
+
+    x = inputs(2, 7)
+    first = block()
+    added = numpy(first(x)) - x
+    dropped = numpy(first(x, training=True)) - x
+    kept = np.abs(dropped) > 1e-7
+    assert 0.2 < kept.mean() < 0.8
+    # Whole entries go, the others double: nothing was dropped inside the attention.
+    np.testing.assert_allclose(dropped, np.where(kept, 2 * added, 0), atol=1e-5)
+    np.testing.assert_array_equal(numpy(block()(x, training=True)) - x, dropped)
+    assert ((numpy(block(seed=1)(x, training=True)) == x) == kept).any()
+
+
+def test_dropouts_of_a_block_differ():
+    block = layers.Block(HEADS, 4, 16, dropout=0.5)
+    ones = np.ones((1, 9, DIM), "float32")
+    first = numpy(block.attention_dropout(ones, training=True))
+    assert (first != numpy(block.feed_forward_dropout(ones, training=True))).any()
+
+
+# Norms --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "bfloat16"])
+@pytest.mark.parametrize("name", NORMALIZATIONS)
+def test_norms_compute_in_float32(name, dtype):
+    # Far from zero, so that sums in bfloat16 would leave nothing of the differences.
+    x = np.random.default_rng(0).normal(8, 0.5, size=(1, 3, 512))
+    x = numpy(ops.cast(x, "bfloat16"))
+    high, low = norm(name, dtype="float32"), norm(name, dtype=dtype)
+    got = low(ops.cast(x, "bfloat16"))
+    assert keras.backend.standardize_dtype(got.dtype) == "bfloat16"
+    want = numpy(high(x))
+    np.testing.assert_allclose(numpy(got), want, rtol=2**-8, atol=2**-8)
+
+
+# Positions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layer", [layers.LearnedPositions(9), layers.SinusoidalPositions()], ids=["learned", "sine"]
+)
+def test_positions_restart_in_each_document(layer):
+    zeros = np.zeros((2, 6, DIM), "float32")
+    packed = np.array([[1, 1, 1, 1, 1, 1], [0, 1, 1, 3, 3, 0]], "int32")
+    got = numpy(layer(zeros, padding_mask=packed))
+    assert len(np.unique(got[0].round(6), axis=0)) == 6
+    for time, place in zip((1, 2, 3, 4), (0, 1, 0, 1), strict=True):
+        np.testing.assert_array_equal(got[1, time], got[0, place])
+    np.testing.assert_allclose(numpy(layer(zeros + 5, padding_mask=packed)), got + 5, atol=1e-5)
+    copy = type(layer).from_config(layer.get_config())
+    np.testing.assert_array_equal(numpy(copy(zeros, padding_mask=packed)), got)
+
+
+def test_sinusoidal_positions_are_those_of_the_paper():
+    zeros, ones = np.zeros((1, 5, DIM), "float32"), np.ones((1, 5), "int32")
+    got = numpy(layers.SinusoidalPositions()(zeros, padding_mask=ones))[0]
+    angle = np.arange(5)[:, None] / 10_000 ** (np.arange(DIM // 2) / (DIM // 2))
+    want = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    np.testing.assert_allclose(got / np.linalg.norm(got[0]), want / 2, atol=1e-5)
+    odd = layers.SinusoidalPositions()(np.zeros((1, 5, 7), "float32"), padding_mask=ones)
+    assert odd.shape == (1, 5, 7)
+
+
+# Embedding ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_embeddings_and_logits(tied):
+    layer = layers.TokenEmbedding(11, DIM, tie_weights=tied, seed=5)
+    ids = np.array([[1, 2, 10], [0, 0, 3]], "int32")
+    vectors = layer(ids)
+    table = numpy(layer.embeddings)
+    np.testing.assert_array_equal(numpy(vectors), table[ids])
+    out = table.T if tied else numpy(layer.reverse_embeddings)
+    assert len(layer.weights) == (1 if tied else 2)
+    if not tied:
+        assert (out != table.T).all()
+    np.testing.assert_allclose(numpy(layer(vectors, reverse=True)), table[ids] @ out, atol=1e-5)
+    copy = layers.TokenEmbedding.from_config(layer.get_config())
+    np.testing.assert_array_equal(numpy(copy(ids)), numpy(vectors))
+
+
+def test_logits_are_float32_under_mixed_precision():
+    layer = layers.TokenEmbedding(11, DIM, dtype="mixed_bfloat16")
+    vectors = layer(np.array([[1, 2]], "int32"))
+    assert keras.backend.standardize_dtype(vectors.dtype) == "bfloat16"
+    logits = layer(vectors, reverse=True)
+    assert keras.backend.standardize_dtype(logits.dtype) == "float32"
+    # The table is rounded to bfloat16, as all weights are; the products are not.
+    exact = numpy(vectors) @ numpy(ops.cast(layer.embeddings, "bfloat16")).T
+    np.testing.assert_allclose(numpy(logits), exact, rtol=1e-5, atol=1e-6)
+
+
+# Initial values, wrong input ----------------------------------------------------------------
+
+
+def test_initial_values_follow_from_seed_and_place():
+    a, b, c = layers.derive_seed(0, "x"), layers.derive_seed(0, "y"), layers.derive_seed(1, "x")
+    assert len({a, b, c}) == 3 and all(0 <= seed < 2**31 for seed in (a, b, c))
+    draw = layers.SeededNormal(0.5, seed=a)
+    np.testing.assert_array_equal(
+        numpy(draw((50, 40))), numpy(layers.SeededNormal.from_config(draw.get_config())((50, 40)))
+    )
+    np.testing.assert_allclose(numpy(draw((50, 40))).std(), 0.5, rtol=0.05)
+    expected = np.random.default_rng(a).standard_normal((50, 40), "float32") * np.float32(0.5)
+    np.testing.assert_array_equal(numpy(draw((50, 40))), expected)  # on every backend
+
+
+@pytest.mark.parametrize(
+    "attempt, said",
+    [
+        (lambda: layers.Attention(2, 4, mechanism="lineer"), "did you mean 'linear'?"),
+        (lambda: layers.Attention(2, 4, feature_map="elu_1"), "did you mean 'elu1'?"),
+        (lambda: layers.Attention(2, 4, mask="casual"), "did you mean 'causal'?"),
+        (lambda: layers.Attention(3, 4, mask="half_heads"), "use a multiple of 2"),
+        (lambda: layers.Attention(2, 4, mask="alternating"), "per_layer"),
+        (lambda: layers.Attention(4, 4, kv_heads=3), "kv_heads divides num_heads=4"),
+        (lambda: layers.Attention(2, 3, rotary=True), "even head_dim"),
+        (
+            lambda: layers.Attention(2, 4, "linear", masks.causal() & masks.block(2)),
+            "linear attention follows orders",
+        ),
+        (
+            lambda: layers.Attention(2, 4, "linear", masks.custom(lambda q, k: q >= k)),
+            "linear attention follows orders",
+        ),
+        (lambda: layers.FeedForward(8, "gelou"), "did you mean 'gelu'?"),
+        (lambda: layers.Block(2, 4, 8, normalization="rmsnorm"), "did you mean 'rms_norm'?"),
+        (lambda: layers.Block(2, 4, 8, norm_placement="prae"), "did you mean 'pre'?"),
+    ],
+)
+def test_wrong_arguments(attempt, said):
+    with pytest.raises(InputError) as caught:
+        attempt()
+    message = str(caught.value)
+    assert said in message and "Received: " in message and "\n" not in message
+
+
+def test_a_prefix_needs_its_source():
+    with pytest.raises(InputError, match="source_mask"):
+        layers.Attention(2, 4, mask="prefix")(inputs(1, 3))
