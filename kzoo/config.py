@@ -178,9 +178,7 @@ def _resolve_heads(config):
         raise InputError(f"kv_heads divides num_heads={heads}. Received: {config['kv_heads']}")
     odd = _is_integer(config["head_dim"]) and config["head_dim"] % 2
     if config["positions"] == "rotary" and odd:
-        raise InputError(
-            f"rotary positions need an even head_dim. Received: {config['head_dim']}"
-        )
+        raise InputError(f"rotary positions need an even head_dim. Received: {config['head_dim']}")
 
 
 def _is_integer(value):

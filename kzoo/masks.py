@@ -26,6 +26,8 @@ from collections.abc import Callable, Mapping
 
 from kzoo.errors import InputError, unknown
 
+SHORT = 256
+
 
 class Mask:
     """Base of all masks. Build one with a factory of this module or with `get(spec)`.
@@ -642,10 +644,15 @@ def _documents(segment):
 
 
 def _cumulative_max(x):
+    """Along time, [batch, time] of integers of at least -1."""
     from keras import ops
 
-    scanned = ops.associative_scan(ops.maximum, x, axis=1)
-    return ops.reshape(ops.cast(scanned, "int32"), ops.shape(x))  # TensorFlow loses the shape
+    if _is_int(x.shape[1]) and x.shape[1] <= SHORT:
+        # One fused loop, where a scan would be a tower of slices to compile.
+        clock = ops.arange(x.shape[1])
+        return ops.max(ops.where(clock[:, None] >= clock[None, :], x[:, None, :], -1), axis=2)
+    scanned = ops.cast(ops.associative_scan(ops.maximum, x, axis=1), "int32")
+    return ops.reshape(scanned, ops.shape(x))  # TensorFlow loses the rank in a graph
 
 
 def _agree(received, expected):

@@ -14,7 +14,9 @@ TASK_FILE, WEIGHTS_FILE = "task.json", "model.weights.h5"
 
 def names():
     """All preset names, family by family and by size: `["bert_nano", "bert_tiny", ...]`."""
-    return [f"{family}_{size}" for family, preset in _families().items() for size in preset["sizes"]]
+    return [
+        f"{family}_{size}" for family, preset in _families().items() for size in preset["sizes"]
+    ]
 
 
 def describe(name):

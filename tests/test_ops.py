@@ -10,7 +10,12 @@ pytestmark = pytest.mark.backends
 
 # The heads of one call carry the orders, its rows carry padding and packing.
 ORDERS = masks.heads(
-    "bidirectional", "causal", "reversed", "prefix", {"block": {"size": 3}}, {"permuted": {"seed": 1}}
+    "bidirectional",
+    "causal",
+    "reversed",
+    "prefix",
+    {"block": {"size": 3}},
+    {"permuted": {"seed": 1}},
 )
 ONE_BY_ONE = ["bidirectional", "causal", "reversed", "prefix", {"block": {"size": 3}}, "permuted"]
 CHUNK = 8
@@ -67,7 +72,8 @@ def assert_equals_oracle(arrays, cotangent, mechanism, dtype="float32", **kwargs
     tolerance = {"float32": 2e-5, "bfloat16": 2e-2}[dtype]
     for got, want in zip([value, *gradients], [expected, *expected_gradients], strict=True):
         assert np.isfinite(got).all() and np.isfinite(want).all()
-        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * max(1, np.abs(want).max()))
+        scale = max(1, np.abs(want).max())
+        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance * scale)
     return value, gradients
 
 

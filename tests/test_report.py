@@ -8,8 +8,8 @@ import pytest
 from kzoo import presets
 from kzoo.config import count_parameters
 from kzoo.errors import InputError
-from kzoo.studies.records import read
 from kzoo.studies.page import plot, report, table
+from kzoo.studies.records import read
 
 ARMS = {
     "unilm": {"preset": "unilm_nano", "overrides": {}},

@@ -177,7 +177,8 @@ def _pydoc():
     finally:
         if collecting:
             gc.enable()
-    return [document.encode() for document in documents]
+    # Classes inherit docstrings, and modules copy them: that some repeat is no news.
+    return list(dict.fromkeys(document.encode() for document in documents))
 
 
 def _docstrings(node):

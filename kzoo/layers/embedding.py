@@ -38,9 +38,7 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
     def build(self, input_shape=None):
         super().build(input_shape)
         if not self.tie_weights and self.quantization_mode is None:
-            draw = SeededNormal(
-                self.output_dim**-0.5, derive_seed(self.seed, "reverse_embeddings")
-            )
+            draw = SeededNormal(self.output_dim**-0.5, derive_seed(self.seed, "reverse_embeddings"))
             self.reverse_embeddings.assign(draw(self.reverse_embeddings.shape))
 
     def call(self, inputs, reverse=False):

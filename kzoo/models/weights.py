@@ -30,7 +30,9 @@ class PathWeights:
         with h5py.File(temporary, "w") as file:
             for path, variable in _by_path(self).items():
                 # HDF5 has no bfloat16; float32 holds its values exactly.
-                file[path] = keras.ops.convert_to_numpy(keras.ops.cast(variable, _storage(variable)))
+                file[path] = keras.ops.convert_to_numpy(
+                    keras.ops.cast(variable, _storage(variable))
+                )
         os.replace(temporary, filepath)
 
     def load_weights(self, filepath, **kwargs):

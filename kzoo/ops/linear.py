@@ -320,7 +320,8 @@ def _per_head(tensors, orders, index):
     """[batch or 1, time] of each order as [batch or 1, heads or 1, time]."""
     if len(orders) == 1:
         return tensors[0][:, None]
-    return _join([ops.repeat(x[:, None], len(index[o]), axis=1) for x, o in zip(tensors, orders)])
+    pairs = zip(tensors, orders, strict=True)
+    return _join([ops.repeat(x[:, None], len(index[order]), axis=1) for x, order in pairs])
 
 
 def _join(parts):

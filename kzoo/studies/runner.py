@@ -1,6 +1,7 @@
 """Runs a study: one program per arm and data, one run per seed, records as they come."""
 
 import contextlib
+import functools
 import json
 import logging
 import shutil
@@ -68,9 +69,7 @@ def run(study, directory, *, progress=True):
                     done[name] = record
                 bars.finished()
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-    order = [
-        f"{source}/{label}/{seed}" for source, label, _ in programs for seed in study.seeds
-    ]
+    order = [f"{source}/{label}/{seed}" for source, label, _ in programs for seed in study.seeds]
     return [done[name] for name in order]
 
 
@@ -139,9 +138,14 @@ class _Program:
 
 
 def _splits(study, source, config):
-    return data.load(
-        source, config, batch_size=study.batch_size, valid=study.valid, seed=config["seed"]
-    )
+    """The data of a run. Arms that differ in mechanism only share them."""
+    fields = {name: config[name] for name in ("max_sequence_length", "mask", "objective")}
+    return _load(source, json.dumps(fields), study.batch_size, study.valid, config["seed"])
+
+
+@functools.lru_cache(maxsize=16)
+def _load(source, fields, batch_size, valid, seed):
+    return data.load(source, json.loads(fields), batch_size=batch_size, valid=valid, seed=seed)
 
 
 def _checkpoint(directory, name):

@@ -12,13 +12,17 @@ from kzoo.errors import InputError
 
 
 def state_variables(model):
-    """All variables that training changes, by a name that is unique in the model."""
-    variables = [
-        *model.trainable_variables,
-        *model.non_trainable_variables,  # the states of dropout's generators among them
-        *model.optimizer.variables,
-    ]
-    return {f"{i:04d} {variable.path}": variable for i, variable in enumerate(variables)}
+    """All variables that training changes, by a name that is the same in every process.
+
+    Keras numbers optimizers and dropout's generators anew in each, so those go by their order.
+    """
+    named = {variable.path: variable for variable in model.trainable_variables}
+    for kind, variables in (
+        ("state", model.non_trainable_variables),
+        ("optimizer", model.optimizer.variables),
+    ):
+        named |= {f"{kind} {i}": variable for i, variable in enumerate(variables)}
+    return named
 
 
 def save(path, model, progress):
@@ -49,10 +53,12 @@ def restore(path, model):
     variables = state_variables(model)
     try:
         with safe_open(path, framework="np") as file:
-            if set(file.keys()) != set(variables):
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+            shapes = {name: array.shape for name, array in arrays.items()}
+            if shapes != {name: tuple(variable.shape) for name, variable in variables.items()}:
                 raise InputError(f"this checkpoint is another model's. Received: {path}")
             for name, variable in variables.items():
-                variable.assign(file.get_tensor(name))
+                variable.assign(arrays[name])
             return json.loads(file.metadata()["progress"])
     except SafetensorError as error:
         raise InputError(f"the checkpoint is damaged ({error}). Received: {path}") from error

@@ -1,0 +1,146 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from kzoo import presets
+from kzoo.cli import main
+
+SMALL = ["num_layers=2", "hidden_dim=16", "num_heads=2", "intermediate_dim=32"]
+SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
+TEXT = "It is a truth universally acknowledged, that a single man is in want of a wife.\n"
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(f"{i}. {TEXT}" for i in range(100)))
+    return path
+
+
+def last_line(capsys):
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_list_names_every_preset(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == presets.names()
+
+
+def test_show_prints_the_config(capsys):
+    assert main(["show", "unilm_base", "--set", "mechanism=linear", "--set", "num_layers=2"]) == 0
+    out = capsys.readouterr().out
+    config = json.loads(out[out.index("{") :])
+    assert config == presets.config("unilm_base", mechanism="linear", num_layers=2)
+
+
+def test_show_draws_masks(capsys, tmp_path):
+    picture = tmp_path / "masks.png"
+    assert main(["show", "bert_mixed_heads_tiny", "--masks", "--png", str(picture)]) == 0
+    out = capsys.readouterr().out
+    assert "causal" in out and "reversed" in out and "█" in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_list_and_show_load_no_keras():
+    code = (
+        "import sys; from kzoo.cli import main; main(['list']); main(['show', 'gpt_nano']);"
+        "assert not {'keras', 'keras_hub', 'jax', 'tensorflow'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_train_saves_what_it_measured(capsys, tmp_path, text):
+    out = tmp_path / "model"
+    arguments = ["train", "unilm_nano", "--text", str(text), "--steps", "3", "--out", str(out)]
+    assert main([*arguments, "--batch-size", "4", "--json", *SETTINGS]) == 0
+    result = last_line(capsys)
+    assert result["steps"] == 3 and result["tokens_per_second"] > 0 and result["loss"] > 0
+    model = presets.load(out)
+    from kzoo import data
+
+    valid = data.load(str(text), model, batch_size=4).valid
+    bits = model.evaluate(valid, verbose=0, return_dict=True)["bits_per_byte"]
+    assert bits == pytest.approx(result["bits_per_byte"], rel=1e-5)
+    assert main([*arguments, *SETTINGS]) == 2  # the folder is not empty now
+    assert "new or empty folder" in capsys.readouterr().err
+
+
+def test_compare_and_report(capsys, tmp_path, text):
+    overrides = dict(setting.split("=") for setting in SMALL)
+    overrides = {name: int(value) for name, value in overrides.items()}
+    study = {
+        "name": "tiny",
+        "data": str(text),
+        "steps": 2,
+        "seeds": 1,
+        "batch_size": 4,
+        "evaluations": 1,
+        "arms": {"gpt": {"preset": "gpt_nano", "overrides": overrides}},
+    }
+    path, out = tmp_path / "study.json", tmp_path / "out"
+    path.write_text(json.dumps(study))
+    assert main(["compare", str(path), "--out", str(out), "--json"]) == 0
+    result = last_line(capsys)
+    assert result["results"][0]["arm"] == "gpt" and result["results"][0]["mean"] > 0
+    page = (out / "report.html").read_bytes()
+    (out / "report.html").unlink()
+    assert main(["report", str(out)]) == 0
+    assert (out / "report.html").read_bytes() == page
+    assert main(["compare", str(path), "--out", str(out)]) == 0
+    assert "gpt" in capsys.readouterr().out
+
+
+WRONG = [
+    (["show", "gpt_nan"], "did you mean 'gpt_nano'"),
+    (["show", "gpt_nano", "--set", "mechansim=linear"], "did you mean 'mechanism'"),
+    (["show", "gpt_nano", "--set", "mechanism=liner"], "did you mean 'linear'"),
+    (["show", "gpt_nano", "--set", "mask=casual"], "did you mean 'causal'"),
+    (["show", "gpt_nano", "--set", "objective=causal"], "did you mean 'causal_lm'"),
+    (["show", "gpt_nano", "--set", "mask=bidirectional"], "its answer"),
+    (["show", "gpt_nano", "--set", "num_heads=5"], "the nearest is 4"),
+    (["show", "bert_mixed_layers_nano", "--set", "num_layers=3"], "does not tile 3 layers"),
+    (["show", "gpt_nano", "--set", "mask"], "FIELD=VALUE"),
+    (["train", "gpt_nano", "--text", "TMP/none", "--steps", "1", "--out", "TMP/o"], "no such file"),
+    (["train", "gpt_nano", "--text", "TMP/empty", "--steps", "1", "--out", "TMP/o"], "no text"),
+    (["train", "gpt_nano", "--text", "TMP/binary", "--steps", "1", "--out", "TMP/o"], "binary"),
+    (["train", "gpt_nano", "--text", "TMP/short", "--steps", "1", "--out", "TMP/o"], "too short"),
+    (["train", "gpt_nano", "--text", "x", "--steps", "0", "--out", "TMP/o"], "positive integer"),
+    (["compare", "TMP/none.json"], "Received: "),
+    (["compare", "TMP/short"], "not JSON"),
+    (["report", "TMP"], "study.json"),
+    (["trian"], "invalid choice"),
+    ([], "required"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda x: " ".join(x)[:50])
+def test_wrong_input_is_one_line_and_status_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "short").write_text("short")
+    before = sorted(tmp_path.iterdir())
+    arguments = [argument.replace("TMP", str(tmp_path)) for argument in arguments]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    assert captured.err.startswith("kzoo: ") and message in captured.err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_backend_is_the_users(tmp_path):
+    for given, flags, expected in [(None, [], "jax"), ("torch", [], "torch")]:
+        environment = {k: v for k, v in os.environ.items() if k != "KERAS_BACKEND"}
+        environment |= {"KERAS_BACKEND": given} if given else {}
+        code = (
+            "import os, sys; from kzoo.cli import main;"
+            f"main(['list', *{flags!r}]); sys.stderr.write(os.environ['KERAS_BACKEND'])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert done.stderr == expected

@@ -1,0 +1,208 @@
+import json
+
+import pytest
+
+import kzoo
+from kzoo.errors import InputError
+from kzoo.studies import QUICK, Study, run
+from kzoo.studies import runner as runner_module
+from kzoo.studies.records import append, read
+from kzoo.studies.study import measure
+
+SMALL = {
+    "num_layers": 2,
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "intermediate_dim": 32,
+    "max_sequence_length": 36,
+}
+STUDY = {
+    "name": "small",
+    "arms": {
+        "gpt": {"preset": "gpt_nano", "overrides": {**SMALL, "objective": "continuation"}},
+        "bert": {"preset": "bert_nano", "overrides": SMALL},
+    },
+    "data": ["synthetic:copy"],
+    "seeds": 2,
+    "steps": 4,
+    "evaluations": 2,
+    "batch_size": 4,
+    "valid": 0.001,
+}
+
+
+def study(**changes):
+    return Study.from_dict({**STUDY, **changes})
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("study") / "out"
+    return directory, run(study(), directory, progress=False)
+
+
+def without_clock(record):
+    timed = ("seconds", "tokens_per_second", "provenance")
+    return {name: value for name, value in record.items() if name not in timed}
+
+
+def test_the_quick_study_is_what_it_says():
+    quick = Study.from_json(QUICK)
+    assert quick.steps == 300 and quick.seeds == (0, 1)
+    configs = [arm.config(0) for arm in quick.arms.values()]
+    assert {c["mechanism"] for c in configs} == {"softmax", "linear"}
+    assert len({(json.dumps(c["mask"]), json.dumps(c["objective"])) for c in configs}) == 6
+    # Arms differ in mask, mechanism and objective, and in nothing else.
+    for config in configs:
+        for field in ("mask", "mechanism", "objective"):
+            del config[field]
+    assert all(config == configs[0] for config in configs)
+    assert Study.from_dict(quick.to_dict()) == quick
+
+
+def test_records_say_what_was_measured(finished):
+    directory, records = finished
+    assert [r["run"] for r in records] == [
+        f"synthetic:copy/{arm}/{seed}" for arm in ("gpt", "bert") for seed in (0, 1)
+    ]
+    assert records == read(directory)[1]
+    for record in records:
+        assert record["status"] == "finished" and record["steps"] == 4
+        assert len(record["train_loss"]) == 4
+        assert [step for step, _ in record["held_out"]] == [2, 4]
+        assert record["bits"] == record["held_out"][-1][1] > 0
+        assert record["config"]["seed"] == record["seed"]
+        assert len(record["spectrum"]) == 4
+        origin = record["provenance"]
+        assert origin["backend"] == "jax" and origin["versions"]["keras"]
+        assert origin["kernels"] == ["dense", "dense"]
+        assert record["facts"]["sha256"]
+    gpt, _, bert, _ = records
+    assert gpt["group"] == "continuation on synthetic:copy"
+    assert bert["measure"] == "bits per masked byte"
+    assert not (directory / "checkpoints").exists()
+
+
+def test_finished_runs_are_not_repeated(finished, monkeypatch):
+    directory, records = finished
+    monkeypatch.setattr(runner_module, "train", None)
+    assert run(study(), directory, progress=False) == records
+
+
+def test_a_killed_study_goes_on_to_the_same_records(finished, monkeypatch, tmp_path):
+    _, expected = finished
+
+    class Killed(Exception):
+        pass
+
+    whole = runner_module.train
+    calls = []
+
+    def killed(*args, on_step, **kwargs):
+        calls.append(1)
+
+        def kill(step, loss):
+            if len(calls) == 2 and step == 3:
+                raise Killed
+            on_step(step, loss)
+
+        return whole(*args, on_step=kill, **kwargs)
+
+    monkeypatch.setattr(runner_module, "train", killed)
+    with pytest.raises(Killed):
+        run(study(), tmp_path, progress=False)
+    assert len(read(tmp_path)[1]) == 1
+    monkeypatch.setattr(runner_module, "train", whole)
+    resumed = run(study(), tmp_path, progress=False)
+    assert list(map(without_clock, resumed)) == list(map(without_clock, expected))
+
+
+def test_a_nan_stops_its_arm_and_not_the_others(monkeypatch, tmp_path):
+    whole = runner_module.train
+
+    def poisoned(model, *args, **kwargs):
+        if not model.objective.next_token:
+            variable = model.trainable_variables[0]
+            variable.assign(variable * float("nan"))
+        return whole(model, *args, **kwargs)
+
+    monkeypatch.setattr(runner_module, "train", poisoned)
+    arms = {"bert": STUDY["arms"]["bert"], "gpt": STUDY["arms"]["gpt"]}
+    records = run(study(arms=arms, seeds=1), tmp_path, progress=False)
+    assert [record["status"] for record in records] == ["nan", "finished"]
+    assert records[0]["bits"] is None and records[0]["train_loss"] == []
+    assert read(tmp_path)[1] == records
+
+
+def test_a_torn_line_is_cut_off(tmp_path):
+    (tmp_path / "study.json").write_text(json.dumps(study().to_dict()))
+    path = tmp_path / "results.jsonl"
+    line = {"run": "r", "data": "synthetic:copy", "arm": "gpt", "seed": 0}
+    append(tmp_path, line)
+    path.write_bytes(path.read_bytes() + b'{"run": "to')
+    append(tmp_path, {**line, "run": "s"})
+    assert [record["run"] for record in read(tmp_path)[1]] == ["r", "s"]
+
+
+def test_another_studys_folder_is_refused(finished, tmp_path):
+    directory, _ = finished
+    before = sorted((path, path.stat().st_mtime_ns) for path in directory.iterdir())
+    with pytest.raises(InputError, match="holds another study"):
+        run(study(steps=5), directory, progress=False)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in directory.iterdir())
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(InputError, match="holds other files"):
+        run(study(), tmp_path, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stepps": 3}, "did you mean 'steps'"),
+        ({"steps": 0}, "needs the field 'steps'"),
+        ({"steps": "many"}, "positive integer"),
+        ({"seeds": [1, 1]}, "distinct"),
+        ({"seeds": [-1]}, "seed"),
+        ({"learning_rate": -1}, "positive number"),
+        ({"data": 3}, "a source or a list"),
+        ({"arms": {"a": {"preset": "gpt_nan"}}}, "did you mean 'gpt_nano'"),
+        ({"arms": {"a": {"preset": "gpt_nano", "overrides": {"maks": 1}}}}, "did you mean 'mask'"),
+        ({"arms": {"a": {"preset": "gpt_nano", "data": ["pydoc"]}}}, "Received: 'pydoc'"),
+        ({"arms": {"a": {"preset": "gpt_nano", "overrides": {"seed": 1}}}}, "seeds are the study"),
+    ],
+)
+def test_bad_studies_are_refused_in_one_line(changes, message):
+    with pytest.raises(InputError, match=message) as error:
+        study(**changes)
+    assert "Received" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unusable_data_write_nothing(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="synthetic"):
+        run(study(data=["synthetic:cpy"]), out, progress=False)
+    assert not out.exists()
+
+
+def test_measures_name_their_group():
+    assert measure("causal_lm", "x") == ("bits per byte", "every next byte on x")
+    assert measure({"continuation": {"score": "all"}}, "x") == measure("continuation", "x")
+
+
+def test_compare_in_a_notebook(tmp_path):
+    results = kzoo.compare(
+        {"softmax": ("gpt_nano", SMALL), "linear": ("gpt_nano", {**SMALL, "mechanism": "linear"})},
+        data="synthetic:copy",
+        seeds=1,
+        steps=2,
+        directory=tmp_path / "out",
+        progress=False,
+        batch_size=4,
+        valid=0.001,
+        evaluations=1,
+    )
+    assert list(results.table()["arm"]) == ["softmax", "linear"]
+    assert results.plot().axes
+    assert "<html" in results.report().read_text()
+    with pytest.raises(InputError, match="arms are"):
+        kzoo.compare("gpt_nano")
