@@ -1,6 +1,6 @@
 """Does it help a language model to see the whole source at once? Two arms, one difference.
 
-    python examples/compare_two.py                                    # about 2 minutes on 2 cores
+    python examples/compare_two.py                                    # about 3 minutes on 2 cores
     python examples/compare_two.py --text my_book.txt --steps 1000
 
 trains a GPT and a UniLM of 125 thousand parameters on Python's own documentation, or on a text

@@ -254,6 +254,7 @@ def _from_neighbours(q, k, v, labels, edges):
 
     joined = ops.broadcast_to(joined, (*ops.shape(own)[:3], 1, 1))
     _, state = ops.associative_scan(combine, (joined, own), axis=2)
+    state = ops.reshape(state, ops.shape(own))  # TensorFlow loses the rank in a graph
     return ops.matmul(belongs(q, before), _shift(state))
 
 
