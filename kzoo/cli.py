@@ -199,7 +199,7 @@ def _train(options):
     from kzoo.training import prepare, train
 
     model = presets.load(options.preset, **{**config})
-    prepare(model, options.learning_rate, options.steps)
+    program = prepare(model, options.learning_rate, options.steps)
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("steps", total=options.steps, note="compiling")
@@ -207,7 +207,7 @@ def _train(options):
         def on_step(step, loss):
             progress.update(bar, completed=step, note=f"loss {loss:.3f}")
 
-        outcome = train(model, splits, options.steps, on_step=on_step)
+        outcome = train(program, splits, options.steps, on_step=on_step)
     if not outcome.finite:
         raise InputError(
             f"the loss was not finite at step {outcome.steps}; nothing is saved. Try a smaller "

@@ -120,11 +120,11 @@ def test_a_killed_study_goes_on_to_the_same_records(finished, monkeypatch, tmp_p
 def test_a_nan_stops_its_arm_and_not_the_others(monkeypatch, tmp_path):
     whole = runner_module.train
 
-    def poisoned(model, *args, **kwargs):
-        if not model.objective.next_token:
-            variable = model.trainable_variables[0]
+    def poisoned(program, *args, **kwargs):
+        if not program.model.objective.next_token:
+            variable = program.model.trainable_variables[0]
             variable.assign(variable * float("nan"))
-        return whole(model, *args, **kwargs)
+        return whole(program, *args, **kwargs)
 
     monkeypatch.setattr(runner_module, "train", poisoned)
     arms = {"bert": STUDY["arms"]["bert"], "gpt": STUDY["arms"]["gpt"]}

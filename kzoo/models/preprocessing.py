@@ -92,7 +92,7 @@ class _ObjectivePreprocessor:
             if set(x) != {"prompts", "responses"}:
                 raise InputError(
                     "pairs are {'prompts': [...], 'responses': [...]}. "
-                    f"Received the keys: {sorted(x)}"
+                    f"Received: the keys {sorted(x)}"
                 )
             if len(x["prompts"]) != len(x["responses"]):
                 raise InputError(

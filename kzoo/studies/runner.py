@@ -16,7 +16,7 @@ from kzoo.errors import InputError
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read, write_atomically
 from kzoo.studies.study import measure
-from kzoo.training import prepare, restart, train
+from kzoo.training import prepare, train
 
 log = logging.getLogger("kzoo")
 SPECTRUM_ROWS = 8
@@ -58,13 +58,13 @@ def run(study, directory, *, progress=True):
     with _Bars(progress, len(programs) * len(study.seeds)) as bars:
         for source, label, arm in programs:
             names = {seed: f"{source}/{label}/{seed}" for seed in study.seeds}
-            model = None
+            trainer = None
             for seed, name in names.items():
                 bars.run(name, study.steps)
                 if name not in done:
-                    model = model or _Program(study, source, arm)
+                    trainer = trainer or _Trainer(study, source, arm)
                     record = {"run": name, "arm": label, "data": source, "seed": seed}
-                    record |= model.run(seed, _checkpoint(directory, name), bars.step)
+                    record |= trainer.run(seed, _checkpoint(directory, name), bars.step)
                     append(directory, record)
                     done[name] = record
                 bars.finished()
@@ -89,21 +89,22 @@ def check_directory(study, directory):
         raise InputError(f"the output folder holds other files. Received: {directory}")
 
 
-class _Program:
+class _Trainer:
     """One arm on one source: built and compiled once, run for each seed."""
 
     def __init__(self, study, source, arm):
         self.study, self.source, self.arm = study, source, arm
-        self.model = presets.build(arm.config(study.seeds[0]))
-        self.optimizer_values = prepare(self.model, study.learning_rate, study.steps)
+        model = presets.build(arm.config(study.seeds[0]))
+        self.program = prepare(model, study.learning_rate, study.steps)
 
     def run(self, seed, path, on_step):
         """Train with one seed and return what the record says of it."""
         study, config = self.study, self.arm.config(seed)
         splits = _splits(study, self.source, config)
-        restart(self.model, presets.build(config), self.optimizer_values)
+        model = self.program.model
+        self.program.restart(presets.build(config))
         outcome = train(
-            self.model,
+            self.program,
             splits,
             study.steps,
             evaluations=study.evaluations,
@@ -126,14 +127,14 @@ class _Program:
             "held_out": outcome.held_out,
             "bits": outcome.held_out[-1][1] if outcome.finite else None,
             "scored_tokens": int(scored),
-            "parameters": self.model.count_params(),
+            "parameters": model.count_params(),
             "seconds": outcome.seconds,
             "tokens_per_second": rows * outcome.steps / outcome.seconds,
             "config": config,
             "overrides": self.arm.overrides,
-            "spectrum": attention_spectrum(self.model, batch) if outcome.finite else [],
+            "spectrum": attention_spectrum(model, batch) if outcome.finite else [],
             "facts": splits.facts,
-            "provenance": provenance(self.model),
+            "provenance": provenance(model),
         }
 
 
