@@ -281,7 +281,7 @@ def _print_results(rows):
             note = f"{row['nan']} not finite" if row["nan"] else ""
             table.add_row(row["arm"], *(f"{x:.3f}" for x in figures), f"{row['seconds']:.0f}", note)
         console.print(table)
-    console.print("Rows compare within a group only. A quick study draws no verdicts.")
+    console.print("Rows compare within a group only; the report says what a verdict would need.")
 
 
 # Arguments ----------------------------------------------------------------------------------

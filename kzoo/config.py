@@ -124,7 +124,11 @@ def check_objective(mask, objective):
 
     A leak test does not catch the first: such a mask allows what it shows.
     """
-    received = f"Received: mask={mask!r} with objective={objective.get_config()!r}"
+    try:
+        spec = mask.get_config()
+    except InputError:  # a custom mask has no JSON
+        spec = mask
+    received = f"Received: mask={spec!r} with objective={objective.get_config()!r}"
     if objective.next_token and not mask.autoregressive:
         raise InputError(
             "this mask would show a next-token loss its answer; every head and layer must be "

@@ -2,6 +2,8 @@
 
 import difflib
 
+MOST_NAMES = 24  # of a longer list the message shows the beginning
+
 
 class InputError(ValueError):
     """Input that kzoo refuses: the message says what was received and what would be right.
@@ -29,4 +31,5 @@ def unknown(kind, received, valid):
     valid = [str(v) for v in valid]
     near = difflib.get_close_matches(str(received), valid, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return InputError(f"unknown {kind}{hint} Valid: {', '.join(valid)}. Received: {received!r}")
+    names = ", ".join(valid[:MOST_NAMES]) + ", …" * (len(valid) > MOST_NAMES)
+    return InputError(f"unknown {kind}{hint} Valid: {names}. Received: {received!r}")

@@ -18,15 +18,15 @@ What differs from example to example comes as two integer tensors [batch, time]:
 `padding_mask` (0 is padding, k >= 1 the k-th document packed into the row, in
 ascending order; an ordinary 0/1 mask is one document) and `source_mask` (1 is source).
 
-This module needs nothing but `keras.ops`, and that only where tensors are made.
+Where a position stands (its document, its place, its source) is found by `kzoo.places`. Neither
+needs anything but `keras.ops`, and that only where tensors are made.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
 from kzoo.errors import InputError, unknown
-
-SHORT = 256
+from kzoo.places import is_integer, places
 
 
 class Mask:
@@ -221,7 +221,7 @@ class Block(Order):
     grouped = True
 
     def __post_init__(self):
-        if not _is_int(self.size) or self.size < 1:
+        if not is_integer(self.size) or self.size < 1:
             raise InputError(f"a block's size is an integer of at least 1. Received: {self.size!r}")
 
     def rank(self, places):
@@ -235,7 +235,7 @@ class Permuted(Order):
     ascending = False
 
     def __post_init__(self):
-        if not _is_int(self.seed):
+        if not is_integer(self.seed):
             raise InputError(f"a permutation's seed is an integer. Received: {self.seed!r}")
 
     def rank(self, places):
@@ -508,152 +508,3 @@ def _all(specs):
 def _pattern(mask):
     """The shortest tuple of head masks that `mask` repeats."""
     return mask.per_head(len(mask.masks) if isinstance(mask, Heads) else 1)
-
-
-def _is_int(value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-# Tensors --------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Places:
-    """Where each position of a sequence stands; tensors of [batch or 1, time].
-
-    Attributes:
-        position: integers, the place within the document, from 0.
-        segment: integers, the document, 0 for padding; None where there is one document
-            and no padding.
-        document: like `segment`, but padding belongs to the document before it.
-        in_source: booleans, the document's initial run of source tokens; None without
-            a `source_mask`.
-    """
-
-    position: object
-    segment: object = None
-    document: object = None
-    in_source: object = None
-
-
-def document_positions(padding_mask):
-    """The place of each token within its document.
-
-    Args:
-        padding_mask: integers [batch, time], 0 for padding, k for the k-th document;
-            documents stand in ascending order.
-
-    Returns:
-        Integers [batch, time]: 0 for a document's first token, then 1, 2, 3, …
-
-    Example:
-        >>> document_positions([[0, 1, 1, 1, 2, 2, 0]])
-        [[0, 0, 1, 2, 0, 1, 2]]
-    """
-    from keras import ops
-
-    segment = ops.cast(padding_mask, "int32")
-    return _places(ops.shape(segment)[1], segment).position
-
-
-def places(
-    mask,
-    query_time,
-    key_time=None,
-    *,
-    query_offset=0,
-    padding_mask=None,
-    source_mask=None,
-    key_padding_mask=None,
-):
-    """The `Places` of queries and of keys; arguments and errors as in `Mask.dense`."""
-    from keras import ops
-
-    same = key_time is None or (_is_int(key_time) and key_time == query_time)
-    key_time = query_time if key_time is None else key_time
-    cross = key_padding_mask is not None
-    if mask.needs_source and source_mask is None:
-        raise InputError("a prefix mask needs a `source_mask` [batch, time]. Received: None")
-    if not mask.needs_source:
-        source_mask = None
-    if cross and source_mask is not None:
-        raise InputError(
-            "a prefix mask orders one sequence and has no meaning across two. "
-            f"Received: {mask.get_config()!r} with a key_padding_mask"
-        )
-    if cross and padding_mask is None:
-        padding_mask = ops.ones((1, query_time), dtype="int32")
-    expected = {
-        "padding_mask": (padding_mask, query_time if cross else key_time),
-        "source_mask": (source_mask, key_time),
-        "key_padding_mask": (key_padding_mask, key_time),
-    }
-    for name, (tensor, time) in expected.items():
-        shape = None if tensor is None else tuple(tensor.shape)
-        if shape is not None and (len(shape) != 2 or not _agree(shape[1], time)):
-            raise InputError(
-                f"`{name}` has the shape [batch, {time}]. Received: shape {list(shape)}"
-            )
-
-    if cross:
-        return _places(query_time, padding_mask), _places(key_time, key_padding_mask)
-    if padding_mask is None and source_mask is None:
-        position = ops.arange(query_time, dtype="int32")[None] + query_offset
-        return Places(position), _places(key_time)
-    keys = _places(key_time, padding_mask, source_mask)
-    if same and _is_int(query_offset) and query_offset == 0:
-        return keys, keys
-    if _is_int(query_offset) and query_offset + query_time > key_time:
-        raise InputError(
-            f"queries beyond the last key: {query_time} queries from {query_offset} on are not "
-            f"among the {key_time} keys that padding_mask or source_mask describes. "
-            f"Received: query_offset={query_offset}"
-        )
-    window = ops.arange(query_time, dtype="int32") + query_offset
-    parts = (keys.position, keys.segment, keys.document, keys.in_source)
-    return Places(*(None if x is None else ops.take(x, window, axis=1) for x in parts)), keys
-
-
-def _places(time, padding_mask=None, source_mask=None):
-    from keras import ops
-
-    clock = ops.arange(time, dtype="int32")[None]
-    if padding_mask is None:
-        start, segment, document = 0, None, None
-    else:
-        segment = ops.cast(padding_mask, "int32")
-        document, start = _documents(segment)
-    if source_mask is None:
-        return Places(clock - start, segment, document)
-    target = ops.cast(source_mask, "int32") == 0
-    clock = clock + ops.zeros_like(source_mask, dtype="int32")
-    if segment is not None:
-        target = ops.logical_and(target, segment != 0)
-    last_target = _cumulative_max(ops.where(target, clock, -1))
-    return Places(clock - start, segment, document, in_source=last_target < start)
-
-
-def _documents(segment):
-    """The document of each token, padding included, and the time at which it begins."""
-    from keras import ops
-
-    document = _cumulative_max(segment)
-    before = ops.concatenate([ops.zeros_like(document[:, :1]), document[:, :-1]], axis=1)
-    clock = ops.arange(ops.shape(segment)[1], dtype="int32")[None]
-    return document, _cumulative_max(ops.where(document != before, clock, 0))
-
-
-def _cumulative_max(x):
-    """Along time, [batch, time] of integers of at least -1."""
-    from keras import ops
-
-    if _is_int(x.shape[1]) and x.shape[1] <= SHORT:
-        # One fused loop, where a scan would be a tower of slices to compile.
-        clock = ops.arange(x.shape[1])
-        return ops.max(ops.where(clock[:, None] >= clock[None, :], x[:, None, :], -1), axis=2)
-    scanned = ops.cast(ops.associative_scan(ops.maximum, x, axis=1), "int32")
-    return ops.reshape(scanned, ops.shape(x))  # TensorFlow loses the rank in a graph
-
-
-def _agree(received, expected):
-    return received is None or not _is_int(expected) or received == expected

@@ -16,13 +16,14 @@ LEAVES = {"errors", "vocabulary"}
 BELOW = {
     "errors": set(),
     "vocabulary": set(),
-    "masks": {"errors"},
+    "places": {"errors"},
+    "masks": {"errors", "places"},
     "objectives": LEAVES,
     "config": LEAVES | {"masks", "objectives"},
     "data": LEAVES | {"masks", "objectives", "config"},
-    "ops": LEAVES | {"masks"},
-    "layers": LEAVES | {"masks", "ops"},
-    "models": LEAVES | {"masks", "objectives", "config", "ops", "layers"},
+    "ops": LEAVES | {"places", "masks"},
+    "layers": LEAVES | {"places", "masks", "ops"},
+    "models": LEAVES | {"places", "masks", "objectives", "config", "ops", "layers"},
 }
 BELOW["presets"] = BELOW["models"] | {"models"}
 BELOW["convert"] = BELOW["models"] | {"models"}

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from kzoo import masks
 from kzoo.errors import InputError
+from kzoo.places import document_positions
 
 pytestmark = pytest.mark.backends
 
@@ -314,7 +315,7 @@ def test_keras_takes_a_dense_mask():
 
 
 def test_document_positions_restart():
-    got = masks.document_positions([[0, 1, 1, 0, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
+    got = document_positions([[0, 1, 1, 0, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1, 1, 1]])
     assert keras.ops.convert_to_numpy(got).tolist() == [
         [0, 0, 1, 2, 3, 0, 1, 2],
         [0, 1, 2, 3, 4, 5, 6, 7],

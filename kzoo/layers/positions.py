@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from kzoo.layers.initializers import SeededNormal, derive_seed
-from kzoo.masks import document_positions
+from kzoo.places import document_positions
 
 
 class _AddedPositions(keras.layers.Layer):

@@ -69,6 +69,12 @@ class _Task(PathWeights):
             weighted_metrics = [BitsPerByte()]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
+    def fit(self, *args, **kwargs):
+        """As `keras.Model.fit`. Rows are taken in the order in which they come, strings and
+        arrays too; `kzoo.data.load` gives a dataset that is shuffled anew in each epoch."""
+        kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle
+        return super().fit(*args, **kwargs)
+
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if isinstance(x, dict) and "token_ids" in x:
             self._check_tokens(x)
@@ -178,6 +184,9 @@ class CausalLM(_Task, keras_hub.models.CausalLM):
     backbone_cls = SingleStackBackbone
     preprocessor_cls = CausalLMPreprocessor
     default_objective = "causal_lm"
+
+    def generate(self, *args, **kwargs):
+        raise NotImplementedError("kzoo's models do not generate text yet; `score` rates texts.")
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

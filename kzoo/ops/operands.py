@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from kzoo import masks
+from kzoo import masks, places
 from kzoo.errors import InputError
 
 
@@ -53,7 +53,7 @@ def prepare(
         raise InputError(f"the heads of q are a multiple of those of k. Received: {shapes}")
 
     static = q.shape[1] is not None and k.shape[1] is not None
-    queries, keys = masks.places(
+    queries, keys = places.places(
         mask,
         ops.shape(q)[1],
         None if static and q.shape[1] == k.shape[1] else ops.shape(k)[1],

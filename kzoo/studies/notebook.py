@@ -71,8 +71,10 @@ def compare(arms, data="pydoc", *, seeds=2, steps=300, directory=None, progress=
         arms = {name: (name, {}) for name in arms}
     fields = {}
     for label, arm in arms.items():
-        name, overrides = (arm, {}) if isinstance(arm, str) else arm
-        fields[label] = {"preset": name, "overrides": overrides}
+        arm = (arm, {}) if isinstance(arm, str) else arm
+        if not isinstance(arm, tuple | list) or len(arm) != 2:
+            raise InputError(f"the arm {label!r} is a pair (name, overrides). Received: {arm!r}")
+        fields[label] = {"preset": arm[0], "overrides": arm[1]}
     study = Study.from_dict(
         {"arms": fields, "data": data, "seeds": seeds, "steps": steps, **settings}
     )

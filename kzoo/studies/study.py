@@ -103,7 +103,7 @@ class Study:
         """
         path = Path(path)
         if not path.is_file():
-            raise InputError(f"a study is a JSON file. Received: {path}, which is none")
+            raise InputError(f"no such file; a study is a JSON file. Received: {path}")
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:

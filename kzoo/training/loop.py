@@ -131,8 +131,7 @@ def train(program, splits, steps, *, evaluations=1, path=None, on_step=lambda st
             continue
         begin = time.perf_counter()
         batches = _read(splits.train.repeat()[start:end])
-        fit = {"callbacks": [recorder], "shuffle": False, "verbose": 0}
-        program.model.fit(batches, steps_per_epoch=end - start, **fit)
+        program.model.fit(batches, steps_per_epoch=end - start, callbacks=[recorder], verbose=0)
         outcome.seconds += time.perf_counter() - begin
         if not outcome.finite:
             break
