@@ -96,7 +96,8 @@ def places(
     keys = _places(key_time, padding_mask, source_mask)
     if same and is_integer(query_offset) and query_offset == 0:
         return keys, keys
-    if is_integer(query_offset) and query_offset + query_time > key_time:
+    static = all(map(is_integer, (query_offset, query_time, key_time)))
+    if static and query_offset + query_time > key_time:
         raise InputError(
             f"queries beyond the last key: {query_time} queries from {query_offset} on are not "
             f"among the {key_time} keys that padding_mask or source_mask describes. "
@@ -140,9 +141,10 @@ def _cumulative_max(x):
     """Along time, [batch, time] of integers of at least -1."""
     from keras import ops
 
-    if is_integer(x.shape[1]) and x.shape[1] <= SHORT:
-        # One fused loop, where a scan would be a tower of slices to compile.
-        clock = ops.arange(x.shape[1])
+    if x.shape[1] is None or x.shape[1] <= SHORT:
+        # One fused loop, where a scan would be a tower of slices to compile (and TensorFlow
+        # has no scan over a time that it does not know).
+        clock = ops.arange(ops.shape(x)[1])
         return ops.max(ops.where(clock[:, None] >= clock[None, :], x[:, None, :], -1), axis=2)
     scanned = ops.cast(ops.associative_scan(ops.maximum, x, axis=1), "int32")
     return ops.reshape(scanned, ops.shape(x))  # TensorFlow loses the rank in a graph

@@ -69,11 +69,33 @@ class _Task(PathWeights):
             weighted_metrics = [BitsPerByte()]
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
-    def fit(self, *args, **kwargs):
+    # keras-hub takes an error in its pipeline for a wish for tf.data, where values cannot be
+    # checked: so strings and pairs become tokens here, once, and tokens are checked.
+    def fit(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """As `keras.Model.fit`. Rows are taken in the order in which they come, strings and
         arrays too; `kzoo.data.load` gives a dataset that is shuffled anew in each epoch."""
+        x, y, sample_weight = self._read(x, y, sample_weight)
+        held_out = kwargs.get("validation_data")
+        if isinstance(held_out, dict | list | tuple):
+            parts = keras.utils.unpack_x_y_sample_weight(held_out)
+            kwargs["validation_data"] = self._read(*parts)
         kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle
-        return super().fit(*args, **kwargs)
+        return super().fit(x, y, batch_size, sample_weight, **kwargs)
+
+    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+        x, y, sample_weight = self._read(x, y, sample_weight)
+        return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
+
+    def predict(self, x=None, batch_size=None, **kwargs):
+        return super().predict(self._read(x)[0], batch_size, **kwargs)
+
+    def _read(self, x, y=None, sample_weight=None):
+        if not isinstance(x, dict | list | tuple):
+            return x, y, sample_weight  # a dataset
+        if isinstance(x, dict) and "token_ids" in x:
+            self._check_tokens(x)
+            return x, y, sample_weight
+        return self.preprocessor.encode(*self.preprocessor.read(x))
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if isinstance(x, dict) and "token_ids" in x:
@@ -89,6 +111,11 @@ class _Task(PathWeights):
                 f"missing. Received: {', '.join(x)}"
             )
         ids = x["token_ids"]
+        longest, time = self.backbone.max_sequence_length, np.shape(ids)[-1]
+        if self.backbone.positions == "learned" and time > longest:
+            raise InputError(
+                f"learned positions reach to {longest} tokens. Received: {time} tokens"
+            )
         if isinstance(ids, np.ndarray) and ids.size:
             low, high = int(ids.min()), int(ids.max())
             size = self.backbone.vocabulary_size

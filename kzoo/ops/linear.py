@@ -248,14 +248,13 @@ def _from_neighbours(q, k, v, labels, edges):
     own = ops.matmul(ops.swapaxes(belongs(k, edges), -1, -2), v)
     joined = ops.cast(_all_equal(edges, before)[..., None], own.dtype)
 
-    def combine(a, b):
-        (joined_a, sum_a), (joined_b, sum_b) = a, b
-        return joined_a * joined_b, joined_b * sum_a + sum_b
+    def step(state, chunk):
+        joined, own = chunk
+        return joined * state + own, state
 
-    joined = ops.broadcast_to(joined, (*ops.shape(own)[:3], 1, 1))
-    _, state = ops.associative_scan(combine, (joined, own), axis=2)
-    state = ops.reshape(state, ops.shape(own))  # TensorFlow loses the rank in a graph
-    return ops.matmul(belongs(q, before), _shift(state))
+    chunks_first = [ops.moveaxis(x, 2, 0) for x in (joined, own)]
+    _, states = ops.scan(step, ops.zeros_like(own[:, :, 0]), tuple(chunks_first))
+    return ops.matmul(belongs(q, before), ops.moveaxis(states, 0, 2))
 
 
 # Queries and keys at different places -------------------------------------------------------

@@ -52,11 +52,12 @@ def prepare(
     if q.shape[2] % k.shape[2]:
         raise InputError(f"the heads of q are a multiple of those of k. Received: {shapes}")
 
-    static = q.shape[1] is not None and k.shape[1] is not None
+    # TensorFlow may not know the time; then queries and keys of no other place are one sequence.
+    apart = not _equal(q.shape[1], k.shape[1]) or key_padding_mask is not None
     queries, keys = places.places(
         mask,
         ops.shape(q)[1],
-        None if static and q.shape[1] == k.shape[1] else ops.shape(k)[1],
+        ops.shape(k)[1] if apart else None,
         query_offset=query_offset,
         padding_mask=padding_mask,
         source_mask=source_mask,
