@@ -572,6 +572,13 @@ def test_fit_refuses(models, data, said):
     refused(lambda: models["gpt"].fit(data, verbose=0), said)
 
 
+def test_keras_hub_does_not_drop_an_override(models, tmp_path):
+    presets.save(models["gpt"], tmp_path)
+    attempt = keras_hub.models.CausalLM.from_preset
+    refused(lambda: attempt(str(tmp_path), mechanism="linear"), "mechanism is the backbone's")
+    assert presets.load(tmp_path, mechanism="linear").config["mechanism"] == "linear"
+
+
 def test_sequences_longer_than_the_table_of_positions():
     model = load("gpt", positions="learned")
     ids = np.zeros((1, TIME + 1), "int32")

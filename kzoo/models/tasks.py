@@ -31,6 +31,12 @@ class _Task(PathWeights):
     """
 
     def __init__(self, backbone, preprocessor=None, objective=None, **kwargs):
+        for field in BACKBONE_FIELDS:
+            if field in kwargs:  # Keras would drop it without a word
+                raise InputError(
+                    f"{field} is the backbone's; kzoo.presets.load(directory, {field}=...) "
+                    f"overrides it. Received: {field}={kwargs[field]!r}"
+                )
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.objective = objectives.get(objective or self.default_objective)
