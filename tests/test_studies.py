@@ -131,6 +131,7 @@ def test_a_nan_stops_its_arm_and_not_the_others(monkeypatch, tmp_path):
     records = run(study(arms=arms, seeds=1), tmp_path, progress=False)
     assert [record["status"] for record in records] == ["nan", "finished"]
     assert records[0]["bits"] is None and records[0]["train_loss"] == []
+    assert "The loss became NaN in 1 run" in kzoo.studies.report(tmp_path).read_text()
     assert read(tmp_path)[1] == records
 
 
