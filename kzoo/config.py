@@ -35,7 +35,16 @@ DEFAULTS = {
 }
 CHOICES = {
     "mechanism": ("softmax", "linear"),
-    "feature_map": ("elu1", "relu", "exp"),
+    "feature_map": (
+        "elu1",
+        "relu",
+        "squared_relu",
+        "exp",
+        "softmax",
+        "taylor2",
+        "favor",
+        "hedgehog",
+    ),
     "stack": ("single",),
     "positions": ("none", "learned", "sinusoidal", "rotary"),
     "normalization": ("layer_norm", "rms_norm"),
@@ -83,8 +92,11 @@ def resolve(fields):
     if missing:
         raise InputError(f"a config needs the fields {', '.join(missing)}. Received: {fields!r}")
     for field, valid in CHOICES.items():
-        if config[field] not in valid:
-            raise unknown(f"value of {field}", config[field], valid)
+        value = config[field]
+        if field == "feature_map" and isinstance(value, dict) and len(value) == 1:
+            (value,) = value  # {"favor": {"features": 64}}
+        if value not in valid:
+            raise unknown(f"value of {field}", value, valid)
     _resolve_heads(config)
     for field in POSITIVE:
         if not _is_integer(config[field]) or config[field] < 1:
@@ -154,6 +166,8 @@ def count_parameters(config):
     heads, kv_heads = (config[name] * config["head_dim"] for name in ("num_heads", "kv_heads"))
     norm = d if config["normalization"] == "rms_norm" else 2 * d
     attention = (d + 1) * (heads + 2 * kv_heads) + (heads + 1) * d
+    if config["mechanism"] == "linear" and "hedgehog" in config["feature_map"]:
+        attention += 2 * heads * config["head_dim"]
     inner = 2 if config["activation"] in GATED else 1
     feed_forward = inner * (d + 1) * f + (f + 1) * d
     blocks = config["num_layers"] * (attention + feed_forward + 2 * norm)

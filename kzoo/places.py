@@ -90,12 +90,12 @@ def places(
 
     if cross:
         return _places(query_time, padding_mask), _places(key_time, key_padding_mask)
-    if padding_mask is None and source_mask is None:
-        position = ops.arange(query_time, dtype="int32")[None] + query_offset
-        return Places(position), _places(key_time)
     keys = _places(key_time, padding_mask, source_mask)
     if same and is_integer(query_offset) and query_offset == 0:
         return keys, keys
+    if padding_mask is None and source_mask is None:
+        position = ops.arange(query_time, dtype="int32")[None] + query_offset
+        return Places(position), keys
     static = all(map(is_integer, (query_offset, query_time, key_time)))
     if static and query_offset + query_time > key_time:
         raise InputError(

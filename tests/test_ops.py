@@ -1,3 +1,4 @@
+import keras
 import numpy as np
 import pytest
 from autodiff import value_and_gradients
@@ -123,7 +124,8 @@ def test_one_order_in_all_heads_equals_the_oracle(mechanism, mask):
         )
 
 
-@pytest.mark.parametrize("feature_map", ["elu1", "relu", "exp"])
+# `favor` draws seeded directions, `softmax` needs a bidirectional mask, `hedgehog` weights.
+@pytest.mark.parametrize("feature_map", ["elu1", "squared_relu", "taylor2", "favor"])
 def test_feature_maps_equal_the_oracle(feature_map):
     q, k, v, padding_mask, source_mask, cotangent = operands(21)
     kwargs = {"padding_mask": padding_mask, "source_mask": source_mask, "mask": ORDERS}
@@ -151,3 +153,168 @@ def test_cross_attention_sees_the_same_document(mechanism):
         assert_equals_oracle(
             (q, k, v), cotangent, mechanism, mask=mask, key_padding_mask=key_padding_mask, **padding
         )
+
+
+# Kernels ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    if keras.backend.backend() != "jax":
+        pytest.skip("the blockwise kernel is JAX's")
+    from kzoo.ops.kernels import blockwise
+
+    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 8)
+    monkeypatch.setattr(blockwise, "KEY_BLOCK", 4)
+
+
+@pytest.mark.parametrize("time", [24, 21, 3])
+def test_blockwise_softmax_equals_the_oracle(small_blocks, time):
+    q, k, v, padding_mask, source_mask, cotangent = operands(time)
+    kwargs = {"mask": ORDERS, "source_mask": source_mask, "implementation": "blockwise"}
+    oracle = {**kwargs}
+    del oracle["implementation"]
+    for padding in ({"padding_mask": padding_mask}, {}):
+        rows = slice(None) if padding else slice(0, 1)
+        arrays = [x[rows] for x in (q, k, v)]
+        kwargs["source_mask"] = oracle["source_mask"] = source_mask[rows]
+        expected, want = value_and_gradients(
+            lambda *x, p=padding: reference_attention(
+                *x, mechanism="softmax", dtype="float64", **oracle, **p
+            ),
+            arrays,
+            cotangent[rows],
+            "float64",
+        )
+        value, got = value_and_gradients(
+            lambda *x, p=padding: softmax_attention(*x, **kwargs, **p), arrays, cotangent[rows]
+        )
+        for a, b in zip([value, *got], [expected, *want], strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * max(1, np.abs(b).max()))
+
+
+def test_blockwise_softmax_takes_custom_masks_windows_and_two_sequences(small_blocks):
+    q, k, v, padding_mask, _, _ = operands(21, poison=False)
+    window = masks.causal() & masks.custom(lambda query, key: query - key < 5)
+    cases = [
+        ({"mask": window, "padding_mask": padding_mask}, slice(None)),
+        ({"mask": window, "padding_mask": padding_mask, "query_offset": 9}, slice(9, 15)),
+        ({"mask": "causal", "query_offset": 9}, slice(9, 15)),
+        ({"mask": "bidirectional", "key_padding_mask": padding_mask}, slice(0, 6)),
+    ]
+    for kwargs, rows in cases:
+        got = softmax_attention(q[:, rows], k, v, implementation="blockwise", **kwargs)
+        want = softmax_attention(q[:, rows], k, v, implementation="dense", **kwargs)
+        np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
+def test_blockwise_softmax_skips_blocks_that_the_mask_hides(small_blocks):
+    from kzoo.ops.kernels.blockwise import _arrays, _bounds, _meetings
+    from kzoo.places import places
+
+    def work(mask, **kwargs):
+        queries, keys = places(masks.get(mask), 32, **kwargs)
+        first, end = _bounds(_meetings(masks.get(mask), _arrays(queries, 8), _arrays(keys, 4)))
+        return int((end - first).sum())
+
+    assert work("bidirectional") == 4 * 8
+    assert work("causal") == work("reversed") == 2 + 4 + 6 + 8
+    source = (np.arange(32)[None] < 16).astype("int32")
+    assert work("prefix", source_mask=source) == 4 + 4 + 6 + 8
+    documents = 1 + np.arange(32)[None] // 8
+    assert work("bidirectional", padding_mask=documents) == 4 * 2
+
+
+def test_a_kernel_that_does_not_apply_raises_when_named():
+    q, k, v, *_ = operands(5, poison=False)
+    with pytest.raises(ValueError, match="did you mean 'blockwise'"):
+        softmax_attention(q, k, v, implementation="blockwize")
+    wrong = {"jax": "sdpa", "torch": "blockwise", "tensorflow": "sdpa"}[keras.backend.backend()]
+    with pytest.raises(ValueError, match="backend"):
+        softmax_attention(q, k, v, implementation=wrong)
+    if keras.backend.backend() == "jax":
+        with pytest.raises(ValueError, match="bias"):
+            softmax_attention(q, k, v, implementation="blockwise", bias=np.zeros((1, 1, 5, 5)))
+
+
+# States -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("cuts", [[9, 10], list(range(1, 21))], ids=["three parts", "token steps"])
+def test_split_and_resumed_linear_attention_equals_the_whole(cuts, rotary):
+    q, k, v, *_ = operands(21, poison=False, batch=2)
+    kwargs = {"mask": "causal", "rotary": rotary, "chunk_size": CHUNK}
+    whole, last = linear_attention(q, k, v, return_state=True, **kwargs)
+    state, parts = None, []
+    for start, end in zip([0, *cuts], [*cuts, 21], strict=True):
+        x = (x[:, start:end] for x in (q, k, v))
+        offset = np.array([start, start])
+        more = {"initial_state": state, "return_state": True, "query_offset": offset}
+        part, state = linear_attention(*x, **kwargs, **more)
+        parts.append(ops.convert_to_numpy(part))
+    np.testing.assert_allclose(np.concatenate(parts, 1), whole, rtol=2e-5, atol=2e-5)
+    for name in last:
+        np.testing.assert_allclose(state[name], last[name], rtol=2e-5, atol=2e-5)
+
+
+def test_a_prefix_goes_on_causally_from_its_state():
+    q, k, v, *_ = operands(21, poison=False, batch=1)
+    source_mask = (np.arange(21)[None] < 9).astype("int32")
+    whole = linear_attention(q, k, v, "prefix", source_mask=source_mask)
+    first = [x[:, :9] for x in (q, k, v)]
+    source, state = linear_attention(*first, "bidirectional", return_state=True)
+    rest = linear_attention(*(x[:, 9:] for x in (q, k, v)), "causal", initial_state=state)
+    np.testing.assert_allclose(source, whole[:, :9], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(rest, whole[:, 9:], rtol=2e-5, atol=2e-5)
+
+
+def test_a_state_belongs_to_the_first_document_and_comes_of_the_last():
+    q, k, v, *_ = operands(21, poison=False, batch=1)
+    _, state = linear_attention(q[:, :5], k[:, :5], v[:, :5], "causal", return_state=True)
+    rows = np.array([[0, 0, *[1] * 6, *[2] * 8]])
+    later = [x[:, 5:] for x in (q, k, v)]
+    for chunk_size in (4, 64):
+        kwargs = {"mask": "causal", "initial_state": state, "chunk_size": chunk_size}
+        out, last = linear_attention(*later, padding_mask=rows, return_state=True, **kwargs)
+        # The first document goes on from the state; the second knows of neither.
+        first = np.r_[0:5, 7:13]
+        expected = linear_attention(*(x[:, first] for x in (q, k, v)), "causal")
+        np.testing.assert_allclose(out[:, 2:8], expected[:, 5:], rtol=2e-5, atol=2e-5)
+        alone = [x[:, 13:] for x in (q, k, v)]
+        expected, ends = linear_attention(*alone, "causal", return_state=True)
+        np.testing.assert_allclose(out[:, 8:], expected, rtol=2e-5, atol=2e-5)
+        for name in ends:
+            np.testing.assert_allclose(last[name], ends[name], rtol=2e-5, atol=2e-5)
+
+
+def test_gradients_flow_through_a_state():
+    q, k, v, *_, cotangent = operands(21, poison=False, batch=2)
+
+    def resumed(q, k, v):
+        first, state = linear_attention(
+            q[:, :13], k[:, :13], v[:, :13], "causal", return_state=True, chunk_size=4
+        )
+        rest = linear_attention(
+            q[:, 13:], k[:, 13:], v[:, 13:], "causal", initial_state=state, chunk_size=4
+        )
+        return ops.concatenate([first, rest], axis=1)
+
+    want = value_and_gradients(lambda *x: linear_attention(*x, "causal"), (q, k, v), cotangent)
+    got = value_and_gradients(resumed, (q, k, v), cotangent)
+    for a, b in zip([got[0], *got[1]], [want[0], *want[1]], strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("mask", ["reversed", {"block": {"size": 3}}, "permuted"])
+def test_masks_under_which_no_state_is_enough_are_refused(mask):
+    q, k, v, *_ = operands(5, poison=False)
+    with pytest.raises(ValueError, match="a state sums keys that all later tokens see"):
+        linear_attention(q, k, v, mask, return_state=True)
+
+
+def test_feature_maps_of_the_whole_sequence_need_a_mask_that_shows_it():
+    q, k, v, *_ = operands(5, poison=False)
+    with pytest.raises(ValueError, match="later keys"):
+        linear_attention(q, k, v, "causal", feature_map="softmax")
+    assert np.isfinite(linear_attention(q, k, v, feature_map="softmax")).all()

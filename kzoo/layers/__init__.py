@@ -1,6 +1,6 @@
 """Keras layers over `kzoo.ops`: attention, positions, feed-forward, block, embedding."""
 
-from kzoo.layers.attention import Attention
+from kzoo.layers.attention import Attention, LinearAttention, SoftmaxAttention, kernels
 from kzoo.layers.block import Block
 from kzoo.layers.embedding import TokenEmbedding
 from kzoo.layers.feed_forward import FeedForward
@@ -12,8 +12,11 @@ __all__ = [
     "Block",
     "FeedForward",
     "LearnedPositions",
+    "LinearAttention",
     "SeededNormal",
     "SinusoidalPositions",
+    "SoftmaxAttention",
     "TokenEmbedding",
     "derive_seed",
+    "kernels",
 ]

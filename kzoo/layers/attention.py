@@ -1,4 +1,4 @@
-"""Self-attention: any mask, softmax or linear."""
+"""Attention under any mask, softmax or linear, of one sequence or of two."""
 
 import keras
 from keras import ops
@@ -7,23 +7,25 @@ from kzoo import masks
 from kzoo.errors import InputError, unknown
 from kzoo.layers.initializers import RESIDUAL_SCALE, dense
 from kzoo.ops import feature_maps, linear_attention, reference_attention, softmax_attention
+from kzoo.ops.choice import Shape, kernel_for
 
 MECHANISMS = ("softmax", "linear")
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
 class Attention(keras.layers.Layer):
-    """Multi-head self-attention under any mask.
+    """Multi-head attention under any mask, of one sequence or of a second one.
 
     Its variables, their shapes and their initial values are the same for every mask and
-    mechanism.
+    mechanism (a learned feature map has weights of its own besides).
 
     Args:
         num_heads: number of heads.
         head_dim: size of a head.
         mechanism: `"softmax"` or `"linear"`.
         mask: a mask spec or `Mask` that does not differ by layer.
-        feature_map: of linear attention, a name in `kzoo.ops.feature_maps.NAMES`.
+        feature_map: of linear attention, a name, JSON or `FeatureMap` of
+            `kzoo.ops.feature_maps`.
         kv_heads: number of heads of keys and values, a divisor of `num_heads`; the same
             number by default.
         rotary: rotate by the place within the document.
@@ -31,17 +33,27 @@ class Attention(keras.layers.Layer):
         seed: integer from which the initial values derive.
 
     Call arguments:
-        inputs: floats [batch, time, hidden_dim].
-        padding_mask: integers [batch, time]: 0 padding, k the k-th document of the row.
-        source_mask: integers [batch, time], 1 for source; needed by a prefix mask.
+        query: floats [batch, query_time, width].
+        value: floats [batch, key_time, value_width]: another sequence, which the queries look
+            at. By default they look at their own.
+        key: like `value`, which it is by default.
+        padding_mask: integers [batch, query_time]: 0 padding, k the k-th document of the row.
+        source_mask: integers [batch, query_time], 1 for source; needed by a prefix mask.
+        key_padding_mask: integers [batch, key_time], beside a `value`: 0 padding, k what the
+            k-th document of the queries looks at.
+        query_mask, value_mask: the masks that Keras hands on, from `Embedding(mask_zero=True)`
+            say; they stand in where `padding_mask` and `key_padding_mask` are not given.
+        initial_state, return_state, query_offset: of linear attention, as in
+            `kzoo.ops.linear_attention`: to go on where an earlier call ended.
 
     Returns:
-        Floats [batch, time, hidden_dim]; at padded positions the bias of the output
-        projection.
+        Floats [batch, query_time, width]; at padded positions the bias of the output
+        projection. With `return_state` also the state.
 
     Raises:
         InputError: for an unknown mechanism or feature map, heads that do not divide, a mask
-            that does not tile the heads, or one that linear attention cannot follow.
+            that does not tile the heads, or one that linear attention or the feature map
+            cannot follow; a state of softmax attention.
 
     Example:
         >>> layer = Attention(4, 16, mechanism="linear", mask="half_heads")
@@ -67,84 +79,168 @@ class Attention(keras.layers.Layer):
         self.head_dim = head_dim
         self.mechanism = mechanism
         self.mask = masks.get(mask)
-        self.feature_map = feature_map
+        self.feature_map = feature_maps.get(feature_map)
         self.kv_heads = kv_heads or num_heads
         self.rotary = rotary
         self.use_bias = use_bias
         self.seed = seed
+        self.supports_masking = True
         if mechanism not in MECHANISMS:
             raise unknown("mechanism", mechanism, MECHANISMS)
-        feature_maps.get(feature_map)
         if num_heads % self.kv_heads:
             raise InputError(f"kv_heads divides num_heads={num_heads}. Received: {kv_heads}")
         if rotary and head_dim % 2:
             raise InputError(f"rotary positions need an even head_dim. Received: {head_dim}")
-        for head in self.mask.per_head(num_heads):
-            if mechanism == "linear" and not isinstance(head, masks.Order):
-                raise InputError(
-                    f"linear attention follows orders, not custom masks or &. Received: {head!r}"
-                )
+        heads = self.mask.per_head(num_heads)
+        if mechanism == "linear":
+            for head in heads:
+                if not isinstance(head, masks.Order):
+                    raise InputError(
+                        "linear attention follows orders, not custom masks or &. "
+                        f"Received: {head!r}"
+                    )
+            self.feature_map.check(heads)
 
-    def build(self, input_shape):
-        width, inner = input_shape[-1], self.num_heads * self.head_dim
+    def build(self, query_shape, value_shape=None, key_shape=None):
+        width, inner = query_shape[-1], self.num_heads * self.head_dim
+        value_shape = value_shape or query_shape
+        key_width = (key_shape or value_shape)[-1]
 
         def project(inputs, units, name, scale=1.0):
             kwargs = {"use_bias": self.use_bias, "dtype": self.dtype_policy}
             return dense(inputs, units, self.seed, name, scale, **kwargs)
 
         self.query = project(width, inner, "query")
-        self.key = project(width, self.kv_heads * self.head_dim, "key")
-        self.value = project(width, self.kv_heads * self.head_dim, "value")
+        self.key = project(key_width, self.kv_heads * self.head_dim, "key")
+        self.value = project(value_shape[-1], self.kv_heads * self.head_dim, "value")
         self.output_dense = project(inner, width, "output_dense", RESIDUAL_SCALE)
+        self.feature_weights = {}
+        if self.mechanism == "linear":
+            initial = self.feature_map.initial_weights(self.num_heads, self.head_dim)
+            for name, values in initial.items():  # [heads, dim, features] as a matrix
+                matrix = values.reshape(-1, values.shape[-1])
+                self.feature_weights[name] = self.add_weight(
+                    name=f"feature_map_{name}",
+                    shape=matrix.shape,
+                    initializer=lambda shape, dtype, matrix=matrix: ops.cast(matrix, dtype),
+                )
 
-    def compute_output_spec(self, inputs, **kwargs):
-        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+    def compute_output_spec(self, query, *args, return_state=False, **kwargs):
+        out = keras.KerasTensor(query.shape, dtype=self.compute_dtype)
+        if not return_state:
+            return out
+        shape = (query.shape[0], self.num_heads, self.feature_map.size(self.head_dim))
+        return out, {
+            "matrix": keras.KerasTensor((*shape, self.head_dim), dtype="float32"),
+            "normaliser": keras.KerasTensor(shape, dtype="float32"),
+        }
 
-    def call(self, inputs, padding_mask=None, source_mask=None):
-        x = self.attend(inputs, padding_mask, source_mask)
-        time = ops.shape(inputs)[1]
-        return self.output_dense(ops.reshape(x, (-1, time, self.num_heads * self.head_dim)))
-
-    def attend(self, inputs, padding_mask=None, source_mask=None):
-        """What the heads gather, before the output projection: [batch, time, heads, head_dim]."""
-        q, k, v = self._project(inputs)
-        kwargs = {"padding_mask": padding_mask, "source_mask": source_mask, "rotary": self.rotary}
-        if self.mechanism == "softmax":
-            return softmax_attention(q, k, v, self.mask, **kwargs)
-        return linear_attention(q, k, v, self.mask, feature_map=self.feature_map, **kwargs)
-
-    @property
-    def kernel(self):
-        """What computes this attention, on every backend and platform."""
-        return {"softmax": "dense", "linear": "chunked"}[self.mechanism]
-
-    def attention_weights(self, inputs, padding_mask=None, source_mask=None):
-        """The weights as a dense matrix, for a look: [batch, heads, query_time, key_time]."""
-        q, k, v = self._project(inputs)
-        _, weights = reference_attention(
-            q,
-            k,
-            v,
-            self.mask,
-            mechanism=self.mechanism,
-            feature_map=self.feature_map,
+    def call(
+        self,
+        query,
+        value=None,
+        key=None,
+        padding_mask=None,
+        source_mask=None,
+        key_padding_mask=None,
+        query_mask=None,
+        value_mask=None,
+        initial_state=None,
+        return_state=False,
+        query_offset=0,
+    ):
+        padding_mask = query_mask if padding_mask is None else padding_mask
+        if value is not None and key_padding_mask is None:
+            key_padding_mask = value_mask
+        x = self.attend(
+            query,
+            value,
+            key,
             padding_mask=padding_mask,
             source_mask=source_mask,
-            rotary=self.rotary,
+            key_padding_mask=key_padding_mask,
+            query_offset=query_offset,
+            **self._states(initial_state, return_state),
+        )
+        x, *state = x if return_state else (x,)
+        x = ops.reshape(x, (-1, ops.shape(query)[1], self.num_heads * self.head_dim))
+        return (self.output_dense(x), *state) if return_state else self.output_dense(x)
+
+    def attend(self, query, value=None, key=None, **kwargs):
+        """What the heads gather, before the output projection: [batch, time, heads, head_dim].
+
+        Further arguments are those of `kzoo.ops.softmax_attention` or `linear_attention`.
+        """
+        operands = self._project(query, value, key)
+        if value is not None and kwargs.get("key_padding_mask") is None:
+            # Two sequences even where they are equally long: all of it is there.
+            kwargs["key_padding_mask"] = ops.ones((1, ops.shape(value)[1]), dtype="int32")
+        if self.mechanism == "softmax":
+            return softmax_attention(*operands, self.mask, rotary=self.rotary, **kwargs)
+        return linear_attention(*operands, self.mask, **self._linear(), **kwargs)
+
+    def kernel_for(self, query_time, platform, key_time=None, padded=True):
+        """The kernel that computes this attention, a name of `kzoo.ops.choice.KERNELS`."""
+        shape = Shape(
+            query_time=query_time,
+            key_time=key_time or query_time,
+            num_heads=self.num_heads,
+            dim=self.head_dim,
+            value_dim=self.head_dim,
+            mask=self.mask,
+            padded=padded,
+            same_places=key_time is None,
+        )
+        return kernel_for(self.mechanism, shape, keras.backend.backend(), platform)
+
+    def attention_weights(self, query, value=None, key=None, **kwargs):
+        """The weights as a dense matrix, for a look: [batch, heads, query_time, key_time].
+
+        Arguments as in the call: `padding_mask`, `source_mask`, `key_padding_mask`.
+        """
+        linear = self._linear() if self.mechanism == "linear" else {"rotary": self.rotary}
+        _, weights = reference_attention(
+            *self._project(query, value, key),
+            self.mask,
+            mechanism=self.mechanism,
             return_weights=True,
+            **linear,
+            **kwargs,
         )
         return weights
 
-    def _project(self, inputs):
-        time = ops.shape(inputs)[1]
+    def _linear(self):
+        weights = {
+            name: ops.reshape(matrix, (self.num_heads, self.head_dim, -1))
+            for name, matrix in self.feature_weights.items()
+        }
+        return {
+            "feature_map": self.feature_map,
+            "feature_weights": weights or None,
+            "rotary": self.rotary,
+        }
+
+    def _states(self, initial_state, return_state):
+        if self.mechanism == "linear":
+            return {"initial_state": initial_state, "return_state": return_state}
+        if initial_state is not None or return_state:
+            raise InputError(
+                "only linear attention has a state of fixed size; use mechanism='linear'. "
+                f"Received: mechanism={self.mechanism!r} with a state"
+            )
+        return {}
+
+    def _project(self, query, value, key):
+        value = query if value is None else value
+        key = value if key is None else key
 
         def split(x, heads):
-            return ops.reshape(x, (-1, time, heads, self.head_dim))
+            return ops.reshape(x, (-1, ops.shape(x)[1], heads, self.head_dim))
 
         return (
-            split(self.query(inputs), self.num_heads),
-            split(self.key(inputs), self.kv_heads),
-            split(self.value(inputs), self.kv_heads),
+            split(self.query(query), self.num_heads),
+            split(self.key(key), self.kv_heads),
+            split(self.value(value), self.kv_heads),
         )
 
     def get_config(self):
@@ -154,9 +250,75 @@ class Attention(keras.layers.Layer):
             "head_dim": self.head_dim,
             "mechanism": self.mechanism,
             "mask": self.mask.get_config(),
-            "feature_map": self.feature_map,
+            "feature_map": self.feature_map.get_config(),
             "kv_heads": self.kv_heads,
             "rotary": self.rotary,
             "use_bias": self.use_bias,
             "seed": self.seed,
         }
+
+
+class _OneMechanism(Attention):
+    def __init__(self, num_heads, head_dim, mask="bidirectional", **kwargs):
+        super().__init__(num_heads, head_dim, mechanism=self.only, mask=mask, **kwargs)
+
+    def get_config(self):
+        config = super().get_config()
+        del config["mechanism"]
+        return config
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class SoftmaxAttention(_OneMechanism):
+    """`Attention` with `mechanism="softmax"`: the same arguments and call.
+
+    Example:
+        >>> SoftmaxAttention(4, 16, mask="causal")(np.zeros((2, 10, 64))).shape
+        (2, 10, 64)
+    """
+
+    only = "softmax"
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class LinearAttention(_OneMechanism):
+    """`Attention` with `mechanism="linear"`: the same arguments and call.
+
+    Example:
+        >>> layer = LinearAttention(4, 16, mask="causal", feature_map="relu")
+        >>> out, state = layer(first, return_state=True)
+        >>> out = layer(second, initial_state=state)
+    """
+
+    only = "linear"
+
+
+def kernels(model, batch_shape, platform):
+    """Which kernel each attention layer of a model runs.
+
+    Args:
+        model: a Keras model, ours or one with our layers in it.
+        batch_shape: `(batch, time)` of the tokens; for a second sequence `(batch, time,
+            key_time)`.
+        platform: `"cpu"`, `"gpu"` or `"tpu"`.
+
+    Returns:
+        A dict from the paths of the `Attention` layers to names of `kzoo.ops.choice.KERNELS`,
+        with a padding mask.
+
+    Raises:
+        InputError: for an unknown platform, or a shape that is none.
+
+    Example:
+        >>> kernels(kzoo.presets.load("gpt_nano"), (8, 1024), "tpu")
+        {'block_0/attention': 'splash', 'block_1/attention': 'splash'}
+    """
+    if platform not in ("cpu", "gpu", "tpu"):
+        raise unknown("platform", platform, ["cpu", "gpu", "tpu"])
+    if not isinstance(batch_shape, tuple | list) or len(batch_shape) not in (2, 3):
+        raise InputError(f"batch_shape is (batch, time). Received: {batch_shape!r}")
+    return {
+        layer.path: layer.kernel_for(batch_shape[1], platform, *batch_shape[2:])
+        for layer in model._flatten_layers()
+        if isinstance(layer, Attention)
+    }

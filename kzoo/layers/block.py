@@ -104,7 +104,8 @@ class Block(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def call(self, inputs, padding_mask=None, source_mask=None, training=None):
-        x = self.attention(self.attention_inputs(inputs), padding_mask, source_mask)
+        masks = {"padding_mask": padding_mask, "source_mask": source_mask}
+        x = self.attention(self.attention_inputs(inputs), **masks)
         x = inputs + self.attention_dropout(x, training=training)
         if self.norm_placement == "pre":
             y = self.feed_forward(self.feed_forward_norm(x))
@@ -125,7 +126,7 @@ class Block(keras.layers.Layer):
             "intermediate_dim": self.feed_forward.intermediate_dim,
             "mechanism": self.attention.mechanism,
             "mask": self.attention.mask.get_config(),
-            "feature_map": self.attention.feature_map,
+            "feature_map": self.attention.feature_map.get_config(),
             "kv_heads": self.attention.kv_heads,
             "rotary": self.attention.rotary,
             "activation": self.feed_forward.activation,

@@ -14,6 +14,7 @@ from kzoo.layers import (
 )
 from kzoo.layers.block import norm
 from kzoo.models.weights import PathWeights
+from kzoo.ops import feature_maps
 
 POSITIONS = ("none", "learned", "sinusoidal", "rotary")
 
@@ -145,7 +146,7 @@ class SingleStackBackbone(PathWeights, keras_hub.models.Backbone):
         self.hidden_dim = hidden_dim
         self.intermediate_dim = intermediate_dim
         self.max_sequence_length = max_sequence_length
-        self.feature_map = feature_map
+        self.feature_map = feature_maps.get(feature_map)  # not the spec: Keras wraps dicts
         self.kv_heads = kv_heads or num_heads
         self.head_dim = head_dim
         self.positions = positions
@@ -167,7 +168,7 @@ class SingleStackBackbone(PathWeights, keras_hub.models.Backbone):
             "max_sequence_length": self.max_sequence_length,
             "mask": self.mask.get_config(),
             "mechanism": self.mechanism,
-            "feature_map": self.feature_map,
+            "feature_map": self.feature_map.get_config(),
             "kv_heads": self.kv_heads,
             "head_dim": self.head_dim,
             "positions": self.positions,

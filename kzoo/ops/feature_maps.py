@@ -1,38 +1,360 @@
 """Feature maps φ of linear attention: the weight of (query, key) is φ(q)·φ(k), normalised.
 
-Each maps [..., dim] to non-negative [..., features] in the dtype that it receives.
+A map is static, hashable and JSON (`get`, `get_config`). It takes floats [batch, time, heads, dim]
+to [batch, time, heads, size(dim)] in the same dtype, and computes in float32 at least. Only ratios
+of weights count, so a query's features may carry any factor of their own (here, some sum to 1: no
+query is too long for floating point), while the factor of a key's features is its importance and
+must not depend on later keys. φ(0) is not 0, so whoever has padding hides φ(k) there.
 """
 
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+
+import keras
+import numpy as np
 from keras import ops
 
-from kzoo.errors import unknown
+from kzoo.errors import InputError, unknown
+from kzoo.masks import Bidirectional
+from kzoo.places import document_positions, is_integer
 
 
-def elu1(x):
-    """elu(x) + 1 (Katharopoulos et al. 2020, arXiv:2006.16236, equation 7)."""
-    return ops.where(x > 0, x + 1, ops.exp(ops.minimum(x, 0)))
+@dataclasses.dataclass(frozen=True)
+class FeatureMap:
+    """Base of all feature maps. Build one with `get(spec)`.
 
-
-def relu(x):
-    """max(x, 0) (Performer-ReLU, Choromanski et al. 2021, arXiv:2009.14794).
-
-    A query without a positive entry, or without a visible key that shares one, attends to
-    nothing and gives 0.
+    Attributes:
+        whole_sequence: whether a key's features depend on all keys of its document.
+        learned: whether it takes weights.
+        of_products: whether φ(q)·φ(k) is about a function of q·k, so that rotary positions turn
+            q and k before the map, as under softmax, and not its features.
     """
-    return ops.relu(x)
+
+    whole_sequence = False
+    learned = False
+    of_products = False
+
+    def size(self, dim):
+        """The number of features of a head of size `dim`."""
+        return dim
+
+    def weight_shapes(self, num_heads, dim):
+        """The shapes of the weights by name; `num_heads` is the number of heads of x."""
+        return {}
+
+    def initial_weights(self, num_heads, dim):
+        """Their initial values, float32 NumPy arrays by name: identities."""
+        shapes = self.weight_shapes(num_heads, dim)
+        return {name: np.tile(np.eye(dim, dtype="float32"), (num_heads, 1, 1)) for name in shapes}
+
+    def query(self, x, weights=None):
+        """The features [batch, time, heads, size(dim)], in the dtype of x, of queries.
+
+        Args:
+            x: floats [batch, time, heads, dim].
+            weights: tensors by name, of `weight_shapes`; None unless the map is learned.
+
+        Raises:
+            InputError: if the shape, the dtype or the names of the weights are wrong.
+        """
+        return self._features(x, weights, "query_kernel", self._query)
+
+    def key(self, x, weights=None, segment=None):
+        """The features of keys; as `query`.
+
+        Args:
+            segment: integers [batch or 1, time], 0 for padding, k for the k-th document, None
+                for one document. Only a map of the whole sequence looks at it.
+        """
+        return self._features(x, weights, "key_kernel", lambda *args: self._key(*args, segment))
+
+    def check(self, orders):
+        """`InputError` if the map cannot stand under one of `orders`, the masks of the heads."""
+        for order in orders:
+            if self.whole_sequence and order != Bidirectional():
+                raise InputError(
+                    f"the feature map {self.name!r} normalises keys over time, so a key's weight "
+                    "would depend on later keys, or on others that the query must not see; it "
+                    f"needs a bidirectional mask. Received: {order!r}"
+                )
+
+    def get_config(self):
+        """The JSON spec of this map: `get(map.get_config()) == map`."""
+        fields = dataclasses.asdict(self)
+        return {self.name: fields} if fields else self.name
+
+    def _features(self, x, weights, kernel, features):
+        x = ops.convert_to_tensor(x)
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        if len(x.shape) != 4 or not keras.backend.is_float_dtype(dtype):
+            raise InputError(
+                "features are of floats [batch, time, heads, dim]. "
+                f"Received: {dtype}, shape {list(x.shape)}"
+            )
+        names, received = sorted(self.weight_shapes(*x.shape[2:])), sorted(weights or {})
+        if received != names:
+            raise InputError(
+                f"the feature map {self.name!r} takes the weights {names}. Received: {received}"
+            )
+        x = ops.cast(x, "float64" if dtype == "float64" else "float32")
+        arguments = [x, ops.cast(weights[kernel], x.dtype)] if self.learned else [x]
+        return ops.cast(features(*arguments), dtype)
+
+    def _key(self, x, segment):
+        return self._query(x)  # most maps treat both alike
 
 
-def exp(x):
-    """exp(x), entry by entry (the feature-wise exponential of arXiv:2402.04347, section 3)."""
-    return ops.exp(x)
+@dataclasses.dataclass(frozen=True)
+class Elu1(FeatureMap):
+    """φ(x) = elu(x) + 1 (Katharopoulos et al. 2020, Transformers are RNNs: Fast Autoregressive
+    Transformers with Linear Attention, arXiv:2006.16236, equation 7).
+    """
+
+    name = "elu1"
+
+    def _query(self, x):
+        # Not elu(x) + 1, which rounds exp(x) to 0 below -17; the inner `where` keeps the branch
+        # that is not taken, and its gradient, finite.
+        return ops.where(x > 0, x + 1, ops.exp(ops.where(x > 0, ops.zeros_like(x), x)))
 
 
-_MAPS = {"elu1": elu1, "relu": relu, "exp": exp}
+@dataclasses.dataclass(frozen=True)
+class Relu(FeatureMap):
+    """φ(x) = max(x, 0) (Qin et al. 2022, cosFormer: Rethinking Softmax in Attention,
+    arXiv:2202.08791, without its cosine weights; Performer-ReLU projects at random first).
+
+    A query that shares no positive entry with a visible key attends to nothing and gives 0.
+    """
+
+    name = "relu"
+
+    def _query(self, x):
+        return ops.relu(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class SquaredRelu(FeatureMap):
+    """φ(x) = max(x, 0)² (So et al. 2021, Primer: Searching for Efficient Transformers for
+    Language Modeling, arXiv:2109.08668, which has it in the feed-forward layer).
+
+    As a feature map it is the power p = 2 of Han et al. 2023, FLatten Transformer: Vision
+    Transformer using Focused Linear Attention, arXiv:2308.00442, without the rescaling there.
+    """
+
+    name = "squared_relu"
+
+    def _query(self, x):
+        return ops.square(ops.relu(x))
+
+
+@dataclasses.dataclass(frozen=True)
+class Exp(FeatureMap):
+    """φ(x) = exp(x), entry by entry (Zhang et al. 2024, The Hedgehog & the Porcupine: Expressive
+    Linear Attentions with Softmax Mimicry, arXiv:2402.04347, one of the maps compared there).
+
+    A query's features are scaled to the sum 1. An entry of a key overflows float32 above 88.
+    """
+
+    name = "exp"
+
+    def _query(self, x):
+        return ops.softmax(x, axis=-1)
+
+    def _key(self, x, segment):
+        return ops.exp(x)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softmax(FeatureMap):
+    """Queries: softmax over the features; keys: softmax over the time of their document
+    (Shen et al. 2018, Efficient Attention: Attention with Linear Complexities, arXiv:1812.01243:
+    E(Q, K, V) = ρ_q(Q) (ρ_k(K)ᵀ V), ρ_q the softmax of each row, ρ_k that of each column).
+
+    The weights φ(q)·φ(k) sum to 1 by themselves. Padding gets the feature 0.
+    """
+
+    name = "softmax"
+    whole_sequence = True
+
+    def _query(self, x):
+        return ops.softmax(x, axis=-1)
+
+    def _key(self, x, segment):
+        return ops.softmax(x, axis=1) if segment is None else _softmax_of_documents(x, segment)
+
+
+@dataclasses.dataclass(frozen=True)
+class Taylor2(FeatureMap):
+    """φ(q)·φ(k) = 1 + s + s²/2 with s = q·k/√dim, which is exp(s) to the second order, and at
+    least 1/2 (Arora et al. 2024, Simple linear attention language models balance the
+    recall-throughput tradeoff (Based), arXiv:2402.18668).
+
+    The features are 1, y and y_i y_j for i <= j, with y = x / dim^(1/4). A pair i < j, which
+    occurs twice in y⊗y, carries a factor √2 more than a square. Some features are negative.
+    """
+
+    name = "taylor2"
+    of_products = True
+
+    def size(self, dim):
+        return 1 + dim + dim * (dim + 1) // 2
+
+    def _query(self, x):
+        y = x * x.shape[-1] ** -0.25
+        # Products that choose the entries, since the gradient of indexing is a slow scatter.
+        first, second = (ops.matmul(y, ops.cast(m, y.dtype)) for m in _pairs(y.shape[-1]))
+        return ops.concatenate([ops.ones_like(y[..., :1]), y, first * second], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Favor(FeatureMap):
+    """Random features whose φ(q)·φ(k) estimates exp(q·k/√dim): φ(x)_r = exp(ω_r·y − |y|²/2) /
+    √features, y = x / dim^(1/4) (Choromanski et al. 2021, Rethinking Attention with Performers,
+    arXiv:2009.14794, Lemma 1), ω normal and orthogonal within each block of `dim` directions.
+
+    A query's features are scaled to the sum 1. A key's are not stabilised: a maximum over keys
+    would let a position depend on later ones. So a key with |y| above about 13 vanishes.
+
+    Args:
+        features: number of features; the variance falls as 1 / features.
+        seed: integer of at least 0 from which NumPy draws ω, the same for all heads and backends.
+    """
+
+    features: int = 64
+    seed: int = 0
+    name = "favor"
+    of_products = True
+
+    def __post_init__(self):
+        for value, least, field in ((self.features, 1, "features"), (self.seed, 0, "seed")):
+            if not is_integer(value) or value < least:
+                raise InputError(f"{field} is an integer of at least {least}. Received: {value!r}")
+
+    def size(self, dim):
+        return self.features
+
+    def directions(self, dim):
+        """ω: a float64 NumPy array [features, dim]."""
+        return _directions(self.features, dim, self.seed).copy()
+
+    def _query(self, x):
+        return ops.softmax(self._project(x)[0], axis=-1)  # |y|² and √features cancel
+
+    def _key(self, x, segment):
+        projected, y = self._project(x)
+        shift = (ops.sum(ops.square(y), axis=-1, keepdims=True) + math.log(self.features)) / 2
+        return ops.exp(projected - shift)
+
+    def _project(self, x):
+        y = x * x.shape[-1] ** -0.25
+        return ops.matmul(y, ops.cast(self.directions(y.shape[-1]).T, y.dtype)), y
+
+
+@dataclasses.dataclass(frozen=True)
+class Hedgehog(FeatureMap):
+    """φ(x) = [softmax(xW), softmax(−xW)] over the features, with a learned W [dim, dim] for the
+    queries and one for the keys of each head, at first the identity (Zhang et al. 2024, The
+    Hedgehog & the Porcupine: Expressive Linear Attentions with Softmax Mimicry, arXiv:2402.04347).
+    """
+
+    name = "hedgehog"
+    learned = True
+
+    def size(self, dim):
+        return 2 * dim
+
+    def weight_shapes(self, num_heads, dim):
+        return dict.fromkeys(("query_kernel", "key_kernel"), (num_heads, dim, dim))
+
+    def _query(self, x, kernel):
+        x = ops.einsum("bthd,hdf->bthf", x, kernel)
+        return ops.concatenate([ops.softmax(x, axis=-1), ops.softmax(-x, axis=-1)], axis=-1)
+
+    def _key(self, x, kernel, segment):
+        return self._query(x, kernel)
+
+
+_CLASSES = (Elu1, Relu, SquaredRelu, Exp, Softmax, Taylor2, Favor, Hedgehog)
+_MAPS = {feature_map.name: feature_map for feature_map in _CLASSES}
 NAMES = tuple(_MAPS)
 
 
-def get(name):
-    """The feature map of that name; `InputError` for an unknown one."""
-    if name not in NAMES:
+def get(spec):
+    """The feature map of a name, of JSON (`{"favor": {"features": 64}}`), or `spec` if it is one.
+
+    Raises:
+        InputError: for an unknown name or a wrong argument.
+
+    Example:
+        >>> get({"favor": {"seed": 1}}).size(dim=32)
+        64
+    """
+    if isinstance(spec, FeatureMap):
+        return spec
+    name, arguments = spec, {}
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        ((name, arguments),) = spec.items()
+    if not isinstance(name, str) or name not in _MAPS:
         raise unknown("feature map", name, NAMES)
-    return _MAPS[name]
+    fields = [field.name for field in dataclasses.fields(_MAPS[name])]
+    if not isinstance(arguments, Mapping) or (arguments and not fields):
+        takes = f"a JSON object of {', '.join(fields)}" if fields else "no arguments"
+        raise InputError(f"the feature map {name!r} takes {takes}. Received: {spec!r}")
+    for argument in arguments:
+        if argument not in fields:
+            raise unknown(f"argument of the feature map {name!r}", argument, fields)
+    return _MAPS[name](**arguments)
+
+
+# Helpers ------------------------------------------------------------------------------------
+
+
+def _softmax_of_documents(x, segment):
+    """Softmax over the time of each document; x [batch, time, ..], padding becomes 0."""
+    segment = ops.cast(segment, "int32")
+    segment = segment + ops.zeros((ops.shape(x)[0], 1), dtype="int32")
+    time = ops.shape(x)[1]
+    # The time at which a document begins names it, and is below the number of segments.
+    start = ops.arange(time, dtype="int32")[None] - document_positions(segment)
+
+    def row(elements):
+        x, start, real = elements
+        real = ops.reshape(real, (-1,) + (1,) * (len(x.shape) - 1))
+
+        def of_document(reduce, x):
+            return ops.take(reduce(x, start, num_segments=time), start, axis=0)
+
+        lowest = ops.where(real, x, ops.full_like(x, -1e30))
+        highest = of_document(ops.segment_max, ops.stop_gradient(lowest))
+        zeros = ops.zeros_like(x)  # before exp as well as after: 0 · ∞ has no gradient
+        powers = ops.where(real, ops.exp(ops.where(real, x - highest, zeros)), zeros)
+        total = of_document(ops.segment_sum, powers)
+        return powers / ops.where(real, total, ops.ones_like(x))
+
+    return ops.vectorized_map(row, (x, start, segment != 0))
+
+
+@functools.cache
+def _pairs(dim):
+    """Two matrices [dim, pairs] that choose the x_i and x_j of each i <= j, and their factor."""
+    i, j = np.triu_indices(dim)
+    identity = np.eye(dim)
+    return identity[:, i] * np.where(i == j, 2**-0.5, 1), identity[:, j]
+
+
+@functools.cache
+def _directions(features, dim, seed):
+    """Normal vectors [features, dim], orthogonal within each block of `dim` rows.
+
+    Rows of a random rotation, with the lengths of independent normal vectors.
+    """
+    rng = np.random.default_rng(seed)
+    blocks = []
+    for _ in range(-(-features // dim)):
+        rotation, triangle = np.linalg.qr(rng.standard_normal((dim, dim)))
+        rotation = rotation * np.sign(np.diag(triangle))  # else the factor is not uniform
+        lengths = np.linalg.norm(rng.standard_normal((dim, dim)), axis=1)
+        blocks.append(lengths[:, None] * rotation.T)
+    return np.concatenate(blocks)[:features]

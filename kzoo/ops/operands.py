@@ -83,7 +83,11 @@ def zero_padding(x, places):
 def ratio(numerator, normaliser):
     """numerator / normaliser, exactly 0 with finite gradients where the normaliser is 0."""
     positive = normaliser > 0
-    quotient = numerator / ops.where(positive, normaliser, ops.ones_like(normaliser))
+    normaliser = ops.where(positive, normaliser, ops.ones_like(normaliser))
+    fixed = ops.stop_gradient(normaliser)
+    quotient = numerator / fixed
+    # The derivative by the normaliser, without its square, which leaves float32 soon.
+    quotient = quotient + ops.stop_gradient(quotient) * (1 - normaliser / fixed)
     return ops.where(positive, quotient, ops.zeros_like(quotient))
 
 

@@ -23,6 +23,7 @@ def reference_attention(
     scale=None,
     bias=None,
     feature_map="elu1",
+    feature_weights=None,
     rotary=False,
     dtype=None,
     return_weights=False,
@@ -44,7 +45,8 @@ def reference_attention(
         padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`.
         scale: softmax only; 1/√dim by default.
         bias: softmax only; floats [batch or 1, heads or 1, query_time, key_time].
-        feature_map: linear only; a name in `feature_maps.NAMES`.
+        feature_map: linear only; a name, JSON or `FeatureMap` of `kzoo.ops.feature_maps`.
+        feature_weights: linear only; the tensors of a learned feature map, by name.
         rotary: rotate by the place within the document.
         dtype: of the computation, e.g. `"float64"`; by default that of q, float32 at least.
         return_weights: also return the weights.
@@ -80,22 +82,43 @@ def reference_attention(
         raise InputError(f"the backend computes in {q.dtype} here. Received: dtype={dtype!r}")
     visible = mask.between(queries, keys, q.shape[2])
 
-    def turn(x, places):
-        return rotate(x, places.position) if rotary else x
-
+    positions = (queries.position, keys.position) if rotary else None
     if mechanism == "softmax":
-        q, k = turn(q, queries), turn(k, keys)
+        if rotary:
+            q, k = rotate(q, positions[0]), rotate(k, positions[1])
         scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
         weights = masked_softmax(scores * softmax_scale(q, scale), visible, bias)
     else:
-        q, k = phi(q), zero_padding(phi(k), keys)
+        q, k, q_norm, k_norm = featured(phi, feature_weights, q, k, keys, positions)
         products = ops.einsum("bqhd,bkhd->bhqk", q, k)
-        normaliser = ops.sum(_hide(products, visible), axis=-1, keepdims=True)
-        if rotary:
-            products = ops.einsum("bqhd,bkhd->bhqk", turn(q, queries), turn(k, keys))
+        norms = products if q_norm is None else ops.einsum("bqhd,bkhd->bhqk", q_norm, k_norm)
+        normaliser = ops.sum(_hide(norms, visible), axis=-1, keepdims=True)
         weights = ratio(_hide(products, visible), normaliser)
     out = ops.einsum("bhqk,bkhd->bqhd", weights, v)
     return (out, weights) if return_weights else out
+
+
+def featured(phi, weights, q, k, keys, positions):
+    """The features of queries and keys: of the numerator, and of the normaliser.
+
+    Args:
+        phi: a `FeatureMap`, with its `weights` by name.
+        q, k: floats [batch, time, heads, dim].
+        keys: the `Places` of the keys; φ(0) is not 0, so padding is hidden after φ.
+        positions: those of queries and keys where rotary positions turn them, else None.
+
+    Returns:
+        q, k, q_norm, k_norm: floats [batch, time, heads, features]; the last two None where
+        they are the first two. Rotary positions turn the numerator only, since turned features
+        may be negative (Su et al. 2021, arXiv:2104.09864, equation 19).
+    """
+    if positions and phi.of_products:
+        q, k = rotate(q, positions[0]), rotate(k, positions[1])
+    k = zero_padding(phi.key(k, weights, keys.segment), keys)
+    q = phi.query(q, weights)
+    if not positions or phi.of_products:
+        return q, k, None, None
+    return rotate(q, positions[0]), rotate(k, positions[1]), q, k
 
 
 def softmax_scale(q, scale):

@@ -1,7 +1,11 @@
 """Softmax attention."""
 
+import functools
+
+import keras
 from keras import ops
 
+from kzoo.ops.choice import Shape, kernel_for, platform
 from kzoo.ops.operands import prepare
 from kzoo.ops.reference import masked_softmax, softmax_scale
 from kzoo.ops.rotary import rotate
@@ -20,6 +24,7 @@ def softmax_attention(
     scale=None,
     bias=None,
     rotary=False,
+    implementation="auto",
 ):
     """softmax(scale · q kᵀ + bias) v over the visible keys (arXiv:1706.03762, equation 1).
 
@@ -34,14 +39,15 @@ def softmax_attention(
         scale: factor on q·k; 1/√dim by default.
         bias: floats [batch or 1, heads or 1, query_time, key_time], added to the scores.
         rotary: rotate q and k by the place within the document.
+        implementation: for tests and benchmarks, a kernel by name (`kzoo.ops.choice`).
 
     Returns:
         [batch, query_time, heads, value_dim] in the dtype of v. Padded queries, and queries
         that see no key, give exactly 0.
 
     Raises:
-        InputError: if shapes disagree, the heads of the mask do not tile those of q, or a
-            prefix has no `source_mask`.
+        InputError: if shapes disagree, the heads of the mask do not tile those of q, a
+            prefix has no `source_mask`, or the named kernel does not apply.
 
     Example:
         >>> out = softmax_attention(q, k, v, {"heads": ["causal", "reversed"]})
@@ -59,7 +65,41 @@ def softmax_attention(
     )
     if rotary:
         q, k = rotate(q, queries.position), rotate(k, keys.position)
-    scores = ops.einsum("bqhd,bkhd->bhqk", q * softmax_scale(q, scale), k)
-    visible = mask.between(queries, keys, num_heads=q.shape[2])
-    weights = masked_softmax(scores, visible, bias)
-    return ops.cast(ops.einsum("bhqk,bkhd->bqhd", weights, v), dtype)
+    q = q * softmax_scale(q, scale)
+    shape = Shape(
+        query_time=q.shape[1],
+        key_time=k.shape[1],
+        num_heads=q.shape[2],
+        dim=q.shape[3],
+        value_dim=v.shape[3],
+        mask=mask,
+        padded=keys.segment is not None,
+        same_places=queries is keys,
+        bias=bias is not None,
+    )
+    bias = bias if bias is None else ops.cast(bias, q.dtype)
+    backend = keras.backend.backend()
+    name = kernel_for("softmax", shape, backend, platform(), implementation)
+    return ops.cast(_kernel(name, bias)(q, k, v, mask, queries, keys), dtype)
+
+
+def _kernel(name, bias):
+    if name == "dense":
+        return functools.partial(_dense, bias=bias)
+    if name == "sdpa":
+        from kzoo.ops.kernels.sdpa import sdpa
+
+        return functools.partial(sdpa, bias=bias)
+    if name == "blockwise":
+        from kzoo.ops.kernels.blockwise import blockwise
+
+        return blockwise
+    from kzoo.ops.kernels.splash import splash
+
+    return functools.partial(splash, interpret=platform() != "tpu")
+
+
+def _dense(q, k, v, mask, queries, keys, bias=None):
+    scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
+    weights = masked_softmax(scores, mask.between(queries, keys, num_heads=q.shape[2]), bias)
+    return ops.einsum("bhqk,bkhd->bqhd", weights, v)

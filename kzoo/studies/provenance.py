@@ -9,12 +9,19 @@ from pathlib import Path
 
 import keras
 
+from kzoo.layers import kernels
+from kzoo.ops import choice
+
 PACKAGES = ("kzoo", "keras", "keras-hub", "numpy", "grain")
 BACKEND_PACKAGES = {"jax": ("jax", "jaxlib"), "torch": ("torch",), "tensorflow": ("tensorflow",)}
 
 
-def provenance(model):
+def provenance(model, time):
     """What a record says of its origin: a dict of JSON values.
+
+    Args:
+        model: a task.
+        time: tokens of a row that it was trained on.
 
     `commit` is null where kzoo does not stand in a git checkout; then `versions` tells.
     """
@@ -28,7 +35,7 @@ def provenance(model):
         "processors": os.cpu_count(),
         "python": platform.python_version(),
         "dtype": model.dtype_policy.name,
-        "kernels": [block.attention.kernel for block in model.backbone.transformer_layers],
+        "kernels": list(kernels(model, (None, time), choice.platform()).values()),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

@@ -134,7 +134,7 @@ class _Trainer:
             "overrides": self.arm.overrides,
             "spectrum": attention_spectrum(model, batch) if outcome.finite else [],
             "facts": splits.facts,
-            "provenance": provenance(model),
+            "provenance": provenance(model, splits.facts["row_length"]),
         }
 
 

@@ -1,0 +1,155 @@
+"""Which kernel computes an attention: one pure function, for the dispatch and for the logs.
+
+| kernel      | mechanism | where                        | masks                            |
+|-------------|-----------|------------------------------|----------------------------------|
+| `dense`     | softmax   | everywhere                   | all; quadratic memory            |
+| `blockwise` | softmax   | JAX                          | all, no bias                     |
+| `splash`    | softmax   | JAX on TPU                   | orders, no bias                  |
+| `sdpa`      | softmax   | torch                        | all                              |
+| `chunked`   | linear    | everywhere                   | orders                           |
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+
+import keras
+
+from kzoo.errors import InputError, unknown
+
+KERNELS = {"softmax": ("dense", "blockwise", "splash", "sdpa"), "linear": ("chunked",)}
+# Below it XLA's dense softmax is as fast on a CPU, and its memory small.
+DENSE_TIME = 512
+
+
+_compiling_for = contextvars.ContextVar("compiling_for", default=None)
+
+
+@contextlib.contextmanager
+def compiling_for(platform):
+    """Inside it, programs are traced for another platform than this machine's.
+
+    Example:
+        >>> with compiling_for("tpu"):
+        ...     lowered = jax.jit(step).trace(x).lower(lowering_platforms=("tpu",))
+    """
+    token = _compiling_for.set(platform)
+    try:
+        yield
+    finally:
+        _compiling_for.reset(token)
+
+
+def platform():
+    """Where programs that are traced now will run: `"cpu"`, `"gpu"` or `"tpu"`."""
+    if _compiling_for.get() is not None:
+        return _compiling_for.get()
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        return jax.default_backend()
+    if backend == "torch":
+        import torch
+
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    import tensorflow as tf
+
+    return "gpu" if tf.config.list_physical_devices("GPU") else "cpu"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """What the choice of a kernel depends on, apart from the platform.
+
+    Attributes:
+        query_time, key_time: tokens; None where not known.
+        num_heads, dim, value_dim: heads and the sizes of one.
+        mask: a `Mask` that does not differ by layer.
+        padded: whether a padding mask says documents and padding.
+        same_places: whether queries and keys are one sequence.
+        bias: whether a bias is added to the scores.
+    """
+
+    query_time: int | None
+    key_time: int | None
+    num_heads: int
+    dim: int
+    value_dim: int
+    mask: object
+    padded: bool = False
+    same_places: bool = True
+    bias: bool = False
+
+
+def kernel_for(mechanism, shape, backend, platform, implementation="auto"):
+    """The name of the kernel that computes an attention.
+
+    Args:
+        mechanism: `"softmax"` or `"linear"`.
+        shape: a `Shape`.
+        backend: `"jax"`, `"tensorflow"` or `"torch"`.
+        platform: `"cpu"`, `"gpu"` or `"tpu"`.
+        implementation: a name in `KERNELS[mechanism]`, or `"auto"` for the best that applies.
+
+    Raises:
+        InputError: for an unknown name, or a kernel that does not apply, with the reason.
+
+    Example:
+        >>> shape = Shape(128, 128, 8, 64, 64, kzoo.masks.causal())
+        >>> kernel_for("softmax", shape, "jax", "tpu")
+        'splash'
+    """
+    names = KERNELS[mechanism]
+    if implementation == "auto":
+        if mechanism == "linear":
+            return "chunked"
+        for name in _best(backend, platform):
+            short = name == "blockwise" and _short(shape)
+            if not short and not refusal(name, shape, backend):
+                return name
+        return "dense"
+    if implementation not in names:
+        raise unknown("implementation", implementation, ["auto", *names])
+    reason = refusal(implementation, shape, backend)
+    if reason:
+        raise InputError(f"{reason}. Received: implementation={implementation!r}")
+    return implementation
+
+
+def refusal(name, shape, backend):
+    """Why a kernel cannot compute this, in words; None if it can."""
+    home = {"blockwise": "jax", "splash": "jax", "sdpa": "torch"}.get(name, backend)
+    if backend != home:
+        return f"the kernel {name!r} runs on the {home} backend, not on {backend}"
+    if name == "blockwise" and shape.bias:
+        return "the blockwise kernel takes no bias (its gradient is quadratic); use 'dense'"
+    if name == "splash":
+        from kzoo.ops.kernels.splash import refuses
+
+        return refuses(
+            shape.mask,
+            query_time=shape.query_time,
+            key_time=shape.key_time,
+            num_heads=shape.num_heads,
+            dim=shape.dim,
+            value_dim=shape.value_dim,
+            bias=shape.bias,
+            same_places=shape.same_places,
+            padded=shape.padded,
+        )
+    return None
+
+
+def _best(backend, platform):
+    """The kernels that `"auto"` prefers to the dense form, best first."""
+    if backend == "torch":
+        return ("sdpa",)
+    if backend == "jax":
+        return {"tpu": ("splash",), "cpu": ("blockwise",)}.get(platform, ())
+    return ()
+
+
+def _short(shape):
+    known = shape.query_time is not None and shape.key_time is not None
+    return known and shape.query_time * shape.key_time <= DENSE_TIME**2

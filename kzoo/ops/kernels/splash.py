@@ -1,0 +1,304 @@
+"""Splash attention, JAX's own Pallas kernel for TPU, for every order of `kzoo.masks`.
+
+Splash takes a mask that is known when the program is traced, a function of the rows of the query
+and of the key; and segments, integers of each row: a query sees keys of its own segment only.
+Segments carry documents and padding. The orders become
+
+    bidirectional    the full mask
+    causal           key <= query
+    reversed         key >= query
+    block, prefix    key <= last[query], the last row that the query sees
+    permuted         causal, once the rows of each example stand in ascending rank
+
+Positions restart in each document, so what a query of a block or of a prefix sees last differs
+from example to example. Splash compares the key's row with a number that it keeps for each query
+(`q_sequence`), the query's own row unless it is replaced: here by `last`. Which tiles of scores
+are skipped stays static: for blocks those beyond `size - 1` rows ahead, for a prefix none.
+
+Source: the softmax by tiles is Dao et al. 2022, arXiv:2205.14135.
+"""
+
+from functools import partial
+
+import jax
+import keras
+import numpy as np
+from jax import numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as tile_masks
+from jax.sharding import PartitionSpec
+
+from kzoo.errors import InputError
+from kzoo.masks import Bidirectional, Block, Causal, Heads, Order, Permuted, Prefix, Reversed
+from kzoo.places import Places
+
+# Limits found by compiling forward and backward passes for a v5e.
+LANES = 128  # splash works on whole registers
+TILES = (512, 384, 256)  # sizes of a tile of scores where time does not fit into the largest
+LARGEST_DIM = 1024  # at 2048 in float32 the vector memory overflows
+SCALAR_BYTES = 2**20  # of scalar memory, for the tables of tiles
+
+ALONE = Block | Prefix | Permuted  # orders whose heads need a kernel of their own
+DATA, MODEL = "data", "model"  # axes of the mesh
+
+
+def refuses(
+    mask, *, query_time, key_time, num_heads, dim, value_dim, bias, same_places, padded
+) -> str | None:
+    """Why splash cannot compute an attention, in words for its user, or None if it can.
+
+    Static: looks at no tensor and at no device. Any time is legal (it is padded inside) up to
+    some ten thousands; any head dimension up to 1024, and v may have another than q and k.
+
+    Args:
+        mask: a `Mask`.
+        query_time, key_time, num_heads, dim, value_dim: sizes of q, k and v.
+        bias: whether a bias is added to the scores.
+        same_places: whether queries and keys are one sequence and the first query its first.
+        padded: whether there is a padding mask, which splash always takes.
+
+    Raises:
+        InputError: if the mask does not tile the heads, as from every attention.
+    """
+    if bias:
+        return "splash adds no bias to the scores"
+    if max(dim, value_dim) > LARGEST_DIM:
+        return f"splash takes heads of at most {LARGEST_DIM} dimensions, not {dim}, {value_dim}"
+    orders = mask.per_head(num_heads)
+    for order in orders:
+        if not isinstance(order, Order):
+            return f"splash follows orders, neither custom masks nor masks by &: {order!r}"
+        if not same_places and not isinstance(order, Bidirectional):
+            return (
+                f"splash follows the order {order.name!r} inside one whole sequence only; here "
+                "queries and keys are two sequences, or the queries begin later"
+            )
+    tables = _table_bytes(orders, _tiles(query_time), _tiles(key_time))
+    if tables > SCALAR_BYTES:
+        return (
+            f"splash has {SCALAR_BYTES} bytes for its tables of tiles; {num_heads} heads of "
+            f"{query_time} queries and {key_time} keys need {tables}"
+        )
+    return None
+
+
+def refuses_mesh(mask, *, batch, num_heads, mesh) -> str | None:
+    """Why splash cannot be split over a `jax.sharding.Mesh`, or None if it can."""
+    others = [axis for axis in mesh.axis_names if axis not in (DATA, MODEL)]
+    if others:
+        return f"splash is split over the mesh axes {DATA!r} and {MODEL!r}, not over {others}"
+    data, model = (mesh.shape.get(axis, 1) for axis in (DATA, MODEL))
+    if batch % data:
+        return f"a batch of {batch} does not divide into {data} along the mesh axis {DATA!r}"
+    pattern = len(mask.masks) if isinstance(mask, Heads) else 1
+    if num_heads % (model * pattern):
+        return (
+            f"{num_heads} heads do not divide into {model} along the mesh axis {MODEL!r} with "
+            f"whole repetitions of the {pattern} masks of the heads in each"
+        )
+    return None
+
+
+def current_mesh():
+    """The `jax.sharding.Mesh` of Keras's distribution; None without one or for one device."""
+    distribution = keras.distribution.distribution()
+    if distribution is None or distribution.device_mesh is None:
+        return None
+    mesh = distribution.device_mesh.backend_mesh
+    return mesh if mesh.size > 1 else None
+
+
+def splash(q, k, v, mask, queries, keys, *, interpret=False):
+    """softmax(q kᵀ) v over the visible keys, for what `refuses` does not refuse.
+
+    Scores and statistics are in float32. Memory is linear in time, forward and backward. Under a
+    `current_mesh` the batch is split over its axis "data" and the heads over "model".
+
+    Args:
+        q: float32 or bfloat16 [batch, query_time, heads, dim], times the scale, padding zero.
+        k: the same dtype [batch, key_time, heads, dim], padding zero.
+        v: the same dtype [batch, key_time, heads, value_dim], padding zero.
+        mask: a `Mask`.
+        queries, keys: `Places` of both.
+        interpret: run the kernel as ordinary operations, on any platform, slowly.
+
+    Returns:
+        [batch, query_time, heads, value_dim] in the dtype of v. Padded queries, and queries that
+        see no key, give exactly 0, with finite gradients.
+
+    Raises:
+        InputError: if the mesh cannot split the batch and the heads.
+
+    Example:
+        >>> q, k, v, mask, queries, keys = prepare(q, k, v, "causal", padding_mask=padding_mask)
+        >>> out = splash(q * 64**-0.5, k, v, mask, queries, keys)
+    """
+    batch, _, num_heads, _ = q.shape
+    rows = (queries.segment, keys.segment, keys.position, keys.in_source)
+    rows = [None if x is None else jnp.broadcast_to(x, (batch, x.shape[1])) for x in rows]
+    attend = partial(_attend, mask=mask, interpret=interpret)
+    mesh = current_mesh()
+    if mesh is not None:
+        reason = refuses_mesh(mask, batch=batch, num_heads=num_heads, mesh=mesh)
+        if reason:
+            raise InputError(f"{reason}. Received: a mesh of {dict(mesh.shape)}")
+        data, model = (axis if axis in mesh.axis_names else None for axis in (DATA, MODEL))
+        split = PartitionSpec(data, None, model, None)
+        # XLA cannot partition a Mosaic kernel, nor infer over which axes its results vary.
+        attend = jax.shard_map(
+            attend,
+            mesh=mesh,
+            in_specs=(split, split, split, PartitionSpec(data, None)),
+            out_specs=split,
+            check_vma=False,
+        )
+    out = attend(q, k, v, rows)
+    if queries.segment is None:
+        return out
+    # In splash padding sees padding, and a query without keys gets the mean of all values.
+    sees = rows[0] != 0
+    if queries is not keys:
+        sees = sees & jax.vmap(jnp.isin)(rows[0], rows[1])
+    return jnp.where(sees[:, :, None, None], out, jnp.zeros_like(out))
+
+
+def _attend(q, k, v, rows, *, mask, interpret):
+    """`splash` on one device: one kernel for the heads that can share it, one for each other."""
+    groups = {}
+    for head, order in enumerate(mask.per_head(q.shape[2])):
+        groups.setdefault(order if isinstance(order, ALONE) else None, []).append((head, order))
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+    parts, places = [], []
+    for group in groups.values():
+        heads, orders = zip(*group, strict=True)
+        own = (q, k, v) if len(groups) == 1 else (x[:, np.array(heads)] for x in (q, k, v))
+        parts.append(_together(*own, rows, orders, interpret))
+        places.extend(heads)
+    out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)[:, np.argsort(places)]
+    return jnp.swapaxes(out, 1, 2)
+
+
+def _together(q, k, v, rows, orders, interpret):
+    """Heads of one kernel: q, k, v [batch, heads, time, dim], rows [batch, time], their orders."""
+    query_segment, key_segment, position, in_source = rows
+    order, query_time, key_time = orders[0], q.shape[2], k.shape[2]
+    if isinstance(order, Permuted):
+        turn = jnp.argsort(order.rank(Places(position)), axis=1)
+        segment = None if key_segment is None else jnp.take_along_axis(key_segment, turn, axis=1)
+        q, k, v = (_reorder(x, turn) for x in (q, k, v))
+        orders = (Causal(),) * len(orders)
+        out = _together(q, k, v, (segment, segment, position, None), orders, interpret)
+        return _reorder(out, jnp.argsort(turn, axis=1))
+
+    segments = (query_segment, key_segment)
+    if query_segment is None:
+        segments = [jnp.ones((q.shape[0], time), "int32") for time in (query_time, key_time)]
+    segments = kernels.SegmentIds(*(_pad(x, axis=1) for x in segments))
+    q, k, v = (_pad(x, axis=2) for x in (q, k, v))
+    if query_segment is None and (q.shape[2], k.shape[2]) == (query_time, key_time):
+        segments = None
+    ahead, last = _reach(order, position, in_source)
+    last = None if last is None else _pad(last, axis=1)
+    kernel = _kernel(orders, (q.shape[2], k.shape[2]), ahead, interpret)
+
+    def example(q, k, v, segments, last):
+        return _until(kernel, last, ahead)(q, k, v, segment_ids=segments)
+
+    return jax.vmap(example)(q, k, v, segments, last)[:, :, :query_time]
+
+
+def _reach(order, position, in_source):
+    """How many rows ahead of its own a query sees at most, and the last row that each sees.
+
+    Beyond the query's document the last row may lie too far: segments hide what is there.
+
+    Returns:
+        A static integer, and integers [batch, time], None where all see `ahead` rows ahead.
+    """
+    time = position.shape[1]
+    row = jnp.arange(time, dtype="int32")
+    if isinstance(order, Block):
+        return min(order.size - 1, time), row - position % order.size + (order.size - 1)
+    if isinstance(order, Prefix):
+        # The source of a document is one run: it ends before the next row that is not source.
+        target = jnp.where(in_source, time, row)
+        return time, jnp.maximum(row, jax.lax.cummin(target, axis=1, reverse=True) - 1)
+    return 0, None
+
+
+def _until(kernel, last, ahead):
+    """The kernel that sees `key <= row + ahead`, as one that sees `key <= last[row]`."""
+    if last is None:
+        return kernel
+    infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
+    infos = (info._replace(q_sequence=last - ahead) for info in infos)
+    return kernels.SplashAttentionKernel(*infos, **kernel.kwargs)
+
+
+def _kernel(orders, shape, ahead, interpret):
+    def tile_mask(order):
+        if isinstance(order, Bidirectional):
+            return tile_masks.FullMask(shape)
+        window = (0, None) if isinstance(order, Reversed) else (None, ahead)
+        return _HalfPlane(shape, window, offset=0)
+
+    q, kv = (_tile(time) for time in shape)
+    return kernels.make_splash_mha(
+        tile_masks.MultiHeadMask([tile_mask(order) for order in orders]),
+        block_sizes=kernels.BlockSizes(q, kv, None, q, kv, None, q, kv),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=interpret,
+    )
+
+
+class _HalfPlane(tile_masks.LocalMask):
+    """All on one side of a diagonal, so that a tile with four equal corners is uniform.
+
+    Splash looks at every entry of every tile when it is traced, for mixed heads at time 16384
+    some ten seconds long; most tiles are uniform.
+    """
+
+    def __getitem__(self, index):
+        rows, columns = (np.array([x.start, x.stop - 1]) for x in index)
+        corners = self.mask_function(rows[:, None], columns[None, :])
+        if corners.any() and not corners.all():
+            return super().__getitem__(index)
+        return np.full([x.stop - x.start for x in index], corners[0, 0])
+
+
+def _tile(time):
+    """The size of a tile: all of a short time, else what leaves the least padding."""
+    if time <= TILES[0]:
+        return time + -time % LANES
+    return min(TILES, key=lambda tile: -time % tile)
+
+
+def _tiles(time):
+    return -(-time // _tile(time))
+
+
+def _table_bytes(orders, query_tiles, key_tiles):
+    """At most what splash's tables take: the next tile, how full it is, where its mask is."""
+    shared = [order for order in orders if not isinstance(order, ALONE)]
+    heads = len(shared) if len(set(shared)) > 1 else 1
+    entries = heads * (query_tiles + -query_tiles % 8) * (key_tiles + -key_tiles % LANES)
+    return entries * (3 if max(query_tiles, key_tiles) <= LANES else 5)
+
+
+def _pad(x, axis):
+    """`x` with zeros behind it along time, to whole tiles."""
+    time = x.shape[axis]
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, -time % _tile(time))
+    return jnp.pad(x, widths)
+
+
+def _reorder(x, rows):
+    """`x` [batch, heads, time, dim] with the rows of each example in the order [batch, time]."""
+
+    def take(example, rows):
+        # That no row comes twice spares the gradient a sum.
+        return example.at[:, rows].get(unique_indices=True, mode="promise_in_bounds")
+
+    return jax.vmap(take)(x, rows)
