@@ -11,6 +11,7 @@ across it. States are sums, never differences of sums, which would lose precisio
 import functools
 import itertools
 import math
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -18,8 +19,8 @@ from keras import ops
 from kzoo.errors import InputError
 from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
 from kzoo.ops import feature_maps
+from kzoo.ops.features import features_of
 from kzoo.ops.operands import prepare, ratio, zero_padding
-from kzoo.ops.reference import featured
 
 CHUNKS = (64, 256)  # the least and the largest that is chosen
 
@@ -99,20 +100,18 @@ def linear_attention(
     )
     heads = mask.per_head(q.shape[2])
     _check(heads, phi, stateful, queries is keys)
-    offset = query_offset if stateful else 0
-    positions = (_shifted(queries, offset), _shifted(keys, offset)) if rotary else None
-    q, k, q_norm, k_norm = featured(phi, feature_weights, q, k, keys, positions)
-
-    operands = [None if x is None else _swap(x) for x in (q, k, v, q_norm, k_norm)]
-    chunk_size = chunk_size or choose_chunk(k.shape[3], v.shape[3])
+    features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
+    chunk_size = chunk_size or choose_chunk(phi.size(q.shape[3]), v.shape[3])
+    core = functools.partial(_core(), features, chunk_size=chunk_size)
     if queries is not keys:
-        out = _merged(operands, heads, queries, keys, chunk_size)
-        return ops.cast(zero_padding(_swap(out), queries), dtype)
+        out = _merged(core, q, k, v, feature_weights, heads, queries, keys)
+        return ops.cast(zero_padding(out, queries), dtype)
     state = None
     if initial_state is not None:
         state = (initial_state["matrix"], initial_state["normaliser"])
-    out, state = _sorted(operands, heads, queries, state, chunk_size)
-    out = ops.cast(zero_padding(_swap(out), queries), dtype)
+    position = _shifted(queries, query_offset if stateful else 0)
+    out, state = _sorted(core, q, k, v, feature_weights, heads, queries, position, state)
+    out = ops.cast(zero_padding(out, queries), dtype)
     if not return_state:
         return out
     return out, {"matrix": state[0], "normaliser": state[1]}
@@ -163,67 +162,88 @@ def _first_document(places):
 # Queries and keys at the same places ------------------------------------------------------
 
 
-def _sorted(operands, heads, places, state, chunk_size):
-    """Bring the time of every head into ascending rank, attend, and bring it back.
+def _sorted(core, q, k, v, weights, heads, places, position, state):
+    """Bring the time of every head into the order of its rank, attend, and bring it back.
 
     Args:
-        operands: q, k, v, q_norm, k_norm, each [batch, heads, time, dim]; the last two None
-            where they are q and k.
+        core: what attends in sorted time, `_portable` say, with its features and chunk.
+        q, k, v: floats [batch, time, heads, dim].
+        weights: of a learned feature map, by name, heads first; or None.
         heads: the order of each head.
-        state: the initial state, a pair of tensors with heads on axis 1, or None.
+        places: the `Places` of the tokens.
+        position: integers [batch or 1, time], for rotary positions.
+        state: the initial state, a pair of tensors [batch, heads, ..], or None.
 
     Returns:
-        [batch, heads, time, value_dim] and the state after the last key.
+        [batch, time, heads, value_dim] and the state after the last key.
     """
 
     def kind(order):  # what one pass can do
-        return order.grouped, isinstance(order, Reversed)
+        in_time = order.ascending or isinstance(order, Reversed)
+        return order.grouped, isinstance(order, Reversed), "" if in_time else repr(order)
 
     orders = sorted(set(heads), key=lambda order: (*kind(order), repr(order)))
-    index = {order: [i for i, head in enumerate(heads) if head == order] for order in orders}
-    outs, states = [], []
+    outs, states, taken = [], [], []
     for _, members in itertools.groupby(orders, kind):
         members = list(members)
-        passed = [i for order in members for i in index[order]]
-        own = None if state is None else tuple(_take_heads(x, passed) for x in state)
-        out, last = _same_kind(operands, members, index, places, own, chunk_size)
-        outs += out
+        index = [i for order in members for i, head in enumerate(heads) if head == order]
+        own = [_take_heads(x, index, 2) for x in (q, k, v)]
+        own_weights = {name: _take_heads(x, index, 0) for name, x in (weights or {}).items()}
+        own_state = None if state is None else tuple(_take_heads(x, index, 1) for x in state)
+        in_order = [heads[i] for i in index]
+        out, last = _same_kind(core, own, own_weights, in_order, places, position, own_state)
+        outs.append(out)
         states.append(last)
-    order = [i for order in orders for i in index[order]]
-    back = sorted(range(len(heads)), key=order.__getitem__)
+        taken += index
+    back = sorted(range(len(heads)), key=taken.__getitem__)
     return (
-        _take_heads(_join(outs), back),
-        tuple(_take_heads(_join(parts), back) for parts in zip(*states, strict=True)),
+        _take_heads(_join(outs, 2), back, 2),
+        tuple(_take_heads(_join(parts, 1), back, 1) for parts in zip(*states, strict=True)),
     )
 
 
-def _same_kind(operands, orders, index, places, state, chunk_size):
-    """The heads of several orders in one pass; a list of results, one per order."""
-    sorts = [_Sort(order, places) for order in orders]
+def _same_kind(core, operands, weights, heads, places, position, state):
+    """Heads whose orders go through time in the same way, in one pass."""
+    order, permutation = heads[0], None
+    if not order.ascending and not isinstance(order, Reversed):
+        permutation = _stable_sort(order.rank(places), places.document)
 
-    def gather(x):
-        pairs = zip(orders, sorts, strict=True)
-        return _join([sort.forth(_take_heads(x, index[order])) for order, sort in pairs])
+    def forth(x):
+        return x if permutation is None or x is None else _take_time(x, permutation)
 
-    document = rank = None
+    document, shown = places.document, None
     if places.segment is not None:
-        document = _per_head([sort.document for sort in sorts], orders, index)
+        shown = places.segment != 0
         if state is not None:  # padding at the row's beginning parts no state from its document
-            first = _first_document(places)[:, None]
-            document = ops.where(document == 0, first, document)
-    if any(order.grouped for order in orders):
-        rank = _per_head([sort.rank for sort in sorts], orders, index)
-    operands = [None if x is None else gather(x) for x in operands]
-    if document is None and orders == [Bidirectional()]:
-        out, state = _total(*operands, state)
-    else:
-        reverse = isinstance(orders[0], Reversed)
-        out, state = _core()(*operands, document, rank, state, chunk_size, reverse)
-    bounds, outs = 0, []
-    for order, sort in zip(orders, sorts, strict=True):
-        outs.append(sort.back(out[:, bounds : bounds + len(index[order])]))
-        bounds += len(index[order])
-    return outs, state
+            document = ops.where(document == 0, _first_document(places), document)
+        document = forth(document)[:, None]
+    rank = None
+    if order.grouped:
+        ranks = {head: head.rank(places)[:, None] for head in set(heads)}
+        rank = _join([ranks[head] for head in heads] if len(ranks) > 1 else [ranks[order]], 1)
+    tokens = Tokens(document, rank, forth(position), forth(shown))
+    operands = [forth(x) for x in operands]
+    if document is None and set(heads) == {Bidirectional()}:
+        return _total(core.args[0], *operands, weights, tokens, state)
+    out, state = core(*operands, weights, tokens, state, reverse=isinstance(order, Reversed))
+    return out if permutation is None else _take_time(out, ops.argsort(permutation, axis=1)), state
+
+
+class Tokens(NamedTuple):
+    """Integers of each token, sorted by (document, rank).
+
+    Attributes:
+        document: [batch or 1, 1, time], filled so that padding belongs to a neighbour and never
+            parts a document in two; None for one document.
+        rank: [batch or 1, heads or 1, time]; None where no two of a document share one.
+        position: [batch or 1, time], for rotary positions.
+        shown: booleans [batch or 1, time], the keys that count; None for all.
+    """
+
+    document: object
+    rank: object
+    position: object
+    shown: object
 
 
 def _core():
@@ -235,50 +255,31 @@ def _core():
     return _portable
 
 
-class _Sort:
-    """Time in ascending (document, rank), for one order; reversed stays as it is.
-
-    Attributes:
-        document, rank: integers [batch or 1, time] in sorted time; documents are filled so
-            that padding belongs to a neighbour and never parts a document in two.
-    """
-
-    def __init__(self, order, places):
-        self.permutation = None
-        document, rank = places.document, order.rank(places)
-        if not order.ascending and not isinstance(order, Reversed):
-            self.permutation = _stable_sort(rank, document)
-            self.inverse = ops.argsort(self.permutation, axis=1)
-        self.document = None if document is None else self._forth(document, axis=1)
-        self.rank = self._forth(rank, axis=1)
-
-    def _forth(self, x, axis):
-        return x if self.permutation is None else _take_time(x, self.permutation, axis)
-
-    def forth(self, x):
-        return self._forth(x, axis=2)
-
-    def back(self, x):
-        return x if self.permutation is None else _take_time(x, self.inverse, 2)
-
-
-def _total(q, k, v, q_norm, k_norm, state):
+def _total(features, q, k, v, weights, tokens, state):
     """One document, everybody sees everybody: one sum over time."""
+    q, k, q_norm, k_norm = features(q, k, weights, tokens.position, tokens.shown)
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
-    matrix, vector = ops.matmul(ops.swapaxes(k, -1, -2), v), ops.sum(k_norm, axis=2)
+    matrix, vector = ops.einsum("bkhd,bkhe->bhde", k, v), ops.sum(k_norm, axis=1)
     if state is not None:
         matrix, vector = matrix + state[0], vector + state[1]
-    out = ratio(ops.matmul(q, matrix), ops.matmul(q_norm, vector[..., None]))
-    return out, (matrix, vector)
+    normaliser = ops.einsum("bqhd,bhd->bqh", q_norm, vector)[..., None]
+    return ratio(ops.einsum("bqhd,bhde->bqhe", q, matrix), normaliser), (matrix, vector)
 
 
-def _portable(q, k, v, q_norm, k_norm, document, rank, state, chunk_size, reverse=False):
+def _portable(features, q, k, v, weights, tokens, state, *, chunk_size, reverse=False):
     """`kzoo.ops.kernels.chunked.chunked` in `keras.ops`, for every backend."""
+    q, k, q_norm, k_norm = features(q, k, weights, tokens.position, tokens.shown)
+    operands = (None if x is None else _swap(x) for x in (q, k, v, q_norm, k_norm))
+    document = tokens.document
     if reverse:
-        operands = [None if x is None else ops.flip(x, axis=2) for x in (q, k, v, q_norm, k_norm)]
+        operands = (None if x is None else ops.flip(x, axis=2) for x in operands)
         document = None if document is None else ops.flip(document, axis=2)
-        out, state = _portable(*operands, document, rank, state, chunk_size)
-        return ops.flip(out, axis=2), state
+    out, state = _normalised(*operands, document, tokens.rank, state, chunk_size)
+    return _swap(ops.flip(out, axis=2) if reverse else out), state
+
+
+def _normalised(q, k, v, q_norm, k_norm, document, rank, state, chunk_size):
+    """Numerators over normalisers; arrays are [batch, heads, time, dim] from here on."""
     sums = functools.partial(_sums, document=document, rank=rank, chunk_size=chunk_size)
     matrix, vector = (None, None) if state is None else (state[0], state[1][..., None])
     ones = ops.ones_like(v[..., :1])
@@ -379,37 +380,39 @@ def _from_neighbours(q, k, v, labels, edges, facing, state):
 # Queries and keys at different places -------------------------------------------------------
 
 
-def _merged(operands, heads, queries, keys, chunk_size):
+def _merged(core, q, k, v, weights, heads, queries, keys):
     """Queries and keys as one sequence in order of (document, rank, keys first).
 
     Then whatever a query sees stands before it, and one causal pass does for every order.
-    Arrays are [batch, heads, time, dim].
+    Arrays are [batch, time, heads, dim].
     """
-    key_time, query_time = ops.shape(operands[1])[2], ops.shape(operands[0])[2]
+    key_time, query_time = ops.shape(k)[1], ops.shape(q)[1]
 
-    def apart(x, i):
-        if x is None:
-            return None
-        of_query = i in (0, 3)
-        shape = (ops.shape(x)[0], x.shape[1], key_time if of_query else query_time, x.shape[3])
-        zeros = ops.zeros(shape, dtype=x.dtype)
-        return ops.concatenate([zeros, x] if of_query else [x, zeros], axis=2)
+    def beside(x, time, keys_first):
+        zeros = ops.zeros((ops.shape(x)[0], time, *x.shape[2:]), dtype=x.dtype)
+        return ops.concatenate([x, zeros] if keys_first else [zeros, x], axis=1)
 
-    operands = [apart(x, i) for i, x in enumerate(operands)]
-    document = None
+    q = beside(q, key_time, False)
+    k, v = beside(k, query_time, True), beside(v, query_time, True)
+    document, shown = None, ops.arange(key_time + query_time)[None] < key_time
     if queries.segment is not None:
         document = _concatenate_time(keys.segment, queries.segment)
+        shown = ops.logical_and(shown, document != 0)
+    position = _concatenate_time(keys.position, queries.position)
     outs = []
     for i, order in enumerate(heads):
         rank = _concatenate_time(order.rank(keys), order.rank(queries))
         permutation = _stable_sort(rank, document)
-        head = [x if x is None else _take_time(x[:, i : i + 1], permutation, 2) for x in operands]
-        sorted_document = None
+        tokens = (None if x is None else _take_time(x, permutation) for x in (document, shown))
+        sorted_document, sorted_shown = tokens
         if document is not None:
-            sorted_document = _take_time(document, permutation, 1)[:, None]
-        out, _ = _core()(*head, sorted_document, None, None, chunk_size)
-        outs.append(_take_time(out, ops.argsort(permutation, axis=1), 2)[:, :, key_time:])
-    return ops.concatenate(outs, axis=1)
+            sorted_document = sorted_document[:, None]
+        tokens = Tokens(sorted_document, None, _take_time(position, permutation), sorted_shown)
+        head = [_take_time(x[:, :, i : i + 1], permutation) for x in (q, k, v)]
+        own = {name: x[i : i + 1] for name, x in (weights or {}).items()}
+        out, _ = core(*head, own, tokens, None)
+        outs.append(_take_time(out, ops.argsort(permutation, axis=1))[:, key_time:])
+    return ops.concatenate(outs, axis=2)
 
 
 # Helpers ------------------------------------------------------------------------------------
@@ -420,17 +423,17 @@ def _stable_sort(rank, document):
     permutation = ops.argsort(rank, axis=1)
     if document is None:
         return permutation
-    second = ops.argsort(_take_time(document, permutation, 1), axis=1)
-    return _take_time(permutation, second, 1)
+    second = ops.argsort(_take_time(document, permutation), axis=1)
+    return _take_time(permutation, second)
 
 
-def _take_time(x, permutation, axis):
-    """`x` with its time axis reordered, example by example."""
+def _take_time(x, permutation):
+    """`x` [batch or 1, time, ..] with its time reordered, example by example."""
     if permutation.shape[0] == 1:
-        return ops.take(x, permutation[0], axis=axis)
-    if axis == 2:
-        permutation = permutation[:, None, :, None]
-    return ops.take_along_axis(x, permutation, axis=axis)
+        return ops.take(x, permutation[0], axis=1)
+    if len(x.shape) == 4:
+        permutation = permutation[:, :, None, None]
+    return ops.take_along_axis(x, permutation, axis=1)
 
 
 def _concatenate_time(a, b):
@@ -438,16 +441,8 @@ def _concatenate_time(a, b):
     return ops.concatenate([a, b], axis=1)
 
 
-def _per_head(tensors, orders, index):
-    """[batch or 1, time] of each order as [batch or 1, heads or 1, time]."""
-    if len(orders) == 1:
-        return tensors[0][:, None]
-    pairs = zip(tensors, orders, strict=True)
-    return _join([ops.repeat(x[:, None], len(index[order]), axis=1) for x, order in pairs])
-
-
-def _join(parts):
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=1)
+def _join(parts, axis):
+    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=axis)
 
 
 def _cut(x, chunk, time, fill):
@@ -470,8 +465,8 @@ def _swap(x):
     return ops.transpose(x, (0, 2, 1, 3))
 
 
-def _take_heads(x, index):
-    return x if list(index) == list(range(x.shape[1])) else ops.take(x, index, axis=1)
+def _take_heads(x, index, axis):
+    return x if list(index) == list(range(x.shape[axis])) else ops.take(x, index, axis=axis)
 
 
 def _all_equal(a, b):

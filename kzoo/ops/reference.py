@@ -5,7 +5,8 @@ from keras import ops
 
 from kzoo.errors import InputError, unknown
 from kzoo.ops import feature_maps
-from kzoo.ops.operands import prepare, ratio, zero_padding
+from kzoo.ops.features import features_of
+from kzoo.ops.operands import prepare, ratio
 from kzoo.ops.rotary import rotate
 
 
@@ -82,43 +83,23 @@ def reference_attention(
         raise InputError(f"the backend computes in {q.dtype} here. Received: dtype={dtype!r}")
     visible = mask.between(queries, keys, q.shape[2])
 
-    positions = (queries.position, keys.position) if rotary else None
     if mechanism == "softmax":
         if rotary:
-            q, k = rotate(q, positions[0]), rotate(k, positions[1])
+            q, k = rotate(q, queries.position), rotate(k, keys.position)
         scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
         weights = masked_softmax(scores * softmax_scale(q, scale), visible, bias)
     else:
-        q, k, q_norm, k_norm = featured(phi, feature_weights, q, k, keys, positions)
+        features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
+        shown = None if keys.segment is None else keys.segment != 0
+        q, k, q_norm, k_norm = features(
+            q, k, feature_weights, queries.position, shown, keys.position
+        )
         products = ops.einsum("bqhd,bkhd->bhqk", q, k)
         norms = products if q_norm is None else ops.einsum("bqhd,bkhd->bhqk", q_norm, k_norm)
         normaliser = ops.sum(_hide(norms, visible), axis=-1, keepdims=True)
         weights = ratio(_hide(products, visible), normaliser)
     out = ops.einsum("bhqk,bkhd->bqhd", weights, v)
     return (out, weights) if return_weights else out
-
-
-def featured(phi, weights, q, k, keys, positions):
-    """The features of queries and keys: of the numerator, and of the normaliser.
-
-    Args:
-        phi: a `FeatureMap`, with its `weights` by name.
-        q, k: floats [batch, time, heads, dim].
-        keys: the `Places` of the keys; φ(0) is not 0, so padding is hidden after φ.
-        positions: those of queries and keys where rotary positions turn them, else None.
-
-    Returns:
-        q, k, q_norm, k_norm: floats [batch, time, heads, features]; the last two None where
-        they are the first two. Rotary positions turn the numerator only, since turned features
-        may be negative (Su et al. 2021, arXiv:2104.09864, equation 19).
-    """
-    if positions and phi.of_products:
-        q, k = rotate(q, positions[0]), rotate(k, positions[1])
-    k = zero_padding(phi.key(k, weights, keys.segment), keys)
-    q = phi.query(q, weights)
-    if not positions or phi.of_products:
-        return q, k, None, None
-    return rotate(q, positions[0]), rotate(k, positions[1]), q, k
 
 
 def softmax_scale(q, scale):

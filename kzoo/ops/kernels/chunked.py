@@ -14,19 +14,16 @@ import jax.numpy as jnp
 from kzoo.ops.operands import ratio
 
 
-class Operands(NamedTuple):
-    """Chunks of features and values, [chunks, batch, heads, chunk, dim].
+class Chunks(NamedTuple):
+    """What a chunk begins with; each array has the chunks on its first axis.
 
     Attributes:
-        q, k, v: of the numerator Σ (q·k) v.
-        q_norm, k_norm: of the normaliser Σ q_norm·k_norm; None where they are q and k.
+        q, k, v: floats [chunks, batch, chunk, heads, dim].
     """
 
     q: jax.Array
     k: jax.Array
     v: jax.Array
-    q_norm: jax.Array | None
-    k_norm: jax.Array | None
 
 
 class Labels(NamedTuple):
@@ -42,63 +39,86 @@ class Labels(NamedTuple):
     rank: jax.Array | None
 
 
-def chunked(q, k, v, q_norm, k_norm, document, rank, initial_state, chunk_size, reverse=False):
-    """Σ_j (q_i·k_j) v_j / Σ_j q_norm_i·k_norm_j over i's document, rank[j] <= rank[i].
+def chunked(features, q, k, v, weights, tokens, initial_state, *, chunk_size, reverse=False):
+    """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over i's document, rank[j] <= rank[i].
+
+    Features are made in each step, so that those of all time are never held.
 
     Args:
-        q, k: floats [batch, heads, time, features], time sorted by (document, rank).
-        v: floats [batch, heads, time, value_dim].
-        q_norm, k_norm: features of the normaliser like q and k; None where they are the same.
-        document, rank: integers [batch or 1, heads or 1, time], or None; see `Labels`.
-        initial_state: (Σ k vᵀ, Σ k_norm) of earlier keys, which the first document sees:
+        features: a `kzoo.ops.features.Features`.
+        q, k: floats [batch, time, heads, dim], time sorted by (document, rank).
+        v: floats [batch, time, heads, value_dim].
+        weights: of a learned feature map, by name.
+        tokens: `kzoo.ops.linear.Tokens`.
+        initial_state: (Σ φ(k) vᵀ, Σ φ(k)) of earlier keys, which the first document sees:
             [batch, heads, features, value_dim] and [batch, heads, features]. None for zeros.
         chunk_size: tokens in a chunk.
         reverse: time is sorted by descending rank, and no two positions share one.
 
     Returns:
-        Floats [batch, heads, time, value_dim], and the state after the document that is last
+        Floats [batch, time, heads, value_dim], and the state after the document that is last
         in order.
     """
-    batch, heads, time, _ = q.shape
-    cut = functools.partial(_cut, chunk=min(chunk_size, time))
-    operands = Operands(*(None if x is None else cut(x) for x in (q, k, v, q_norm, k_norm)))
-    labels = Labels(*(None if x is None else cut(x, mode="edge") for x in (document, rank)))
-    if len(operands.q) == 1 and initial_state is None:  # nothing to loop over
-        first = jax.tree.map(lambda x: x[0], (operands, None, labels))
-        state, (numerator, normaliser) = _step(reverse, None, *first, None)
+    time = q.shape[1]
+    chunk = min(chunk_size, time)
+    shown = tokens.shown
+    if shown is None and time % chunk:  # the filled end holds no keys
+        shown = jnp.ones((1, time), bool)
+    chunks = Chunks(*(_cut(x, 1, "constant", chunk) for x in (q, k, v)))
+    where = (
+        _cut(tokens.position, 1, "edge", chunk),
+        None if shown is None else _cut(shown, 1, "constant", chunk),
+    )
+    labels = (tokens.document, tokens.rank)
+    labels = Labels(*(None if x is None else _cut(x, 2, "edge", chunk) for x in labels))
+    static = (features, reverse)
+    if len(chunks.q) == 1 and initial_state is None:  # nothing to loop over
+        first = jax.tree.map(lambda x: x[0], (chunks, None, where, labels))
+        state, (numerator, normaliser) = _step(static, weights, None, *first, None)
         out = ratio(numerator, normaliser[..., None])[None]
     else:
-        later = None if rank is None or len(operands.q) == 1 else _later(operands, labels)
-        state = _zero_state(operands) if initial_state is None else initial_state
-        out, state = _attend(reverse, operands, later, state, labels)
-    return jnp.moveaxis(out, 0, 2).reshape(batch, heads, -1, v.shape[3])[:, :, :time], state
+        later = None
+        if tokens.rank is not None and len(chunks.q) > 1:
+            later = _later(static, weights, chunks, where, labels)
+        if initial_state is None:
+            initial_state = _zero_state(static, weights, chunks, where)
+        out, state = _attend(static, weights, initial_state, chunks, later, where, labels)
+    out = jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *v.shape[2:])
+    return out[:, :time], state
 
 
-def _step(reverse, state, operands, later, labels, arriving):
+def _step(static, weights, state, chunk, later, where, labels, arriving):
     """One chunk: the state after it, and the numerator and normaliser of its queries.
 
     Args:
+        static: the features, and whether time goes back.
+        weights: of the features.
         state: of the keys before the chunk in the document that reaches into it; or None.
+        chunk: one of `Chunks`.
         later: of the keys after the chunk in the group that reaches out of it, and whether any
             does; or None.
+        where: the positions and the keys that count, [batch or 1, chunk].
+        labels: one chunk of `Labels`.
         arriving: [batch or 1, heads or 1, 1], the document that `state` belongs to.
     """
-    q, k, v, q_norm, k_norm = operands
-    visible, reached, staying, grouped, joined = _relations(reverse, labels, arriving, k.shape[-2])
-    products = _hide(_dot("bhid,bhjd->bhij", q, k), visible)
-    numerator = _dot("bhij,bhje->bhie", products, v)
+    features, reverse = static
+    q, k, q_norm, k_norm = features(chunk.q, chunk.k, weights, *where)
+    v = chunk.v
+    visible, reached, staying, grouped, joined = _relations(reverse, labels, arriving, k.shape[1])
+    products = _hide(_dot("bihd,bjhd->bhij", q, k), visible)
+    numerator = _dot("bhij,bjhe->bihe", products, v)
     if q_norm is None:
         q_norm, k_norm = q, k
-        normaliser = products.sum(-1)
+        normaliser = jnp.swapaxes(products.sum(-1), 1, 2)
     else:
         sums = jnp.broadcast_to(visible, (*products.shape[:2], *visible.shape[-2:]))
-        sums = _dot("bhij,bhjd->bhid", sums.astype(q.dtype), k_norm)
+        sums = _dot("bhij,bjhd->bihd", sums.astype(q.dtype), k_norm)
         normaliser = (q_norm * sums).sum(-1)
 
     def gather(sums, state, seen):
         matrix, vector = state
-        numerator = _dot("bhid,bhde->bhie", _hide_rows(q, seen), matrix)
-        normaliser = _hide((q_norm * vector[:, :, None]).sum(-1), seen)
+        numerator = _dot("bihd,bhde->bihe", _hide_rows(q, seen), matrix)
+        normaliser = _dot("bihd,bhd->bih", _hide_rows(q_norm, seen), vector)
         return sums[0] + numerator, sums[1] + normaliser
 
     sums = numerator, normaliser
@@ -113,79 +133,88 @@ def _step(reverse, state, operands, later, labels, arriving):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(reverse, operands, later, state, labels):
-    return _forward(reverse, operands, later, state, labels)[0]
+def _attend(static, weights, state, chunks, later, where, labels):
+    return _forward(static, weights, state, chunks, later, where, labels)[0]
 
 
-def _forward(reverse, operands, later, state, labels):
+def _forward(static, weights, state, *chunks):
     def step(state, chunk):
-        after, (numerator, normaliser) = _step(reverse, state, *chunk)
+        after, (numerator, normaliser) = _step(static, weights, state, *chunk)
         return after, (ratio(numerator, normaliser[..., None]), normaliser, state)
 
-    chunks = (operands, later, labels, _arriving(reverse, labels))
-    state, (out, normaliser, states) = jax.lax.scan(step, state, chunks, reverse=reverse)
-    return (out, state), (*chunks, out, normaliser, states)
+    reverse, labels = static[1], chunks[-1]
+    chunks = (*chunks, _arriving(reverse, labels))
+    state, (out, *saved) = jax.lax.scan(step, state, chunks, reverse=reverse)
+    return (out, state), (weights, chunks, out, *saved)
 
 
-def _backward(reverse, saved, cotangents):
-    operands, later, labels, arriving, out, normaliser, states = saved
+def _backward(static, saved, cotangents):
+    weights, *saved = saved
     cotangent, after = cotangents
+    # Sums over the last axis by a product: XLA's reductions are slow on a CPU.
+    ones = jnp.ones(cotangent.shape[-1:], cotangent.dtype)
 
-    def step(after, chunk):
-        operands, later, labels, arriving, out, normaliser, state, cotangent = chunk
+    def step(carry, chunk):
+        after, slopes = carry
+        (own, later, *rest), out, normaliser, state, cotangent = chunk
 
-        def run(state, operands, later):
-            return _step(reverse, state, operands, later, labels, arriving)
+        def run(weights, state, own, later):
+            return _step(static, weights, state, own, later, *rest)
 
-        _, pull = jax.vjp(run, state, operands, later)
+        _, pull = jax.vjp(run, weights, state, own, later)
         # Of out = numerator / normaliser; `ratio` hides what a normaliser of 0 would give.
-        numerator = ratio(cotangent, normaliser[..., None])
-        before, *gradients = pull((after, (numerator, -(numerator * out).sum(-1))))
-        return before, gradients
+        cotangent = ratio(cotangent, normaliser[..., None])
+        sums = (cotangent, -jnp.dot(cotangent * out, ones))
+        slope, before, *gradients = pull((after, sums))
+        return (before, jax.tree.map(jnp.add, slopes, slope)), gradients
 
-    chunks = (operands, later, labels, arriving, out, normaliser, states, cotangent)
-    before, (operands, later) = jax.lax.scan(step, after, chunks, reverse=not reverse)
-    return operands, later, before, None
+    start = (after, jax.tree.map(jnp.zeros_like, weights))
+    chunks = (*saved, cotangent)
+    (before, slopes), gradients = jax.lax.scan(step, start, chunks, reverse=not static[1])
+    return slopes, before, *gradients, None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _later(operands, labels):
+def _later(static, weights, chunks, where, labels):
     """Of each chunk, whether a group reaches across its end, and the state of its keys there."""
     edges = [None if x is None else x[..., -1:] for x in labels]
     firsts = [None if x is None else x[..., :1] for x in labels]
     # Of each chunk: does the run at its end go on in the next, and did its first one begin before?
     crossing = _same(
-        [x if x is None else x[:-1] for x in edges], [x if x is None else x[1:] for x in firsts]
+        [x if x is None else x[:-1] for x in edges],
+        [x if x is None else x[1:] for x in firsts],
     )
     none = jnp.zeros_like(crossing[:1])
     goes_on, begun = jnp.concatenate([crossing, none]), jnp.concatenate([none, crossing])
 
     @jax.checkpoint
     def step(state, chunk):
-        (_, k, v, _, k_norm), labels, firsts, edges, goes_on, begun = chunk
-        k_norm = k if k_norm is None else k_norm
+        chunk, where, labels, firsts, edges, goes_on, begun = chunk
         own = tuple(_hide_all(x, goes_on) for x in state)
 
-        def add(own, k, v, k_norm):
+        def add(own, chunk):
+            _, k, _, k_norm = static[0](chunk.q, chunk.k, weights, *where)
             through = [_hide_all(x, _same(edges, firsts)) for x in own]
-            return _added(*through, k, v, k_norm, _same(labels, firsts))
+            k_norm = k if k_norm is None else k_norm
+            return _added(*through, k, chunk.v, k_norm, _same(labels, firsts))
 
         # What no earlier chunk can see is not summed.
-        state = jax.lax.cond(begun.any(), add, lambda own, *_: own, own, k, v, k_norm)
-        return state, own
+        return jax.lax.cond(begun.any(), add, lambda own, _: own, own, chunk), own
 
-    state = _zero_state(operands)
-    chunks = (operands, labels, firsts, edges, goes_on, begun)
-    _, states = jax.lax.scan(step, state, chunks, reverse=True)
+    state = _zero_state(static, weights, chunks, where)
+    xs = (chunks, where, labels, firsts, edges, goes_on, begun)
+    _, states = jax.lax.scan(step, state, xs, reverse=True)
     return goes_on.any(axis=(1, 2, 3)), *states
 
 
-def _zero_state(operands):
-    shape, dtype = operands.q.shape[1:3], operands.q.dtype
-    size, dim = operands.k.shape[-1], operands.v.shape[-1]
-    return jnp.zeros((*shape, size, dim), dtype), jnp.zeros((*shape, size), dtype)
+def _zero_state(static, weights, chunks, where):
+    def step(chunk, where):
+        return _step(static, weights, None, chunk, None, where, Labels(None, None), None)[0]
+
+    first = jax.tree.map(lambda x: x[0], (chunks, where))
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, *first))
 
 
 def _relations(reverse, labels, arriving, chunk):
@@ -232,8 +261,8 @@ def _end(label, reverse):
 
 
 def _added(matrix, vector, k, v, k_norm, staying):
-    matrix += _dot("bhjd,bhje->bhde", _hide_rows(k, staying), v)
-    return matrix, vector + _hide_rows(k_norm, staying).sum(-2)
+    matrix += _dot("bjhd,bjhe->bhde", _hide_rows(k, staying), v)
+    return matrix, vector + _hide_rows(k_norm, staying).sum(1)
 
 
 def _same(labels, others):
@@ -246,7 +275,8 @@ def _hide(x, seen):
 
 
 def _hide_rows(x, seen):
-    return x if seen is None else _hide(x, seen[..., None])
+    """`x` [batch, chunk, heads, dim] where `seen` [batch or 1, heads or 1, chunk]."""
+    return x if seen is None else _hide(x, jnp.swapaxes(seen, 1, 2)[..., None])
 
 
 def _hide_all(x, seen):
@@ -257,10 +287,10 @@ def _dot(equation, a, b):
     return jnp.einsum(equation, a, b, preferred_element_type=a.dtype)
 
 
-def _cut(x, chunk, mode="constant"):
-    """[batch, heads, time, ..] as [chunks, batch, heads, chunk, ..], the end filled."""
-    missing = -x.shape[2] % chunk
+def _cut(x, axis, mode, chunk):
+    """Time, at `axis`, in chunks along a new first axis; the end filled."""
+    missing = -x.shape[axis] % chunk
     if missing:
-        x = jnp.pad(x, [(0, 0), (0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 3), mode=mode)
-    x = x.reshape(*x.shape[:2], -1, chunk, *x.shape[3:])
-    return jnp.moveaxis(x, 2, 0)
+        x = jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], mode=mode)
+    x = x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
+    return jnp.moveaxis(x, axis, 0)
