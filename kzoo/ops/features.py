@@ -5,7 +5,7 @@ import dataclasses
 from keras import ops
 
 from kzoo.ops.feature_maps import FeatureMap
-from kzoo.ops.rotary import rotate
+from kzoo.ops.rotary import turn, turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,32 +22,39 @@ class Features:
     phi: FeatureMap | None
     rotary: bool
 
-    def __call__(self, q, k, weights, position, shown, key_position=None):
+    def turns(self, position, dim, dtype="float32", bound=None):
+        """What `__call__` takes: of tokens at `position` whose heads have `dim` entries."""
+        if not self.rotary:
+            return None
+        size = dim if self.phi is None or self.phi.of_products else self.phi.size(dim)
+        return turns(position, size, dtype, bound)
+
+    def __call__(self, q, k, weights, turns, shown, key_turns=None):
         """The features of numerator and normaliser.
 
         Args:
             q, k: floats [batch, time, heads, dim].
             weights: those of a learned map, by name, or None.
-            position: integers [batch or 1, time].
+            turns: of `turns`.
             shown: booleans [batch or 1, time], the keys that count, since φ(0) is not 0; None
                 for all.
-            key_position: like `position`, where the keys are not at the places of the queries.
+            key_turns: like `turns`, where the keys are not at the places of the queries.
 
         Returns:
             q, k, q_norm, k_norm: floats [batch, time, heads, features]; the last two None where
             they are the first two.
         """
-        key_position = position if key_position is None else key_position
+        key_turns = turns if key_turns is None else key_turns
         before = self.rotary and self.phi is not None and self.phi.of_products
         if before:
-            q, k = rotate(q, position), rotate(k, key_position)
+            q, k = turn(q, turns), turn(k, key_turns)
         if self.phi is not None:
             q, k = self.phi.query(q, weights), self.phi.key(k, weights)
         if shown is not None:
             k = ops.where(shown[:, :, None, None], k, ops.zeros_like(k))
         if before or not self.rotary:
             return q, k, None, None
-        return rotate(q, position), rotate(k, key_position), q, k
+        return turn(q, turns), turn(k, key_turns), q, k
 
 
 def features_of(phi, rotary, q, k, weights, segment):

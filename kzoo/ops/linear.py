@@ -109,8 +109,11 @@ def linear_attention(
     state = None
     if initial_state is not None:
         state = (initial_state["matrix"], initial_state["normaliser"])
-    position = _shifted(queries, query_offset if stateful else 0)
-    out, state = _sorted(core, q, k, v, feature_weights, heads, queries, position, state)
+    position, bound = queries.position, q.shape[1]
+    if stateful and not (isinstance(query_offset, int) and query_offset == 0):
+        position, bound = _shifted(queries, query_offset), None
+    turns = features.turns(position, q.shape[3], q.dtype, bound)
+    out, state = _sorted(core, q, k, v, feature_weights, heads, queries, turns, state)
     out = ops.cast(zero_padding(out, queries), dtype)
     if not return_state:
         return out
@@ -146,8 +149,6 @@ def _check(heads, phi, stateful, same_places):
 
 def _shifted(places, offset):
     """The positions of `places`, those of each row's first document moved by `offset`."""
-    if isinstance(offset, int) and offset == 0:
-        return places.position
     moved = places.position + ops.reshape(ops.cast(offset, "int32"), (-1, 1))
     if places.segment is None:
         return moved
@@ -162,7 +163,7 @@ def _first_document(places):
 # Queries and keys at the same places ------------------------------------------------------
 
 
-def _sorted(core, q, k, v, weights, heads, places, position, state):
+def _sorted(core, q, k, v, weights, heads, places, turns, state):
     """Bring the time of every head into the order of its rank, attend, and bring it back.
 
     Args:
@@ -171,7 +172,7 @@ def _sorted(core, q, k, v, weights, heads, places, position, state):
         weights: of a learned feature map, by name, heads first; or None.
         heads: the order of each head.
         places: the `Places` of the tokens.
-        position: integers [batch or 1, time], for rotary positions.
+        turns: of rotary positions, from `Features.turns`.
         state: the initial state, a pair of tensors [batch, heads, ..], or None.
 
     Returns:
@@ -191,7 +192,7 @@ def _sorted(core, q, k, v, weights, heads, places, position, state):
         own_weights = {name: _take_heads(x, index, 0) for name, x in (weights or {}).items()}
         own_state = None if state is None else tuple(_take_heads(x, index, 1) for x in state)
         in_order = [heads[i] for i in index]
-        out, last = _same_kind(core, own, own_weights, in_order, places, position, own_state)
+        out, last = _same_kind(core, own, own_weights, in_order, places, turns, own_state)
         outs.append(out)
         states.append(last)
         taken += index
@@ -202,7 +203,7 @@ def _sorted(core, q, k, v, weights, heads, places, position, state):
     )
 
 
-def _same_kind(core, operands, weights, heads, places, position, state):
+def _same_kind(core, operands, weights, heads, places, turns, state):
     """Heads whose orders go through time in the same way, in one pass."""
     order, permutation = heads[0], None
     if not order.ascending and not isinstance(order, Reversed):
@@ -221,7 +222,8 @@ def _same_kind(core, operands, weights, heads, places, position, state):
     if order.grouped:
         ranks = {head: head.rank(places)[:, None] for head in set(heads)}
         rank = _join([ranks[head] for head in heads] if len(ranks) > 1 else [ranks[order]], 1)
-    tokens = Tokens(document, rank, forth(position), forth(shown))
+    turns = None if turns is None else tuple(forth(x) for x in turns)
+    tokens = Tokens(document, rank, turns, forth(shown))
     operands = [forth(x) for x in operands]
     if document is None and set(heads) == {Bidirectional()}:
         return _total(core.args[0], *operands, weights, tokens, state)
@@ -230,19 +232,19 @@ def _same_kind(core, operands, weights, heads, places, position, state):
 
 
 class Tokens(NamedTuple):
-    """Integers of each token, sorted by (document, rank).
+    """What is known of each token, integers, sorted by (document, rank).
 
     Attributes:
         document: [batch or 1, 1, time], filled so that padding belongs to a neighbour and never
             parts a document in two; None for one document.
         rank: [batch or 1, heads or 1, time]; None where no two of a document share one.
-        position: [batch or 1, time], for rotary positions.
+        turns: floats [batch or 1, time, ..], sines and cosines of rotary positions, or None.
         shown: booleans [batch or 1, time], the keys that count; None for all.
     """
 
     document: object
     rank: object
-    position: object
+    turns: object
     shown: object
 
 
@@ -257,7 +259,7 @@ def _core():
 
 def _total(features, q, k, v, weights, tokens, state):
     """One document, everybody sees everybody: one sum over time."""
-    q, k, q_norm, k_norm = features(q, k, weights, tokens.position, tokens.shown)
+    q, k, q_norm, k_norm = features(q, k, weights, tokens.turns, tokens.shown)
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
     matrix, vector = ops.einsum("bkhd,bkhe->bhde", k, v), ops.sum(k_norm, axis=1)
     if state is not None:
@@ -268,7 +270,7 @@ def _total(features, q, k, v, weights, tokens, state):
 
 def _portable(features, q, k, v, weights, tokens, state, *, chunk_size, reverse=False):
     """`kzoo.ops.kernels.chunked.chunked` in `keras.ops`, for every backend."""
-    q, k, q_norm, k_norm = features(q, k, weights, tokens.position, tokens.shown)
+    q, k, q_norm, k_norm = features(q, k, weights, tokens.turns, tokens.shown)
     operands = (None if x is None else _swap(x) for x in (q, k, v, q_norm, k_norm))
     document = tokens.document
     if reverse:
@@ -407,7 +409,8 @@ def _merged(core, q, k, v, weights, heads, queries, keys):
         sorted_document, sorted_shown = tokens
         if document is not None:
             sorted_document = sorted_document[:, None]
-        tokens = Tokens(sorted_document, None, _take_time(position, permutation), sorted_shown)
+        turns = core.args[0].turns(_take_time(position, permutation), q.shape[3], q.dtype)
+        tokens = Tokens(sorted_document, None, turns, sorted_shown)
         head = [_take_time(x[:, :, i : i + 1], permutation) for x in (q, k, v)]
         own = {name: x[i : i + 1] for name, x in (weights or {}).items()}
         out, _ = core(*head, own, tokens, None)
@@ -431,8 +434,7 @@ def _take_time(x, permutation):
     """`x` [batch or 1, time, ..] with its time reordered, example by example."""
     if permutation.shape[0] == 1:
         return ops.take(x, permutation[0], axis=1)
-    if len(x.shape) == 4:
-        permutation = permutation[:, :, None, None]
+    permutation = ops.reshape(permutation, (*ops.shape(permutation), *[1] * (len(x.shape) - 2)))
     return ops.take_along_axis(x, permutation, axis=1)
 
 

@@ -1,6 +1,7 @@
 """Rotary position embedding."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError
@@ -8,7 +9,7 @@ from kzoo.errors import InputError
 MAX_WAVELENGTH = 10_000
 
 
-def rotate(x, position):
+def rotate(x, position, bound=None):
     """Turn each pair of entries by an angle proportional to the position.
 
     Entry i is paired with entry i + dim/2 and turned by position · 10000^(-2i/dim), so that
@@ -18,6 +19,7 @@ def rotate(x, position):
     Args:
         x: floats [batch, time, heads, dim], dim even.
         position: integers [batch or 1, time].
+        bound: a number that all positions are below, where one is known; see `turns`.
 
     Returns:
         The same shape and dtype; angles are computed in float32 at least.
@@ -25,14 +27,37 @@ def rotate(x, position):
     Raises:
         InputError: if dim is odd.
     """
-    dim = x.shape[-1]
+    return turn(x, turns(position, x.shape[-1], x.dtype, bound))
+
+
+def turns(position, dim, dtype="float32", bound=None):
+    """The sines and cosines of `rotate`, [batch or 1, time, dim / 2] each, in `dtype`.
+
+    Below a known bound they are looked up: XLA would fuse their computation into every use, and
+    do it again for each head.
+    """
     if dim % 2:
         raise InputError(f"rotary positions need an even head size. Received: {dim}")
-    dtype = "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"
-    frequency = MAX_WAVELENGTH ** (-ops.arange(0, dim, 2, dtype=dtype) / dim)
-    angle = (ops.cast(position, dtype)[..., None] * frequency)[:, :, None, :]
-    sine, cosine = ops.cast(ops.sin(angle), x.dtype), ops.cast(ops.cos(angle), x.dtype)
+    dtype = keras.backend.standardize_dtype(dtype)
+    if bound is not None:
+        angles = np.arange(bound)[:, None] * _frequencies(dim)
+        # As one table, so that one lookup finds both.
+        table = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
+        return ops.split(ops.take(ops.convert_to_tensor(table, dtype), position, axis=0), 2, -1)
+    precise = "float64" if dtype == "float64" else "float32"
+    frequencies = ops.convert_to_tensor(_frequencies(dim), precise)
+    angle = ops.cast(position, precise)[..., None] * frequencies
+    return ops.cast(ops.sin(angle), dtype), ops.cast(ops.cos(angle), dtype)
+
+
+def turn(x, turns):
+    """`x` [batch, time, heads, dim] turned by the sines and cosines that `turns` gave."""
+    sine, cosine = (table[:, :, None] for table in turns)
     first, second = ops.split(x, 2, axis=-1)
     return ops.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1
     )
+
+
+def _frequencies(dim):
+    return MAX_WAVELENGTH ** (-np.arange(0, dim, 2) / dim)

@@ -64,7 +64,8 @@ def softmax_attention(
         query_offset=query_offset,
     )
     if rotary:
-        q, k = rotate(q, queries.position), rotate(k, keys.position)
+        bound = q.shape[1] if queries is keys else None
+        q, k = rotate(q, queries.position, bound), rotate(k, keys.position, bound)
     q = q * softmax_scale(q, scale)
     shape = Shape(
         query_time=q.shape[1],

@@ -65,10 +65,7 @@ def chunked(features, q, k, v, weights, tokens, initial_state, *, chunk_size, re
     if shown is None and time % chunk:  # the filled end holds no keys
         shown = jnp.ones((1, time), bool)
     chunks = Chunks(*(_cut(x, 1, "constant", chunk) for x in (q, k, v)))
-    where = (
-        _cut(tokens.position, 1, "edge", chunk),
-        None if shown is None else _cut(shown, 1, "constant", chunk),
-    )
+    where = jax.tree.map(lambda x: _cut(x, 1, "constant", chunk), (tokens.turns, shown))
     labels = (tokens.document, tokens.rank)
     labels = Labels(*(None if x is None else _cut(x, 2, "edge", chunk) for x in labels))
     static = (features, reverse)
@@ -97,7 +94,7 @@ def _step(static, weights, state, chunk, later, where, labels, arriving):
         chunk: one of `Chunks`.
         later: of the keys after the chunk in the group that reaches out of it, and whether any
             does; or None.
-        where: the positions and the keys that count, [batch or 1, chunk].
+        where: the turns of rotary positions and the keys that count, [batch or 1, chunk, ..].
         labels: one chunk of `Labels`.
         arriving: [batch or 1, heads or 1, 1], the document that `state` belongs to.
     """
@@ -109,11 +106,11 @@ def _step(static, weights, state, chunk, later, where, labels, arriving):
     numerator = _dot("bhij,bjhe->bihe", products, v)
     if q_norm is None:
         q_norm, k_norm = q, k
-        normaliser = jnp.swapaxes(products.sum(-1), 1, 2)
+        normaliser = jnp.swapaxes(_sum(products), 1, 2)
     else:
         sums = jnp.broadcast_to(visible, (*products.shape[:2], *visible.shape[-2:]))
         sums = _dot("bhij,bjhd->bihd", sums.astype(q.dtype), k_norm)
-        normaliser = (q_norm * sums).sum(-1)
+        normaliser = _sum(q_norm * sums)
 
     def gather(sums, state, seen):
         matrix, vector = state
@@ -151,8 +148,6 @@ def _forward(static, weights, state, *chunks):
 def _backward(static, saved, cotangents):
     weights, *saved = saved
     cotangent, after = cotangents
-    # Sums over the last axis by a product: XLA's reductions are slow on a CPU.
-    ones = jnp.ones(cotangent.shape[-1:], cotangent.dtype)
 
     def step(carry, chunk):
         after, slopes = carry
@@ -164,7 +159,7 @@ def _backward(static, saved, cotangents):
         _, pull = jax.vjp(run, weights, state, own, later)
         # Of out = numerator / normaliser; `ratio` hides what a normaliser of 0 would give.
         cotangent = ratio(cotangent, normaliser[..., None])
-        sums = (cotangent, -jnp.dot(cotangent * out, ones))
+        sums = (cotangent, -_sum(cotangent * out))
         slope, before, *gradients = pull((after, sums))
         return (before, jax.tree.map(jnp.add, slopes, slope)), gradients
 
@@ -262,7 +257,8 @@ def _end(label, reverse):
 
 def _added(matrix, vector, k, v, k_norm, staying):
     matrix += _dot("bjhd,bjhe->bhde", _hide_rows(k, staying), v)
-    return matrix, vector + _hide_rows(k_norm, staying).sum(1)
+    ones = jnp.ones(k.shape[1], k.dtype)
+    return matrix, vector + _dot("bjhd,j->bhd", _hide_rows(k_norm, staying), ones)
 
 
 def _same(labels, others):
@@ -281,6 +277,11 @@ def _hide_rows(x, seen):
 
 def _hide_all(x, seen):
     return x if seen is None else _hide(x, seen.reshape(*seen.shape[:2], *[1] * (x.ndim - 2)))
+
+
+def _sum(x):
+    """Over the last axis, as a product: XLA's reductions are slow on a CPU."""
+    return jnp.dot(x, jnp.ones(x.shape[-1:], x.dtype), preferred_element_type=x.dtype)
 
 
 def _dot(equation, a, b):

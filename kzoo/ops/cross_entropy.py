@@ -1,0 +1,94 @@
+"""Cross-entropy from hidden states, without ever holding the logits of all tokens."""
+
+import keras
+from keras import ops
+
+from kzoo.errors import InputError
+
+
+def cross_entropy(hidden, kernel, labels, weights=None, *, rows):
+    """Σ w·nll over all tokens, nll = −log softmax(hidden · kernelᵀ)[label], in chunks of tokens.
+
+    The logits of one chunk exist at a time, in float32. Since the loss ends in one number, its
+    gradient is known up to a factor as soon as a chunk's logits are: the forward pass sums the
+    gradients and the backward pass scales them, so nothing is computed twice (on TensorFlow
+    the backward pass forms the logits again). Without gradients only the loss is computed.
+    Source: Hsu et al. 2024, arXiv:2410.10989 (fused linear cross-entropy).
+
+    Args:
+        hidden: floats [batch, time, width].
+        kernel: floats [vocabulary, width], the output matrix.
+        labels: integers [batch, time] in [0, vocabulary); where the weight is 0, anything.
+        weights: floats [batch, time], 1 by default; they get no gradient.
+        rows: tokens in a chunk. A chunk holds whole steps of time of the whole batch, at least
+            one, so that a batch stays shared out over devices: never more than
+            max(rows, batch) · vocabulary logits at once.
+
+    Returns:
+        The sum, a float32 scalar, in nats; and its terms w·nll, float32 [batch, time], which
+        carry no gradient.
+
+    Raises:
+        InputError: if shapes disagree or rows is not positive.
+
+    Example:
+        >>> total, nats = cross_entropy(hidden, embedding.embeddings, labels, rows=256)
+    """
+    hidden, kernel = (ops.cast(ops.convert_to_tensor(x), "float32") for x in (hidden, kernel))
+    labels = ops.cast(ops.convert_to_tensor(labels), "int32")
+    weights = ops.ones_like(labels) if weights is None else ops.convert_to_tensor(weights)
+    weights = ops.stop_gradient(ops.cast(weights, "float32"))
+    shapes = [tuple(x.shape) for x in (hidden, kernel, labels, weights)]
+    if not _agree(*shapes):
+        raise InputError(
+            "hidden is [batch, time, width], kernel [vocabulary, width], labels and weights "
+            f"[batch, time]. Received: {', '.join(map(str, shapes))}"
+        )
+    if rows < 1:
+        raise InputError(f"rows is a positive integer. Received: {rows!r}")
+    labels = ops.where(weights != 0, labels, 0)
+    total, nats = _kernel()(hidden, kernel, labels, weights, rows)
+    return total, ops.stop_gradient(nats)
+
+
+def terms(hidden, kernel, labels, weights):
+    """The terms w·nll [tokens] of one chunk: hidden [tokens, width], labels, weights [tokens]."""
+    return _terms(hidden, kernel, labels, weights)[0]
+
+
+def terms_and_gradients(hidden, kernel, labels, weights):
+    """`terms`, and the gradients of their sum with respect to hidden and kernel."""
+    nats, powers, total = _terms(hidden, kernel, labels, weights)
+    weights = weights[:, None]
+    chosen = labels[:, None] == ops.arange(kernel.shape[0], dtype="int32")
+    slope = powers * (weights / total) - ops.where(chosen, weights, 0.0)
+    return nats, ops.matmul(slope, kernel), ops.matmul(ops.transpose(slope), hidden)
+
+
+def _terms(hidden, kernel, labels, weights):
+    logits = ops.matmul(hidden, ops.transpose(kernel))
+    highest = ops.max(logits, axis=-1, keepdims=True)
+    powers = ops.exp(logits - highest)
+    total = ops.sum(powers, axis=-1, keepdims=True)
+    chosen = ops.take_along_axis(logits, labels[:, None], axis=-1)
+    return weights * (ops.log(total) + highest - chosen)[:, 0], powers, total
+
+
+def _kernel():
+    backend = keras.backend.backend()
+    if backend == "jax":
+        from kzoo.ops.kernels.cross_entropy_jax import cross_entropy
+    elif backend == "torch":
+        from kzoo.ops.kernels.cross_entropy_torch import cross_entropy
+    else:
+        from kzoo.ops.kernels.cross_entropy_tensorflow import cross_entropy
+    return cross_entropy
+
+
+def _agree(hidden, kernel, labels, weights):
+    """Whether shapes fit; sizes that TensorFlow does not know yet fit everything."""
+    if (len(hidden), len(kernel), len(labels), len(weights)) != (3, 2, 2, 2):
+        return False
+    pairs = [*zip(hidden[:2], labels, strict=True), *zip(labels, weights, strict=True)]
+    pairs.append((hidden[2], kernel[1]))
+    return all(a == b or None in (a, b) for a, b in pairs)

@@ -1,0 +1,74 @@
+"""Cross-entropy in chunks on JAX: a rolled loop that sums the gradients as it goes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from kzoo.ops.cross_entropy import terms, terms_and_gradients
+
+
+# Compiled by itself too, so that calls outside of a program share one compilation.
+@functools.partial(jax.jit, static_argnums=4)
+def cross_entropy(hidden, kernel, labels, weights, rows):
+    """See `kzoo.ops.cross_entropy.cross_entropy`; all floats are float32."""
+    return _sum(rows, hidden, kernel, labels, weights)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sum(rows, hidden, kernel, labels, weights):
+    def step(_, chunk):
+        hidden, labels, weights = _flat(chunk)
+        return None, terms(hidden, kernel, labels, weights).reshape(chunk[1].shape)
+
+    _, nats = _loop(step, None, [_cut(x, rows) for x in (hidden, labels, weights)])
+    nats = _join(nats, labels.shape)
+    return nats.sum(), nats
+
+
+def _forward(rows, hidden, kernel, labels, weights):
+    def step(kernel_gradient, chunk):
+        hidden, labels, weights = _flat(chunk)
+        nats, slope, summand = terms_and_gradients(hidden, kernel, labels, weights)
+        out = nats.reshape(chunk[1].shape), slope.reshape(chunk[0].shape)
+        return kernel_gradient + summand, out
+
+    chunks = [_cut(x, rows) for x in (hidden, labels, weights)]
+    kernel_gradient, (nats, hidden_gradient) = _loop(step, jnp.zeros_like(kernel), chunks)
+    nats = _join(nats, labels.shape)
+    return (nats.sum(), nats), (_join(hidden_gradient, hidden.shape), kernel_gradient)
+
+
+def _backward(rows, gradients, cotangents):
+    hidden, kernel = (cotangents[0] * x for x in gradients)
+    return hidden, kernel, None, None
+
+
+_sum.defvjp(_forward, _backward)
+
+
+def _loop(step, start, chunks):
+    if len(chunks[0]) > 1:
+        return jax.lax.scan(step, start, chunks)
+    end, out = step(start, [x[0] for x in chunks])
+    return end, jax.tree.map(lambda x: x[None], out)
+
+
+def _flat(chunk):
+    # A product over two axes at once costs XLA a transposed copy on a CPU.
+    return (x.reshape(-1, *x.shape[2:]) for x in chunk)
+
+
+def _cut(x, rows):
+    """[batch, time, ...] as [chunks, batch, steps, ...], the end filled with 0."""
+    batch, time = x.shape[:2]
+    count = -(-time // max(1, rows // batch))
+    steps = -(-time // count)
+    filled = [(0, 0), (0, count * steps - time), *[(0, 0)] * (x.ndim - 2)]
+    x = jnp.pad(x, filled).reshape(batch, count, steps, *x.shape[2:])
+    return jnp.moveaxis(x, 1, 0)
+
+
+def _join(x, shape):
+    """The inverse of `_cut`, to its original shape."""
+    return jnp.moveaxis(x, 0, 1).reshape(shape[0], -1, *shape[2:])[:, : shape[1]]

@@ -1,0 +1,60 @@
+"""Cross-entropy in chunks on TensorFlow: loops over any number of chunks, logits formed again."""
+
+from kzoo.ops.cross_entropy import terms, terms_and_gradients
+
+
+def cross_entropy(hidden, kernel, labels, weights, rows):
+    """See `kzoo.ops.cross_entropy.cross_entropy`; all floats are float32."""
+    import tensorflow as tf
+
+    batch, time = tf.unstack(tf.shape(labels))
+    steps = tf.maximum(1, rows // batch)
+    count = -(-time // steps)
+
+    def swap(x):
+        return tf.transpose(x, [1, 0, *range(2, x.ndim)])
+
+    def cut(x):
+        """[batch, time, ...] as [chunks, batch · steps, ...], the end filled with 0."""
+        rest = x.shape[2:]
+        x = tf.pad(x, [[0, 0], [0, count * steps - time], *[[0, 0]] * len(rest)])
+        x = tf.reshape(x, [batch, count, steps, *rest])
+        return tf.reshape(swap(x), [count, batch * steps, *rest])
+
+    def join(x, rest=()):
+        x = swap(tf.reshape(x, [count, batch, steps, *rest]))
+        return tf.reshape(x, [batch, count * steps, *rest])[:, :time]
+
+    chunks = cut(labels), cut(weights)
+
+    @tf.custom_gradient
+    def run(hidden, kernel):
+        pieces = cut(hidden)
+        # One at a time: a loop in a graph would compute several chunks at once.
+        nats = tf.map_fn(
+            lambda chunk: terms(chunk[0], kernel, *chunk[1:]),
+            (pieces, *chunks),
+            fn_output_signature="float32",
+            parallel_iterations=1,
+        )
+        nats = join(nats)
+
+        def gradient(cotangent, _):
+            def step(i, gathered, summed):
+                chunk = (x[i] for x in chunks)
+                _, here, summand = terms_and_gradients(pieces[i], kernel, *chunk)
+                return i + 1, gathered.write(i, here), summed + summand
+
+            start = (0, tf.TensorArray("float32", count), tf.zeros_like(kernel))
+            _, gathered, summed = tf.while_loop(
+                lambda i, *_: i < count,
+                step,
+                start,
+                parallel_iterations=1,
+                maximum_iterations=count,
+            )
+            return cotangent * join(gathered.stack(), hidden.shape[2:]), cotangent * summed
+
+        return (tf.reduce_sum(nats), nats), gradient
+
+    return run(hidden, kernel)

@@ -1,0 +1,39 @@
+"""Cross-entropy in chunks on torch: a loop that sums the gradients as it goes."""
+
+import torch
+
+from kzoo.ops.cross_entropy import terms, terms_and_gradients
+
+
+def cross_entropy(hidden, kernel, labels, weights, rows):
+    """See `kzoo.ops.cross_entropy.cross_entropy`; all floats are float32."""
+    learns = torch.is_grad_enabled() and (hidden.requires_grad or kernel.requires_grad)
+    return _CrossEntropy.apply(hidden, kernel, labels, weights, rows, learns)
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, kernel, labels, weights, rows, learns):
+        nats = torch.empty_like(weights)
+        gradients = torch.empty_like(hidden), torch.zeros_like(kernel)
+        steps = max(1, rows // len(labels))
+        for start in range(0, labels.shape[1], steps):
+            here = slice(None), slice(start, start + steps)
+            y, w = labels[here], weights[here]
+            chunk = hidden[here].flatten(0, 1), kernel, y.flatten(), w.flatten()
+            if learns:
+                out, slope, summand = terms_and_gradients(*chunk)
+                gradients[0][here] = slope.unflatten(0, y.shape)
+                gradients[1].add_(summand)
+            else:
+                out = terms(*chunk)
+            nats[here] = out.unflatten(0, y.shape)
+        if learns:
+            ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(nats)
+        return nats.sum(), nats
+
+    @staticmethod
+    def backward(ctx, cotangent, _):
+        hidden, kernel = ctx.saved_tensors
+        return cotangent * hidden, cotangent * kernel, None, None, None, None
