@@ -115,6 +115,91 @@ def test_heads_of_keys_are_shared():
     np.testing.assert_allclose(numpy(full(x)), numpy(layer(x)), atol=1e-5)
 
 
+@pytest.mark.parametrize("cls", [layers.SoftmaxAttention, layers.LinearAttention])
+def test_attention_of_a_second_sequence(cls):
+    """As `MultiHeadAttention(query, value)`: other times, other widths, padded keys."""
+    layer = cls(HEADS, 4, seed=3)
+    query, value = inputs(2, 5), inputs(2, 7)[..., :6]
+    shown = np.array([[1] * 7, [1] * 4 + [0] * 3], "int32")
+    out = numpy(layer(query, value, key_padding_mask=shown))
+    assert out.shape == query.shape
+    np.testing.assert_allclose(numpy(layer(query, value))[0], out[0], atol=1e-5)
+    np.testing.assert_allclose(numpy(layer(query[1:], value[1:, :4]))[0], out[1], atol=1e-5)
+    # Two sequences of one length are still two.
+    np.testing.assert_allclose(
+        numpy(layer(value[..., :0].sum(-1, keepdims=True) + query[:, :1].repeat(7, 1), value)),
+        numpy(layer(query[:, :1], value)).repeat(7, 1),
+        atol=1e-5,
+    )
+    weights = numpy(layer.attention_weights(query, value, key_padding_mask=shown))
+    assert weights.shape == (2, HEADS, 5, 7) and (weights[1, :, :, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("cls", [layers.SoftmaxAttention, layers.LinearAttention])
+def test_attention_in_anyones_model(cls):
+    """Keras's own mask arrives, the model saves and loads, any length runs."""
+    ids = keras.Input((None,), dtype="int32")
+    x = keras.layers.Embedding(11, DIM, mask_zero=True)(ids)
+    x = cls(HEADS, 4, mask="causal", name="attention")(x)
+    model = keras.Model(ids, keras.layers.Dense(3)(x))
+    tokens = np.array([[3, 4, 5, 6], [7, 8, 0, 0]])
+    out = numpy(model(tokens))
+    np.testing.assert_allclose(numpy(model(tokens[1:, :2]))[0], out[1, :2], atol=1e-5)
+    copy = keras.Model.from_config(model.get_config())
+    copy.set_weights(model.get_weights())
+    np.testing.assert_allclose(numpy(copy(tokens)), out, atol=1e-6)
+    assert isinstance(copy.get_layer("attention"), cls)
+    assert copy.get_layer("attention").mask == masks.causal()
+
+
+def test_linear_attention_streams():
+    layer = layers.LinearAttention(HEADS, 4, mask="causal", rotary=True)
+    x = inputs(2, 7)
+    whole = numpy(layer(x))
+    state, parts = None, []
+    for t in range(7):
+        step = {"initial_state": state, "return_state": True, "query_offset": t}
+        part, state = layer(x[:, t : t + 1], **step)
+        parts.append(numpy(part))
+    np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-5)
+    with pytest.raises(ValueError, match="only linear attention has a state"):
+        layers.SoftmaxAttention(HEADS, 4)(x, return_state=True)
+
+
+@pytest.mark.parametrize("feature_map", ["hedgehog", "taylor2", {"favor": {"features": 8}}])
+def test_feature_maps_in_a_layer(feature_map):
+    layer = layers.LinearAttention(
+        HEADS, 4, mask="half_heads", rotary=True, feature_map=feature_map
+    )
+    x = inputs(2, 7)
+    out = numpy(layer(x))
+    names = [variable.path.split("/")[-1] for variable in layer.weights]
+    learned = [name for name in names if name.startswith("feature_map")]
+    expected = ["feature_map_query_kernel", "feature_map_key_kernel"]
+    assert sorted(learned) == (sorted(expected) if feature_map == "hedgehog" else [])
+    copy = layers.LinearAttention.from_config(layer.get_config())
+    np.testing.assert_allclose(numpy(copy(x)), out, atol=1e-6)  # the same initial values
+    weights = numpy(layer.attention_weights(x))
+    values = numpy(layer.value(x)).reshape(2, 7, HEADS, 4)
+    np.testing.assert_allclose(
+        np.einsum("bhqk,bkhd->bqhd", weights, values), numpy(layer.attend(x)), atol=1e-5
+    )
+
+
+def test_kernels_say_what_runs_where():
+    x = keras.Input((2048, DIM))
+    y = layers.SoftmaxAttention(HEADS, 4, mask="causal", name="one")(x)
+    model = keras.Model(x, layers.LinearAttention(HEADS, 4, mask="causal", name="two")(y))
+    backend = keras.backend.backend()
+    cpu = {"jax": "blockwise", "torch": "sdpa", "tensorflow": "dense"}[backend]
+    assert layers.kernels(model, (2, 2048), "cpu") == {"one": cpu, "two": "chunked"}
+    if backend == "jax":
+        assert layers.kernels(model, (2, 2048), "tpu") == {"one": "splash", "two": "chunked"}
+        assert layers.kernels(model, (2, 64), "cpu") == {"one": "dense", "two": "chunked"}
+    with pytest.raises(ValueError, match="did you mean 'tpu'"):
+        layers.kernels(model, (2, 64), "tpuu")
+
+
 # Block --------------------------------------------------------------------------------------
 
 BLOCKS = [
@@ -296,6 +381,10 @@ def test_initial_values_follow_from_seed_and_place():
         (lambda: layers.Attention(2, 4, mask="alternating"), "per_layer"),
         (lambda: layers.Attention(4, 4, kv_heads=3), "kv_heads divides num_heads=4"),
         (lambda: layers.Attention(2, 3, rotary=True), "even head_dim"),
+        (
+            lambda: layers.LinearAttention(2, 4, mask="causal", feature_map="softmax"),
+            "needs a bidirectional mask",
+        ),
         (
             lambda: layers.Attention(2, 4, "linear", masks.causal() & masks.block(2)),
             "linear attention follows orders",
