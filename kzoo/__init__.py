@@ -21,12 +21,14 @@ _SUBMODULES = (
     "studies",
     "training",
 )
-__all__ = [*_SUBMODULES, "compare"]
+__all__ = [*_SUBMODULES, "check", "compare"]
 
 
 def __getattr__(name):
     if name in _SUBMODULES:
         return importlib.import_module(f"kzoo.{name}")
+    if name == "check":
+        return importlib.import_module("kzoo.analysis.check").check
     if name == "compare":
         return importlib.import_module("kzoo.studies").compare
     raise AttributeError(f"module 'kzoo' has no attribute {name!r}")
