@@ -30,6 +30,7 @@ DEFAULTS = {
     "dropout": 0.0,
     "tie_embeddings": True,
     "tokenizer": "bytes",
+    "loss_rows": 0,  # tokens whose logits training holds at once; 0 for all
     "seed": 0,
     "config_version": CONFIG_VERSION,
 }
@@ -65,7 +66,7 @@ POSITIVE = (
 )
 GATED = ("geglu", "swiglu")
 # What the backbone takes; the rest belongs to the task and its preprocessor.
-TASK_FIELDS = ("stack", "objective", "tokenizer", "config_version")
+TASK_FIELDS = ("stack", "objective", "tokenizer", "loss_rows", "config_version")
 BACKBONE_FIELDS = tuple(field for field in DEFAULTS if field not in TASK_FIELDS)
 
 
@@ -101,6 +102,7 @@ def resolve(fields):
     for field in POSITIVE:
         if not _is_integer(config[field]) or config[field] < 1:
             raise InputError(f"{field} is a positive integer. Received: {config[field]!r}")
+    check_loss_rows(config["loss_rows"])
     if not _is_integer(config["seed"]) or not 0 <= config["seed"] < 2**31:
         raise InputError(f"seed is an integer in [0, 2^31). Received: {config['seed']!r}")
     dropout = config["dropout"]
@@ -152,6 +154,12 @@ def check_objective(mask, objective):
             "a prefix mask shows the source whole, so only its continuation can be scored; "
             f"use the objective 'continuation', or the mask 'causal'. {received}"
         )
+
+
+def check_loss_rows(rows):
+    """`InputError` unless a task's `loss_rows` is an integer, 0 or more."""
+    if not _is_integer(rows) or rows < 0:
+        raise InputError(f"loss_rows is a positive integer, or 0 for all. Received: {rows!r}")
 
 
 def count_parameters(config):

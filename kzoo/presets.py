@@ -119,7 +119,7 @@ def build(complete, dtype=None):
         objective,
         source_mask=backbone.mask.needs_source,
     )
-    return task(backbone, preprocessor, objective=objective)
+    return task(backbone, preprocessor, objective=objective, loss_rows=complete["loss_rows"])
 
 
 def _saved_config(directory):
@@ -131,7 +131,8 @@ def _saved_config(directory):
         raise InputError(f"this directory holds another library's model. Received: {directory}")
     backbone = task["config"]["backbone"]["config"]
     saved = {field: backbone[field] for field in fields.BACKBONE_FIELDS}
-    return {**saved, "objective": task["config"]["objective"]}
+    of_task = ("objective", "loss_rows")
+    return saved | {field: task["config"][field] for field in of_task if field in task["config"]}
 
 
 def _find(name):

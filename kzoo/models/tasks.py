@@ -1,18 +1,21 @@
 """The tasks: what is predicted from a backbone's hidden states."""
 
+import contextlib
 import math
 
 import keras
 import keras_hub
 import numpy as np
+from keras import ops
 
 from kzoo import objectives
-from kzoo.config import BACKBONE_FIELDS, CONFIG_VERSION, check_objective
+from kzoo.config import BACKBONE_FIELDS, CONFIG_VERSION, check_loss_rows, check_objective
 from kzoo.errors import InputError, unknown
 from kzoo.models.preprocessing import CausalLMPreprocessor, MaskedLMPreprocessor
 from kzoo.models.scoring import BitsPerByte, token_loss
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.weights import PathWeights
+from kzoo.ops.cross_entropy import cross_entropy
 from kzoo.vocabulary import MASK, NUM_BYTES
 
 LEARNING_RATE = 3e-4
@@ -25,12 +28,15 @@ class _Task(PathWeights):
         backbone: a `SingleStackBackbone`.
         preprocessor: of strings and pairs; None where only token batches come.
         objective: an objective spec that suits the task and the backbone's mask.
+        loss_rows: 0, or the number of tokens whose logits exist at once in `fit`, `evaluate`
+            and `score`; the loss is the same. For vocabularies whose logits fill the memory;
+            on a CPU 512 is faster than 0 too. The model itself and `predict` give all logits.
 
     Raises:
         InputError: if the objective is another task's, or the mask would show its answer.
     """
 
-    def __init__(self, backbone, preprocessor=None, objective=None, **kwargs):
+    def __init__(self, backbone, preprocessor=None, objective=None, loss_rows=0, **kwargs):
         for field in BACKBONE_FIELDS:
             if field in kwargs:  # Keras would drop it without a word
                 raise InputError(
@@ -48,6 +54,9 @@ class _Task(PathWeights):
             ]
             raise unknown(f"objective of {type(self).__name__}", self.objective.name, valid)
         check_objective(backbone.mask, self.objective)
+        check_loss_rows(loss_rows)
+        self.loss_rows = loss_rows
+        self._gives_hidden = False
         hidden = backbone(backbone.input)
         logits = backbone.token_embedding(hidden, reverse=True)
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
@@ -61,19 +70,85 @@ class _Task(PathWeights):
             "stack": "single",
             "objective": self.objective.get_config(),
             "tokenizer": "bytes",
+            "loss_rows": self.loss_rows,
             "config_version": CONFIG_VERSION,
         }
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
         """As `keras.Model.compile`; by default AdamW(3e-4), the loss over scored tokens, and
-        `bits_per_byte`."""
+        `bits_per_byte`. With `loss_rows` no other loss or metric finds logits to work on."""
         if optimizer == "auto":
             optimizer = keras.optimizers.AdamW(LEARNING_RATE)
         if loss == "auto":
             loss = token_loss()
         if weighted_metrics == "auto":
             weighted_metrics = [BitsPerByte()]
+        if self.loss_rows:
+            self._check_needs_no_logits(loss, weighted_metrics, kwargs)
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
+
+    def _check_needs_no_logits(self, loss, weighted_metrics, others):
+        needing = [metric for metric in weighted_metrics or () if type(metric) is not BitsPerByte]
+        needing += [others[name] for name in ("metrics", "loss_weights") if others.get(name)]
+        own = token_loss()
+        if type(loss) is not type(own) or loss.get_config() != own.get_config():
+            needing.append(loss)
+        if needing:
+            raise InputError(
+                "with loss_rows no logits are kept, so the loss is 'auto' and the only weighted "
+                f"metric is BitsPerByte; others need loss_rows=0. Received: {needing}"
+            )
+
+    # With `loss_rows`, a step of training or evaluation asks for hidden states instead of
+    # logits; whatever else calls the model gets logits.
+    def call(self, inputs, training=None, mask=None):
+        if self._gives_hidden:
+            return self.backbone(inputs, training=training)
+        return super().call(inputs, training=training, mask=mask)
+
+    def train_step(self, *args):
+        with self._giving_hidden():
+            return super().train_step(*args)
+
+    def test_step(self, *args):
+        with self._giving_hidden():
+            return super().test_step(*args)
+
+    @contextlib.contextmanager
+    def _giving_hidden(self):
+        self._gives_hidden = self.loss_rows > 0
+        try:
+            yield
+        finally:
+            self._gives_hidden = False
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if not self._gives_hidden:
+            return super().compute_loss(x, y, y_pred, sample_weight, training)
+        weight = ops.ones_like(y) if sample_weight is None else sample_weight
+        weight = ops.cast(weight, "float32")
+        nats, _ = self._cross_entropy(y_pred, y, weight)
+        if self._compile_metrics is not None:
+            if not self._compile_metrics.built:
+                self._compile_metrics.build(y, y_pred)
+            for metric in self._compile_metrics.metrics:
+                metric.add(ops.stop_gradient(nats), y, weight)
+        return ops.divide_no_nan(nats, ops.sum(weight)) + sum(map(ops.sum, self.losses))
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if self._gives_hidden:  # `compute_loss` has counted the batch
+            return self.get_metrics_result()
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def _cross_entropy(self, hidden, y, weight):
+        embedding = self.backbone.token_embedding
+        kernel = (
+            embedding.embeddings
+            if embedding.tie_weights
+            else ops.transpose(embedding.reverse_embeddings)
+        )
+        kernel = ops.cast(kernel, embedding.compute_dtype)  # as a call of the layer does
+        return cross_entropy(hidden, kernel, y, weight, rows=self.loss_rows)
 
     # keras-hub takes an error in its pipeline for a wish for tf.data, where values cannot be
     # checked: so strings and pairs become tokens here, once, and tokens are checked.
@@ -196,16 +271,24 @@ class _Task(PathWeights):
             batch = rows[start : start + batch_size]
             filled = batch + [batch[-1]] * (batch_size - len(batch))  # one shape, one program
             x = {name: np.stack([row[0][name] for row in filled]) for name in filled[0][0]}
-            logits = np.asarray(self.predict_on_batch(x)).astype("float64")
-            logits -= logits.max(-1, keepdims=True)
-            y = np.stack([row[1] for row in filled])
-            chosen = np.take_along_axis(logits, y[..., None], -1)[..., 0]
-            nll = np.log(np.exp(logits).sum(-1)) - chosen
-            nats.append((nll * np.stack([row[2] for row in filled])).sum(-1)[: len(batch)])
+            y, weight = (np.stack([row[i] for row in filled]) for i in (1, 2))
+            nats.append(self._token_nats(x, y, weight).sum(-1)[: len(batch)])
         return np.concatenate(nats)
 
+    def _token_nats(self, x, y, weight):
+        """w·nll of each token, float64 [batch, time]."""
+        if self.loss_rows:
+            self._check_tokens(x)
+            _, nats = self._cross_entropy(self.backbone.predict_on_batch(x), y, weight)
+            return ops.convert_to_numpy(nats).astype("float64")
+        logits = np.asarray(self.predict_on_batch(x)).astype("float64")
+        logits -= logits.max(-1, keepdims=True)
+        chosen = np.take_along_axis(logits, y[..., None], -1)[..., 0]
+        return weight * (np.log(np.exp(logits).sum(-1)) - chosen)
+
     def get_config(self):
-        return {**super().get_config(), "objective": self.objective.get_config()}
+        config = super().get_config()
+        return {**config, "objective": self.objective.get_config(), "loss_rows": self.loss_rows}
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
