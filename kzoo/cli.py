@@ -1,4 +1,4 @@
-"""The command line: kzoo list | show | train | compare | report.
+"""The command line: kzoo list | show | train | compare | report | bench.
 
 Wrong input is answered with one line on standard error and exit status 2. `list` and `show` read
 JSON only; Keras loads when a model is made, with the backend that was asked for.
@@ -45,8 +45,8 @@ def _parser():
     parser = _Parser(prog="kzoo", description=__doc__.split("\n\n")[1], epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(run, help):
-        name = run.__name__.lstrip("_")
+    def add(run, help, commands=commands):
+        name = run.__name__.rpartition("_")[2]
         command = commands.add_parser(name, help=help, description=help)
         command.set_defaults(run=run)
         return command
@@ -79,6 +79,23 @@ def _parser():
 
     report = add(_report, "write the report of a study's folder again")
     report.add_argument("directory", type=Path, metavar="DIR")
+
+    help = "time attention or training, beside what else is installed"
+    bench = commands.add_parser("bench", help=help, description=help)
+    benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
+
+    attention = add(_bench_attention, "attention, forward and backward, by length", benches)
+    attention.add_argument("--times", type=_positive, nargs="+", default=[1024, 4096, 16384])
+    attention.add_argument("--heads", type=_positive, default=8)
+    attention.add_argument("--dim", type=_positive, default=64, help="of a head")
+    attention.add_argument("--batch", type=_positive, default=1, metavar="ROWS")
+    attention.add_argument("--repeats", type=_positive, default=5, help="of each contestant")
+    attention.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    _add_result(attention, "a new folder for bench.json and bench.png")
+
+    steps = add(_bench_train, "whole train steps of a small GPT", benches)
+    steps.add_argument("--steps", type=_positive, default=5, help="of each contestant")
+    _add_result(steps, "a new folder for bench.json")
     return parser
 
 
@@ -93,6 +110,11 @@ def _add_overrides(command):
         metavar="FIELD=VALUE",
         help="override a config field; VALUE is JSON or a bare word",
     )
+
+
+def _add_result(command, help):
+    command.add_argument("--out", type=Path, metavar="DIR", help=help)
+    command.add_argument("--json", action="store_true", help="one JSON line on stdout, no table")
 
 
 def _add_running(command):
@@ -181,8 +203,7 @@ def _train(options):
     from kzoo import data, presets
 
     config = presets.config(options.preset, **_overrides(options.set))
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
-        raise InputError(f"the output is a new or empty folder. Received: {options.out}")
+    _check_new(options.out)
     _leave_tensorflow([options.text])
     splits = data.load(
         options.text,
@@ -266,6 +287,54 @@ def _report(options):
     print(report(options.directory))
 
 
+def _bench_attention(options):
+    _check_new(options.out)
+    from kzoo.bench import bench_attention, plot
+
+    settings = ("times", "heads", "dim", "batch", "repeats", "dtype")
+    settings = {name: getattr(options, name) for name in settings}
+    result = _with_status(bench_attention, **settings)
+    _finish_bench(result, options)
+    if options.out:
+        plot(result).savefig(options.out / "bench.png", dpi=150)
+
+
+def _bench_train(options):
+    _check_new(options.out)
+    _leave_tensorflow([])
+    from kzoo.bench import bench_train
+
+    _finish_bench(_with_status(bench_train, steps=options.steps), options)
+
+
+def _with_status(run, **settings):
+    """Run a benchmark, saying on the terminal what runs."""
+    from rich.console import Console
+    from rich.live import Live
+
+    # No animation: it would take time from what is measured.
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        return run(**settings, say=lambda text: live.update(text, refresh=True))
+
+
+def _finish_bench(result, options):
+    from kzoo.bench import tables
+
+    text = json.dumps(result)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "bench.json").write_text(text + "\n")
+    if options.json:
+        print(text)
+        return
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    console.width = max(console.width, 110)  # a narrow terminal wraps; nothing is cut off
+    for part in tables(result):
+        console.print(part)
+
+
 def _print_results(rows):
     from rich.console import Console
     from rich.table import Table
@@ -285,6 +354,12 @@ def _print_results(rows):
 
 
 # Arguments ----------------------------------------------------------------------------------
+
+
+def _check_new(directory):
+    """`InputError` for an output folder that holds something."""
+    if directory and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"the output is a new or empty folder. Received: {directory}")
 
 
 def _overrides(settings):

@@ -29,8 +29,9 @@ BELOW["presets"] = BELOW["models"] | {"models"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["training"] = BELOW["presets"] | {"presets", "convert", "data"}
 BELOW["analysis"] = BELOW["presets"] | {"presets", "convert", "data"}
+BELOW["bench"] = BELOW["presets"] | {"presets"}
 BELOW["studies"] = BELOW["training"] | {"training", "analysis"}
-BELOW["cli"] = BELOW["studies"] | {"studies"}
+BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}
 BELOW["__main__"] = {"cli"}
 KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 # Rooms that answer without Keras, so that names and mistakes are told at once.

@@ -8,7 +8,6 @@ import grain
 import keras
 from keras import ops
 
-from kzoo.models.scoring import BitsPerByte, token_loss
 from kzoo.training import checkpoint
 from kzoo.training.optimizer import adamw
 
@@ -99,8 +98,10 @@ def prepare(model, learning_rate, steps):
     optimizer = adamw(learning_rate, steps)
     optimizer.build(model.trainable_variables)
     model.compile(optimizer=optimizer, weighted_metrics=[])
-    evaluator = keras.Model(model.input, model.output)
-    evaluator.compile(loss=token_loss(), weighted_metrics=[BitsPerByte()])
+    # Its own task over the same layers: compiled, as every task is, with its loss and bits.
+    evaluator = type(model)(
+        model.backbone, model.preprocessor, model.objective, loss_rows=model.loss_rows
+    )
     values = [ops.convert_to_numpy(variable) for variable in optimizer.variables]
     return Program(model, evaluator, values)
 

@@ -1,0 +1,293 @@
+"""Attention, forward and backward, against its length: time and memory, ours and peers'."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from kzoo import masks
+from kzoo.bench import resident
+from kzoo.bench.measure import (
+    Ready,
+    Skip,
+    check_jax,
+    machine,
+    matmul_peak,
+    peer_torch,
+    processors,
+    race,
+    ratio,
+)
+from kzoo.errors import InputError, unknown
+from kzoo.ops import linear_attention, softmax_attention
+from kzoo.ops.choice import Shape, kernel_for, platform
+from kzoo.ops.linear import choose_chunk
+
+DTYPES = ("float32", "bfloat16")
+LIMIT_SECONDS = 20.0  # of one call
+LIMIT_SCORES = 2**30  # bytes of one [time, time] array over batch and heads; a gradient needs some
+REFERENCES = ("torch_sdpa", "softmax_dense", "linear_causal")
+
+
+class Work(NamedTuple):
+    """What a contestant computes.
+
+    Attributes:
+        mechanism: `"linear"` or `"softmax"`.
+        mask: a mask spec.
+        implementation: of our softmax attention; None for peers.
+    """
+
+    mechanism: str
+    mask: str
+    implementation: str | None = "auto"
+
+
+CONTESTANTS = {
+    "linear_causal": Work("linear", "causal"),
+    "linear_reversed": Work("linear", "reversed"),
+    "linear_prefix": Work("linear", "prefix"),
+    "linear_half_heads": Work("linear", "half_heads"),
+    "linear_bidirectional": Work("linear", "bidirectional"),
+    "softmax_causal": Work("softmax", "causal"),
+    "softmax_dense": Work("softmax", "causal", "dense"),
+    "keras_attention": Work("softmax", "causal", None),
+    "torch_sdpa": Work("softmax", "causal", None),
+}
+
+
+class Size(NamedTuple):
+    """[batch, time, heads, dim] of queries, keys and values."""
+
+    batch: int
+    time: int
+    heads: int
+    dim: int
+
+
+def bench_attention(
+    times=(1024, 4096, 16384),
+    *,
+    heads=8,
+    dim=64,
+    batch=1,
+    repeats=5,
+    dtype="float32",
+    say=lambda text: None,
+):
+    """Time attention forward and backward, on random operands and a random cotangent.
+
+    Contestants: ours, linear under five masks (the source of prefix is the first half) and
+    softmax with the kernel that "auto" picks and dense; `keras.ops.dot_product_attention`, the
+    core of `keras.layers.MultiHeadAttention`; torch's `scaled_dot_product_attention`. All return
+    output and gradients. They run by turns, after one call each that is not counted.
+
+    A contestant is left out, with the reason, where one call would take more than 20 s (by its
+    order of growth from the length before), or a dense array of scores more than 1 GiB.
+
+    Args:
+        times: lengths, positive integers.
+        heads, dim, batch: the other sizes.
+        repeats: how often each contestant runs.
+        dtype: `"float32"` or `"bfloat16"`.
+        say: called with lines about the progress.
+
+    Returns:
+        A dict of JSON values: `settings`, `machine`, `matmul_peak` (operations per second, two
+        per multiply-add, float32) and `rows`, one for each time and contestant: `time`,
+        `contestant`, `kernel` (of ours), `reason` (why it did not run, else None),
+        `median_seconds`, `iqr_seconds`, `seconds`, `first_seconds`, `compile_seconds`,
+        `memory_bytes` (JAX: arguments, outputs and temporaries of the compiled program; torch:
+        growth of a fresh process), `memory_reason`, `multiply_adds`, `peak_fraction` and
+        `ratio`, by name of what it is divided by.
+
+    Raises:
+        InputError: for a size that is no positive integer, an unknown dtype, or another backend
+            than JAX.
+
+    Example:
+        >>> result = bench_attention((1024, 4096), repeats=3)
+        >>> [row["ratio"]["torch_sdpa"] for row in result["rows"] if row["time"] == 4096]
+    """
+    check_jax()
+    if dtype not in DTYPES:
+        raise unknown("dtype", dtype, DTYPES)
+    settings = {"heads": heads, "dim": dim, "batch": batch, "repeats": repeats}
+    times = sorted(set(times))
+    for name, value in [*(("times", length) for length in times), *settings.items()]:
+        if not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}: a positive integer. Received: {value!r}")
+    if not times:
+        raise InputError("times: at least one length. Received: none")
+    about = machine()
+    peak = matmul_peak(say)
+    rows, medians = [], {}
+    for length in times:
+        size = Size(batch, length, heads, dim)
+        tensors = _operands(size, dtype)
+        entries = {
+            name: _entry(name, work, size, dtype, tensors, medians.get(name))
+            for name, work in CONTESTANTS.items()
+        }
+        results = race(
+            entries, repeats, limit=LIMIT_SECONDS, say=lambda text, n=length: say(f"{n}, {text}")
+        )
+        for name, result in results.items():
+            medians[name] = _known(length, result) or medians.get(name)
+            rows.append(_row(name, size, result, results, peak["best"]))
+    settings |= {"times": times, "dtype": dtype}
+    return {
+        "bench": "attention",
+        "settings": settings,
+        "machine": about,
+        "matmul_peak": peak,
+        "rows": rows,
+    }
+
+
+def multiply_adds(work, size):
+    """Multiply-adds that output and gradients need, where the backward recomputes the weights.
+
+    Seven products of the size of a scores matrix: q kᵀ and its product with v; then q kᵀ again,
+    and the gradients of weights, v, q and k. Four contract or produce `dim` of q and k, three
+    that of v. So softmax needs 7 · dim for each visible pair of a query and a key. Linear
+    attention, in chunks of c = `choose_chunk`, needs for each token 7 · c · dim for the pairs
+    inside chunks (hidden ones too: a chunk is one product), and 7 · dim² for the state: k vᵀ
+    and q · state; k vᵀ again, and the gradients of q, k, v and state. Bidirectional attention is
+    one chunk-free sum, kept: 6 · dim² for each token. Prefix counts the source as that, and the
+    rest as causal.
+    """
+    tokens, dim = size.batch * size.heads * size.time, size.dim
+    if work.mechanism == "softmax":
+        return tokens * (size.time + 1) // 2 * 7 * dim
+    chunked = 7 * min(choose_chunk(dim, dim), size.time) * dim + 7 * dim**2
+    whole = 6 * dim**2
+    if work.mask == "bidirectional":
+        return tokens * whole
+    if work.mask == "prefix":
+        source = size.batch * size.heads * (size.time // 2)
+        return source * whole + (tokens - source) * chunked
+    return tokens * chunked
+
+
+# Contestants --------------------------------------------------------------------------------
+
+
+def _entry(name, work, size, dtype, tensors, known):
+    """What gets a contestant ready, for `race`."""
+
+    def prepare():
+        kernel = _kernel(work, size)
+        if kernel == "dense" or name == "keras_attention":
+            scores = size.batch * size.heads * size.time**2 * 4
+            if scores > LIMIT_SCORES:
+                raise Skip(f"one dense array of scores would take {scores / 2**30:.1f} GiB")
+        if known:
+            growth = 1 if work.mechanism == "linear" else 2
+            expected = known[1] * (size.time / known[0]) ** growth
+            if expected > LIMIT_SECONDS:
+                raise Skip(f"one call would take about {expected:.0f} s")
+        if name == "torch_sdpa":
+            return _torch(size, dtype, tensors)
+        return _compiled(_function(work), tensors)
+
+    return prepare
+
+
+def _kernel(work, size):
+    if work.implementation is None:
+        return None
+    shape = Shape(size.time, size.time, size.heads, size.dim, size.dim, masks.get(work.mask))
+    return kernel_for(work.mechanism, shape, "jax", platform(), work.implementation)
+
+
+def _function(work):
+    def attend(q, k, v, source):
+        if work.implementation is None:
+            return keras.ops.dot_product_attention(q, k, v, is_causal=True)
+        if work.mechanism == "softmax":
+            return softmax_attention(q, k, v, work.mask, implementation=work.implementation)
+        source = source if work.mask == "prefix" else None
+        return linear_attention(q, k, v, work.mask, source_mask=source)
+
+    return attend
+
+
+def _operands(size, dtype):
+    """Queries, keys, values, cotangent, and the source of a prefix."""
+    import jax.numpy as jnp
+
+    random = np.random.default_rng(0)
+    tensors = [jnp.asarray(random.normal(size=size).astype("float32"), dtype) for _ in range(4)]
+    source = np.arange(size.time) < size.time // 2
+    return *tensors, jnp.asarray(np.tile(source, (size.batch, 1)), "int32")
+
+
+def _compiled(attend, tensors):
+    import jax
+
+    def both(q, k, v, cotangent, source):
+        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, source), q, k, v)
+        return out, pull(cotangent)
+
+    begin = time.perf_counter()
+    program = jax.jit(both).lower(*tensors).compile()
+    facts = {"compile_seconds": time.perf_counter() - begin}
+    memory = program.memory_analysis()
+    if memory is None:
+        facts["memory_reason"] = "JAX does not tell on this platform"
+    else:
+        parts = ("argument", "output", "temp")
+        facts["memory_bytes"] = sum(getattr(memory, f"{part}_size_in_bytes") for part in parts)
+    return Ready(lambda: jax.block_until_ready(program(*tensors)), facts)
+
+
+def _torch(size, dtype, tensors):
+    torch = peer_torch()
+    q, k, v, cotangent = (
+        torch.from_numpy(np.array(x, "float32")).to(getattr(torch, dtype)) for x in tensors[:4]
+    )
+    q, k, v = (x.requires_grad_() for x in (q, k, v))
+    facts = {"compile_seconds": 0.0, "memory_bytes": _torch_memory(size, dtype)}
+    if facts["memory_bytes"] is None:
+        facts["memory_reason"] = "this system does not tell a process's peak"
+    return Ready(lambda: resident.sdpa(torch, q, k, v, cotangent), facts)
+
+
+def _torch_memory(size, dtype):
+    settings = {**size._asdict(), "dtype": dtype, "threads": processors()}
+    # -P: the modules beside the file are not importable by their bare names.
+    command = [sys.executable, "-P", str(Path(resident.__file__)), json.dumps(settings)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)
+
+
+# Rows ---------------------------------------------------------------------------------------
+
+
+def _known(length, result):
+    """A length and the seconds of a call there, from which later ones are foretold."""
+    seconds = result["median_seconds"] or result["first_seconds"]
+    return (length, seconds) if seconds else None
+
+
+def _row(name, size, result, results, peak):
+    work = CONTESTANTS[name]
+    needed = multiply_adds(work, size)
+    median = result["median_seconds"]
+    absent = {"compile_seconds": None, "memory_bytes": None, "memory_reason": None}
+    return {
+        "time": size.time,
+        "contestant": name,
+        "kernel": _kernel(work, size),
+        **absent,
+        **result,
+        "multiply_adds": needed,
+        "peak_fraction": 2 * needed / median / peak if median else None,
+        "ratio": {other: ratio(result, results[other]) for other in REFERENCES},
+    }
