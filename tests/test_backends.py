@@ -36,7 +36,19 @@ def run(backend, *command):
 @pytest.mark.parametrize("backend", ["torch", "tensorflow"])
 def test_tests_of_backends_pass(backend):
     installed(backend)
-    passed = run(backend, "-m", "pytest", "-q", "-m", "backends", "-p", "no:cacheprovider", "tests")
+    passed = run(
+        backend,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "backends",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "0",
+        "tests",
+    )
     assert " passed" in passed
 
 
