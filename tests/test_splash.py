@@ -156,7 +156,6 @@ def test_queries_in_a_window_of_the_keys():
         ("bidirectional", {"same_places": False, "query_time": 3, "padded": True}, None),
         (masks.half_heads(), {"query_time": 65536, "key_time": 65536, "num_heads": 8}, None),
     ],
-    ids=str,
 )
 def test_refusals_say_why(mask, changes, said):
     reason = kernel.refuses(masks.get(mask), **{**PLAIN, **changes})
