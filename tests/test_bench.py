@@ -39,6 +39,12 @@ def result(tmp_path_factory):
     arguments = "bench attention --times 32 16 16 --heads 2 --dim 4 --repeats 1 --json --out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "PEAK_SIZE", 256)
+        real = attention._torch_memory  # seconds each: once is enough
+        patch.setattr(
+            attention,
+            "_torch_memory",
+            lambda size, dtype: real(size, dtype) if size.time == 32 else None,
+        )
         printed = []
         patch.setattr("builtins.print", lambda text, **kwargs: printed.append(text))
         assert main([*arguments.split(), str(out)]) == 0

@@ -104,12 +104,20 @@ def _overrides(sizes):
 
 
 def _softmax(sizes, tokens, targets):
-    return _keras(presets.load("gpt_nano", **_overrides(sizes)), tokens, targets)
+    return _ours("softmax", sizes, tokens, targets)
 
 
 def _linear(sizes, tokens, targets):
-    model = presets.load("gpt_nano", mechanism="linear", **_overrides(sizes))
-    return _keras(model, tokens, targets)
+    return _ours("linear", sizes, tokens, targets)
+
+
+def _ours(mechanism, sizes, tokens, targets):
+    from kzoo.models import CausalLM
+
+    backbone = presets.load_backbone("gpt_nano", mechanism=mechanism, **_overrides(sizes))
+    # No preprocessor: Keras's `train_on_batch` (not `fit`) traces a model anew in each call
+    # while one of its layers is unbuilt, which preprocessors are.
+    return _keras(CausalLM(backbone), tokens, targets)
 
 
 def _keras_hub(sizes, tokens, targets):
