@@ -1,5 +1,6 @@
 """What every analysis starts from: a model's blocks, and what each of them received."""
 
+import functools
 import json
 from collections.abc import Mapping
 
@@ -20,7 +21,7 @@ def look_inside(model, batch):
             with one, as `kzoo.data.load` yields. Further arrays are left aside.
 
     Returns:
-        `(blocks, states, who)`: the list of blocks; a list of tensors [batch, time,
+        `(blocks, states, who)`: the list of blocks; a list of arrays [batch, time,
         hidden_dim], `states[i]` what block i receives and `states[-1]` what the last one
         returns; a dict of NumPy arrays `padding_mask` and `source_mask` (None without one).
 
@@ -41,9 +42,14 @@ def look_inside(model, batch):
             f"one. Received: {received}"
         )
     x = {name: np.asarray(x[name]) for name in backbone.input}
-    states = [blocks[0].input[0], *(block.output for block in blocks)]
-    states = keras.Model(backbone.input, states)(x, training=False)
+    states = _states_model(backbone).predict_on_batch(x)
     return list(blocks), states, {name: x.get(name) for name in ("padding_mask", "source_mask")}
+
+
+@functools.lru_cache(maxsize=1)  # compiled once, where one model is looked into repeatedly
+def _states_model(backbone):
+    blocks = backbone.transformer_layers
+    return keras.Model(backbone.input, [blocks[0].input[0], *(block.output for block in blocks)])
 
 
 def numpy(x):

@@ -27,6 +27,7 @@ class ByteTokenizer(keras_hub.tokenizers.ByteTokenizer):
         self.start_token_id = BOS
         self.end_token_id = EOS
         self.mask_token_id = MASK
+        self.built = True  # an unbuilt layer makes Keras trace its model anew in every `fit`
 
     def vocabulary_size(self):
         return VOCABULARY_SIZE
@@ -77,8 +78,6 @@ class _ObjectivePreprocessor:
         super().__init__(tokenizer=tokenizer, sequence_length=sequence_length, **kwargs)
         self.objective = objectives.get(objective)
         self.source_mask = source_mask
-
-    def build(self, input_shape):
         self.built = True
 
     def call(self, x, y=None, sample_weight=None):
