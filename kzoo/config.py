@@ -23,12 +23,24 @@ DEFAULTS = {
     "feature_map": "elu1",
     "stack": "single",
     "objective": REQUIRED,
+    "attention_scale": None,  # on q·k under softmax; 1/√head_dim
+    "identity_mix": 0.0,  # ε: attention weights become (1-ε)A + εI
     "positions": "rotary",
+    "relative_buckets": 32,
+    "relative_distance": 128,  # from which on all share a bucket
+    "num_segments": 0,  # of segment embeddings
     "normalization": "layer_norm",
     "norm_placement": "pre",
+    "norm_epsilon": 1e-5,
+    "embedding_norm": False,
     "activation": "gelu",
+    "use_bias": True,
     "dropout": 0.0,
+    "initialization": "fan_in",
+    "pooler": False,
     "tie_embeddings": True,
+    "output_transform": False,  # dense, activation and norm before the output matrix, and a bias
+    "output_scale": 1.0,  # on what the output matrix receives
     "tokenizer": "bytes",
     "loss_rows": 0,  # tokens whose logits training holds at once; 0 for all
     "seed": 0,
@@ -46,11 +58,12 @@ CHOICES = {
         "favor",
         "hedgehog",
     ),
-    "stack": ("single",),
-    "positions": ("none", "learned", "sinusoidal", "rotary"),
+    "stack": ("single", "encoder_decoder", "encoder_decoder_shared"),
+    "positions": ("none", "learned", "sinusoidal", "rotary", "relative"),
     "normalization": ("layer_norm", "rms_norm"),
     "norm_placement": ("pre", "post"),
-    "activation": ("gelu", "relu", "geglu", "swiglu"),
+    "activation": ("gelu", "gelu_tanh", "relu", "geglu", "geglu_tanh", "swiglu"),
+    "initialization": ("fan_in", "gpt2"),
     "tokenizer": ("bytes",),
     "config_version": (CONFIG_VERSION,),
 }
@@ -63,10 +76,14 @@ POSITIVE = (
     "hidden_dim",
     "intermediate_dim",
     "max_sequence_length",
+    "relative_buckets",
+    "relative_distance",
 )
-GATED = ("geglu", "swiglu")
+BOOLEAN = ("embedding_norm", "use_bias", "pooler", "tie_embeddings")
+GATED = ("geglu", "geglu_tanh", "swiglu")
 # What the backbone takes; the rest belongs to the task and its preprocessor.
-TASK_FIELDS = ("stack", "objective", "tokenizer", "loss_rows", "config_version")
+HEAD_FIELDS = ("output_transform", "output_scale", "loss_rows")
+TASK_FIELDS = ("stack", "objective", "tokenizer", *HEAD_FIELDS, "config_version")
 BACKBONE_FIELDS = tuple(field for field in DEFAULTS if field not in TASK_FIELDS)
 
 
@@ -85,15 +102,39 @@ def resolve(fields):
             does not tile the heads or layers, that the mechanism cannot follow, or that
             would show the objective its answer.
     """
+    config = _complete(fields, DEFAULTS)
+    _check_values(config)
+    check_head(config)
+    mask, objective = masks.get(config["mask"]), objectives.get(config["objective"])
+    check_stack(config["stack"], objective)
+    if config["stack"] != "single":
+        check_two_stacks(config)
+    check_objective(mask, objective)
+    return {**config, "mask": mask.get_config(), "objective": objective.get_config()}
+
+
+def resolve_backbone(fields):
+    """Like `resolve`, for the fields of a backbone: `mask` becomes a `Mask`."""
+    config = _complete(fields, {field: DEFAULTS[field] for field in BACKBONE_FIELDS})
+    _check_values(config)
+    return {**config, "mask": masks.get(config["mask"])}
+
+
+def _complete(fields, defaults):
     for field in fields:
-        if field not in DEFAULTS:
-            raise unknown("field", field, DEFAULTS)
-    config = {**DEFAULTS, **fields}
+        if field not in defaults:
+            raise unknown("field", field, defaults)
+    config = {**defaults, **fields}
     missing = [field for field, value in config.items() if value is REQUIRED]
     if missing:
         raise InputError(f"a config needs the fields {', '.join(missing)}. Received: {fields!r}")
+    return config
+
+
+def _check_values(config):
+    """Of the fields of `config`, each alone and those of the backbone together."""
     for field, valid in CHOICES.items():
-        value = config[field]
+        value = config.get(field, valid[0])
         if field == "feature_map" and isinstance(value, dict) and len(value) == 1:
             (value,) = value  # {"favor": {"features": 64}}
         if value not in valid:
@@ -102,24 +143,31 @@ def resolve(fields):
     for field in POSITIVE:
         if not _is_integer(config[field]) or config[field] < 1:
             raise InputError(f"{field} is a positive integer. Received: {config[field]!r}")
-    check_loss_rows(config["loss_rows"])
+    for field in BOOLEAN:
+        if not isinstance(config[field], bool):
+            raise InputError(f"{field} is true or false. Received: {config[field]!r}")
+    for field in ("dropout", "identity_mix"):
+        if not _is_number(config[field]) or not 0 <= config[field] < 1:
+            raise InputError(f"{field} is a number in [0, 1). Received: {config[field]!r}")
+    for field in ("norm_epsilon", "attention_scale"):
+        given = config[field] is not None or DEFAULTS[field] is not None
+        if given and not (_is_number(config[field]) and config[field] > 0):
+            raise InputError(f"{field} is a positive number. Received: {config[field]!r}")
+    if not _is_integer(config["num_segments"]) or config["num_segments"] < 0:
+        raise InputError(
+            f"num_segments is an integer, 0 or more. Received: {config['num_segments']!r}"
+        )
     if not _is_integer(config["seed"]) or not 0 <= config["seed"] < 2**31:
         raise InputError(f"seed is an integer in [0, 2^31). Received: {config['seed']!r}")
-    dropout = config["dropout"]
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise InputError(f"dropout is a number in [0, 1). Received: {dropout!r}")
-    if not isinstance(config["tie_embeddings"], bool):
-        raise InputError(f"tie_embeddings is true or false. Received: {config['tie_embeddings']!r}")
-    if config["vocabulary_size"] < VOCABULARY_SIZE:
+    if config["vocabulary_size"] < VOCABULARY_SIZE and config.get("tokenizer") == "bytes":
         raise InputError(
             f"bytes and their special tokens need a vocabulary_size of {VOCABULARY_SIZE} or more. "
             f"Received: {config['vocabulary_size']}"
         )
-
-    mask, objective = masks.get(config["mask"]), objectives.get(config["objective"])
-    check_mask(mask, config["num_layers"], config["num_heads"], config["mechanism"])
-    check_objective(mask, objective)
-    return {**config, "mask": mask.get_config(), "objective": objective.get_config()}
+    _check_mechanism(config)
+    check_mask(
+        masks.get(config["mask"]), config["num_layers"], config["num_heads"], config["mechanism"]
+    )
 
 
 def check_mask(mask, num_layers, num_heads, mechanism):
@@ -133,6 +181,46 @@ def check_mask(mask, num_layers, num_heads, mechanism):
                 )
 
 
+def _check_mechanism(config):
+    """Linear attention has no scores that a bias or a scale could act on."""
+    if config["mechanism"] == "linear" and config["positions"] == "relative":
+        raise InputError(
+            "relative positions are a bias on softmax attention; linear attention takes 'rotary', "
+            "'learned', 'sinusoidal' or 'none'. Received: positions='relative'"
+        )
+    if config["mechanism"] == "linear" and config["attention_scale"] is not None:
+        raise InputError(
+            "attention_scale belongs to softmax attention; linear attention has none. "
+            f"Received: attention_scale={config['attention_scale']!r}"
+        )
+
+
+def check_stack(stack, objective):
+    """`InputError` unless the stack suits the objective."""
+    two = stack != "single"
+    if two != (objective.task == "Seq2SeqLM"):
+        right = "'seq2seq'" if two else "'causal_lm', 'continuation' or 'masked_lm'"
+        raise InputError(
+            f"the stack {stack!r} takes the objective {right}. "
+            f"Received: objective={objective.get_config()!r}"
+        )
+
+
+def check_two_stacks(config):
+    """`InputError` for what an encoder and a decoder have no place for."""
+    mask = masks.get(config["mask"])
+    if mask.needs_source:
+        raise InputError(
+            "the mask is the encoder's, which holds the source alone; use 'bidirectional' for a "
+            f"prefix. Received: mask={mask.get_config()!r}"
+        )
+    for field in ("num_segments", "pooler"):
+        if config[field]:
+            raise InputError(
+                f"only a single stack has {field}. Received: {field}={config[field]!r}"
+            )
+
+
 def check_objective(mask, objective):
     """`InputError` if the mask would show the objective its answer, or lacks its source.
 
@@ -143,7 +231,8 @@ def check_objective(mask, objective):
     except InputError:  # a custom mask has no JSON
         spec = mask
     received = f"Received: mask={spec!r} with objective={objective.get_config()!r}"
-    if objective.next_token and not mask.autoregressive:
+    two_stacks = objective.task == "Seq2SeqLM"  # then the mask is the encoder's
+    if objective.next_token and not two_stacks and not mask.autoregressive:
         raise InputError(
             "this mask would show a next-token loss its answer; every head and layer must be "
             f"causal or prefix, or the objective 'masked_lm'. {received}"
@@ -156,10 +245,17 @@ def check_objective(mask, objective):
         )
 
 
-def check_loss_rows(rows):
-    """`InputError` unless a task's `loss_rows` is an integer, 0 or more."""
+def check_head(config):
+    """`InputError` unless a task's `HEAD_FIELDS` have values that they can have."""
+    rows, scale = config["loss_rows"], config["output_scale"]
     if not _is_integer(rows) or rows < 0:
         raise InputError(f"loss_rows is a positive integer, or 0 for all. Received: {rows!r}")
+    if not _is_number(scale) or not scale > 0:
+        raise InputError(f"output_scale is a positive number. Received: {scale!r}")
+    if not isinstance(config["output_transform"], bool):
+        raise InputError(
+            f"output_transform is true or false. Received: {config['output_transform']!r}"
+        )
 
 
 def count_parameters(config):
@@ -170,19 +266,30 @@ def count_parameters(config):
         >>> count_parameters(presets.config("gpt_nano"))
         124608
     """
-    d, f = config["hidden_dim"], config["intermediate_dim"]
-    heads, kv_heads = (config[name] * config["head_dim"] for name in ("num_heads", "kv_heads"))
+    d, f, v = (config[name] for name in ("hidden_dim", "intermediate_dim", "vocabulary_size"))
+    bias = config["use_bias"]
     norm = d if config["normalization"] == "rms_norm" else 2 * d
-    attention = (d + 1) * (heads + 2 * kv_heads) + (heads + 1) * d
+    heads, kv_heads = (config[name] * config["head_dim"] for name in ("num_heads", "kv_heads"))
+    attention = (d + bias) * (heads + 2 * kv_heads) + (heads + bias) * d
     if config["mechanism"] == "linear" and "hedgehog" in config["feature_map"]:
         attention += 2 * heads * config["head_dim"]
     inner = 2 if config["activation"] in GATED else 1
-    feed_forward = inner * (d + 1) * f + (f + 1) * d
-    blocks = config["num_layers"] * (attention + feed_forward + 2 * norm)
+    feed_forward = inner * (d + bias) * f + (f + bias) * d
     final_norm = norm if config["norm_placement"] == "pre" else 0
-    embeddings = config["vocabulary_size"] * d * (1 if config["tie_embeddings"] else 2)
-    positions = config["max_sequence_length"] * d if config["positions"] == "learned" else 0
-    return blocks + final_norm + embeddings + positions
+    relative = config["relative_buckets"] * config["num_heads"]
+    relative *= config["positions"] == "relative"
+
+    layers, own = config["num_layers"], attention + feed_forward + 2 * norm
+    stacks = layers * own + final_norm + relative
+    if config["stack"] != "single":
+        stacks *= 1 if config["stack"] == "encoder_decoder_shared" else 2
+        stacks += layers * (attention + norm)  # the decoder's look at the encoder
+    embeddings = v * d * (1 if config["tie_embeddings"] else 2) + config["num_segments"] * d
+    embeddings += config["max_sequence_length"] * d * (config["positions"] == "learned")
+    embeddings += norm * config["embedding_norm"]
+    pooler = config["pooler"] * (d + 1) * d
+    transform = config["output_transform"] * ((d + 1) * d + norm + v)
+    return stacks + embeddings + pooler + transform
 
 
 def _resolve_heads(config):
@@ -209,3 +316,7 @@ def _resolve_heads(config):
 
 def _is_integer(value):
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)

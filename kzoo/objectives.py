@@ -12,6 +12,8 @@ begins. Objectives are frozen, hashable and JSON both ways:
     "causal_lm"                          the next token, everywhere
     "continuation"                       the next token of the target, given the source
     {"continuation": {"score": "all"}}   the same, with the source's tokens scored too
+    "seq2seq"                            the same as continuation, for an encoder and a decoder,
+                                         which read `BOS source SEP` and `BOS target EOS`
     "masked_lm"                          the hidden tokens; {"masked_lm": {"rate": 0.3}}
 """
 
@@ -38,7 +40,7 @@ class Objective:
 
     Attributes:
         name: the name in JSON.
-        task: `"CausalLM"` or `"MaskedLM"`, the kind of model that it trains.
+        task: `"CausalLM"`, `"Seq2SeqLM"` or `"MaskedLM"`, the kind of model that it trains.
         next_token: whether labels are the inputs shifted by one, so that a model must
             not see the tokens to the right of the target's.
         has_source: whether rows have a source that a prefix mask may show whole.
@@ -147,6 +149,40 @@ class Continuation(Objective):
         return _next_token(ids, kinds, score, kinds <= SEPARATOR)
 
 
+class Seq2Seq(Objective):
+    """The target's next token, given the source that the encoder has read (T5).
+
+    Sources, targets, cuts and scored tokens are those of `Continuation`, example by example.
+
+    `encode` returns in `x`, each int32 [batch, length], `"encoder_token_ids"` (BOS source SEP),
+    `"encoder_padding_mask"`, `"decoder_token_ids"` (BOS target) and `"decoder_padding_mask"`.
+    """
+
+    name = "seq2seq"
+    task = "Seq2SeqLM"
+    has_source = True
+
+    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
+        if sources is None:
+            sources, targets = _cut_in_two(targets, self.window(length), rng)
+        ids, kinds = _layout(sources, targets, length + 1, complete)
+        encoded = kinds <= SEPARATOR
+        # The target follows a BOS of its own: its row begins where the separator stood.
+        place = np.arange(length + 1) + encoded.sum(1, keepdims=True) - 1
+        inside = place < length + 1
+        place = np.minimum(place, length)
+        kinds = np.where(inside, np.take_along_axis(kinds, place, 1), PADDING)
+        decoded = np.where(inside, np.take_along_axis(ids, place, 1), PAD)
+        decoded[:, 0], kinds[:, 0] = BOS, START
+        x = {
+            "encoder_token_ids": np.where(encoded, ids, PAD)[:, :-1],
+            "encoder_padding_mask": encoded[:, :-1].astype(np.int32),
+            "decoder_token_ids": decoded[:, :-1],
+            "decoder_padding_mask": (kinds[:, :-1] < PADDING).astype(np.int32),
+        }
+        return x, decoded[:, 1:], _SCORE_TARGETS[kinds[:, 1:]]
+
+
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(Objective):
     """The hidden bytes (BERT; Devlin et al. 2019, section 3.1, task 1).
@@ -190,7 +226,7 @@ class MaskedLM(Objective):
         return x, ids, chosen.astype(np.float32)
 
 
-_OBJECTIVES = {cls.name: cls for cls in (CausalLM, Continuation, MaskedLM)}
+_OBJECTIVES = {cls.name: cls for cls in (CausalLM, Continuation, Seq2Seq, MaskedLM)}
 
 
 def get(spec):

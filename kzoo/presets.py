@@ -10,6 +10,8 @@ from kzoo.errors import InputError, unknown
 
 log = logging.getLogger("kzoo")
 TASK_FILE, WEIGHTS_FILE = "task.json", "model.weights.h5"
+# What a saved backbone says in `shared`, which only an encoder and a decoder have.
+_STACKS = {None: "single", False: "encoder_decoder", True: "encoder_decoder_shared"}
 
 
 def names():
@@ -110,16 +112,20 @@ def build(complete, dtype=None):
 
     objective = objectives.get(complete["objective"])
     task = getattr(models, objective.task)
-    backbone = models.SingleStackBackbone(
-        **{field: complete[field] for field in fields.BACKBONE_FIELDS}, dtype=dtype
-    )
+    of_backbone = {field: complete[field] for field in fields.BACKBONE_FIELDS}
+    if complete["stack"] == "single":
+        backbone = models.SingleStackBackbone(**of_backbone, dtype=dtype)
+    else:
+        shared = complete["stack"] == "encoder_decoder_shared"
+        backbone = models.EncoderDecoderBackbone(**of_backbone, shared=shared, dtype=dtype)
     preprocessor = task.preprocessor_cls(
         models.ByteTokenizer(),
         complete["max_sequence_length"],
         objective,
         source_mask=backbone.mask.needs_source,
     )
-    return task(backbone, preprocessor, objective=objective, loss_rows=complete["loss_rows"])
+    head = {field: complete[field] for field in fields.HEAD_FIELDS}
+    return task(backbone, preprocessor, objective=objective, **head)
 
 
 def _saved_config(directory):
@@ -130,9 +136,12 @@ def _saved_config(directory):
     if not task.get("registered_name", "").startswith("kzoo>"):
         raise InputError(f"this directory holds another library's model. Received: {directory}")
     backbone = task["config"]["backbone"]["config"]
-    saved = {field: backbone[field] for field in fields.BACKBONE_FIELDS}
-    of_task = ("objective", "loss_rows")
-    return saved | {field: task["config"][field] for field in of_task if field in task["config"]}
+    names = (*fields.HEAD_FIELDS, "objective")
+    return {
+        **{field: backbone[field] for field in fields.BACKBONE_FIELDS},
+        **{field: task["config"][field] for field in names},
+        "stack": _STACKS[backbone.get("shared")],
+    }
 
 
 def _find(name):

@@ -16,7 +16,6 @@ from kzoo.vocabulary import PAD
 log = logging.getLogger("kzoo")
 
 _HELD_OUT_SEED = 9529
-_FILL = {"token_ids": PAD}  # what rows of padding hold; the other arrays hold 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +102,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
             **kwargs,
         )
         if not needs_source:
-            del x["source_mask"]
+            x.pop("source_mask", None)
         return x, y, sample_weight
 
     # The shortest row speaks for all: what it cannot do is said here, not in mid-training.
@@ -170,7 +169,8 @@ def _batches(encoded, count, batch_size):
     """Encoded rows in their order, the last batch filled with padding of zero weight."""
     fill = (0, -count % batch_size), (0, 0)
     x, y, sample_weight = encoded
-    x = {name: np.pad(a, fill, constant_values=_FILL.get(name, 0)) for name, a in x.items()}
+    padding = {name: PAD if name.endswith("token_ids") else 0 for name in x}
+    x = {name: np.pad(a, fill, constant_values=padding[name]) for name, a in x.items()}
     y, sample_weight = np.pad(y, fill, constant_values=PAD), np.pad(sample_weight, fill)
 
     def batch(start):

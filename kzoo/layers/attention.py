@@ -5,7 +5,7 @@ from keras import ops
 
 from kzoo import masks
 from kzoo.errors import InputError, unknown
-from kzoo.layers.initializers import RESIDUAL_SCALE, dense
+from kzoo.layers.initializers import dense
 from kzoo.ops import feature_maps, linear_attention, reference_attention, softmax_attention
 from kzoo.ops.choice import Shape, kernel_for
 
@@ -29,7 +29,12 @@ class Attention(keras.layers.Layer):
         kv_heads: number of heads of keys and values, a divisor of `num_heads`; the same
             number by default.
         rotary: rotate by the place within the document.
+        scale: factor on q·k under softmax; 1/√head_dim by default.
+        relative: whether calls come with a `bias`, as of `kzoo.layers.RelativeBias`.
+        identity_mix: ε in (1-ε)A + εI, which the attention weights A become.
         use_bias: whether the projections have biases.
+        stddev: of initial kernels, as in `kzoo.layers.initializers.dense`.
+        shares: a built `Attention` whose projections this one uses.
         seed: integer from which the initial values derive.
 
     Call arguments:
@@ -40,7 +45,9 @@ class Attention(keras.layers.Layer):
         padding_mask: integers [batch, query_time]: 0 padding, k the k-th document of the row.
         source_mask: integers [batch, query_time], 1 for source; needed by a prefix mask.
         key_padding_mask: integers [batch, key_time], beside a `value`: 0 padding, k what the
-            k-th document of the queries looks at.
+            k-th document of the queries looks at. Without a `padding_mask` the queries are
+            one document.
+        bias: floats [batch or 1, heads or 1, query_time, key_time], added to softmax's scores.
         query_mask, value_mask: the masks that Keras hands on, from `Embedding(mask_zero=True)`
             say; they stand in where `padding_mask` and `key_padding_mask` are not given.
         initial_state, return_state, query_offset: of linear attention, as in
@@ -70,7 +77,12 @@ class Attention(keras.layers.Layer):
         feature_map="elu1",
         kv_heads=None,
         rotary=False,
+        scale=None,
+        relative=False,
+        identity_mix=0.0,
         use_bias=True,
+        stddev=None,
+        shares=None,
         seed=0,
         **kwargs,
     ):
@@ -82,8 +94,15 @@ class Attention(keras.layers.Layer):
         self.feature_map = feature_maps.get(feature_map)
         self.kv_heads = kv_heads or num_heads
         self.rotary = rotary
+        self.scale = scale
+        self.relative = relative
+        self.identity_mix = identity_mix
         self.use_bias = use_bias
+        self.stddev = stddev and tuple(stddev)
         self.seed = seed
+        self.across = False  # whether calls look at another sequence
+        for name in ("query", "key", "value", "output_dense", "feature_weights"):
+            setattr(self, name, None if shares is None else getattr(shares, name))
         self.supports_masking = True
         if mechanism not in MECHANISMS:
             raise unknown("mechanism", mechanism, MECHANISMS)
@@ -93,6 +112,11 @@ class Attention(keras.layers.Layer):
             raise InputError(f"rotary positions need an even head_dim. Received: {head_dim}")
         heads = self.mask.per_head(num_heads)
         if mechanism == "linear":
+            if relative or scale is not None:
+                raise InputError(
+                    "a bias or a scale of the scores belongs to softmax attention. "
+                    f"Received: mechanism='linear' with relative={relative}, scale={scale}"
+                )
             for head in heads:
                 if not isinstance(head, masks.Order):
                     raise InputError(
@@ -102,18 +126,21 @@ class Attention(keras.layers.Layer):
             self.feature_map.check(heads)
 
     def build(self, query_shape, value_shape=None, key_shape=None):
+        self.across = value_shape is not None
+        if self.query is not None:  # another's
+            return
         width, inner = query_shape[-1], self.num_heads * self.head_dim
         value_shape = value_shape or query_shape
         key_width = (key_shape or value_shape)[-1]
 
-        def project(inputs, units, name, scale=1.0):
+        def project(inputs, units, name, residual=False):
             kwargs = {"use_bias": self.use_bias, "dtype": self.dtype_policy}
-            return dense(inputs, units, self.seed, name, scale, **kwargs)
+            return dense(inputs, units, self.seed, name, self.stddev, residual, **kwargs)
 
         self.query = project(width, inner, "query")
         self.key = project(key_width, self.kv_heads * self.head_dim, "key")
         self.value = project(value_shape[-1], self.kv_heads * self.head_dim, "value")
-        self.output_dense = project(inner, width, "output_dense", RESIDUAL_SCALE)
+        self.output_dense = project(inner, width, "output_dense", residual=True)
         self.feature_weights = {}
         if self.mechanism == "linear":
             initial = self.feature_map.initial_weights(self.num_heads, self.head_dim)
@@ -145,6 +172,7 @@ class Attention(keras.layers.Layer):
         key_padding_mask=None,
         query_mask=None,
         value_mask=None,
+        bias=None,
         initial_state=None,
         return_state=False,
         query_offset=0,
@@ -160,6 +188,7 @@ class Attention(keras.layers.Layer):
             source_mask=source_mask,
             key_padding_mask=key_padding_mask,
             query_offset=query_offset,
+            **self._biased(bias),
             **self._states(initial_state, return_state),
         )
         x, *state = x if return_state else (x,)
@@ -176,8 +205,22 @@ class Attention(keras.layers.Layer):
             # Two sequences even where they are equally long: all of it is there.
             kwargs["key_padding_mask"] = ops.ones((1, ops.shape(value)[1]), dtype="int32")
         if self.mechanism == "softmax":
-            return softmax_attention(*operands, self.mask, rotary=self.rotary, **kwargs)
-        return linear_attention(*operands, self.mask, **self._linear(), **kwargs)
+            softmax = {"rotary": self.rotary, "scale": self.scale}
+            x = softmax_attention(*operands, self.mask, **softmax, **kwargs)
+        else:
+            x = linear_attention(*operands, self.mask, **self._linear(), **kwargs)
+        if not self.identity_mix:
+            return x
+        x, *state = x if isinstance(x, tuple) else (x,)
+        x = self._mixed(x, operands[2], kwargs.get("padding_mask"))
+        return (x, *state) if state else x
+
+    def _mixed(self, x, v, padding_mask):
+        """(1-ε)Av + εv for x = Av, both [batch, time, heads, head_dim]."""
+        v = ops.repeat(v, self.num_heads // self.kv_heads, axis=2)
+        if padding_mask is not None:
+            v = ops.where(ops.cast(padding_mask, "bool")[:, :, None, None], v, ops.zeros_like(v))
+        return (1 - self.identity_mix) * x + self.identity_mix * v
 
     def kernel_for(self, query_time, platform, key_time=None, padded=True):
         """The kernel that computes this attention, a name of `kzoo.ops.choice.KERNELS`."""
@@ -189,24 +232,34 @@ class Attention(keras.layers.Layer):
             value_dim=self.head_dim,
             mask=self.mask,
             padded=padded,
-            same_places=key_time is None,
+            same_places=not self.across and key_time is None,
+            bias=self.relative,
         )
         return kernel_for(self.mechanism, shape, keras.backend.backend(), platform)
 
     def attention_weights(self, query, value=None, key=None, **kwargs):
         """The weights as a dense matrix, for a look: [batch, heads, query_time, key_time].
 
-        Arguments as in the call: `padding_mask`, `source_mask`, `key_padding_mask`.
+        Arguments as in the call: `padding_mask`, `source_mask`, `key_padding_mask`, `bias`.
         """
-        linear = self._linear() if self.mechanism == "linear" else {"rotary": self.rotary}
+        if self.mechanism == "linear":
+            own = self._linear()
+        else:
+            own = {"rotary": self.rotary, "scale": self.scale}
         _, weights = reference_attention(
             *self._project(query, value, key),
             self.mask,
             mechanism=self.mechanism,
             return_weights=True,
-            **linear,
+            **own,
             **kwargs,
         )
+        if self.identity_mix:
+            itself = ops.eye(ops.shape(weights)[-1], dtype=weights.dtype)
+            if kwargs.get("padding_mask") is not None:
+                real = ops.cast(kwargs["padding_mask"], "bool")[:, None, :, None]
+                itself = ops.where(real, itself, ops.zeros_like(itself))
+            weights = (1 - self.identity_mix) * weights + self.identity_mix * itself
         return weights
 
     def _linear(self):
@@ -219,6 +272,14 @@ class Attention(keras.layers.Layer):
             "feature_weights": weights or None,
             "rotary": self.rotary,
         }
+
+    def _biased(self, bias):
+        if (bias is not None) != self.relative:
+            raise InputError(
+                "an attention has a bias in every call or in none, as `relative` says. "
+                f"Received: relative={self.relative} and {'no' if bias is None else 'a'} bias"
+            )
+        return {} if bias is None else {"bias": bias}
 
     def _states(self, initial_state, return_state):
         if self.mechanism == "linear":
@@ -253,7 +314,11 @@ class Attention(keras.layers.Layer):
             "feature_map": self.feature_map.get_config(),
             "kv_heads": self.kv_heads,
             "rotary": self.rotary,
+            "scale": self.scale,
+            "relative": self.relative,
+            "identity_mix": self.identity_mix,
             "use_bias": self.use_bias,
+            "stddev": self.stddev,
             "seed": self.seed,
         }
 

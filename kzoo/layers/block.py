@@ -1,4 +1,4 @@
-"""One layer of a stack: attention and feed-forward, each with norm, dropout and residual."""
+"""One layer of a stack: attention, a look at another sequence where there is one, feed-forward."""
 
 import keras
 
@@ -7,7 +7,6 @@ from kzoo.layers.attention import Attention
 from kzoo.layers.feed_forward import FeedForward
 from kzoo.layers.initializers import derive_seed
 
-EPSILON = 1e-5
 # Both compute in float32 whatever the dtype policy.
 NORMALIZATIONS = {
     "layer_norm": keras.layers.LayerNormalization,
@@ -16,34 +15,44 @@ NORMALIZATIONS = {
 NORM_PLACEMENTS = ("pre", "post")
 
 
-def norm(normalization, **kwargs):
+def norm(normalization, epsilon=1e-5, **kwargs):
     """A normalisation layer by name: `"layer_norm"` or `"rms_norm"`."""
     if normalization not in NORMALIZATIONS:
         raise unknown("normalization", normalization, NORMALIZATIONS)
-    return NORMALIZATIONS[normalization](epsilon=EPSILON, **kwargs)
+    return NORMALIZATIONS[normalization](epsilon=epsilon, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
 class Block(keras.layers.Layer):
-    """x + f(norm(x)) for attention, then for feed-forward ("pre"); or norm(x + f(x)) ("post").
+    """x + f(norm(x)) for each part ("pre"), or norm(x + f(x)) ("post").
 
+    The parts are attention, with `cross_attention` a look at another sequence, and feed-forward.
     Dropout acts on what is added to the residual stream, never on attention weights.
 
     Args:
-        num_heads, head_dim, mechanism, mask, feature_map, kv_heads, rotary: as in `Attention`.
+        num_heads, head_dim, mechanism, mask, feature_map, kv_heads, rotary, scale, relative,
+            identity_mix: as in `Attention`. The look at another sequence has no positions, an
+            order of its own has no meaning there, and everything is seen.
         intermediate_dim, activation: as in `FeedForward`.
-        normalization: `"layer_norm"` or `"rms_norm"`.
+        use_bias, stddev: as in both.
+        normalization: `"layer_norm"` or `"rms_norm"`; epsilon: what is added to the variance.
         norm_placement: `"pre"` or `"post"`.
         dropout: rate.
+        cross_attention: whether the block looks at another sequence too.
+        shares: a `Block` whose norms, projections and feed-forward this one uses; its look at
+            another sequence is its own.
         seed: integer from which initial values and dropout derive.
 
     Call arguments:
         inputs: floats [batch, time, hidden_dim].
         padding_mask: integers [batch, time]: 0 padding, k the k-th document of the row.
         source_mask: integers [batch, time], 1 for source; needed by a prefix mask.
+        bias: floats [1, heads, time, time], with `relative`.
+        encoded: floats [batch, encoder_time, hidden_dim], with `cross_attention`.
+        encoder_padding_mask: integers [batch, encoder_time], 1 for what counts of it.
 
     Returns:
-        The same shape.
+        The shape of `inputs`.
     """
 
     def __init__(
@@ -56,10 +65,18 @@ class Block(keras.layers.Layer):
         feature_map="elu1",
         kv_heads=None,
         rotary=False,
+        scale=None,
+        relative=False,
+        identity_mix=0.0,
         activation="gelu",
+        use_bias=True,
         normalization="layer_norm",
+        epsilon=1e-5,
         norm_placement="pre",
         dropout=0.0,
+        stddev=None,
+        cross_attention=False,
+        shares=None,
         seed=0,
         **kwargs,
     ):
@@ -67,6 +84,7 @@ class Block(keras.layers.Layer):
         if norm_placement not in NORM_PLACEMENTS:
             raise unknown("norm_placement", norm_placement, NORM_PLACEMENTS)
         self.normalization = normalization
+        self.epsilon = epsilon
         self.norm_placement = norm_placement
         self.dropout = dropout
         self.seed = seed
@@ -75,44 +93,98 @@ class Block(keras.layers.Layer):
         def child(name):
             return {"name": name, "seed": derive_seed(seed, name), **common}
 
-        self.attention_norm = norm(normalization, name="attention_norm", **common)
-        self.attention = Attention(
-            num_heads,
-            head_dim,
-            mechanism=mechanism,
-            mask=mask,
-            feature_map=feature_map,
-            kv_heads=kv_heads,
-            rotary=rotary,
-            **child("attention"),
-        )
-        self.attention_dropout = keras.layers.Dropout(dropout, **child("attention_dropout"))
-        self.feed_forward_norm = norm(normalization, name="feed_forward_norm", **common)
-        self.feed_forward = FeedForward(intermediate_dim, activation, **child("feed_forward"))
-        self.feed_forward_dropout = keras.layers.Dropout(dropout, **child("feed_forward_dropout"))
+        def attention(name, **own):
+            return Attention(
+                num_heads,
+                head_dim,
+                mechanism=mechanism,
+                feature_map=feature_map,
+                kv_heads=kv_heads,
+                scale=scale,
+                use_bias=use_bias,
+                stddev=stddev,
+                **own,
+                **child(name),
+            )
 
-    def build(self, input_shape):
-        for layer in (
-            self.attention_norm,
-            self.attention,
-            self.feed_forward_norm,
-            self.feed_forward,
-        ):
-            layer.build(input_shape)
+        def own_norm(name):
+            return norm(normalization, epsilon, name=name, **common)
+
+        def drop(name):
+            return keras.layers.Dropout(dropout, **child(name))
+
+        own = {"mask": mask, "rotary": rotary, "relative": relative, "identity_mix": identity_mix}
+        if shares is None:
+            self.attention_norm = own_norm("attention_norm")
+            self.attention = attention("attention", **own)
+            self.feed_forward_norm = own_norm("feed_forward_norm")
+            self.feed_forward = FeedForward(
+                intermediate_dim, activation, use_bias, stddev, **child("feed_forward")
+            )
+        else:
+            self.attention_norm = shares.attention_norm
+            self.attention = attention("attention", **own, shares=shares.attention)
+            self.feed_forward_norm = shares.feed_forward_norm
+            self.feed_forward = shares.feed_forward
+        self.attention_dropout = drop("attention_dropout")
+        self.feed_forward_dropout = drop("feed_forward_dropout")
+        self.cross_attention = None
+        if cross_attention:
+            self.cross_attention_norm = own_norm("cross_attention_norm")
+            self.cross_attention = attention("cross_attention")
+            self.cross_attention_dropout = drop("cross_attention_dropout")
+
+    def build(self, inputs_shape):
+        layers = [self.attention_norm, self.attention, self.feed_forward_norm, self.feed_forward]
+        if self.cross_attention is not None:
+            self.cross_attention_norm.build(inputs_shape)
+            self.cross_attention.build(inputs_shape, inputs_shape)
+        for layer in layers:
+            if not layer.built:
+                layer.build(inputs_shape)
 
     def compute_output_spec(self, inputs, **kwargs):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
-    def call(self, inputs, padding_mask=None, source_mask=None, training=None):
-        masks = {"padding_mask": padding_mask, "source_mask": source_mask}
-        x = self.attention(self.attention_inputs(inputs), **masks)
-        x = inputs + self.attention_dropout(x, training=training)
+    def call(
+        self,
+        inputs,
+        padding_mask=None,
+        source_mask=None,
+        bias=None,
+        encoded=None,
+        encoder_padding_mask=None,
+        training=None,
+    ):
+        def attend(x):
+            return self.attention(
+                x, padding_mask=padding_mask, source_mask=source_mask, bias=bias
+            )
+
+        def look(x):
+            return self.cross_attention(x, encoded, key_padding_mask=encoder_padding_mask)
+
+        return self.assemble(inputs, attend, look, training)
+
+    def assemble(self, inputs, attend, look=None, training=None):
+        """The block around what its attention, and its look at another sequence, compute.
+
+        Args:
+            inputs: floats [batch, time, hidden_dim].
+            attend, look: functions of such tensors.
+            training: whether dropout acts.
+        """
+        x = self._add(inputs, attend, self.attention_norm, self.attention_dropout, training)
+        if self.cross_attention is not None:
+            dropout = self.cross_attention_dropout
+            x = self._add(x, look, self.cross_attention_norm, dropout, training)
+        norm, dropout = self.feed_forward_norm, self.feed_forward_dropout
+        return self._add(x, self.feed_forward, norm, dropout, training)
+
+    def _add(self, x, part, norm, dropout, training):
         if self.norm_placement == "pre":
-            y = self.feed_forward(self.feed_forward_norm(x))
-            return x + self.feed_forward_dropout(y, training=training)
-        x = self.attention_norm(x)
-        y = self.feed_forward(x)
-        return self.feed_forward_norm(x + self.feed_forward_dropout(y, training=training))
+            return x + dropout(part(norm(x)), training=training)
+        return norm(x + dropout(part(x), training=training))
 
     def attention_inputs(self, inputs):
         """What the attention of this block receives, given what the block receives."""
@@ -129,9 +201,16 @@ class Block(keras.layers.Layer):
             "feature_map": self.attention.feature_map.get_config(),
             "kv_heads": self.attention.kv_heads,
             "rotary": self.attention.rotary,
+            "scale": self.attention.scale,
+            "relative": self.attention.relative,
+            "identity_mix": self.attention.identity_mix,
             "activation": self.feed_forward.activation,
+            "use_bias": self.feed_forward.use_bias,
             "normalization": self.normalization,
+            "epsilon": self.epsilon,
             "norm_placement": self.norm_placement,
             "dropout": self.dropout,
+            "stddev": self.feed_forward.stddev,
+            "cross_attention": self.cross_attention is not None,
             "seed": self.seed,
         }

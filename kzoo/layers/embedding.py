@@ -21,15 +21,19 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
         vocabulary_size: number of token ids.
         hidden_dim: size of a vector.
         tie_weights: whether the output matrix is the transposed embedding.
+        stddev: of the initial values, instead of 1/√hidden_dim.
         seed: integer from which the initial values derive.
     """
 
-    def __init__(self, vocabulary_size, hidden_dim, tie_weights=True, seed=0, **kwargs):
+    def __init__(
+        self, vocabulary_size, hidden_dim, tie_weights=True, stddev=None, seed=0, **kwargs
+    ):
+        self.stddev = stddev or hidden_dim**-0.5
         super().__init__(
             vocabulary_size,
             hidden_dim,
             tie_weights=tie_weights,
-            embeddings_initializer=SeededNormal(hidden_dim**-0.5, derive_seed(seed, "embeddings")),
+            embeddings_initializer=SeededNormal(self.stddev, derive_seed(seed, "embeddings")),
             reverse_dtype="float32",
             **kwargs,
         )
@@ -38,7 +42,7 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
     def build(self, input_shape=None):
         super().build(input_shape)
         if not self.tie_weights and self.quantization_mode is None:
-            draw = SeededNormal(self.output_dim**-0.5, derive_seed(self.seed, "reverse_embeddings"))
+            draw = SeededNormal(self.stddev, derive_seed(self.seed, "reverse_embeddings"))
             self.reverse_embeddings.assign(draw(self.reverse_embeddings.shape))
 
     def call(self, inputs, reverse=False):
@@ -60,5 +64,51 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
             **config,
             "vocabulary_size": self.input_dim,
             "hidden_dim": self.output_dim,
+            "stddev": self.stddev,
             "seed": self.seed,
         }
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class SegmentEmbedding(keras.layers.Layer):
+    """Adds a vector for the kind of text that a token stands in: the first of a pair, say.
+
+    Args:
+        num_segments: number of kinds.
+        stddev: of the initial values; 1/√hidden_dim by default.
+        seed: integer from which the initial values derive.
+
+    Call arguments:
+        inputs: floats [batch, time, hidden_dim].
+        segment_ids: integers [batch, time] in [0, num_segments).
+
+    Returns:
+        The shape of `inputs`.
+    """
+
+    def __init__(self, num_segments, stddev=None, seed=0, **kwargs):
+        super().__init__(**kwargs)
+        self.num_segments = num_segments
+        self.stddev = stddev
+        self.seed = seed
+
+    def build(self, inputs_shape, segment_ids_shape=None):
+        width = inputs_shape[-1]
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=(self.num_segments, width),
+            initializer=SeededNormal(
+                self.stddev or width**-0.5, derive_seed(self.seed, "embeddings")
+            ),
+        )
+
+    def compute_output_spec(self, inputs, segment_ids):
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
+    def call(self, inputs, segment_ids):
+        vectors = ops.take(self.embeddings * 1.0, segment_ids, axis=0)
+        return inputs + ops.cast(vectors, inputs.dtype)
+
+    def get_config(self):
+        own = {"num_segments": self.num_segments, "stddev": self.stddev, "seed": self.seed}
+        return {**super().get_config(), **own}

@@ -4,13 +4,24 @@ import keras
 from keras import activations
 
 from kzoo.errors import unknown
-from kzoo.layers.initializers import RESIDUAL_SCALE, dense
+from kzoo.layers.initializers import dense
+
+
+def _gelu(x):
+    return activations.gelu(x, approximate=False)
+
+
+def _gelu_tanh(x):
+    return activations.gelu(x, approximate=True)
+
 
 # Name -> (function, whether it gates a second projection).
 ACTIVATIONS = {
-    "gelu": (lambda x: activations.gelu(x, approximate=False), False),
+    "gelu": (_gelu, False),
+    "gelu_tanh": (_gelu_tanh, False),
     "relu": (activations.relu, False),
-    "geglu": (lambda x: activations.gelu(x, approximate=False), True),
+    "geglu": (_gelu, True),
+    "geglu_tanh": (_gelu_tanh, True),
     "swiglu": (activations.silu, True),
 }
 
@@ -23,8 +34,10 @@ class FeedForward(keras.layers.Layer):
 
     Args:
         intermediate_dim: size of the inner layer.
-        activation: `"gelu"`, `"relu"`, `"geglu"` or `"swiglu"`.
+        activation: `"gelu"`, `"relu"`, `"geglu"` or `"swiglu"`; `"gelu_tanh"` and `"geglu_tanh"`
+            approximate the first and third (Hendrycks & Gimpel 2016, arXiv:1606.08415).
         use_bias: whether the projections have biases.
+        stddev: of initial kernels, as in `kzoo.layers.initializers.dense`.
         seed: integer from which the initial values derive.
 
     Call arguments:
@@ -37,26 +50,27 @@ class FeedForward(keras.layers.Layer):
         InputError: for an unknown activation.
     """
 
-    def __init__(self, intermediate_dim, activation="gelu", use_bias=True, seed=0, **kwargs):
+    def __init__(self, intermediate_dim, activation="gelu", use_bias=True, stddev=None, seed=0, **kwargs):
         super().__init__(**kwargs)
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         self.intermediate_dim = intermediate_dim
         self.activation = activation
         self.use_bias = use_bias
+        self.stddev = stddev and tuple(stddev)
         self.seed = seed
         self.function, self.gated = ACTIVATIONS[activation]
 
     def build(self, input_shape):
         width, inner = input_shape[-1], self.intermediate_dim
 
-        def project(inputs, units, name, scale=1.0):
+        def project(inputs, units, name, residual=False):
             kwargs = {"use_bias": self.use_bias, "dtype": self.dtype_policy}
-            return dense(inputs, units, self.seed, name, scale, **kwargs)
+            return dense(inputs, units, self.seed, name, self.stddev, residual, **kwargs)
 
         self.gate = project(width, inner, "gate") if self.gated else None
         self.intermediate = project(width, inner, "intermediate")
-        self.output_dense = project(inner, width, "output_dense", RESIDUAL_SCALE)
+        self.output_dense = project(inner, width, "output_dense", residual=True)
 
     def compute_output_spec(self, inputs, **kwargs):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
@@ -72,5 +86,6 @@ class FeedForward(keras.layers.Layer):
             "intermediate_dim": self.intermediate_dim,
             "activation": self.activation,
             "use_bias": self.use_bias,
+            "stddev": self.stddev,
             "seed": self.seed,
         }

@@ -53,13 +53,33 @@ class SeededNormal(keras.initializers.Initializer):
         return {"stddev": self.stddev, "seed": self.seed}
 
 
-def dense(inputs, units, seed, name, scale=1.0, **kwargs):
+def stddevs(initialization, num_layers):
+    """The standard deviations of initial kernels under a config's `initialization`.
+
+    `"gpt2"` draws all kernels with 0.02, and those that write to the residual stream with that
+    over √(2 num_layers) (Radford et al. 2019, section 2.3).
+
+    Returns:
+        A pair of floats, for `dense`; None for `"fan_in"`.
+    """
+    return None if initialization == "fan_in" else (0.02, 0.02 * (2 * num_layers) ** -0.5)
+
+
+def dense(inputs, units, seed, name, stddev=None, residual=False, **kwargs):
     """A built Dense layer whose kernel is drawn from the layer's place in its parent.
 
-    Its standard deviation is scale / √inputs, which keeps the size of the outputs at every
-    width (LeCun et al. 1998, Efficient BackProp, equation 16).
+    Args:
+        inputs, units: sizes.
+        seed: the parent's.
+        name: the layer's.
+        stddev: two standard deviations, of other kernels and of those that write to the residual
+            stream; by default 1/√inputs, which keeps the size of the outputs at every width
+            (LeCun et al. 1998, Efficient BackProp, equation 16), and `RESIDUAL_SCALE` times it.
+        residual: whether it writes to the residual stream.
+        **kwargs: of `keras.layers.Dense`.
     """
-    initializer = SeededNormal(scale * inputs**-0.5, derive_seed(seed, f"{name}/kernel"))
+    stddev = stddev or (inputs**-0.5, RESIDUAL_SCALE * inputs**-0.5)
+    initializer = SeededNormal(stddev[residual], derive_seed(seed, f"{name}/kernel"))
     layer = keras.layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)
     layer.build((None, inputs))
     return layer

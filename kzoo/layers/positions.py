@@ -1,11 +1,14 @@
-"""Absolute positions, added to the embeddings. They restart in every document.
+"""Absolute positions, added to the embeddings, which restart in every document; and relative
+ones, added to the scores of softmax attention.
 
 Rotary positions live in the attention (`kzoo.ops.rotary`).
 """
 
 import keras
+import numpy as np
 from keras import ops
 
+from kzoo.errors import InputError
 from kzoo.layers.initializers import SeededNormal, derive_seed
 from kzoo.places import document_positions
 
@@ -25,7 +28,11 @@ class _AddedPositions(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def call(self, inputs, padding_mask):
-        return inputs + ops.cast(self.vectors(document_positions(padding_mask)), inputs.dtype)
+        return self.add(inputs, document_positions(padding_mask))
+
+    def add(self, inputs, position):
+        """The same for tokens at `position`, integers [batch or 1, time]."""
+        return inputs + ops.cast(self.vectors(position), inputs.dtype)
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -34,12 +41,14 @@ class LearnedPositions(_AddedPositions):
 
     Args:
         max_length: number of positions.
+        stddev: of the initial values; 1/√hidden_dim by default.
         seed: integer from which the initial values derive.
     """
 
-    def __init__(self, max_length, seed=0, **kwargs):
+    def __init__(self, max_length, stddev=None, seed=0, **kwargs):
         super().__init__(**kwargs)
         self.max_length = max_length
+        self.stddev = stddev
         self.seed = seed
 
     def build(self, inputs_shape, padding_mask_shape=None):
@@ -47,7 +56,7 @@ class LearnedPositions(_AddedPositions):
             name="embeddings",
             shape=(self.max_length, inputs_shape[-1]),
             initializer=SeededNormal(
-                inputs_shape[-1] ** -0.5, derive_seed(self.seed, "embeddings")
+                self.stddev or inputs_shape[-1] ** -0.5, derive_seed(self.seed, "embeddings")
             ),
         )
 
@@ -55,7 +64,8 @@ class LearnedPositions(_AddedPositions):
         return ops.take(self.embeddings * 1.0, position, axis=0)
 
     def get_config(self):
-        return {**super().get_config(), "max_length": self.max_length, "seed": self.seed}
+        own = {"max_length": self.max_length, "stddev": self.stddev, "seed": self.seed}
+        return {**super().get_config(), **own}
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -77,3 +87,101 @@ class SinusoidalPositions(_AddedPositions):
         angle = ops.cast(position, "float32")[..., None] * wave
         both = ops.concatenate([ops.sin(angle), ops.cos(angle)], axis=-1)
         return both[..., : self.hidden_dim] * (2 / self.hidden_dim) ** 0.5
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class RelativeBias(keras.layers.Layer):
+    """A trained number for each head and bucket of distances, to be added to the scores.
+
+    Half of the buckets hold one distance each, the others ranges that grow by a constant factor
+    up to `max_distance`, from which on all distances share the last.
+    Source: Raffel et al. 2020, arXiv:1910.10683, section 2.1.
+
+    Args:
+        num_heads: number of heads.
+        buckets: number of buckets.
+        max_distance: the distance from which on all share a bucket.
+        bidirectional: whether keys after the query have buckets of their own, half of them all;
+            otherwise they share the bucket of distance 0 (a causal mask hides them).
+        seed: integer from which the initial values derive.
+
+    Call arguments:
+        x: floats [batch, time, hidden_dim], of which the time counts.
+
+    Returns:
+        Floats [1, heads, time, time].
+
+    Raises:
+        InputError: for too few buckets, or a distance that they reach one by one.
+
+    Example:
+        >>> RelativeBias(4)(np.zeros((1, 10, 64))).shape
+        (1, 4, 10, 10)
+    """
+
+    def __init__(
+        self, num_heads, buckets=32, max_distance=128, bidirectional=True, seed=0, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.num_heads = num_heads
+        self.buckets = buckets
+        self.max_distance = max_distance
+        self.bidirectional = bidirectional
+        self.seed = seed
+        one_side = buckets // 2 if bidirectional else buckets
+        if one_side < 2 or max_distance <= one_side // 2:
+            raise InputError(
+                "relative positions need 4 buckets or more, and a distance beyond those that have "
+                f"a bucket each. Received: buckets={buckets}, max_distance={max_distance}"
+            )
+        self.bucket_of = tuple(_buckets(one_side, max_distance))
+
+    def build(self, x_shape):
+        self.embeddings = self.add_weight(
+            name="embeddings",
+            shape=(self.buckets, self.num_heads),
+            initializer=SeededNormal(x_shape[-1] ** -0.5, derive_seed(self.seed, "embeddings")),
+        )
+
+    def compute_output_spec(self, x):
+        shape = (1, self.num_heads, x.shape[1], x.shape[1])
+        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+
+    def call(self, x):
+        time = ops.arange(ops.shape(x)[1], dtype="int32")
+        return self.between(time, time)
+
+    def between(self, query, key):
+        """The bias of queries and keys at the places `query` and `key`, integers [time].
+
+        Within a document places differ as positions do, so columns of the row serve as places.
+        """
+        after = key[None, :] - query[:, None]
+        distance = ops.abs(after) if self.bidirectional else ops.maximum(-after, 0)
+        bucket_of = ops.convert_to_tensor(np.array(self.bucket_of, "int32"))
+        bucket = ops.take(bucket_of, ops.minimum(distance, self.max_distance))
+        if self.bidirectional:
+            bucket = bucket + ops.where(after > 0, self.buckets // 2, 0)
+        bias = ops.take(self.embeddings * 1.0, bucket, axis=0)  # [query_time, key_time, heads]
+        return ops.cast(ops.transpose(bias, (2, 0, 1))[None], self.compute_dtype)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "buckets": self.buckets,
+            "max_distance": self.max_distance,
+            "bidirectional": self.bidirectional,
+            "seed": self.seed,
+        }
+
+
+def _buckets(count, max_distance):
+    """The bucket of each distance from 0 to `max_distance`, a list of integers."""
+    single = count // 2
+    distance = np.maximum(np.arange(max_distance + 1), 1).astype("float32")
+    # In float32, in which the published weights were trained: rounding decides at boundaries.
+    grown = np.log(distance / np.float32(single)) / np.float32(np.log(max_distance / single))
+    spread = single + (grown * np.float32(count - single)).astype("int32")
+    bucket = np.where(distance < single, np.arange(max_distance + 1), spread)
+    return np.minimum(bucket, count - 1).tolist()

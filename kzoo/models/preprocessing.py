@@ -9,6 +9,7 @@ import numpy as np
 
 from kzoo import objectives
 from kzoo.errors import InputError
+from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, VOCABULARY_SIZE
 
@@ -46,6 +47,11 @@ class ByteTokenizer(keras_hub.tokenizers.ByteTokenizer):
         return bytes(i for i in map(int, rows) if i < NUM_BYTES).decode("utf-8", "replace")
 
 
+def is_tokens(x):
+    """Whether a model's inputs are a batch of tokens already."""
+    return isinstance(x, dict) and any(name.endswith("token_ids") for name in x)
+
+
 class _ObjectivePreprocessor:
     """Strings, pairs or token batches to `(x, y, sample_weight)`, laid out by an objective.
 
@@ -61,7 +67,7 @@ class _ObjectivePreprocessor:
 
     Call arguments:
         x: a list of strings; `{"prompts": [...], "responses": [...]}`, whose prompts are the
-            source; or a dict with `token_ids`, which passes through with y and sample_weight.
+            source; or a dict of token ids and masks, which passes through with y and sample_weight.
 
     Returns:
         `(x, y, sample_weight)`: see `kzoo.objectives.Objective.encode`.
@@ -73,15 +79,17 @@ class _ObjectivePreprocessor:
 
     backbone_cls = SingleStackBackbone
     tokenizer_cls = ByteTokenizer
+    length_names = ("sequence_length",)  # keras-hub's
 
     def __init__(self, tokenizer, sequence_length, objective, source_mask=False, **kwargs):
-        super().__init__(tokenizer=tokenizer, sequence_length=sequence_length, **kwargs)
+        lengths = dict.fromkeys(self.length_names, sequence_length)
+        super().__init__(tokenizer=tokenizer, **lengths, **kwargs)
         self.objective = objectives.get(objective)
         self.source_mask = source_mask
         self.built = True
 
     def call(self, x, y=None, sample_weight=None):
-        if isinstance(x, dict) and "token_ids" in x:
+        if is_tokens(x):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         return self.encode(*self.read(x))
 
@@ -125,12 +133,15 @@ class _ObjectivePreprocessor:
             sources, targets, self.sequence_length, rng, complete=complete, held_out=held_out
         )
         if not self.source_mask:
-            x.pop("source_mask")
+            x.pop("source_mask", None)
         return x, y, sample_weight
 
     def get_config(self):
+        config = super().get_config()
+        for name in self.length_names:
+            config.pop(name, None)
         return {
-            **super().get_config(),
+            **config,
             "sequence_length": self.sequence_length,
             "objective": self.objective.get_config(),
             "source_mask": self.source_mask,
@@ -140,6 +151,18 @@ class _ObjectivePreprocessor:
 @keras.saving.register_keras_serializable(package="kzoo")
 class CausalLMPreprocessor(_ObjectivePreprocessor, keras_hub.models.CausalLMPreprocessor):
     __doc__ = _ObjectivePreprocessor.__doc__
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class Seq2SeqLMPreprocessor(_ObjectivePreprocessor, keras_hub.models.Seq2SeqLMPreprocessor):
+    __doc__ = _ObjectivePreprocessor.__doc__
+
+    backbone_cls = EncoderDecoderBackbone
+    length_names = ("encoder_sequence_length", "decoder_sequence_length")
+
+    @property
+    def sequence_length(self):
+        return self.encoder_sequence_length
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

@@ -9,9 +9,24 @@ import numpy as np
 from keras import ops
 
 from kzoo import objectives
-from kzoo.config import BACKBONE_FIELDS, CONFIG_VERSION, check_loss_rows, check_objective
+from kzoo.config import (
+    BACKBONE_FIELDS,
+    CONFIG_VERSION,
+    DEFAULTS,
+    HEAD_FIELDS,
+    check_head,
+    check_objective,
+)
 from kzoo.errors import InputError, unknown
-from kzoo.models.preprocessing import CausalLMPreprocessor, MaskedLMPreprocessor
+from kzoo.layers import Head, derive_seed
+from kzoo.layers.initializers import stddevs
+from kzoo.models.encoder_decoder import EncoderDecoderBackbone
+from kzoo.models.preprocessing import (
+    CausalLMPreprocessor,
+    MaskedLMPreprocessor,
+    Seq2SeqLMPreprocessor,
+    is_tokens,
+)
 from kzoo.models.scoring import BitsPerByte, token_loss
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.weights import PathWeights
@@ -25,41 +40,67 @@ class _Task(PathWeights):
     """What all tasks share: logits at every position, one loss, and `score`.
 
     Args:
-        backbone: a `SingleStackBackbone`.
+        backbone: a backbone of the task's `backbone_cls`.
         preprocessor: of strings and pairs; None where only token batches come.
         objective: an objective spec that suits the task and the backbone's mask.
-        loss_rows: 0, or the number of tokens whose logits exist at once in `fit`, `evaluate`
-            and `score`; the loss is the same. For vocabularies whose logits fill the memory;
-            on a CPU 512 is faster than 0 too. The model itself and `predict` give all logits.
+        head: the `kzoo.layers.Head` of another task over the same backbone; by default its own.
+        **kwargs: `output_transform` and `output_scale`, as in `kzoo.layers.Head`; and `loss_rows`:
+            0, or the number of tokens whose logits exist at once in `fit`, `evaluate` and
+            `score`; the loss is the same. For vocabularies whose logits fill the memory; on a
+            CPU 512 is faster than 0 too. The model itself and `predict` give all logits.
 
     Raises:
         InputError: if the objective is another task's, or the mask would show its answer.
     """
 
-    def __init__(self, backbone, preprocessor=None, objective=None, loss_rows=0, **kwargs):
+    def __init__(self, backbone, preprocessor=None, objective=None, head=None, **kwargs):
         for field in BACKBONE_FIELDS:
             if field in kwargs:  # Keras would drop it without a word
                 raise InputError(
                     f"{field} is the backbone's; kzoo.presets.load(directory, {field}=...) "
                     f"overrides it. Received: {field}={kwargs[field]!r}"
                 )
+        fields = {field: kwargs.pop(field, DEFAULTS[field]) for field in HEAD_FIELDS}
+        check_head(fields)
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.objective = objectives.get(objective or self.default_objective)
         if self.objective.task != type(self).__name__:
             valid = [
                 name
-                for name in ("causal_lm", "continuation", "masked_lm")
+                for name in ("causal_lm", "continuation", "seq2seq", "masked_lm")
                 if objectives.get(name).task == type(self).__name__
             ]
             raise unknown(f"objective of {type(self).__name__}", self.objective.name, valid)
         check_objective(backbone.mask, self.objective)
-        check_loss_rows(loss_rows)
-        self.loss_rows = loss_rows
         self._gives_hidden = False
-        hidden = backbone(backbone.input)
-        logits = backbone.token_embedding(hidden, reverse=True)
+        head = head or Head(
+            backbone.token_embedding,
+            fields["output_transform"],
+            backbone.activation,
+            backbone.normalization,
+            backbone.norm_epsilon,
+            stddevs(backbone.initialization, backbone.num_layers),
+            fields["output_scale"],
+            seed=derive_seed(backbone.seed, "head"),
+            name="head",
+            dtype=backbone.dtype_policy,
+        )
+        self.head = head
+        for field, value in fields.items():
+            setattr(self, field, value)
+        logits = head(self._decoded(backbone(backbone.input)))
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
+
+    def twin(self):
+        """A task of its own, compiled by default, over the same layers and weights."""
+        head = {field: getattr(self, field) for field in HEAD_FIELDS}
+        return type(self)(self.backbone, self.preprocessor, self.objective, head=self.head, **head)
+
+    @staticmethod
+    def _decoded(hidden):
+        """Of what the backbone returns, the hidden states that logits are made of."""
+        return hidden
 
     @property
     def config(self):
@@ -67,10 +108,10 @@ class _Task(PathWeights):
         fields = self.backbone.get_config()
         return {
             **{field: fields[field] for field in BACKBONE_FIELDS},
-            "stack": "single",
+            "stack": self.backbone.stack_name,
             "objective": self.objective.get_config(),
             "tokenizer": "bytes",
-            "loss_rows": self.loss_rows,
+            **{field: getattr(self, field) for field in HEAD_FIELDS},
             "config_version": CONFIG_VERSION,
         }
 
@@ -103,7 +144,7 @@ class _Task(PathWeights):
     # logits; whatever else calls the model gets logits.
     def call(self, inputs, training=None, mask=None):
         if self._gives_hidden:
-            return self.backbone(inputs, training=training)
+            return self._decoded(self.backbone(inputs, training=training))
         return super().call(inputs, training=training, mask=mask)
 
     def train_step(self, *args):
@@ -141,13 +182,7 @@ class _Task(PathWeights):
         return super().compute_metrics(x, y, y_pred, sample_weight)
 
     def _cross_entropy(self, hidden, y, weight):
-        embedding = self.backbone.token_embedding
-        kernel = (
-            embedding.embeddings
-            if embedding.tie_weights
-            else ops.transpose(embedding.reverse_embeddings)
-        )
-        kernel = ops.cast(kernel, embedding.compute_dtype)  # as a call of the layer does
+        hidden, kernel = self.head.operands(hidden)
         return cross_entropy(hidden, kernel, y, weight, rows=self.loss_rows)
 
     # keras-hub takes an error in its pipeline for a wish for tf.data, where values cannot be
@@ -173,13 +208,13 @@ class _Task(PathWeights):
     def _read(self, x, y=None, sample_weight=None):
         if not isinstance(x, dict | list | tuple):
             return x, y, sample_weight  # a dataset
-        if isinstance(x, dict) and "token_ids" in x:
+        if is_tokens(x):
             self._check_tokens(x)
             return x, y, sample_weight
         return self.preprocessor.encode(*self.preprocessor.read(x))
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
-        if isinstance(x, dict) and "token_ids" in x:
+        if is_tokens(x):
             self._check_tokens(x)
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         return super().preprocess_samples(x, y, sample_weight)
@@ -191,7 +226,11 @@ class _Task(PathWeights):
                 f"this model takes {', '.join(self.input)}; {', '.join(sorted(missing))} is "
                 f"missing. Received: {', '.join(x)}"
             )
-        ids = x["token_ids"]
+        for name in self.input:
+            if name.endswith("token_ids"):
+                self._check_ids(x[name])
+
+    def _check_ids(self, ids):
         longest, time = self.backbone.max_sequence_length, np.shape(ids)[-1]
         if self.backbone.positions == "learned" and time > longest:
             raise InputError(
@@ -279,7 +318,8 @@ class _Task(PathWeights):
         """w·nll of each token, float64 [batch, time]."""
         if self.loss_rows:
             self._check_tokens(x)
-            _, nats = self._cross_entropy(self.backbone.predict_on_batch(x), y, weight)
+            hidden = self._decoded(self.backbone.predict_on_batch(x))
+            _, nats = self._cross_entropy(hidden, y, weight)
             return ops.convert_to_numpy(nats).astype("float64")
         logits = np.asarray(self.predict_on_batch(x)).astype("float64")
         logits -= logits.max(-1, keepdims=True)
@@ -287,8 +327,8 @@ class _Task(PathWeights):
         return weight * (np.log(np.exp(logits).sum(-1)) - chosen)
 
     def get_config(self):
-        config = super().get_config()
-        return {**config, "objective": self.objective.get_config(), "loss_rows": self.loss_rows}
+        head = {field: getattr(self, field) for field in HEAD_FIELDS}
+        return {**super().get_config(), "objective": self.objective.get_config(), **head}
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -300,6 +340,33 @@ class CausalLM(_Task, keras_hub.models.CausalLM):
     backbone_cls = SingleStackBackbone
     preprocessor_cls = CausalLMPreprocessor
     default_objective = "causal_lm"
+
+    def generate(self, *args, **kwargs):
+        raise NotImplementedError("kzoo's models do not generate text yet; `score` rates texts.")
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class Seq2SeqLM(_Task, keras_hub.models.Seq2SeqLM):
+    __doc__ = f"""Predicts the target's next token from the source that an encoder has read: T5.
+
+    {_Task.__doc__}"""
+
+    backbone_cls = EncoderDecoderBackbone
+    preprocessor_cls = Seq2SeqLMPreprocessor
+    default_objective = "seq2seq"
+
+    @staticmethod
+    def _decoded(hidden):
+        return hidden["decoder_sequence_output"]
+
+    def _check_tokens(self, x):
+        super()._check_tokens(x)
+        for name in ("encoder_padding_mask", "decoder_padding_mask"):
+            if isinstance(x[name], np.ndarray) and x[name].size and x[name].max() > 1:
+                raise InputError(
+                    "an encoder and a decoder take one document per row: their padding masks are "
+                    f"0 or 1. Received: {int(x[name].max())} in {name}"
+                )
 
     def generate(self, *args, **kwargs):
         raise NotImplementedError("kzoo's models do not generate text yet; `score` rates texts.")

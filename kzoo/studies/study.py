@@ -140,6 +140,7 @@ def measure(objective, source):
     what, unit = {
         "causal_lm": ("every next byte", "bits per byte"),
         "continuation": ("continuation", "bits per byte of target"),
+        "seq2seq": ("continuation", "bits per byte of target"),  # the same scored tokens
         "masked_lm": ("masked bytes", "bits per masked byte"),
     }[name]
     return unit, f"{what} on {source}"

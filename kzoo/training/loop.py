@@ -99,9 +99,7 @@ def prepare(model, learning_rate, steps):
     optimizer.build(model.trainable_variables)
     model.compile(optimizer=optimizer, weighted_metrics=[])
     # Its own task over the same layers: compiled, as every task is, with its loss and bits.
-    evaluator = type(model)(
-        model.backbone, model.preprocessor, model.objective, loss_rows=model.loss_rows
-    )
+    evaluator = model.twin()
     values = [ops.convert_to_numpy(variable) for variable in optimizer.variables]
     return Program(model, evaluator, values)
 

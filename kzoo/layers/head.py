@@ -1,0 +1,90 @@
+"""From hidden states to logits."""
+
+import keras
+from keras import ops
+
+from kzoo.layers.block import norm
+from kzoo.layers.feed_forward import ACTIVATIONS
+from kzoo.layers.initializers import dense
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class Head(keras.layers.Layer):
+    """Hidden states to float32 logits, by the output matrix of a `TokenEmbedding`.
+
+    With `transform` a dense layer, an activation and a norm stand before the matrix, and a bias
+    after it (Devlin et al. 2019's masked LM).
+
+    Args:
+        embedding: a built `TokenEmbedding`.
+        transform: whether there is more than the matrix.
+        activation: of the transform, one of `FeedForward`'s without a gate.
+        normalization, epsilon: of the transform's norm, as in `Block`.
+        stddev: of the initial kernel, as in `dense`.
+        scale: factor on what the matrix receives.
+        seed: integer from which the initial values derive.
+
+    Call arguments:
+        hidden: floats [batch, time, hidden_dim].
+
+    Returns:
+        float32 [batch, time, vocabulary_size].
+    """
+
+    def __init__(
+        self,
+        embedding,
+        transform=False,
+        activation="gelu",
+        normalization="layer_norm",
+        epsilon=1e-5,
+        stddev=None,
+        scale=1.0,
+        seed=0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.embedding = embedding
+        self.transform = transform
+        self.function = ACTIVATIONS[activation][0]
+        self.normalization = normalization
+        self.epsilon = epsilon
+        self.stddev = stddev
+        self.scale = scale
+        self.seed = seed
+
+    def build(self, hidden_shape):
+        if not self.transform:
+            return
+        width, dtype = hidden_shape[-1], self.dtype_policy
+        self.dense = dense(width, width, self.seed, "dense", self.stddev, dtype=dtype)
+        self.norm = norm(self.normalization, self.epsilon, name="norm", dtype=dtype)
+        self.norm.build(hidden_shape)
+        self.bias = self.add_weight(
+            name="bias", shape=(self.embedding.input_dim,), initializer="zeros"
+        )
+
+    def compute_output_spec(self, hidden):
+        shape = (*hidden.shape[:-1], self.embedding.input_dim)
+        return keras.KerasTensor(shape, dtype="float32")
+
+    def call(self, hidden):
+        logits = self.embedding(self._transformed(hidden), reverse=True)
+        return logits + ops.cast(self.bias, "float32") if self.transform else logits
+
+    def operands(self, hidden):
+        """Two tensors whose product is the logits: [batch, time, n] and [vocabulary_size, n]."""
+        embedding, hidden = self.embedding, self._transformed(hidden)
+        tied = embedding.tie_weights
+        kernel = embedding.embeddings if tied else ops.transpose(embedding.reverse_embeddings)
+        kernel = ops.cast(kernel, embedding.compute_dtype)  # as a call of the layer does
+        if not self.transform:
+            return hidden, kernel
+        bias = ops.cast(self.bias, kernel.dtype)[:, None]
+        ones = ops.ones_like(hidden[..., :1])
+        return ops.concatenate([hidden, ones], -1), ops.concatenate([kernel, bias], -1)
+
+    def _transformed(self, hidden):
+        if self.transform:
+            hidden = self.norm(self.function(self.dense(hidden)))
+        return hidden if self.scale == 1.0 else hidden * self.scale

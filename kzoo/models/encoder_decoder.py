@@ -1,0 +1,75 @@
+"""The backbone of T5 and its variants: an encoder, and a decoder that looks at it."""
+
+import keras
+
+from kzoo import masks
+from kzoo.config import check_two_stacks
+from kzoo.models.stack import Backbone, Stack, token_input
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class EncoderDecoderBackbone(Backbone):
+    __doc__ = f"""Source and target ids to hidden states, each through a stack of its own.
+
+    `mask` is the encoder's; the decoder is causal and sees the whole encoded source. The look at
+    the encoder has no positions. Both stacks embed tokens, and positions, with the same tables.
+
+    {Backbone.__doc__.partition("connects its stacks.")[2].strip()}
+        shared: whether the decoder uses the encoder's norms, projections and feed-forward
+            networks (Raffel et al. 2020, arXiv:1910.10683, section 3.2.2); its look at the
+            encoder is its own. With relative positions it uses the encoder's table too.
+
+    Inputs:
+        A dict of integers [batch, time]: `encoder_token_ids`, `encoder_padding_mask`,
+        `decoder_token_ids`, `decoder_padding_mask`; the masks are 0 for padding and 1 otherwise,
+        one document per row. The two times may differ.
+
+    Returns:
+        A dict of floats [batch, time, hidden_dim]: `encoder_sequence_output`,
+        `decoder_sequence_output`.
+
+    Example:
+        >>> backbone = EncoderDecoderBackbone(
+        ...     num_layers=2, num_heads=4, hidden_dim=64, intermediate_dim=256,
+        ...     max_sequence_length=64)
+    """
+
+    def __init__(self, *, shared=False, **kwargs):
+        self._shared = shared
+        super().__init__(**kwargs)
+        self.shared = shared
+
+    def assemble(self, fields, embeddings, dtype):
+        check_two_stacks(fields)
+        encoder = Stack(fields, fields["mask"], dtype, "encoder_")
+        names = ("encoder_token_ids", "encoder_padding_mask")
+        inputs = {name: token_input(name) for name in names}
+        ids, padding_mask = inputs.values()
+        encoded = encoder(embeddings(ids, padding_mask), padding_mask=padding_mask)
+        decoder = Stack(
+            fields,
+            masks.causal(),
+            dtype,
+            "decoder_",
+            cross_attention=True,
+            bidirectional=False,
+            shares=encoder if self._shared else None,
+        )
+        names = ("decoder_token_ids", "decoder_padding_mask")
+        inputs |= {name: token_input(name) for name in names}
+        decoded = decoder(
+            embeddings(inputs["decoder_token_ids"], inputs["decoder_padding_mask"]),
+            padding_mask=inputs["decoder_padding_mask"],
+            encoded=encoded,
+            encoder_padding_mask=padding_mask,
+        )
+        outputs = {"encoder_sequence_output": encoded, "decoder_sequence_output": decoded}
+        return inputs, outputs, {"encoder": encoder, "decoder": decoder}
+
+    @property
+    def stack_name(self):
+        """The config's `stack`."""
+        return "encoder_decoder_shared" if self.shared else "encoder_decoder"
+
+    def get_config(self):
+        return {**super().get_config(), "shared": self.shared}

@@ -1,0 +1,235 @@
+"""What backbones are made of: the embedding of tokens, and stacks of blocks."""
+
+import keras
+import keras_hub
+
+from kzoo import masks
+from kzoo.config import BACKBONE_FIELDS, resolve_backbone
+from kzoo.layers import (
+    Block,
+    LearnedPositions,
+    RelativeBias,
+    SegmentEmbedding,
+    SinusoidalPositions,
+    TokenEmbedding,
+    derive_seed,
+)
+from kzoo.layers.block import norm
+from kzoo.layers.initializers import SeededNormal, stddevs
+from kzoo.models.weights import PathWeights
+from kzoo.ops import feature_maps
+
+
+class Backbone(PathWeights, keras_hub.models.Backbone):
+    """Base of the backbones. A subclass gives `assemble`, which makes and connects its stacks.
+
+    Args:
+        vocabulary_size: number of token ids.
+        num_layers, num_heads, hidden_dim, intermediate_dim: sizes of a stack.
+        max_sequence_length: the longest sequence; the size of a table of learned positions.
+        mask: a mask spec or `Mask`; `{"layers": [...]}` repeats over the layers.
+        mechanism: `"softmax"` or `"linear"`, the latter with a `feature_map`.
+        kv_heads: heads of keys and values, as many as `num_heads` by default.
+        head_dim: size of a head, hidden_dim / num_heads by default.
+        attention_scale: factor on q·k under softmax, 1/√head_dim by default.
+        identity_mix: ε in (1-ε)A + εI, which the attention weights A become.
+        positions: `"none"`, `"learned"`, `"sinusoidal"`, `"rotary"` or `"relative"`, the last
+            with `relative_buckets` and `relative_distance` (`kzoo.layers.RelativeBias`; one
+            table for all layers of a stack).
+        num_segments: number of segment embeddings; 0 for none.
+        normalization: `"layer_norm"` or `"rms_norm"`; norm_placement: `"pre"` or `"post"`;
+            norm_epsilon: what is added to the variance.
+        embedding_norm: whether the sum of the embeddings is normalised.
+        activation: of `kzoo.layers.FeedForward`.
+        use_bias: whether projections have biases.
+        dropout: rate on embeddings and on what blocks add; never on attention weights.
+        initialization: `"fan_in"` or `"gpt2"`, as in `kzoo.layers.initializers.stddevs`.
+        pooler: whether there is a `pooler`, tanh of a dense layer, for the first token's state.
+        tie_embeddings: whether the output matrix is the transposed embedding.
+        seed: integer from which all initial values and dropout derive.
+        dtype: a Keras dtype policy.
+
+    Raises:
+        InputError: as `kzoo.config.resolve`.
+    """
+
+    def __init__(self, *, dtype=None, name=None, trainable=True, **fields):
+        fields = resolve_backbone(fields)
+        embeddings = Embeddings(fields, dtype)
+        inputs, outputs, parts = self.assemble(fields, embeddings, dtype)
+        super().__init__(
+            inputs=inputs, outputs=outputs, dtype=dtype, name=name, trainable=trainable
+        )
+        self.embeddings = embeddings
+        self.token_embedding = embeddings.token_embedding
+        self.feature_map = feature_maps.get(fields.pop("feature_map"))  # Keras wraps dicts
+        self.pooler = _pooler(fields, dtype) if fields.pop("pooler") else None
+        for attribute, value in (fields | parts).items():
+            setattr(self, attribute, value)
+
+    def assemble(self, fields, embeddings, dtype):
+        """Inputs and outputs of the functional model, and what it keeps as attributes."""
+        raise NotImplementedError
+
+    def get_config(self):
+        fields = {name: getattr(self, name) for name in BACKBONE_FIELDS}
+        objects = {
+            "mask": self.mask.get_config(),
+            "feature_map": self.feature_map.get_config(),
+            "pooler": self.pooler is not None,
+        }
+        return {**super().get_config(), **fields, **objects}
+
+
+class Embeddings:
+    """Token ids to what the first block receives; the layers of a backbone that do it.
+
+    Attributes:
+        token_embedding: a `TokenEmbedding`.
+        added: the layer of absolute positions, or None.
+        segments: a `SegmentEmbedding`, or None.
+        norm: a normalisation, or None.
+        dropout: a dropout.
+    """
+
+    def __init__(self, fields, dtype):
+        stddev = stddevs(fields["initialization"], fields["num_layers"])
+        drawn = {"stddev": stddev and stddev[0]}
+
+        def child(name):
+            seed = derive_seed(fields["seed"], name)
+            return {"name": name, "seed": seed, "dtype": dtype}
+
+        self.token_embedding = TokenEmbedding(
+            fields["vocabulary_size"],
+            fields["hidden_dim"],
+            tie_weights=fields["tie_embeddings"],
+            **drawn,
+            **child("token_embedding"),
+        )
+        self.added = self.segments = self.norm = None
+        if fields["positions"] == "learned":
+            longest, place = fields["max_sequence_length"], child("position_embedding")
+            self.added = LearnedPositions(longest, **drawn, **place)
+        elif fields["positions"] == "sinusoidal":
+            self.added = SinusoidalPositions(name="position_embedding", dtype=dtype)
+        if fields["num_segments"]:
+            place = child("segment_embedding")
+            self.segments = SegmentEmbedding(fields["num_segments"], **drawn, **place)
+        if fields["embedding_norm"]:
+            self.norm = _norm(fields, "embedding_norm", dtype)
+        self.dropout = keras.layers.Dropout(fields["dropout"], **child("embedding_dropout"))
+
+    def __call__(self, token_ids, padding_mask, segment_ids=None):
+        x = self.token_embedding(token_ids)
+        if self.added is not None:
+            x = self.added(x, padding_mask=padding_mask)
+        return self.finish(x, segment_ids)
+
+    def finish(self, x, segment_ids=None):
+        """What follows the positions."""
+        if self.segments is not None:
+            x = self.segments(x, segment_ids=segment_ids)
+        if self.norm is not None:
+            x = self.norm(x)
+        return self.dropout(x)
+
+
+class Stack:
+    """Blocks, one upon the other, and the norm at the end of those that normalise first.
+
+    Args:
+        fields: of the backbone, resolved.
+        mask: the `Mask` of its attention.
+        dtype: a Keras dtype policy.
+        prefix: of the names of its layers.
+        cross_attention: whether its blocks look at another sequence.
+        bidirectional: whether relative positions tell after from before.
+        shares: the `Stack` whose layers this one uses, apart from `cross_attention`.
+
+    Attributes:
+        blocks: list of `Block`.
+        relative_bias: a `RelativeBias`, or None.
+        final_norm: a normalisation, or None.
+    """
+
+    def __init__(
+        self,
+        fields,
+        mask,
+        dtype,
+        prefix="",
+        cross_attention=False,
+        bidirectional=True,
+        shares=None,
+    ):
+        relative = fields["positions"] == "relative"
+        self.blocks = [
+            Block(
+                fields["num_heads"],
+                fields["head_dim"],
+                fields["intermediate_dim"],
+                mechanism=fields["mechanism"],
+                mask=layer_mask,
+                feature_map=fields["feature_map"],
+                kv_heads=fields["kv_heads"],
+                rotary=fields["positions"] == "rotary",
+                scale=fields["attention_scale"],
+                relative=relative,
+                identity_mix=fields["identity_mix"],
+                activation=fields["activation"],
+                use_bias=fields["use_bias"],
+                normalization=fields["normalization"],
+                epsilon=fields["norm_epsilon"],
+                norm_placement=fields["norm_placement"],
+                dropout=fields["dropout"],
+                stddev=stddevs(fields["initialization"], fields["num_layers"]),
+                cross_attention=cross_attention,
+                shares=shares and shares.blocks[i],
+                seed=derive_seed(fields["seed"], f"{prefix}block_{i}"),
+                name=f"{prefix}block_{i}",
+                dtype=dtype,
+            )
+            for i, layer_mask in enumerate(masks.per_layer(mask, fields["num_layers"]))
+        ]
+        self.relative_bias = self.final_norm = None
+        if shares is not None:
+            self.relative_bias, self.final_norm = shares.relative_bias, shares.final_norm
+            return
+        if relative:
+            self.relative_bias = RelativeBias(
+                fields["num_heads"],
+                fields["relative_buckets"],
+                fields["relative_distance"],
+                bidirectional,
+                seed=derive_seed(fields["seed"], f"{prefix}relative_bias"),
+                name=f"{prefix}relative_bias",
+                dtype=dtype,
+            )
+        if fields["norm_placement"] == "pre":
+            self.final_norm = _norm(fields, f"{prefix}final_norm", dtype)
+
+    def __call__(self, x, **who):
+        """`x` [batch, time, hidden_dim] through all blocks, each called with `who`."""
+        if self.relative_bias is not None:
+            who["bias"] = self.relative_bias(x)
+        for block in self.blocks:
+            x = block(x, **who)
+        return x if self.final_norm is None else self.final_norm(x)
+
+
+def token_input(name):
+    """An input of a functional model: integers [batch, time]."""
+    return keras.Input((None,), dtype="int32", name=name)
+
+
+def _norm(fields, name, dtype):
+    return norm(fields["normalization"], fields["norm_epsilon"], name=name, dtype=dtype)
+
+
+def _pooler(fields, dtype):
+    width = fields["hidden_dim"]
+    draw = SeededNormal(width**-0.5, derive_seed(fields["seed"], "pooler/kernel"))
+    pooler = keras.layers.Dense(width, "tanh", kernel_initializer=draw, name="pooler", dtype=dtype)
+    pooler.build((None, width))
+    return pooler
