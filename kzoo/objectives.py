@@ -94,8 +94,9 @@ class Objective:
 
         Returns:
             `(x, y, sample_weight)`: `x` a dict of int32 `[batch, length]` arrays
-            `"token_ids"`, `"padding_mask"` (1 real, 0 padding) and `"source_mask"` (1 in
-            BOS, source and SEP; all 0 unless `has_source`); `y` int32
+            `"token_ids"`, `"padding_mask"` (1 real, 0 padding), `"source_mask"` (1 in
+            BOS, source and SEP; all 0 unless `has_source`) and `"segment_ids"` (1 in the target
+            of a pair); `y` int32
             `[batch, length]`, the ids to predict; `sample_weight` float32
             `[batch, length]`, 1 where they are scored.
 
@@ -118,7 +119,7 @@ class CausalLM(Objective):
 
     def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
         ids, kinds = _layout(sources, targets, length + 1, complete)
-        return _next_token(ids, kinds, _SCORE_ALL, np.zeros_like(kinds, bool))
+        return _next_token(ids, kinds, _SCORE_ALL, sources, np.zeros_like(kinds, bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +147,7 @@ class Continuation(Objective):
             sources, targets = _cut_in_two(targets, self.window(length), rng)
         ids, kinds = _layout(sources, targets, length + 1, complete)
         score = _SCORE_ALL if self.score == "all" and not held_out else _SCORE_TARGETS
-        return _next_token(ids, kinds, score, kinds <= SEPARATOR)
+        return _next_token(ids, kinds, score, sources, kinds <= SEPARATOR)
 
 
 class Seq2Seq(Objective):
@@ -222,6 +223,7 @@ class MaskedLM(Objective):
             "token_ids": np.where(chosen, shown, ids),
             "padding_mask": (kinds < PADDING).astype(np.int32),
             "source_mask": np.zeros_like(ids),
+            "segment_ids": _segments(kinds, sources),
         }
         return x, ids, chosen.astype(np.float32)
 
@@ -304,11 +306,17 @@ def _cut_in_two(texts, room, rng):
     return sources, targets
 
 
-def _next_token(ids, kinds, score, source):
+def _segments(kinds, sources):
+    """1 in the target of a pair, 0 elsewhere: int32 [batch, width]."""
+    return ((kinds > SEPARATOR) & (kinds < PADDING) & (sources is not None)).astype(np.int32)
+
+
+def _next_token(ids, kinds, score, sources, shown):
     """Inputs, labels and weights of a next-token objective: everything shifts by one."""
     x = {
         "token_ids": ids[:, :-1],
         "padding_mask": (kinds[:, :-1] < PADDING).astype(np.int32),
-        "source_mask": source[:, :-1].astype(np.int32),
+        "source_mask": shown[:, :-1].astype(np.int32),
+        "segment_ids": _segments(kinds, sources)[:, :-1],
     }
     return x, ids[:, 1:], score[kinds[:, 1:]]

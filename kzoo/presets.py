@@ -123,9 +123,24 @@ def build(complete, dtype=None):
         complete["max_sequence_length"],
         objective,
         source_mask=backbone.mask.needs_source,
+        segments=_segments(complete["num_segments"], backbone.mask),
     )
     head = {field: complete[field] for field in fields.HEAD_FIELDS}
     return task(backbone, preprocessor, objective=objective, **head)
+
+
+def _segments(count, mask):
+    """The segment ids of a source and of its target.
+
+    UniLM has six: two of texts that are seen whole, one for each direction, and two of a source
+    and its target (Dong et al. 2019, arXiv:1905.03197, section 2.1, and its published code).
+    """
+    if count < 6:
+        return (0, min(1, count - 1)) if count else None
+    if mask.needs_source:
+        return (4, 5)
+    one = {"causal": 2, "reversed": 3}.get(mask.get_config())
+    return (0, 1) if one is None else (one, one)
 
 
 def _saved_config(directory):

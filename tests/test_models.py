@@ -431,13 +431,19 @@ VARIANTS = [
         ("rotary", "layer_norm", "post", "relu", False),
         ("rotary", "layer_norm", "pre", "geglu", False),
         ("rotary", "rms_norm", "post", "swiglu", True),
+        ("relative", "layer_norm", "pre", "gelu", False),
+        ("relative", "rms_norm", "post", "relu", True),
+        ("relative", "layer_norm", "post", "geglu", True),
+        ("relative", "rms_norm", "pre", "swiglu", False),
     ]
 ]
+TANH = ("gelu_tanh", "geglu_tanh")  # approximate two of the others
 
 
 def test_variants_cover_every_pair():
     for a, b in itertools.combinations(FIELDS, 2):
         choices = [config.CHOICES.get(field, (True, False)) for field in (a, b)]
+        choices = [[choice for choice in own if choice not in TANH] for own in choices]
         assert {(row[a], row[b]) for row in VARIANTS} == set(itertools.product(*choices))
 
 
@@ -456,6 +462,104 @@ def test_variants_train_and_have_the_parameters_that_are_counted(variant):
     # A bias of the keys moves all scores of a query by the same.
     rotated = variant["positions"] == "rotary"
     assert still <= (set() if rotated else {"block_0/attention/key/bias"})
+
+
+# The details of published models, in a few models that have them all.
+DETAILS = [
+    {
+        "activation": "gelu_tanh",
+        "num_segments": 2,
+        "embedding_norm": True,
+        "norm_epsilon": 1e-12,
+        "pooler": True,
+        "output_transform": True,
+    },
+    {
+        "positions": "relative",
+        "normalization": "rms_norm",
+        "use_bias": False,
+        "attention_scale": 1.0,
+        "output_scale": 0.25,
+        "activation": "geglu_tanh",
+    },
+    {"initialization": "gpt2", "positions": "learned", "identity_mix": 0.25},
+    {"output_transform": True, "tie_embeddings": False, "loss_rows": 5, "mechanism": "linear"},
+]
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("fields", DETAILS, ids=["bert", "t5", "gpt2", "head"])
+def test_details_train_save_and_have_the_counted_parameters(fields, tmp_path):
+    fields = {**SMALL, "num_layers": 1, **fields}
+    model = presets.load("gpt_nano", **fields)
+    assert model.count_params() == config.count_parameters(model.config)
+    assert model.config == presets.config("gpt_nano", **fields)
+    model.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=True)
+    x, *rest = tokens(model, TEXTS)
+    assert 3 < model.train_on_batch(x, *rest, return_dict=True)["loss"] < 8
+    presets.save(model, tmp_path / "model")
+    again = presets.load(tmp_path / "model")
+    assert again.config == model.config
+    np.testing.assert_allclose(logits(again, x), logits(model, x), atol=1e-6)
+
+
+def test_details_do_what_they_say():
+    x = tokens(load("gpt"), TEXTS)[0]
+    plain = logits(load("gpt"), x)
+    np.testing.assert_allclose(logits(load("gpt", output_scale=0.25), x), plain / 4, atol=1e-5)
+    np.testing.assert_allclose(logits(load("gpt", attention_scale=8**-0.5), x), plain, atol=1e-5)
+    close = logits(load("gpt", activation="gelu_tanh"), x)
+    assert 0 < np.abs(close - plain).max() < 0.01
+
+    model = load("gpt", num_segments=2)
+    paired = {"prompts": ["abc"], "responses": ["de"]}
+    (a, *_), (b, *_) = (
+        model.preprocessor.encode(*model.preprocessor.read(t)) for t in (["abc"], paired)
+    )
+    assert a["segment_ids"].sum() == 0
+    np.testing.assert_array_equal(b["segment_ids"][0, :8], [0, 0, 0, 0, 0, 1, 1, 0])
+    other = {**b, "segment_ids": 1 - b["segment_ids"]}
+    assert np.abs(logits(model, other) - logits(model, b)).max() > 0.01
+
+    model = load("bert", pooler=True)
+    hidden = model.backbone.predict(tokens(model, TEXTS)[0], verbose=0)
+    pooled = keras.ops.convert_to_numpy(model.backbone.pooler(hidden[:, 0]))
+    assert pooled.shape == (len(TEXTS), 16) and np.abs(pooled).max() < 1
+
+
+def test_gpt2_initialization_scales_what_writes_to_the_residual_stream():
+    model = presets.load("gpt_nano", initialization="gpt2", num_layers=8)
+    deviation = {v.path.partition("block_0/")[2]: np.std(v.numpy()) for v in model.weights}
+    assert deviation["attention/query/kernel"] == pytest.approx(0.02, rel=0.1)
+    assert deviation["attention/output_dense/kernel"] == pytest.approx(0.005, rel=0.1)
+    assert deviation["feed_forward/output_dense/kernel"] == pytest.approx(0.005, rel=0.1)
+    assert np.std(model.backbone.token_embedding.embeddings.numpy()) == pytest.approx(0.02, rel=0.1)
+
+
+def test_identity_mix_keeps_a_share_of_every_token():
+    from kzoo.layers import Attention
+
+    for mechanism, fields in (
+        ("softmax", {}),
+        ("linear", {"rotary": True}),
+        ("softmax", {"kv_heads": 2}),
+    ):
+        x = np.random.default_rng(0).normal(size=(2, 6, 16)).astype("float32")
+        padding = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 2, 2, 0]], "int32")
+        plain, mixed = (
+            Attention(4, 4, mechanism, "causal", identity_mix=e, **fields) for e in (0.0, 0.25)
+        )
+        plain.build(x.shape), mixed.build(x.shape)
+        v = plain._project(x, None, None)[2]
+        v = keras.ops.convert_to_numpy(keras.ops.repeat(v, 4 // plain.kv_heads, axis=2))
+        v = np.where(padding[..., None, None] != 0, v, 0)
+        want = 0.75 * keras.ops.convert_to_numpy(plain.attend(x, padding_mask=padding)) + 0.25 * v
+        got = keras.ops.convert_to_numpy(mixed.attend(x, padding_mask=padding))
+        np.testing.assert_allclose(got, want, atol=1e-6)
+        weights = mixed.attention_weights(x, padding_mask=padding)
+        np.testing.assert_allclose(
+            np.einsum("bhqk,bkhd->bqhd", keras.ops.convert_to_numpy(weights), v), got, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("fields", [{"num_heads": 4, "kv_heads": 2}, {"head_dim": 6}], ids=str)
@@ -618,9 +722,22 @@ def test_an_objective_of_another_task(models):
 
 
 def test_backbone_arguments_are_checked():
-    refused(
-        lambda: kzoo.models.SingleStackBackbone(384, 1, 2, 16, 32, 8, positions="rotery"), "rotary"
-    )
+    fields = presets.config("gpt_nano", **SMALL)
+    fields = {name: fields[name] for name in config.BACKBONE_FIELDS}
+    for wrong, said in (
+        ({"positions": "rotery"}, "rotary"),
+        ({"positions": "relative", "mechanism": "linear"}, "bias on softmax"),
+        ({"attention_scale": 1.0, "mechanism": "linear"}, "softmax attention"),
+        ({"attention_scale": -1.0}, "positive"),
+        ({"identity_mix": 1.0}, "[0, 1)"),
+        ({"num_segments": -1}, "0 or more"),
+        ({"relative_buckets": 2, "positions": "relative"}, "buckets"),
+        ({"use_biases": False}, "use_bias"),
+        ({"initialization": "gpt3"}, "gpt2"),
+    ):
+        refused(lambda wrong=wrong: kzoo.models.SingleStackBackbone(**{**fields, **wrong}), said)
+    refused(lambda: presets.config("gpt_nano", output_scale=0), "positive")
+    refused(lambda: presets.config("gpt_nano", output_transform=1), "true or false")
 
 
 # Leaks --------------------------------------------------------------------------------------

@@ -139,12 +139,10 @@ def test_a_missing_field():
 
 def test_choices_are_what_layers_accept():
     from kzoo.layers import attention, block, feed_forward
-    from kzoo.models import single_stack
     from kzoo.ops import feature_maps
 
     assert config.CHOICES["mechanism"] == attention.MECHANISMS
     assert config.CHOICES["feature_map"] == feature_maps.NAMES
-    assert config.CHOICES["positions"] == single_stack.POSITIONS
     assert config.CHOICES["normalization"] == tuple(block.NORMALIZATIONS)
     assert config.CHOICES["norm_placement"] == block.NORM_PLACEMENTS
     assert config.CHOICES["activation"] == tuple(feed_forward.ACTIVATIONS)

@@ -103,6 +103,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         )
         if not needs_source:
             x.pop("source_mask", None)
+        x.pop("segment_ids", None)
         return x, y, sample_weight
 
     # The shortest row speaks for all: what it cannot do is said here, not in mid-training.
@@ -150,6 +151,11 @@ def _config(model_or_config, objective):
 
 
 def _check(config, batch_size, valid):
+    if config.get("num_segments"):
+        raise InputError(
+            "kzoo.data.load makes no segment ids; `fit` takes strings and pairs of models that "
+            f"have them. Received: num_segments={config['num_segments']}"
+        )
     if config.get("tokenizer", "bytes") != "bytes":
         raise unknown("tokenizer", config["tokenizer"], ["bytes"])
     if config["max_sequence_length"] < 4:

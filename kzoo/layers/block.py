@@ -157,9 +157,7 @@ class Block(keras.layers.Layer):
         training=None,
     ):
         def attend(x):
-            return self.attention(
-                x, padding_mask=padding_mask, source_mask=source_mask, bias=bias
-            )
+            return self.attention(x, padding_mask=padding_mask, source_mask=source_mask, bias=bias)
 
         def look(x):
             return self.cross_attention(x, encoded, key_padding_mask=encoder_padding_mask)

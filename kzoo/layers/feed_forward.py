@@ -50,7 +50,9 @@ class FeedForward(keras.layers.Layer):
         InputError: for an unknown activation.
     """
 
-    def __init__(self, intermediate_dim, activation="gelu", use_bias=True, stddev=None, seed=0, **kwargs):
+    def __init__(
+        self, intermediate_dim, activation="gelu", use_bias=True, stddev=None, seed=0, **kwargs
+    ):
         super().__init__(**kwargs)
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)

@@ -64,6 +64,8 @@ class _ObjectivePreprocessor:
         sequence_length: tokens in a row; longer texts are cut, with a warning.
         objective: an objective spec.
         source_mask: whether the model takes a `source_mask`.
+        segments: the segment ids of texts and sources, and of the targets of pairs, where the
+            model has segment embeddings.
 
     Call arguments:
         x: a list of strings; `{"prompts": [...], "responses": [...]}`, whose prompts are the
@@ -81,11 +83,14 @@ class _ObjectivePreprocessor:
     tokenizer_cls = ByteTokenizer
     length_names = ("sequence_length",)  # keras-hub's
 
-    def __init__(self, tokenizer, sequence_length, objective, source_mask=False, **kwargs):
+    def __init__(
+        self, tokenizer, sequence_length, objective, source_mask=False, segments=None, **kwargs
+    ):
         lengths = dict.fromkeys(self.length_names, sequence_length)
         super().__init__(tokenizer=tokenizer, **lengths, **kwargs)
         self.objective = objectives.get(objective)
         self.source_mask = source_mask
+        self.segments = segments and tuple(segments)
         self.built = True
 
     def call(self, x, y=None, sample_weight=None):
@@ -134,6 +139,9 @@ class _ObjectivePreprocessor:
         )
         if not self.source_mask:
             x.pop("source_mask", None)
+        targets = x.pop("segment_ids", None)
+        if self.segments is not None:
+            x["segment_ids"] = np.array(self.segments, "int32")[targets]
         return x, y, sample_weight
 
     def get_config(self):
@@ -145,6 +153,7 @@ class _ObjectivePreprocessor:
             "sequence_length": self.sequence_length,
             "objective": self.objective.get_config(),
             "source_mask": self.source_mask,
+            "segments": self.segments,
         }
 
 

@@ -63,7 +63,8 @@ def linear_attention(
         initial_state: the state that an earlier call returned. Its keys come before all of
             these, in the row's first document, and every query of that document sees them.
         return_state: also return the state after the last key, for masks that let later tokens
-            see all of it: bidirectional, causal and prefix.
+            see all of it: bidirectional, causal and prefix; of two sequences, for a bidirectional
+            mask without a `padding_mask`.
         chunk_size: tokens whose products are formed at once; the result is the same. By
             default chosen from the shapes.
 
@@ -99,8 +100,19 @@ def linear_attention(
         query_offset=0 if stateful else query_offset,
     )
     heads = mask.per_head(q.shape[2])
-    _check(heads, phi, stateful, queries is keys)
+    # All of a second sequence, by queries of one document: one state, made of its keys.
+    whole = key_padding_mask is not None and padding_mask is None
+    whole = whole and initial_state is None and set(heads) == {Bidirectional()}
+    _check(heads, phi, stateful, whole or queries is keys)
     features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
+    if whole:
+        places = (x.position for x in (queries, keys))
+        turns, key_turns = (features.turns(x, q.shape[3], q.dtype) for x in places)
+        shown = keys.segment == queries.segment[:, :1]
+        operands = features(q, k, feature_weights, turns, shown, key_turns)
+        out, state = _total(*operands, v, None)
+        out = ops.cast(out, dtype)
+        return (out, {"matrix": state[0], "normaliser": state[1]}) if return_state else out
     chunk_size = chunk_size or choose_chunk(phi.size(q.shape[3]), v.shape[3])
     core = functools.partial(_core(), features, chunk_size=chunk_size)
     if queries is not keys:
@@ -226,7 +238,8 @@ def _same_kind(core, operands, weights, heads, places, turns, state):
     tokens = Tokens(document, rank, turns, forth(shown))
     operands = [forth(x) for x in operands]
     if document is None and set(heads) == {Bidirectional()}:
-        return _total(core.args[0], *operands, weights, tokens, state)
+        q, k, v = operands
+        return _total(*core.args[0](q, k, weights, tokens.turns, shown), v, state)
     out, state = core(*operands, weights, tokens, state, reverse=isinstance(order, Reversed))
     return out if permutation is None else _take_time(out, ops.argsort(permutation, axis=1)), state
 
@@ -257,9 +270,8 @@ def _core():
     return _portable
 
 
-def _total(features, q, k, v, weights, tokens, state):
-    """One document, everybody sees everybody: one sum over time."""
-    q, k, q_norm, k_norm = features(q, k, weights, tokens.turns, tokens.shown)
+def _total(q, k, q_norm, k_norm, v, state):
+    """Every query sees every key: one sum over time."""
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
     matrix, vector = ops.einsum("bkhd,bkhe->bhde", k, v), ops.sum(k_norm, axis=1)
     if state is not None:
