@@ -39,8 +39,9 @@ def batch():
 
 def attention_matrices(model, x):
     block = model.backbone.transformer_layers[0]
-    _, states, who = look_inside(model, x)
-    weights = block.attention.attention_weights(block.attention_inputs(states[0]), **who)
+    (inside,) = look_inside(model, x)
+    inputs = block.attention_inputs(inside.states[0])
+    weights = block.attention.attention_weights(inputs, **inside.who)
     return ops.convert_to_numpy(weights)
 
 
@@ -141,10 +142,10 @@ def test_attention_spectrum_leaves_padding_out():
 def test_look_inside_follows_the_model():
     model = presets.load("unilm_nano")
     x = batch()
-    _, states, who = look_inside(model, x)
-    assert len(states) == 3
-    assert who["source_mask"] is not None
-    last = model.backbone.get_layer("final_norm")(states[-1])
+    (inside,) = look_inside(model, x)
+    assert len(inside.states) == 3
+    assert inside.who["source_mask"] is not None
+    last = model.backbone.get_layer("final_norm")(inside.states[-1])
     np.testing.assert_allclose(
         ops.convert_to_numpy(last), ops.convert_to_numpy(model.backbone(x)), atol=1e-5
     )
@@ -174,8 +175,8 @@ def test_collapse():
     result = collapse(model, x)
     assert [depth["layer"] for depth in result] == [0, 1, 2]
     # Equal tokens without positions stay equal, so the second row adds 0; the third is empty.
-    _, states, _ = look_inside(model, x)
-    for depth, state in zip(result, states, strict=True):
+    (inside,) = look_inside(model, x)
+    for depth, state in zip(result, inside.states, strict=True):
         state = ops.convert_to_numpy(state)[0].astype("float64")
         for tokens, name in ((state, "residual"), (state[TIME // 2 :], "residual_last_half")):
             distance = np.linalg.norm(tokens - tokens.mean(0)) / np.linalg.norm(tokens)

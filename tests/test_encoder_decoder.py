@@ -175,10 +175,31 @@ def test_outputs_depend_on_what_the_masks_show_and_on_nothing_else(family, mecha
     assert not encoder["decoder_sequence_output"][:5, 5].any()
 
 
+@pytest.mark.backends
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_analyses_look_into_both_stacks(mechanism):
+    model = load("t5_mixed_encoder", mechanism=mechanism)
+    x, *_ = tokens(model)
+    x = {name: array[:, :8] for name, array in x.items()}
+    found = kzoo.analysis.leaks(model, x)
+    assert [(leak.stack, leak.layer) for leak in found] == [
+        ("encoder", 0),
+        ("encoder", 1),
+        ("decoder", 0),
+        ("decoder", 1),
+    ]
+    assert not any(leak.hidden or leak.unused for leak in found)
+    heads = kzoo.analysis.attention_spectrum(model, x)
+    masks = [(head["stack"], head["mask"]) for head in heads]
+    both = [("encoder", "causal"), ("encoder", "reversed")]
+    assert masks == 2 * both + 4 * [("decoder", "causal")]
+    assert len(kzoo.analysis.collapse(model, x)) == 6
+
+
 def test_the_look_at_the_encoder_is_one_state_under_linear_attention():
     """Its kernel in the log, its values against the dense form."""
     model = load("t5", mechanism="linear", num_layers=1)
-    block = model.backbone.decoder.blocks[0]
+    block = model.backbone.stacks["decoder"].blocks[0]
     assert set(kzoo.layers.kernels(model, (4, 64), "cpu").values()) == {"chunked"}
     rng = np.random.default_rng(0)
     x, source = (rng.normal(size=(2, n, 16)).astype("float32") for n in (5, 7))

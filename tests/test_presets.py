@@ -9,13 +9,15 @@ from kzoo.errors import InputError
 
 FOLDER = Path(__file__).resolve().parents[1] / "presets"
 FAMILIES = ("bert", "bert_mixed_heads", "bert_mixed_layers", "gpt", "unilm")
+TWO_STACKS = ("t5", "t5_causal_encoder", "t5_mixed_encoder", "t5_shared")
 # Millions of parameters; what a size promises.
 SIZES = {"nano": 0.125, "tiny": 0.85, "small": 31.7, "base": 85.3, "large": 302.7, "1b": 1209}
 SMALL = {"num_layers": 2, "hidden_dim": 16, "num_heads": 2, "intermediate_dim": 32}
 
 
 def test_names():
-    assert presets.names() == [f"{family}_{size}" for family in FAMILIES for size in SIZES]
+    families = sorted([*FAMILIES, *TWO_STACKS])
+    assert presets.names() == [f"{family}_{size}" for family in families for size in SIZES]
 
 
 @pytest.mark.parametrize("name", presets.names())
@@ -23,9 +25,12 @@ def test_every_config_is_complete(name):
     complete = presets.config(name)
     assert complete.keys() == config.DEFAULTS.keys()
     assert config.resolve(complete) == complete == json.loads(json.dumps(complete))
-    assert not any(value in (None, config.REQUIRED) for value in complete.values())
+    assert config.REQUIRED not in complete.values()
+    assert {field for field, value in complete.items() if value is None} == {"attention_scale"}
+    family, _, size = name.rpartition("_")
     millions = config.count_parameters(complete) / 1e6
-    assert millions == pytest.approx(SIZES[name.rpartition("_")[2]], rel=0.03)
+    low, high = (1.2, 2.4) if family in TWO_STACKS else (0.97, 1.03)
+    assert low < millions / SIZES[size] < high
     described = presets.describe(name)
     assert described.keys() == {"description", "paper"} and all(described.values())
 
@@ -39,13 +44,14 @@ def test_families_of_a_size_differ_in_mask_and_objective_only(size):
 
 def test_preset_files_differ_in_two_lines_beside_the_description():
     files = {path.stem: path.read_text().splitlines() for path in FOLDER.glob("*.json")}
-    assert set(files) >= set(FAMILIES)
+    assert set(files) == {*FAMILIES, *TWO_STACKS}
     first = files["gpt"]
-    for lines in (files[family] for family in FAMILIES):
+    for family, lines in files.items():
         assert len(lines) == len(first)
         differing = [a for a, b in zip(lines, first, strict=True) if a != b]
         keys = [line.split('"')[1] for line in differing]
-        assert set(keys) <= {"description", "paper", "mask", "objective"}
+        choices = {"mask", "objective", *["stack"] * (family in TWO_STACKS)}
+        assert set(keys) <= {"description", "paper", *choices}
         assert len(keys) == len(set(keys))
 
 
@@ -94,7 +100,7 @@ def test_overrides():
         ("gpt_nano", {"positions": "rotery"}, "did you mean 'rotary'?"),
         ("gpt_nano", {"normalization": "layernorm"}, "did you mean 'layer_norm'?"),
         ("gpt_nano", {"norm_placement": "before"}, "pre, post"),
-        ("gpt_nano", {"activation": "gelu_new"}, "did you mean 'gelu'?"),
+        ("gpt_nano", {"activation": "gelu_new"}, "did you mean 'gelu_tanh'?"),
         ("gpt_nano", {"stack": "double"}, "single"),
         ("gpt_nano", {"tokenizer": "byte"}, "did you mean 'bytes'?"),
         ("gpt_nano", {"config_version": 0}, "Valid: 1"),

@@ -19,7 +19,8 @@ def collapse(model, batch):
         batch: its inputs, [batch, time], or a tuple that begins with them.
 
     Returns:
-        A list of num_layers + 1 dicts: `layer` (how many blocks came before: 0 is the
+        A list of num_layers + 1 dicts for each stack: `stack` ("encoder" or "decoder"; empty
+        where there is one), `layer` (how many blocks came before: 0 is the
         embeddings), `residual` and `residual_last_half`, means over the rows, each row cut
         to its real tokens.
 
@@ -29,19 +30,19 @@ def collapse(model, batch):
     Example:
         >>> [round(depth["residual"], 2) for depth in collapse(model, valid[0])]
     """
-    _, states, who = look_inside(model, batch)
-    real = who["padding_mask"] != 0
-    result = []
-    for layer, state in enumerate(states):
+    return [figures for inside in look_inside(model, batch) for figures in _of_stack(inside)]
+
+
+def _of_stack(inside):
+    real = inside.who["padding_mask"] != 0
+    for layer, state in enumerate(inside.states):
         tokens = [x[keep] for x, keep in zip(numpy(state), real, strict=True) if keep.any()]
-        result.append(
-            {
-                "layer": layer,
-                "residual": float(np.mean([_residual(x) for x in tokens])),
-                "residual_last_half": float(np.mean([_residual(x[len(x) // 2 :]) for x in tokens])),
-            }
-        )
-    return result
+        yield {
+            "stack": inside.name,
+            "layer": layer,
+            "residual": float(np.mean([_residual(x) for x in tokens])),
+            "residual_last_half": float(np.mean([_residual(x[len(x) // 2 :]) for x in tokens])),
+        }
 
 
 def _residual(x):

@@ -3,6 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -11,8 +12,27 @@ from keras import ops
 from kzoo.errors import InputError
 
 
+class Inside(NamedTuple):
+    """A stack of a model, and what passed through it.
+
+    Attributes:
+        name: `"encoder"` or `"decoder"`; empty for a single stack.
+        blocks: list of its blocks.
+        states: list of arrays [batch, time, hidden_dim]; `states[i]` is what block i receives,
+            `states[-1]` what the last one returns.
+        who: dict of NumPy arrays `padding_mask` and `source_mask` (None without one).
+        bias: what relative positions add to the scores, {"bias": [1, heads, time, time]} or {}.
+    """
+
+    name: str
+    blocks: list
+    states: list
+    who: dict
+    bias: dict
+
+
 def look_inside(model, batch):
-    """A model's blocks and the hidden states between them, for one batch.
+    """The stacks of a model, and the hidden states between their blocks, for one batch.
 
     Args:
         model: a task (`kzoo.presets.load`) or its backbone.
@@ -21,16 +41,14 @@ def look_inside(model, batch):
             with one, as `kzoo.data.load` yields. Further arrays are left aside.
 
     Returns:
-        `(blocks, states, who)`: the list of blocks; a list of arrays [batch, time,
-        hidden_dim], `states[i]` what block i receives and `states[-1]` what the last one
-        returns; a dict of NumPy arrays `padding_mask` and `source_mask` (None without one).
+        A list with an `Inside` for each stack.
 
     Raises:
         InputError: if the model has no blocks, or the batch lacks one of its inputs.
     """
     backbone = getattr(model, "backbone", model)
-    blocks = getattr(backbone, "transformer_layers", None)
-    if not blocks:
+    stacks = getattr(backbone, "stacks", None)
+    if not stacks:
         raise InputError(
             f"an analysis takes a kzoo task or backbone. Received: {type(model).__name__}"
         )
@@ -43,13 +61,24 @@ def look_inside(model, batch):
         )
     x = {name: np.asarray(x[name]) for name in backbone.input}
     states = _states_model(backbone).predict_on_batch(x)
-    return list(blocks), states, {name: x.get(name) for name in ("padding_mask", "source_mask")}
+    return [_inside(name, stack, states[name], x) for name, stack in stacks.items()]
+
+
+def _inside(name, stack, states, x):
+    prefix = f"{name}_" if name else ""
+    who = {mask: x.get(prefix + mask) for mask in ("padding_mask", "source_mask")}
+    relative = stack.relative_bias
+    bias = {} if relative is None else {"bias": relative(ops.convert_to_tensor(states[0]))}
+    return Inside(name, list(stack.blocks), states, who, bias)
 
 
 @functools.lru_cache(maxsize=1)  # compiled once, where one model is looked into repeatedly
 def _states_model(backbone):
-    blocks = backbone.transformer_layers
-    return keras.Model(backbone.input, [blocks[0].input[0], *(block.output for block in blocks)])
+    states = {
+        name: [stack.blocks[0].input[0], *(block.output for block in stack.blocks)]
+        for name, stack in backbone.stacks.items()
+    }
+    return keras.Model(backbone.input, states)
 
 
 def numpy(x):

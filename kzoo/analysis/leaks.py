@@ -25,6 +25,7 @@ class LayerLeaks:
 
     Attributes:
         layer: from 0.
+        stack: `"encoder"` or `"decoder"`; empty where there is one.
         hidden: list of (row, head, i, j): the output at i depends on the input at j, which
             the mask hides from it.
         unused: list of (row, head, i, j): the mask shows j to i, without any effect.
@@ -33,6 +34,7 @@ class LayerLeaks:
     layer: int
     hidden: list
     unused: list
+    stack: str = ""
 
 
 def leaks(model, batch):
@@ -52,7 +54,8 @@ def leaks(model, batch):
             and packed; padding is moved like all else, and must have no effect.
 
     Returns:
-        A list with a `LayerLeaks` for each layer.
+        A list with a `LayerLeaks` for each layer, stack by stack; a decoder's look at its
+        encoder is left aside.
 
     Raises:
         InputError: if the model has no blocks, or the batch lacks one of its inputs.
@@ -61,21 +64,21 @@ def leaks(model, batch):
         >>> [(layer.hidden, layer.unused) for layer in leaks(model, valid[0])]
         [([], []), ([], [])]
     """
-    blocks, states, who = look_inside(model, batch)
-    result = []
-    for layer, (block, state) in enumerate(zip(blocks, states[:-1], strict=True)):
-        inputs = numpy(block.attention_inputs(state))
-        depends = np.stack([_depends(block.attention, *row) for row in _rows(inputs, who)])
-        visible = block.attention.mask.dense(
-            inputs.shape[1], num_heads=block.attention.num_heads, **who
-        )
+    return [found for inside in look_inside(model, batch) for found in _of_stack(inside)]
+
+
+def _of_stack(inside):
+    who = inside.who
+    for layer, (block, state) in enumerate(zip(inside.blocks, inside.states[:-1], strict=True)):
+        inputs, attention = numpy(block.attention_inputs(state)), block.attention
+        rows = _rows(inputs, who)
+        depends = np.stack([_depends(attention, x, {**masks, **inside.bias}) for x, masks in rows])
+        visible = attention.mask.dense(inputs.shape[1], num_heads=attention.num_heads, **who)
         visible = np.broadcast_to(ops.convert_to_numpy(visible), depends.shape)
         real = (who["padding_mask"] != 0)[:, None, :, None]
         itself = real & np.eye(inputs.shape[1], dtype=bool)
-        result.append(
-            LayerLeaks(layer, _places(depends & ~visible & ~itself), _places(visible & ~depends))
-        )
-    return result
+        hidden, unused = depends & ~visible & ~itself, visible & ~depends
+        yield LayerLeaks(layer, _places(hidden), _places(unused), inside.name)
 
 
 def _rows(inputs, who):

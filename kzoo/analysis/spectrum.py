@@ -68,9 +68,10 @@ def attention_spectrum(model, batch):
         batch: its inputs, [batch, time], or a tuple that begins with them.
 
     Returns:
-        A list of dicts, one per layer and head, in that order: `layer`, `head`, `mask` (the
-        head's mask, its JSON as a string), `tokens` (mean size of the matrices) and the
-        figures of `spectrum` as floats.
+        A list of dicts, one per layer and head, in that order: `stack` ("encoder" or "decoder";
+        empty where there is one), `layer`, `head`, `mask` (the head's mask, its JSON as a
+        string), `tokens` (mean size of the matrices) and the figures of `spectrum` as floats.
+        The decoder's look at its encoder is left aside.
 
     Raises:
         InputError: if the model has no blocks, or the batch lacks one of its inputs.
@@ -79,15 +80,16 @@ def attention_spectrum(model, batch):
         >>> train, valid = kzoo.data.load("pydoc", model, batch_size=8)
         >>> attention_spectrum(model, valid[0])[0]["entropy_rank"]
     """
-    blocks, states, who = look_inside(model, batch)
-    real = who["padding_mask"] != 0
+    return [figures for inside in look_inside(model, batch) for figures in _of_stack(inside)]
+
+
+def _of_stack(inside):
+    real = inside.who["padding_mask"] != 0
     whole = real.all(1)
     rows = np.flatnonzero(whole if whole.any() else real.any(1))
-    result = []
-    for layer, (block, state) in enumerate(zip(blocks, states[:-1], strict=True)):
-        attention = block.attention
-        weights = attention.attention_weights(block.attention_inputs(state), **who)
-        weights = numpy(weights)
+    for layer, (block, state) in enumerate(zip(inside.blocks, inside.states[:-1], strict=True)):
+        attention, x = block.attention, block.attention_inputs(state)
+        weights = numpy(attention.attention_weights(x, **inside.who, **inside.bias))
         matrices = [weights[row][:, real[row]][:, :, real[row]] for row in rows]
         stacks = [np.stack(matrices)] if whole.any() else [matrix[None] for matrix in matrices]
         figures = [spectrum(stack) for stack in stacks]
@@ -96,13 +98,11 @@ def attention_spectrum(model, batch):
         means = {name: figure.mean(0) for name, figure in figures.items()}
         means["condition"] = np.exp(means["condition"])
         for head, mask in enumerate(attention.mask.per_head(attention.num_heads)):
-            result.append(
-                {
-                    "layer": layer,
-                    "head": head,
-                    "mask": compact(mask),
-                    "tokens": float(real[rows].sum(1).mean()),
-                    **{name: float(mean[head]) for name, mean in means.items()},
-                }
-            )
-    return result
+            yield {
+                "stack": inside.name,
+                "layer": layer,
+                "head": head,
+                "mask": compact(mask),
+                "tokens": float(real[rows].sum(1).mean()),
+                **{name: float(mean[head]) for name, mean in means.items()},
+            }

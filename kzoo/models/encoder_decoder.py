@@ -64,7 +64,7 @@ class EncoderDecoderBackbone(Backbone):
             encoder_padding_mask=padding_mask,
         )
         outputs = {"encoder_sequence_output": encoded, "decoder_sequence_output": decoded}
-        return inputs, outputs, {"encoder": encoder, "decoder": decoder}
+        return inputs, outputs, {"stacks": {"encoder": encoder, "decoder": decoder}}
 
     @property
     def stack_name(self):

@@ -40,4 +40,4 @@ class SingleStackBackbone(Backbone):
         inputs = {name: token_input(name) for name in names}
         who = {name: inputs[name] for name in ("padding_mask", "source_mask") if name in inputs}
         x = embeddings(inputs["token_ids"], inputs["padding_mask"], inputs.get("segment_ids"))
-        return inputs, stack(x, **who), {"stack": stack, "transformer_layers": stack.blocks}
+        return inputs, stack(x, **who), {"stacks": {"": stack}, "transformer_layers": stack.blocks}

@@ -128,6 +128,11 @@ class _Task(PathWeights):
             self._check_needs_no_logits(loss, weighted_metrics, kwargs)
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
+    def compile_from_config(self, config):
+        """As `compile` was called, so that a `.keras` file brings its optimizer's state back."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     def _check_needs_no_logits(self, loss, weighted_metrics, others):
         needing = [metric for metric in weighted_metrics or () if type(metric) is not BitsPerByte]
         needing += [others[name] for name in ("metrics", "loss_weights") if others.get(name)]
