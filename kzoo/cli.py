@@ -266,10 +266,12 @@ def _compare(options):
     directory = options.out or Path("runs") / study.name
     _leave_tensorflow(study.data)
 
+    from kzoo.ops.choice import platform
     from kzoo.studies.page import report, table
     from kzoo.studies.runner import run
+    from kzoo.studies.workers import processes
 
-    records = run(study, directory)
+    records = run(study, directory, processes=processes() if platform() == "cpu" else 1)
     page = report(directory)
     rows = table(records)
     if options.json:

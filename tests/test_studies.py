@@ -8,6 +8,7 @@ from kzoo.studies import QUICK, Study, run
 from kzoo.studies import runner as runner_module
 from kzoo.studies.records import append, read
 from kzoo.studies.study import measure
+from kzoo.studies.workers import in_processes
 
 SMALL = {
     "num_layers": 2,
@@ -115,6 +116,19 @@ def test_a_killed_study_goes_on_to_the_same_records(finished, monkeypatch, tmp_p
     monkeypatch.setattr(runner_module, "train", whole)
     resumed = run(study(), tmp_path, progress=False)
     assert list(map(without_clock, resumed)) == list(map(without_clock, expected))
+
+
+def test_programs_in_processes_of_their_own_give_the_same_records(finished, tmp_path):
+    _, expected = finished
+    records = run(study(), tmp_path, progress=False, processes=2)
+    assert list(map(without_clock, records)) == list(map(without_clock, expected))
+    assert read(tmp_path)[1] == records
+
+
+def test_a_process_that_fails_stops_the_study(tmp_path):
+    jobs = [("synthetic:copy", "no such arm", [0])]
+    with pytest.raises(RuntimeError, match="KeyError: 'no such arm'"):
+        in_processes(study(), tmp_path, jobs, print, 1)
 
 
 def test_a_nan_stops_its_arm_and_not_the_others(monkeypatch, tmp_path):

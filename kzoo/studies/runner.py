@@ -16,13 +16,14 @@ from kzoo.errors import InputError
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read, write_atomically
 from kzoo.studies.study import measure
+from kzoo.studies.workers import in_processes
 from kzoo.training import prepare, train
 
 log = logging.getLogger("kzoo")
 SPECTRUM_ROWS = 8
 
 
-def run(study, directory, *, progress=True):
+def run(study, directory, *, progress=True, processes=1):
     """Run what is not yet there, appending a record to `results.jsonl` after each run.
 
     Started again on the same directory it goes on: finished runs are not repeated, and a
@@ -33,6 +34,9 @@ def run(study, directory, *, progress=True):
         study: a `Study`.
         directory: where the study's files go; made if missing.
         progress: whether to show progress bars on standard error.
+        processes: how many programs run at once, each in a process of its own with its share of
+            the cores; with 1 all run in this one. Only for CPUs: one process holds an
+            accelerator.
 
     Returns:
         The records of all runs, a list of dicts in the order of the study.
@@ -55,22 +59,57 @@ def run(study, directory, *, progress=True):
     (directory / RESULTS_FILE).touch()
 
     done = {record["run"]: record for record in read(directory)[1]}
-    with _Bars(progress, len(programs) * len(study.seeds)) as bars:
-        for source, label, arm in programs:
-            names = {seed: f"{source}/{label}/{seed}" for seed in study.seeds}
-            trainer = None
-            for seed, name in names.items():
-                bars.run(name, study.steps)
-                if name not in done:
-                    trainer = trainer or _Trainer(study, source, arm)
-                    record = {"run": name, "arm": label, "data": source, "seed": seed}
-                    record |= trainer.run(seed, _checkpoint(directory, name), bars.step)
-                    append(directory, record)
-                    done[name] = record
-                bars.finished()
+    jobs = []
+    for source, label, _ in programs:
+        seeds = [seed for seed in study.seeds if run_name(source, label, seed) not in done]
+        if seeds:
+            jobs.append((source, label, seeds))
+
+    with _Bars(progress, len(programs) * len(study.seeds), len(done)) as bars:
+
+        def say(kind, name, *what):
+            if kind == "record":
+                append(directory, *what)
+                done[name] = what[0]
+                bars.finished(name)
+            elif kind == "begin":
+                bars.begin(name, study.steps)
+            else:
+                bars.step(name, *what)
+
+        if processes == 1 or len(jobs) < 2:
+            for job in jobs:
+                run_program(study, directory, *job, say)
+        else:
+            in_processes(study, directory, jobs, say, min(processes, len(jobs)))
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
-    order = [f"{source}/{label}/{seed}" for source, label, _ in programs for seed in study.seeds]
+    order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
     return [done[name] for name in order]
+
+
+def run_name(source, label, seed):
+    """The name of a run in the records."""
+    return f"{source}/{label}/{seed}"
+
+
+def run_program(study, directory, source, label, seeds, say):
+    """One arm on one source, once for each seed.
+
+    Args:
+        study, directory: as in `run`.
+        source, label: of the program.
+        seeds: those to run.
+        say: called as `say("begin", name)`, `say("step", name, step, loss)` and
+            `say("record", name, record)`.
+    """
+    trainer = _Trainer(study, source, study.arms[label])
+    for seed in seeds:
+        name = run_name(source, label, seed)
+        say("begin", name)
+        path = _checkpoint(directory, name)
+        record = {"run": name, "arm": label, "data": source, "seed": seed}
+        record |= trainer.run(seed, path, functools.partial(say, "step", name))
+        say("record", name, record)
 
 
 def check_directory(study, directory):
@@ -154,9 +193,9 @@ def _checkpoint(directory, name):
 
 
 class _Bars(contextlib.AbstractContextManager):
-    """Two progress bars: runs of the study, steps of the run."""
+    """Progress bars: runs of the study, and steps of each run that is under way."""
 
-    def __init__(self, shown, runs):
+    def __init__(self, shown, runs, finished):
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -167,8 +206,8 @@ class _Bars(contextlib.AbstractContextManager):
             console=Console(stderr=True),
             disable=not shown,
         )
-        self.runs = self.progress.add_task("runs", total=runs, note="")
-        self.steps = self.progress.add_task("steps", total=1, note="")
+        self.runs = self.progress.add_task("runs", total=runs, completed=finished, note="")
+        self.under_way = {}
 
     def __enter__(self):
         self.progress.start()
@@ -177,12 +216,13 @@ class _Bars(contextlib.AbstractContextManager):
     def __exit__(self, *error):
         self.progress.stop()
 
-    def run(self, name, steps):
-        self.progress.update(self.runs, note=name)
-        self.progress.reset(self.steps, total=steps, note="")
+    def begin(self, name, steps):
+        self.under_way[name] = self.progress.add_task("steps", total=steps, note=name)
 
-    def step(self, step, loss):
-        self.progress.update(self.steps, completed=step, note=f"loss {loss:.3f}")
+    def step(self, name, step, loss):
+        task, note = self.under_way[name], f"{name}, loss {loss:.3f}"
+        self.progress.update(task, completed=step, note=note)
 
-    def finished(self):
+    def finished(self, name):
+        self.progress.remove_task(self.under_way.pop(name))
         self.progress.advance(self.runs)

@@ -1,0 +1,86 @@
+"""Programs of a study in processes of their own, so that small ones do not wait for each other.
+
+Nothing here imports Keras: a process sets what it needs in its environment first.
+"""
+
+import multiprocessing
+import os
+import queue
+import signal
+import sys
+import traceback
+
+MOST = 8  # processes: each holds a backend of its own, some hundred MB
+
+
+def processes():
+    """How many programs this machine's cores run best at once."""
+    return min(_cores(), MOST)
+
+
+def in_processes(study, directory, jobs, say, count):
+    """`kzoo.studies.runner.run_program` for each job, in `count` processes.
+
+    Args:
+        study, directory: as in `kzoo.studies.runner.run`.
+        jobs: list of (source, label, seeds).
+        say: as in `run_program`; called in this process.
+        count: number of processes.
+
+    Raises:
+        RuntimeError: if a process fails or dies. Runs that are finished are kept.
+    """
+    context = multiprocessing.get_context("spawn")
+    waiting, messages = context.Queue(), context.Queue()
+    for job in [*jobs, *[None] * count]:
+        waiting.put(job)
+    without_tensorflow = sys.modules.get("tensorflow", 0) is None
+    threads = max(1, _cores() // count)
+    arguments = (study, directory, waiting, messages, threads, without_tensorflow)
+    workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(count)]
+    for worker in workers:
+        worker.start()
+    try:
+        working = count
+        while working:
+            try:
+                kind, *what = messages.get(timeout=1)
+            except queue.Empty:
+                if any(worker.exitcode for worker in workers):
+                    raise RuntimeError(
+                        "a process of the study died; start it again and it goes on from there. "
+                        f"Received: exit codes {[worker.exitcode for worker in workers]}"
+                    ) from None
+                continue
+            if kind == "failed":
+                raise RuntimeError(f"a process of the study failed:\n{what[0]}")
+            if kind == "end":
+                working -= 1
+            else:
+                say(kind, *what)
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+
+
+def _work(study, directory, waiting, messages, threads, without_tensorflow):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    os.environ["NPROC"] = str(threads)  # of XLA's pool
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    if without_tensorflow:
+        sys.modules["tensorflow"] = None
+    try:
+        from kzoo.studies.runner import run_program
+
+        while (job := waiting.get()) is not None:
+            run_program(study, directory, *job, lambda *message: messages.put(message))
+        messages.put(("end",))
+    except Exception:
+        messages.put(("failed", traceback.format_exc()))
+
+
+def _cores():
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
