@@ -22,6 +22,7 @@ class Head(keras.layers.Layer):
         normalization, epsilon: of the transform's norm, as in `Block`.
         stddev: of the initial kernel, as in `dense`.
         scale: factor on what the matrix receives.
+        dense_dtype: the dtype policy of the dense layer; the layer's own by default.
         seed: integer from which the initial values derive.
 
     Call arguments:
@@ -40,6 +41,7 @@ class Head(keras.layers.Layer):
         epsilon=1e-5,
         stddev=None,
         scale=1.0,
+        dense_dtype=None,
         seed=0,
         **kwargs,
     ):
@@ -51,13 +53,15 @@ class Head(keras.layers.Layer):
         self.epsilon = epsilon
         self.stddev = stddev
         self.scale = scale
+        self.dense_dtype = dense_dtype
         self.seed = seed
 
     def build(self, hidden_shape):
         if not self.transform:
             return
         width, dtype = hidden_shape[-1], self.dtype_policy
-        self.dense = dense(width, width, self.seed, "dense", self.stddev, dtype=dtype)
+        own = self.dense_dtype or dtype
+        self.dense = dense(width, width, self.seed, "dense", self.stddev, dtype=own)
         self.norm = norm(self.normalization, self.epsilon, name="norm", dtype=dtype)
         self.norm.build(hidden_shape)
         self.bias = self.add_weight(

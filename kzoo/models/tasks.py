@@ -44,6 +44,8 @@ class _Task(PathWeights):
         preprocessor: of strings and pairs; None where only token batches come.
         objective: an objective spec that suits the task and the backbone's mask.
         head: the `kzoo.layers.Head` of another task over the same backbone; by default its own.
+        head_dtype: the dtype policy of the head's dense layer, where it is not the backbone's
+            (after `quantize`).
         **kwargs: `output_transform` and `output_scale`, as in `kzoo.layers.Head`; and `loss_rows`:
             0, or the number of tokens whose logits exist at once in `fit`, `evaluate` and
             `score`; the loss is the same. For vocabularies whose logits fill the memory; on a
@@ -53,7 +55,9 @@ class _Task(PathWeights):
         InputError: if the objective is another task's, or the mask would show its answer.
     """
 
-    def __init__(self, backbone, preprocessor=None, objective=None, head=None, **kwargs):
+    def __init__(
+        self, backbone, preprocessor=None, objective=None, head=None, head_dtype=None, **kwargs
+    ):
         for field in BACKBONE_FIELDS:
             if field in kwargs:  # Keras would drop it without a word
                 raise InputError(
@@ -83,6 +87,7 @@ class _Task(PathWeights):
             stddevs(backbone.initialization, backbone.num_layers),
             fields["output_scale"],
             seed=derive_seed(backbone.seed, "head"),
+            dense_dtype=head_dtype,
             name="head",
             dtype=backbone.dtype_policy,
         )
@@ -91,6 +96,11 @@ class _Task(PathWeights):
             setattr(self, field, value)
         logits = head(self._decoded(backbone(backbone.input)))
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
+
+    def enable_lora(self, rank):
+        """Train matrices of rank `rank` beside the query and value projections, and no other
+        weights of the backbone (Hu et al. 2021, arXiv:2106.09685). Compile the model after it."""
+        self.backbone.enable_lora(rank)
 
     def twin(self):
         """A task of its own, compiled by default, over the same layers and weights."""
@@ -333,6 +343,8 @@ class _Task(PathWeights):
 
     def get_config(self):
         head = {field: getattr(self, field) for field in HEAD_FIELDS}
+        if self.output_transform and self.head.dense.quantization_mode is not None:
+            head["head_dtype"] = keras.dtype_policies.serialize(self.head.dense.dtype_policy)
         return {**super().get_config(), "objective": self.objective.get_config(), **head}
 
 
