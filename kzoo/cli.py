@@ -192,6 +192,8 @@ def _show(options):
     from kzoo.analysis import draw_masks, terminal_masks
 
     stack = (config["mask"], config["num_layers"], config["num_heads"])
+    if config["stack"] != "single":
+        print("The encoder; the decoder is causal, and sees all of what the encoder read.\n")
     print(terminal_masks(*stack))
     if options.png:
         options.png.parent.mkdir(parents=True, exist_ok=True)

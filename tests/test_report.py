@@ -36,7 +36,7 @@ STUDY = {
 
 def head(number):
     return {
-        "layer": number // 2,
+        "stack": "", "layer": number // 2,
         "head": number % 2,
         "mask": "causal",
         "tokens": 16.0,

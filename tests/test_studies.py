@@ -52,10 +52,11 @@ def test_the_quick_study_is_what_it_says():
     assert quick.steps == 300 and quick.seeds == (0, 1)
     configs = [arm.config(0) for arm in quick.arms.values()]
     assert {c["mechanism"] for c in configs} == {"softmax", "linear"}
-    assert len({(json.dumps(c["mask"]), json.dumps(c["objective"])) for c in configs}) == 6
-    # Arms differ in mask, mechanism and objective, and in nothing else.
+    choices = ("mask", "stack", "objective")
+    assert len({json.dumps([c[name] for name in choices]) for c in configs}) == 10
+    # Arms differ in mask, mechanism, stack and objective, and in nothing else.
     for config in configs:
-        for field in ("mask", "mechanism", "objective"):
+        for field in (*choices, "mechanism"):
             del config[field]
     assert all(config == configs[0] for config in configs)
     assert Study.from_dict(quick.to_dict()) == quick

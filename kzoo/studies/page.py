@@ -26,6 +26,7 @@ COLOURS = (
 WITHIN_FAMILY = ("mechanism", "feature_map", "seed", "max_sequence_length")
 DASHES = ("--", "-.", ":")
 GREY = "#444444"
+ENCODER = " (encoder)"  # follows the mask of models that have one
 
 
 # The table --------------------------------------------------------------------------------
@@ -61,7 +62,7 @@ def table(records):
                     "group": group,
                     "measure": first["measure"],
                     "arm": arm,
-                    "mask": _spec(first["config"]["mask"]),
+                    "mask": _mask(first["config"]),
                     "mechanism": _mechanism(first["config"]),
                     "objective": _spec(first["config"]["objective"]),
                     "parameters": first["parameters"],
@@ -158,14 +159,15 @@ def _spectra(records, styles):
     left, right = figure.subplots(1, 2, sharey=True)
     for line, (arm, runs) in enumerate(arms.items()):
         heads = _mean_heads(runs)
-        layers = 1 + max(head["layer"] for head in heads)
+        layers = list(dict.fromkeys(map(_layer, heads)))  # an encoder's before its decoder's
         colour, dash = styles[arm]
         for axes, figures in (
             (left, [head["entropy_rank"] / head["tokens"] for head in heads]),
             (right, [head["concentration"] for head in heads]),
         ):
             axes.axhspan(line - 0.4, line + 0.4, color="#f5f5f5", lw=0, zorder=0)
-            places = [line + 0.5 * ((head["layer"] + 0.5) / layers - 0.5) for head in heads]
+            depths = [(layers.index(_layer(head)) + 0.5) / len(layers) for head in heads]
+            places = [line + 0.5 * (depth - 0.5) for depth in depths]
             face = colour if dash == "-" else "white"
             axes.plot(figures, places, "o", ms=4.5, mec=colour, mfc=face, mew=1.1, alpha=0.85)
     left.set_yticks(range(len(arms)), list(arms), fontsize=9, color=GREY)
@@ -341,7 +343,7 @@ def _masks(records):
     pictures = {}
     for record in records:
         config = record["config"]
-        key = _spec(config["mask"]), config["num_layers"], config["num_heads"]
+        key = _mask(config), config["num_layers"], config["num_heads"]
         arms = pictures.setdefault(key, (config["mask"], []))[1]
         if record["arm"] not in arms:
             arms.append(record["arm"])
@@ -349,6 +351,7 @@ def _masks(records):
         {
             "name": name,
             "arms": arms,
+            "note": "; its decoder is causal" if name.endswith(ENCODER) else "",
             "figure": _image(draw_masks(mask, layers, heads), f"Who sees whom under {name}"),
         }
         for (name, layers, heads), (mask, arms) in pictures.items()
@@ -360,7 +363,7 @@ def _all_spectra(records, styles):
     spectra = []
     for data, runs in _by([r for r in records if r.get("spectrum")], "data").items():
         rows = [
-            {"arm": arm, **head}
+            {"arm": arm, **head, "layer": _layer(head)}
             for arm, of_arm in _by(runs, "arm").items()
             for head in _mean_heads(of_arm)
         ]
@@ -462,6 +465,16 @@ def _mechanism(config):
     if config["mechanism"] == "softmax" or config["feature_map"] == "elu1":
         return config["mechanism"]
     return f"{config['mechanism']} ({config['feature_map']})"
+
+
+def _mask(config):
+    """The mask of a config in words; an encoder's says that it is one."""
+    return _spec(config["mask"]) + (ENCODER if config["stack"] != "single" else "")
+
+
+def _layer(head):
+    """The layer of a head in a spectrum, in words."""
+    return f"{head['stack']} {head['layer']}".strip()
 
 
 def _spec(value):
