@@ -1,4 +1,4 @@
-"""The command line: kzoo list | show | train | compare | report | bench.
+"""The command line: kzoo list | show | train | generate | compare | report | bench.
 
 Wrong input is answered with one line on standard error and exit status 2. `list` and `show` read
 JSON only; Keras loads when a model is made, with the backend that was asked for.
@@ -70,6 +70,16 @@ def _parser():
     _add_overrides(train)
     _add_running(train)
 
+    generate = add(_generate, "continue a prompt, token by token")
+    generate.add_argument("model", metavar="PRESET_OR_DIR")
+    generate.add_argument("--prompt", required=True, metavar="TEXT", help="- reads it from stdin")
+    generate.add_argument(
+        "--max-length", type=_positive, metavar="N", help="tokens in all, those of the prompt too"
+    )
+    generate.add_argument("--sampler", default="top_k", metavar="NAME")
+    generate.add_argument("--seed", type=int, metavar="N", help="of a sampler that draws")
+    _add_running(generate)
+
     compare = add(_compare, "run a study (by default the quick one) and write its report")
     compare.add_argument("study", nargs="?", type=Path, metavar="STUDY.json")
     compare.add_argument(
@@ -80,7 +90,7 @@ def _parser():
     report = add(_report, "write the report of a study's folder again")
     report.add_argument("directory", type=Path, metavar="DIR")
 
-    help = "time attention or training, beside what else is installed"
+    help = "time attention, training or generation, beside what else is installed"
     bench = commands.add_parser("bench", help=help, description=help)
     benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
 
@@ -96,6 +106,12 @@ def _parser():
     steps = add(_bench_train, "whole train steps of a small GPT", benches)
     steps.add_argument("--steps", type=_positive, default=5, help="of each contestant")
     _add_result(steps, "a new folder for bench.json")
+
+    generate = add(_bench_generate, "prompts, steps and turns of a conversation", benches)
+    generate.add_argument("--lengths", type=_positive, nargs="+", default=[256, 4096])
+    generate.add_argument("--turns", type=_positive, default=4)
+    generate.add_argument("--repeats", type=_positive, default=5, help="of each contestant")
+    _add_result(generate, "a new folder for bench.json")
     return parser
 
 
@@ -261,6 +277,31 @@ def _train(options):
     )
 
 
+def _generate(options):
+    _leave_tensorflow([])
+    from kzoo import presets
+    from kzoo.models.generation import ONE_BY_ONE, get_sampler
+
+    sampler = get_sampler(options.sampler, options.seed)
+    model = presets.load(options.model)
+    prompt = sys.stdin.read() if options.prompt == "-" else options.prompt
+    settings = {"max_length": options.max_length, "sampler": sampler}
+    if options.sampler in ONE_BY_ONE:
+        pieces = model.stream(prompt, **settings)
+    else:
+        pieces = [model.generate(prompt, strip_prompt=True, **settings)]
+    text = []
+    for piece in pieces:
+        text.append(piece)
+        if not options.json:
+            print(piece, end="", flush=True)
+    if options.json:
+        result = {"model": options.model, "prompt": prompt, "text": "".join(text)}
+        print(json.dumps({**result, "sampler": options.sampler, "seed": options.seed}))
+    else:
+        print()
+
+
 def _compare(options):
     from kzoo.studies.study import QUICK, Study
 
@@ -309,6 +350,15 @@ def _bench_train(options):
     from kzoo.bench import bench_train
 
     _finish_bench(_with_status(bench_train, steps=options.steps), options)
+
+
+def _bench_generate(options):
+    _check_new(options.out)
+    _leave_tensorflow([])
+    from kzoo.bench import bench_generate
+
+    settings = {name: getattr(options, name) for name in ("lengths", "turns", "repeats")}
+    _finish_bench(_with_status(bench_generate, **settings), options)
 
 
 def _with_status(run, **settings):

@@ -265,6 +265,23 @@ def get(spec):
     return cls(**config)
 
 
+def prompt(ids, as_source):
+    """The beginning of a row, from which a model is to go on.
+
+    Args:
+        ids: a sequence of ids.
+        as_source: whether they are a source, whose target is to come, or a target's beginning.
+
+    Returns:
+        int32 [tokens]: BOS ids SEP, or BOS ids.
+
+    Example:
+        >>> prompt([97], as_source=True).tolist()
+        [257, 97, 260]
+    """
+    return np.array([BOS, *ids, *[SEP] * as_source], np.int32)
+
+
 def _layout(sources, targets, width, complete):
     """Rows laid out before any shift: ids int32 and kinds int8, both `[batch, width]`."""
     t = np.array([len(target) for target in targets])

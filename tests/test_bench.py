@@ -5,7 +5,16 @@ import math
 
 import pytest
 
-from kzoo.bench import attention, bench_attention, bench_train, measure, plot, tables
+from kzoo.bench import (
+    attention,
+    bench_attention,
+    bench_generate,
+    bench_train,
+    generate,
+    measure,
+    plot,
+    tables,
+)
 from kzoo.bench.attention import Size, Work, multiply_adds
 from kzoo.bench.train import Sizes
 from kzoo.cli import main
@@ -155,6 +164,35 @@ def test_train_reports_every_contestant():
     assert len(tables(result)) >= 2  # and one for what is not installed
 
 
+def test_generate_reports_steps_and_turns(monkeypatch):
+    arms = ("softmax_causal", "linear_prefix", "linear_encoder_decoder")
+    monkeypatch.setattr(generate, "ARMS", {name: generate.ARMS[name] for name in arms})
+    settings = {"steps": 2, "turns": 2, "turn_tokens": 3, "repeats": 2}
+    result = bench_generate((40, 8), sizes=generate.Sizes(1, 16, 2), **settings)
+    result = json.loads(json.dumps(result))
+    assert result["settings"]["lengths"] == [8, 40] and result["bar"] == 1.1
+    rows = {(row["contestant"], row["time"]): row for row in result["rows"]}
+    assert list(rows) == [(name, length) for name in arms for length in (8, 40)]
+    for (name, _), row in rows.items():
+        for timing in (row, row["prefill"]):
+            assert len(timing["seconds"]) == 2 and timing["median_seconds"] > 0
+            assert timing["iqr_seconds"] >= 0
+        assert row["tokens_per_second"] == pytest.approx(1 / row["median_seconds"])
+        first = rows[name, 8]["median_seconds"]
+        assert row["ratio"] == pytest.approx(row["median_seconds"] / first)
+    turns = {(row["contestant"], row["turn"]): row for row in result["turns"]}
+    assert list(turns) == [(name, turn) for name in arms for turn in (1, 2)]
+    for (name, turn), row in turns.items():
+        # BOS said SEP, and then reply SEP said SEP: causal reads what is new and, of the reply,
+        # the last token.
+        assert row["context"] == (5 if turn == 1 else 13)
+        assert row["reused"] == (7 if (name, turn) == ("softmax_causal", 2) else 0)
+        assert len(row["seconds"]) == 2 and row["median_seconds"] > 0
+    result["rows"][3]["ratio"] = 2.5
+    text = [part for part in tables(result) if isinstance(part, str)]
+    assert any("linear prefix: a step after 40" in part and "2.50" in part for part in text)
+
+
 WRONG = [
     ("attention --times 0", "positive integer"),
     ("attention --times 16 x", "positive integer"),
@@ -163,6 +201,10 @@ WRONG = [
     ("attention --out TMP", "new or empty folder"),
     ("train --steps 0", "positive integer"),
     ("train --out TMP/file", "new or empty folder"),
+    ("generate --lengths 256", "at least two"),
+    ("generate --lengths 1 256", "3 tokens or more"),
+    ("generate --repeats 0", "positive integer"),
+    ("generate --out TMP/file", "new or empty folder"),
     ("trian", "invalid choice"),
     ("", "required"),
 ]
@@ -184,6 +226,9 @@ def test_wrong_arguments_of_the_functions(monkeypatch):
     for steps, sizes in ((0, TINY), (1, TINY._replace(batch=0)), (1, TINY._replace(num_heads=3))):
         with pytest.raises(InputError, match="Received: "):
             bench_train(steps, sizes)
+    with pytest.raises(InputError, match="steps: a positive integer"):
+        bench_generate(steps=0)
     monkeypatch.setattr("keras.backend.backend", lambda: "torch")
-    with pytest.raises(InputError, match="JAX backend"):
-        bench_train()
+    for bench in (bench_train, bench_generate):
+        with pytest.raises(InputError, match="JAX backend"):
+            bench()

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import subprocess
@@ -69,6 +70,26 @@ def test_train_saves_what_it_measured(capsys, tmp_path, text):
     assert "new or empty folder" in capsys.readouterr().err
 
 
+def test_generate_streams(capsys, tmp_path, monkeypatch):
+    model = presets.load("unilm_nano", **{k: int(v) for k, v in (s.split("=") for s in SMALL)})
+    presets.save(model, tmp_path / "model")
+    arguments = ["generate", str(tmp_path / "model"), "--max-length", "24"]
+    assert main([*arguments, "--prompt", "to be", "--sampler", "greedy"]) == 0
+    captured = capsys.readouterr()
+    want = model.generate("to be", max_length=24, sampler="greedy")
+    assert captured.out == want + "\n"
+    assert "weights loaded" in captured.err
+    monkeypatch.setattr("sys.stdin", io.StringIO("to be"))
+    assert main([*arguments, "--prompt", "-", "--sampler", "beam", "--json"]) == 0
+    result = last_line(capsys)
+    assert result["text"] == model.generate("to be", max_length=24, sampler="beam")
+    drawn = []
+    for seed in ("3", "3"):
+        assert main([*arguments, "--prompt", "to be", "--seed", seed, "--json"]) == 0
+        drawn.append(last_line(capsys))
+    assert drawn[0] == drawn[1] and drawn[0]["sampler"] == "top_k"
+
+
 def test_compare_and_report(capsys, tmp_path, text):
     overrides = dict(setting.split("=") for setting in SMALL)
     overrides = {name: int(value) for name, value in overrides.items()}
@@ -109,6 +130,14 @@ WRONG = [
     (["train", "gpt_nano", "--text", "TMP/binary", "--steps", "1", "--out", "TMP/o"], "binary"),
     (["train", "gpt_nano", "--text", "TMP/short", "--steps", "1", "--out", "TMP/o"], "too short"),
     (["train", "gpt_nano", "--text", "x", "--steps", "0", "--out", "TMP/o"], "positive integer"),
+    (["generate", "gpt_nan", "--prompt", "x"], "did you mean 'gpt_nano'"),
+    (["generate", "gpt_nano", "--prompt", "x", "--sampler", "gredy"], "did you mean 'greedy'"),
+    (
+        ["generate", "gpt_nano", "--prompt", "x", "--sampler", "beam", "--seed", "1"],
+        "draws nothing",
+    ),
+    (["generate", "gpt_nano", "--prompt", "x", "--max-length", "0"], "positive integer"),
+    (["generate", "gpt_nano"], "--prompt"),
     (["compare", "TMP/none.json"], "Received: "),
     (["compare", "TMP/short"], "not JSON"),
     (["report", "TMP"], "study.json"),

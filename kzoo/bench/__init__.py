@@ -1,7 +1,8 @@
-"""Timings of attention and of training, beside peers and in one run."""
+"""Timings of attention, of training and of generation, beside peers and in one run."""
 
 from kzoo.bench.attention import bench_attention
+from kzoo.bench.generate import bench_generate
 from kzoo.bench.show import plot, tables
 from kzoo.bench.train import bench_train
 
-__all__ = ["bench_attention", "bench_train", "plot", "tables"]
+__all__ = ["bench_attention", "bench_generate", "bench_train", "plot", "tables"]

@@ -58,7 +58,7 @@ def race(entries, rounds, *, limit=float("inf"), say=lambda text: None):
     """
     results, ready = {}, {}
     for name, prepare in entries.items():
-        results[name] = {"reason": None, "first_seconds": None, **_statistics([])}
+        results[name] = {"reason": None, "first_seconds": None, **statistics([])}
         try:
             say(f"{name}: getting ready")
             entry = prepare()
@@ -78,7 +78,7 @@ def race(entries, rounds, *, limit=float("inf"), say=lambda text: None):
             time.sleep(PAUSE)
             seconds[name].append(_timed(run))
     for name in ready:
-        results[name] |= _statistics(seconds[name])
+        results[name] |= statistics(seconds[name])
     return results
 
 
@@ -94,7 +94,8 @@ def _timed(run):
     return time.perf_counter() - begin
 
 
-def _statistics(seconds):
+def statistics(seconds):
+    """The seconds, their median and interquartile range; None of none."""
     if not seconds:
         return {"median_seconds": None, "iqr_seconds": None, "seconds": []}
     low, median, high = np.percentile(seconds, [25, 50, 75])

@@ -9,7 +9,7 @@ GREY = "#444444"
 
 
 def tables(result):
-    """The tables of a result of `bench_attention` or `bench_train`, and lines to stand below.
+    """The tables of a result of a benchmark, and lines to stand below.
 
     Returns:
         A list of `rich.table.Table` and strings, to be printed one after the other.
@@ -18,7 +18,8 @@ def tables(result):
         >>> for part in tables(bench_train()):
         ...     console.print(part)
     """
-    parts = _attention(result) if result["bench"] == "attention" else _train(result)
+    shown = {"attention": _attention, "train": _train, "generate": _generate}
+    parts = shown[result["bench"]](result)
     processors, load = (result["machine"][key] for key in ("processors", "load_average"))
     busy = "" if load is None else f"; load average at the start {load:.1f}"
     notes = {row.get("memory_reason") for row in result["rows"]} - {None}
@@ -69,10 +70,53 @@ def _train(result):
     return [table, *_reasons(result["rows"])]
 
 
+def _generate(result):
+    settings = result["settings"]
+    sizes = (
+        f"{settings['num_layers']} layers, width {settings['hidden_dim']}, "
+        f"{settings['num_heads']} heads, {settings['dtype']}, one row"
+    )
+    shortest, longest = settings["lengths"][0], settings["lengths"][-1]
+    columns = ("prompt", "prompt ms", "spread", "step ms", "spread", f"÷ {shortest}", "tokens/s")
+    table = _plain(f"a prompt, and a step after it: {sizes}", columns)
+    for row in result["rows"]:
+        timings = (row["prefill"], row)
+        table.add_row(
+            _label(row),
+            _number(row["time"], 0),
+            *(_number(1e3 * t[f"{x}_seconds"], 2) for t in timings for x in ("median", "iqr")),
+            _number(row["ratio"], 2),
+            _number(row["tokens_per_second"], 0),
+        )
+    numbers = range(1, settings["turns"] + 1)
+    turns = {(row["contestant"], row["turn"]): row for row in result["turns"]}
+    talk = _plain(
+        f"time to the first token, by turn: {settings['turn_tokens']} tokens said, as many replied",
+        [f"turn {i}{part}" for i in numbers for part in (", ms", " spread", " reused")],
+    )
+    for name in dict.fromkeys(name for name, _ in turns):
+        cells = []
+        for row in (turns[name, i] for i in numbers):
+            cells += [_number(1e3 * row[f"{x}_seconds"], 1) for x in ("median", "iqr")]
+            cells.append(f"{row['reused']}/{row['context']}")
+        talk.add_row(name.replace("_", " "), *cells)
+    missed = [
+        f"{_label(row)}: a step after {longest} tokens takes {row['ratio']:.2f} of one after "
+        f"{shortest}, above the bar of {result['bar']}"
+        for row in result["rows"]
+        if row["contestant"].startswith("linear") and row["ratio"] > result["bar"]
+    ]
+    return [table, "", talk, *missed]
+
+
 def _table(title, columns):
+    return _plain(title, ("median ms", "spread", "compile s", *columns))
+
+
+def _plain(title, columns):
     style = {"title_justify": "left", "title_style": "bold", "box": None, "pad_edge": False}
     table = Table("", title=title, padding=(0, 0, 0, 1), **style)
-    for column in ("median ms", "spread", "compile s", *columns):
+    for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
     return table
 

@@ -179,6 +179,31 @@ class Block(keras.layers.Layer):
         norm, dropout = self.feed_forward_norm, self.feed_forward_dropout
         return self._add(x, self.feed_forward, norm, dropout, training)
 
+    def empty_cache(self, batch, time, encoded=None, encoder_padding_mask=None):
+        """What `extend` adds to; with `cross_attention` also what it looks at."""
+        cache = {"attention": self.attention.empty_cache(batch, time)}
+        if self.cross_attention is not None:
+            look = self.cross_attention.remember(encoded, encoder_padding_mask)
+            cache["cross_attention"] = look
+        return cache
+
+    def extend(self, inputs, cache, window, bias=None):
+        """The call for new columns of rows, given a cache of those before: `Attention.extend`.
+
+        Returns:
+            Floats [batch, window.size, hidden_dim], and the cache.
+        """
+        added = {}
+
+        def attend(x):
+            x, added["attention"] = self.attention.extend(x, cache["attention"], window, bias)
+            return x
+
+        def look(x):
+            return self.cross_attention.recall(x, cache["cross_attention"])
+
+        return self.assemble(inputs, attend, look), {**cache, **added}
+
     def _add(self, x, part, norm, dropout, training):
         if self.norm_placement == "pre":
             return x + dropout(part(norm(x)), training=training)

@@ -66,6 +66,11 @@ class EncoderDecoderBackbone(Backbone):
         outputs = {"encoder_sequence_output": encoded, "decoder_sequence_output": decoded}
         return inputs, outputs, {"stacks": {"encoder": encoder, "decoder": decoder}}
 
+    def encode(self, token_ids, padding_mask):
+        """What the decoder looks at: floats [batch, time, hidden_dim] from the source's tokens."""
+        x = self.embeddings(token_ids, padding_mask)
+        return self.stacks["encoder"](x, padding_mask=padding_mask)
+
     @property
     def stack_name(self):
         """The config's `stack`."""

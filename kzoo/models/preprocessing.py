@@ -10,6 +10,7 @@ import numpy as np
 from kzoo import objectives
 from kzoo.errors import InputError
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
+from kzoo.models.rows import aligned_left
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, VOCABULARY_SIZE
 
@@ -157,13 +158,69 @@ class _ObjectivePreprocessor:
         }
 
 
+class _Prompts:
+    """A mixin for preprocessors of tasks that generate."""
+
+    def generate_preprocess(self, x):
+        """Prompts as rows that a model goes on with.
+
+        Args:
+            x: a string or a list of them; or `{"prompts": ...}`, the same as sources. Under an
+                objective that has a source, plain strings are sources too.
+
+        Returns:
+            As `lay_out`.
+
+        Raises:
+            InputError: for no prompt at all, or anything but strings.
+        """
+        as_source = isinstance(x, dict) or self.objective.has_source
+        if isinstance(x, dict):
+            if set(x) != {"prompts"}:
+                raise InputError(
+                    f"prompts are strings or {{'prompts': ...}}. Received: the keys {sorted(x)}"
+                )
+            x = x["prompts"]
+        if not isinstance(x, str) and not (isinstance(x, list | tuple) and x):
+            raise InputError(f"prompts are a string or a list of them. Received: {x!r}")
+        return self.lay_out(self.tokens(x), as_source)
+
+    def lay_out(self, texts, as_source):
+        """The inputs of a model that is to go on.
+
+        Args:
+            texts: list of sequences of ids.
+            as_source: whether they are sources, whose targets are to come.
+
+        Returns:
+            A dict of int32 arrays [batch, width], as the objective's `encode` gives, up to where
+            the model goes on.
+        """
+        raise NotImplementedError
+
+    def generate_postprocess(self, rows):
+        """Rows of token ids, a list of arrays, as strings."""
+        return [self.tokenizer.detokenize(row) for row in rows]
+
+
 @keras.saving.register_keras_serializable(package="kzoo")
-class CausalLMPreprocessor(_ObjectivePreprocessor, keras_hub.models.CausalLMPreprocessor):
+class CausalLMPreprocessor(_Prompts, _ObjectivePreprocessor, keras_hub.models.CausalLMPreprocessor):
     __doc__ = _ObjectivePreprocessor.__doc__
 
+    def lay_out(self, texts, as_source):
+        rows = [objectives.prompt(ids, as_source) for ids in texts]
+        x = dict(zip(("token_ids", "padding_mask"), aligned_left(rows), strict=True))
+        if self.source_mask:
+            x["source_mask"] = x["padding_mask"] * as_source
+        if self.segments is not None:
+            x["segment_ids"] = x["padding_mask"] * self.segments[0]
+        return x
+
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class Seq2SeqLMPreprocessor(_ObjectivePreprocessor, keras_hub.models.Seq2SeqLMPreprocessor):
+class Seq2SeqLMPreprocessor(
+    _Prompts, _ObjectivePreprocessor, keras_hub.models.Seq2SeqLMPreprocessor
+):
     __doc__ = _ObjectivePreprocessor.__doc__
 
     backbone_cls = EncoderDecoderBackbone
@@ -172,6 +229,14 @@ class Seq2SeqLMPreprocessor(_ObjectivePreprocessor, keras_hub.models.Seq2SeqLMPr
     @property
     def sequence_length(self):
         return self.encoder_sequence_length
+
+    def lay_out(self, texts, as_source):
+        beginnings = [objectives.prompt((), as_source=False)] * len(texts)
+        encoded = [objectives.prompt(ids, as_source=True) for ids in texts]
+        x = {}
+        for part, rows in (("encoder", encoded), ("decoder", beginnings)):
+            x[f"{part}_token_ids"], x[f"{part}_padding_mask"] = aligned_left(rows)
+        return x
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

@@ -2,6 +2,7 @@
 
 import keras
 import keras_hub
+from keras import ops
 
 from kzoo import masks
 from kzoo.config import BACKBONE_FIELDS, resolve_backbone
@@ -18,6 +19,7 @@ from kzoo.layers.block import norm
 from kzoo.layers.initializers import SeededNormal, stddevs
 from kzoo.models.weights import PathWeights
 from kzoo.ops import feature_maps
+from kzoo.ops.decoding import Window
 
 
 class Backbone(PathWeights, keras_hub.models.Backbone):
@@ -70,6 +72,74 @@ class Backbone(PathWeights, keras_hub.models.Backbone):
     def assemble(self, fields, embeddings, dtype):
         """Inputs and outputs of the functional model, and what it keeps as attributes."""
         raise NotImplementedError
+
+    def empty_cache(self, start, source_end, time, segments=None, **encoded):
+        """The cache of rows of which nothing is computed yet: a nest of tensors, batch first.
+
+        Args:
+            start: int32 [batch], the column of each row's first token; a row is one document.
+            source_end: int32 [batch], the column after its source; `start` where there is none.
+            time: number of columns.
+            segments: int32 [batch, 2], the segment of the last token of what rows begin with,
+                and that of tokens to come; if there are segments.
+            **encoded: what `Block.empty_cache` takes of another sequence.
+
+        Returns:
+            A dict: `blocks`, a list of what `Block.empty_cache` gives; `start`, `source_end`,
+            `length` (columns computed) and, if given, `segments`.
+        """
+        batch = ops.shape(start)[0]
+        blocks = self.growing.blocks
+        cache = {
+            "blocks": [block.empty_cache(batch, time, **encoded) for block in blocks],
+            "start": start,
+            "source_end": source_end,
+            "length": ops.zeros_like(start),
+        }
+        return cache if segments is None else {**cache, "segments": segments}
+
+    def extend(self, token_ids, cache, index, end=None, segment_ids=None):
+        """Hidden states of new columns, given a cache of the columns before them.
+
+        The masks of the stack are causal or prefix in every head.
+
+        Args:
+            token_ids: integers [batch, size], the tokens from column `index` on.
+            cache: from `empty_cache` or an earlier call.
+            index: integer or int32 scalar. A single token at a column that is in the cache
+                already is computed again and changes nothing.
+            end: integers [batch], the column after each row's last token, if some of the new
+                columns are to stay free.
+            segment_ids: integers [batch, size]; by default as the cache's `segments` say.
+
+        Returns:
+            Floats [batch, size, hidden_dim], and the cache.
+        """
+        size = token_ids.shape[1]
+        window = Window(
+            index=index,
+            size=size,
+            start=cache["start"],
+            source_end=cache["source_end"],
+            end=ops.zeros_like(cache["length"]) + (index + size) if end is None else end,
+            length=cache["length"],
+        )
+        position = window.queries().position
+        if self.positions == "learned":
+            # Rows that are complete go on beside longer ones; what they say then is cut off.
+            position = ops.minimum(position, self.max_sequence_length - 1)
+        if segment_ids is None and "segments" in cache:
+            last, to_come = ops.split(cache["segments"], 2, axis=1)
+            segment_ids = ops.where(window.writes()[:, None], to_come, last)
+            segment_ids = segment_ids + ops.zeros_like(token_ids)
+        x = self.embeddings.at(token_ids, position, segment_ids)
+        x, blocks = self.growing.extend(x, cache["blocks"], window)
+        return x, {**cache, "blocks": blocks, "length": ops.maximum(window.length, window.end)}
+
+    @property
+    def growing(self):
+        """The `Stack` whose rows grow: the last one."""
+        return list(self.stacks.values())[-1]
 
     def get_config(self):
         fields = {name: getattr(self, name) for name in BACKBONE_FIELDS}
@@ -124,6 +194,13 @@ class Embeddings:
         x = self.token_embedding(token_ids)
         if self.added is not None:
             x = self.added(x, padding_mask=padding_mask)
+        return self.finish(x, segment_ids)
+
+    def at(self, token_ids, position, segment_ids=None):
+        """The call for tokens whose place in their document is known, [batch, time] too."""
+        x = self.token_embedding(token_ids)
+        if self.added is not None:
+            x = x + ops.cast(self.added.vectors(position), x.dtype)
         return self.finish(x, segment_ids)
 
     def finish(self, x, segment_ids=None):
@@ -215,6 +292,20 @@ class Stack:
             who["bias"] = self.relative_bias(x)
         for block in self.blocks:
             x = block(x, **who)
+        return self._finish(x)
+
+    def extend(self, x, caches, window):
+        """The call for new columns of rows: `Block.extend`, with a list of caches."""
+        bias, extended = None, []
+        if self.relative_bias is not None:
+            time = window.key_time(caches[0]["attention"]["key"].shape[1])
+            bias = self.relative_bias.between(window.columns(), ops.arange(time, dtype="int32"))
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, cache = block.extend(x, cache, window, bias)
+            extended.append(cache)
+        return self._finish(x), extended
+
+    def _finish(self, x):
         return x if self.final_norm is None else self.final_norm(x)
 
 

@@ -21,6 +21,7 @@ from kzoo.errors import InputError, unknown
 from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
+from kzoo.models.generation import Generates, GeneratesFromEncoder
 from kzoo.models.preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
@@ -349,7 +350,7 @@ class _Task(PathWeights):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class CausalLM(_Task, keras_hub.models.CausalLM):
+class CausalLM(Generates, _Task, keras_hub.models.CausalLM):
     __doc__ = f"""Predicts the next token: GPT, UniLM.
 
     {_Task.__doc__}"""
@@ -358,12 +359,14 @@ class CausalLM(_Task, keras_hub.models.CausalLM):
     preprocessor_cls = CausalLMPreprocessor
     default_objective = "causal_lm"
 
-    def generate(self, *args, **kwargs):
-        raise NotImplementedError("kzoo's models do not generate text yet; `score` rates texts.")
+    @property
+    def rereads(self):
+        """Whether a source that grows changes the states of the tokens before."""
+        return self.backbone.mask.needs_source
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class Seq2SeqLM(_Task, keras_hub.models.Seq2SeqLM):
+class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM):
     __doc__ = f"""Predicts the target's next token from the source that an encoder has read: T5.
 
     {_Task.__doc__}"""
@@ -371,6 +374,7 @@ class Seq2SeqLM(_Task, keras_hub.models.Seq2SeqLM):
     backbone_cls = EncoderDecoderBackbone
     preprocessor_cls = Seq2SeqLMPreprocessor
     default_objective = "seq2seq"
+    rereads = True
 
     @staticmethod
     def _decoded(hidden):
@@ -385,9 +389,6 @@ class Seq2SeqLM(_Task, keras_hub.models.Seq2SeqLM):
                     f"0 or 1. Received: {int(x[name].max())} in {name}"
                 )
 
-    def generate(self, *args, **kwargs):
-        raise NotImplementedError("kzoo's models do not generate text yet; `score` rates texts.")
-
 
 @keras.saving.register_keras_serializable(package="kzoo")
 class MaskedLM(_Task, keras_hub.models.MaskedLM):
@@ -398,6 +399,14 @@ class MaskedLM(_Task, keras_hub.models.MaskedLM):
     backbone_cls = SingleStackBackbone
     preprocessor_cls = MaskedLMPreprocessor
     default_objective = "masked_lm"
+
+    def generate(self, *args, **kwargs):
+        raise InputError(
+            "a masked LM predicts hidden tokens and generates no text; a CausalLM does (families "
+            "gpt and unilm). Received: MaskedLM"
+        )
+
+    stream = conversation = generate
 
     def _score_rows(self, sources, target, complete):
         x, y, _ = self.preprocessor.encode(sources, [target], complete=complete)

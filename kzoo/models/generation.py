@@ -1,0 +1,369 @@
+"""Text from models: one pass over the prompts of a batch fills a cache, then tokens come.
+
+How rows are laid out stands in `kzoo.models.rows`; what a cache is, at `Backbone.empty_cache`.
+Tokens are chosen by keras-hub's samplers.
+"""
+
+import contextlib
+import types
+
+import keras_hub
+import numpy as np
+from keras import ops
+
+from kzoo.errors import InputError, unknown
+from kzoo.models.conversation import Conversation, Programs, Session, pieces
+from kzoo.models.rows import Prompt, aligned_left, aligned_right, bucket, until
+from kzoo.vocabulary import SEP
+
+DRAWING = ("top_k", "top_p", "random")
+ONE_BY_ONE = ("greedy", *DRAWING)  # choose a token for good, given one distribution
+SAMPLERS = (*ONE_BY_ONE, "beam", "contrastive")
+
+
+def get_sampler(spec, seed=None):
+    """The keras-hub sampler of a name, or `spec` if it is one.
+
+    Args:
+        spec: a name of `SAMPLERS`, or a `keras_hub.samplers.Sampler`.
+        seed: an integer, for a name of `DRAWING`.
+
+    Raises:
+        InputError: for an unknown name, anything else, or a seed of what draws nothing.
+    """
+    if isinstance(spec, str):
+        if spec not in SAMPLERS:
+            raise unknown("sampler", spec, SAMPLERS)
+        if seed is not None and spec not in DRAWING:
+            raise InputError(f"the sampler {spec!r} draws nothing at random. Received: seed {seed}")
+        config = {} if seed is None else {"seed": seed}
+        return keras_hub.samplers.get({"class_name": spec, "config": config})
+    if not isinstance(spec, keras_hub.samplers.Sampler):
+        raise InputError(f"a sampler is a name or a keras_hub.samplers.Sampler. Received: {spec!r}")
+    if getattr(spec, "return_all_beams", False):
+        raise InputError(
+            "generate returns the best beam; use return_all_beams=False. "
+            f"Received: {spec.get_config()}"
+        )
+    return spec
+
+
+class Generates:
+    """A mixin for tasks of next tokens: `generate`, `stream`, `conversation`."""
+
+    def compile(self, *args, sampler="top_k", **kwargs):
+        """As every task's `compile`; and `sampler`, a name (`"greedy"`, `"top_k"`, `"top_p"`,
+        `"random"`, `"beam"`, `"contrastive"`) or a `keras_hub.samplers.Sampler`, by which
+        `generate` chooses tokens unless it is given another."""
+        super().compile(*args, sampler=get_sampler(sampler), **kwargs)
+        # Programs of each sampler; not in a dict, which Keras would wrap.
+        self._generators = types.SimpleNamespace(named={}, programs={}, of_sessions={})
+
+    def generate(
+        self, inputs, max_length=None, sampler=None, stop_token_ids="auto", strip_prompt=False
+    ):
+        """Continue prompts, all in one batch.
+
+        Args:
+            inputs: a string or a list of strings; `{"prompts": ...}`, strings that are sources;
+                or a dict of integers [batch, time], the model's inputs, each row beginning with
+                its prompt. Under an objective that has a source plain strings are sources too.
+            max_length: tokens of a whole row, the reserved ones included (of the decoder's, where
+                there is one); at most and by default the preprocessor's sequence length, without
+                one the backbone's.
+            sampler: a name or a `keras_hub.samplers.Sampler`; by default the compiled one. A
+                sampler with a seed draws on from call to call.
+            stop_token_ids: token ids that end a row, None for none; "auto" is the end token.
+            strip_prompt: return what is new alone.
+
+        Returns:
+            Strings, without the stop token: prompt and continuation, as one text. What
+            continues a source is a text of its own, and always comes alone. For token inputs
+            a dict of int32 arrays [batch, tokens], `token_ids` and `padding_mask`.
+
+        Raises:
+            InputError: for prompts that leave no room, an empty list, token ids or lengths
+                out of range, an unknown sampler, or inputs of another kind.
+
+        Example:
+            >>> model.generate("Call me", max_length=32, sampler="greedy")
+            >>> model.generate({"prompts": ["Who are you?", "Where?"]})
+        """
+        sampler, stops = self._sampler(sampler), self._stops(stop_token_ids)
+        max_length = self._max_length(max_length)
+        as_text = not (isinstance(inputs, dict) and "prompts" not in inputs)
+        prompts = self._prompts(self._preprocess(inputs) if as_text else inputs, max_length)
+        rows = self._continue(prompts, max_length, sampler, stops)
+        if not as_text:
+            if not strip_prompt:
+                pairs = zip(prompts, rows, strict=True)
+                rows = [np.concatenate([prompt.ids, row]) for prompt, row in pairs]
+            return dict(zip(("token_ids", "padding_mask"), aligned_left(rows), strict=True))
+        texts = self.preprocessor.generate_postprocess(rows)
+        given = inputs["prompts"] if isinstance(inputs, dict) else inputs
+        if isinstance(inputs, str | list | tuple) and not self.objective.has_source:
+            if not strip_prompt:
+                before = [inputs] if isinstance(inputs, str) else inputs
+                texts = [a + b for a, b in zip(before, texts, strict=True)]
+        return texts[0] if isinstance(given, str) else texts
+
+    def stream(self, prompt, max_length=None, sampler=None, stop_token_ids="auto"):
+        """Continue one prompt, and yield the new text in pieces as it is drawn.
+
+        Args:
+            prompt: a string, or `{"prompts": string}`.
+            max_length, sampler, stop_token_ids: as in `generate`; the sampler is one of
+                `"greedy"`, `"top_k"`, `"top_p"` and `"random"`.
+
+        Raises:
+            InputError: as `generate`.
+
+        Example:
+            >>> for piece in model.stream("Call me"):
+            ...     print(piece, end="", flush=True)
+        """
+        if not isinstance(prompt["prompts"] if isinstance(prompt, dict) else prompt, str):
+            raise InputError(f"a stream continues one string. Received: {prompt!r}")
+        stops, max_length = self._stops(stop_token_ids), self._max_length(max_length)
+        (prompt,) = self._prompts(self._preprocess(prompt), max_length)
+        session = Session(self, self._sampler(sampler))
+        session.begin(prompt)
+        tokens = session.go_on(prompt.ids.tolist(), max_length, stops)
+        return pieces(self.preprocessor.tokenizer, tokens)
+
+    def conversation(self, sampler=None, stop_token_ids="auto"):
+        """A `kzoo.models.conversation.Conversation` with this model, empty at first.
+
+        Args:
+            sampler, stop_token_ids: as in `stream`.
+        """
+        if self.preprocessor is None:
+            raise InputError("a conversation needs a preprocessor. Received: preprocessor=None")
+        session = Session(self, self._sampler(sampler))
+        return Conversation(session, self._stops(stop_token_ids))
+
+    # One batch ------------------------------------------------------------------------------
+
+    def generate_step(self, inputs, stop_token_ids=None):
+        """What a compiled program does for one batch: one pass over prompts, then tokens.
+
+        Args:
+            inputs: int32 tensors by name, from `kzoo.models.rows.aligned_right`, and what an
+                encoder reads.
+            stop_token_ids: a sequence of ids, or None.
+
+        Returns:
+            int32 [batch, time], the rows filled.
+        """
+        inputs = {name: ops.convert_to_tensor(x, "int32") for name, x in inputs.items()}
+        prompt, row, index = (inputs[name] for name in ("prompt", "row", "index"))
+        batch, time = ops.shape(row)[0], row.shape[1]
+        end = ops.zeros_like(inputs["start"]) + index
+        hidden, cache = self.backbone.extend(
+            prompt, self.begin(inputs), 0, end, inputs.get("segment_ids")
+        )
+
+        def step(row, cache, index):
+            token = ops.slice(row, [0, index - 1], (ops.shape(row)[0], 1))
+            hidden, cache = self.backbone.extend(token, cache, index - 1)
+            return self.head(hidden)[:, 0], hidden[:, 0], cache
+
+        # The contrastive sampler compares with all hidden states before a column: padding
+        # shows it the prompt's last one again, which changes no maximum.
+        column = ops.arange(time, dtype="int32")[None]
+        given, width = column < index, hidden.shape[2]
+        last = ops.slice(hidden, [0, index - 1, 0], (batch, 1, width))
+        rest = ops.zeros((batch, time - prompt.shape[1], width), hidden.dtype)
+        hidden = ops.concatenate([hidden, rest], axis=1)
+        real = ops.logical_and(given, column >= inputs["start"][:, None])
+        return self.sampler(
+            next=step,
+            prompt=row,
+            cache=cache,
+            index=index,
+            mask=ops.broadcast_to(given, ops.shape(row)),
+            stop_token_ids=stop_token_ids,
+            hidden_states=ops.where(real[..., None], hidden, last),
+            model=self,
+        )
+
+    def begin(self, inputs):
+        """The cache of rows of which nothing is computed yet; inputs as in `generate_step`."""
+        rows = (inputs["start"], inputs["source_end"], inputs["row"].shape[1])
+        return self.backbone.empty_cache(*rows, inputs.get("segments"))
+
+    def encoder_inputs(self, prompts):
+        """What `begin` takes of prompts besides their rows: int32 arrays by name."""
+        return {}
+
+    def _continue(self, prompts, max_length, sampler, stops):
+        """The new tokens of each row, without the stop token: a list of arrays."""
+        lengths = [len(prompt.ids) for prompt in prompts]
+        inputs = aligned_right(prompts, max_length - min(lengths))
+        index = int(inputs["index"])
+        inputs |= self.encoder_inputs(prompts)
+        with self._choosing(sampler):
+            rows = self.make_generate_function()(inputs, stop_token_ids=stops or None)
+        new = ops.convert_to_numpy(rows)[:, index:]
+        pairs = zip(new, lengths, strict=True)
+        return [until(row[: max_length - length], stops) for row, length in pairs]
+
+    def programs(self, sampler):
+        """The `kzoo.models.conversation.Programs` of a sampler."""
+        known = self._generators.of_sessions
+        if sampler not in known:
+            known[sampler] = Programs(self, sampler)
+        return known[sampler]
+
+    @contextlib.contextmanager
+    def _choosing(self, sampler):
+        """Inside it `make_generate_function` gives the program of `sampler`."""
+        compiled = self.sampler, self.generate_function
+        self.sampler = sampler
+        self.generate_function = self._generators.programs.get(sampler)
+        try:
+            yield
+            self._generators.programs[sampler] = self.generate_function
+        finally:
+            self.sampler, self.generate_function = compiled
+
+    # Arguments ------------------------------------------------------------------------------
+
+    def _sampler(self, spec):
+        if spec is None:
+            return self.sampler
+        sampler = self._generators.named.get(spec) if isinstance(spec, str) else spec
+        sampler = get_sampler(sampler or spec)
+        if isinstance(spec, str):  # the same one in every call, with one compiled program
+            self._generators.named[spec] = sampler
+        return sampler
+
+    def _stops(self, ids):
+        if ids is None:
+            return ()
+        if isinstance(ids, str) and ids == "auto":
+            if self.preprocessor is None:
+                raise InputError(
+                    "without a preprocessor no token is known to end a row; give ids or None. "
+                    "Received: stop_token_ids='auto'"
+                )
+            return (self.preprocessor.tokenizer.end_token_id,)
+        ids = (ids,) if isinstance(ids, int | np.integer) else ids
+        size = self.backbone.vocabulary_size
+        known = isinstance(ids, list | tuple) and all(
+            isinstance(i, int | np.integer) and 0 <= i < size for i in ids
+        )
+        if not known or not ids:
+            raise InputError(
+                f"stop_token_ids are 'auto', None, or ids in [0, {size}). Received: {ids!r}"
+            )
+        return tuple(map(int, ids))
+
+    def _max_length(self, given):
+        longest = self.longest_row()
+        if given is None:
+            return longest
+        if isinstance(given, bool) or not isinstance(given, int | np.integer):
+            raise InputError(f"max_length is an integer. Received: {given!r}")
+        if not 1 <= given <= longest:
+            raise InputError(
+                f"max_length counts all tokens of a row, 1 to {longest}. Received: {given}"
+            )
+        return int(given)
+
+    def longest_row(self):
+        """The most tokens of a row."""
+        longest = self.backbone.max_sequence_length
+        if self.preprocessor is None:
+            return longest
+        length = self.preprocessor.sequence_length
+        return min(length, longest) if self.backbone.positions == "learned" else length
+
+    def _preprocess(self, prompts):
+        if self.preprocessor is None:
+            raise InputError(
+                "a model without a preprocessor continues token_ids. "
+                f"Received: {type(prompts).__name__}"
+            )
+        return self.preprocessor.generate_preprocess(prompts)
+
+    def _prompts(self, x, max_length):
+        """Inputs of the model, checked, as a list of `Prompt`."""
+        rows = self._beginnings(x, "token_ids", "padding_mask", max_length - 1)
+        sources, segments = np.zeros(len(rows), int), [None] * len(rows)
+        if "source_mask" in self.input:
+            source = self._beside(x, "source_mask")
+            sources = np.cumprod((source != 0) & (np.asarray(x["padding_mask"]) != 0), 1).sum(1)
+        if "segment_ids" in self.input:
+            given = self._beside(x, "segment_ids")
+            segments = [
+                np.append(ids[: len(row)], self._next_segment(row[-1], ids[len(row) - 1]))
+                for ids, row in zip(given, rows, strict=True)
+            ]
+        return [Prompt(*parts) for parts in zip(rows, sources, segments, strict=True)]
+
+    def _next_segment(self, token, segment):
+        """That of what follows a token: after a source's separator comes a target."""
+        if self.preprocessor is not None and token == SEP:
+            return self.preprocessor.segments[1]
+        return segment
+
+    def _beside(self, x, name):
+        array, shape = np.asarray(x[name]), np.shape(x["token_ids"])
+        if array.shape != shape:
+            raise InputError(f"{name} has the shape {list(shape)}. Received: {list(array.shape)}")
+        return array
+
+    def _beginnings(self, x, ids_name, mask_name, longest):
+        """What a batch of token ids begins with, checked: a list of int32 arrays."""
+        x = {name: np.asarray(array) for name, array in x.items()}
+        self._check_tokens(x)
+        ids, mask = x[ids_name], x[mask_name]
+        if ids.ndim != 2 or ids.shape != mask.shape or not ids.size:
+            raise InputError(
+                f"{ids_name} and {mask_name} have one shape [batch, time], with a row at least. "
+                f"Received: {list(ids.shape)} and {list(mask.shape)}"
+            )
+        real = mask != 0
+        lengths = real.sum(1)
+        if not lengths.all() or (real != (np.arange(ids.shape[1]) < lengths[:, None])).any():
+            raise InputError(
+                "a prompt is one document of a token at least, which begins its row. "
+                f"Received: {mask_name} {mask.tolist()}"
+            )
+        if lengths.max() > longest:
+            raise InputError(
+                f"a prompt has at most {longest} tokens here, the reserved ones included. "
+                f"Received: one of {lengths.max()}"
+            )
+        return [row[:length].astype("int32") for row, length in zip(ids, lengths, strict=True)]
+
+
+class GeneratesFromEncoder(Generates):
+    """`Generates` where the prompt is what an encoder reads, once; a decoder begins with BOS."""
+
+    def begin(self, inputs):
+        padding_mask = inputs["encoder_padding_mask"]
+        encoded = self.backbone.encode(inputs["encoder_token_ids"], padding_mask)
+        rows = (inputs["start"], inputs["source_end"], inputs["row"].shape[1])
+        look = {"encoded": encoded, "encoder_padding_mask": padding_mask}
+        return self.backbone.empty_cache(*rows, **look)
+
+    def encoder_inputs(self, prompts):
+        rows = [prompt.encoded for prompt in prompts]
+        width = min(bucket(max(map(len, rows))), self.longest_row())
+        names = ("encoder_token_ids", "encoder_padding_mask")
+        return dict(zip(names, aligned_left(rows, width), strict=True))
+
+    def _prompts(self, x, max_length):
+        names = ("encoder_token_ids", "encoder_padding_mask")
+        encoded = self._beginnings(x, *names, self.longest_row())
+        names = ("decoder_token_ids", "decoder_padding_mask")
+        rows = self._beginnings(x, *names, max_length - 1)
+        if len(rows) != len(encoded):
+            raise InputError(
+                "the encoder and the decoder have as many rows. "
+                f"Received: {len(encoded)} and {len(rows)}"
+            )
+        pairs = zip(rows, encoded, strict=True)
+        return [Prompt(row, encoded=source) for row, source in pairs]

@@ -1,0 +1,148 @@
+"""Attention while rows grow: which columns are extended, and one token's step over a cache."""
+
+import dataclasses
+
+from keras import ops
+
+from kzoo.ops.operands import ratio
+from kzoo.ops.reference import masked_softmax, softmax_scale
+from kzoo.places import Places
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """The columns of a batch of rows that are extended: `size` of them, from `index` on.
+
+    A row is one document: columns before its first token are padding, and so are those that
+    nothing was written to yet.
+
+    Attributes:
+        index: the first new column, an integer or an int32 scalar.
+        size: number of new columns, an integer.
+        start: int32 [batch], the column of each row's first token.
+        source_end: int32 [batch], the column after its source; `start` without one.
+        end: int32 [batch], the column after its last token; new columns from there on are
+            padding.
+        length: int32 [batch], the columns that a cache holds already.
+    """
+
+    index: object
+    size: int
+    start: object
+    source_end: object
+    end: object
+    length: object
+
+    def columns(self):
+        """The new columns: int32 [size]."""
+        return ops.arange(self.size, dtype="int32") + self.index
+
+    def queries(self):
+        """The `Places` of the new columns, tensors [batch, size]."""
+        return self._places(self.columns())
+
+    def keys(self, time):
+        """The `Places` of the columns below `time`, tensors [batch, time]."""
+        return self._places(ops.arange(time, dtype="int32"))
+
+    def key_time(self, time):
+        """How many of `time` cached columns there are to look at, an integer."""
+        return self.index + self.size if isinstance(self.index, int) else time
+
+    def write(self, cached, new):
+        """`cached` [batch, time, ..] with the new columns [batch, size, ..].
+
+        A single column below `length` stays as it is: such a step reads and does not write.
+        """
+        start = [0, self.index, *[0] * (len(cached.shape) - 2)]
+        new = ops.cast(new, cached.dtype)
+        if self.size == 1:
+            old = ops.slice(cached, start, (ops.shape(cached)[0], 1, *cached.shape[2:]))
+            beyond = ops.reshape(self.writes(), (-1, *[1] * (len(cached.shape) - 1)))
+            new = ops.where(beyond, new, old)
+        return ops.slice_update(cached, start, new)
+
+    def writes(self):
+        """Booleans [batch]: whether the first new column is not in the cache yet."""
+        return self.length <= self.index
+
+    def _places(self, column):
+        column = column[None]
+        start, source_end, end = (x[:, None] for x in (self.start, self.source_end, self.end))
+        real = ops.logical_and(column >= start, column < end)
+        segment = ops.cast(real, "int32")
+        in_source = ops.logical_and(real, column < source_end)
+        return Places(ops.maximum(column - start, 0), segment, segment, in_source)
+
+
+def softmax_step(q, k, v, visible, scale=None, bias=None):
+    """Softmax attention of few queries over cached keys, which no head repeats.
+
+    Args:
+        q: floats [batch, queries, heads, dim].
+        k: floats [batch, time, kv_heads, dim], heads a multiple of kv_heads.
+        v: floats [batch, time, kv_heads, value_dim].
+        visible: booleans [batch or 1, heads or 1, queries, time].
+        scale, bias: as in `kzoo.ops.softmax_attention`.
+
+    Returns:
+        [batch, queries, heads, value_dim] in the dtype of v, computed in float32.
+    """
+    dtype = v.dtype
+    q, k, v = (ops.cast(x, "float32") for x in (q, k, v))
+    heads, kv_heads = q.shape[2], k.shape[2]
+    q = _grouped(q * softmax_scale(q, scale), kv_heads)
+    scores = ops.einsum("bqhgd,bkhd->bhgqk", q, k)
+    scores = ops.reshape(scores, (-1, heads, *scores.shape[3:]))
+    weights = masked_softmax(scores, visible, bias)
+    weights = ops.reshape(weights, (-1, kv_heads, heads // kv_heads, *weights.shape[2:]))
+    out = ops.einsum("bhgqk,bkhd->bqhgd", weights, v)
+    return ops.cast(ops.reshape(out, (-1, out.shape[1], heads, out.shape[-1])), dtype)
+
+
+def linear_step(features, q, k, v, weights, position, writes, state):
+    """Linear attention of one token: its key joins the state, which its query reads.
+
+    Args:
+        features: a `kzoo.ops.features.Features`.
+        q: floats [batch, 1, heads, dim].
+        k, v: floats [batch, 1, kv_heads, dim], heads a multiple of kv_heads.
+        weights: of a learned feature map, by name, or None.
+        position: integers [batch, 1], the place within the document.
+        writes: booleans [batch]; where False, the state holds the token already.
+        state: `{"matrix", "normaliser"}`, as `kzoo.ops.linear_attention` returns it.
+
+    Returns:
+        [batch, 1, heads, dim] in the dtype of v, computed in float32, and the state.
+    """
+    dtype = v.dtype
+    q, k, v = (ops.cast(x, "float32") for x in (q, k, v))
+    repeats = q.shape[2] // k.shape[2]
+    if repeats > 1:
+        k, v = (ops.repeat(x, repeats, axis=2) for x in (k, v))
+    turns = features.turns(position, q.shape[3])
+    q, k, q_norm, k_norm = features(q, k, weights, turns, writes[:, None])
+    q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
+    state = {
+        "matrix": state["matrix"] + k[:, 0, :, :, None] * v[:, 0, :, None, :],
+        "normaliser": state["normaliser"] + k_norm[:, 0],
+    }
+    return ops.cast(linear_read(q, q_norm, state), dtype), state
+
+
+def linear_read(q, q_norm, state):
+    """What queries find in a state: [batch, queries, heads, value_dim].
+
+    Args:
+        q, q_norm: features of queries for numerator and normaliser, [batch, queries, heads,
+            features].
+        state: as in `linear_step`.
+    """
+    total = ops.einsum("bqhd,bhd->bqh", q_norm, state["normaliser"])[..., None]
+    return ratio(ops.einsum("bqhd,bhde->bqhe", q, state["matrix"]), total)
+
+
+def _grouped(x, groups):
+    """[batch, time, heads, dim] as [batch, time, groups, heads / groups, dim]."""
+    time, heads, dim = x.shape[1:]
+    return ops.reshape(x, (-1, time, groups, heads // groups, dim))
