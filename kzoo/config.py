@@ -64,7 +64,7 @@ CHOICES = {
     "norm_placement": ("pre", "post"),
     "activation": ("gelu", "gelu_tanh", "relu", "geglu", "geglu_tanh", "swiglu"),
     "initialization": ("fan_in", "gpt2"),
-    "tokenizer": ("bytes",),
+    "tokenizer": ("bytes", "file"),
     "config_version": (CONFIG_VERSION,),
 }
 POSITIVE = (
@@ -256,6 +256,15 @@ def check_head(config):
         raise InputError(
             f"output_transform is true or false. Received: {config['output_transform']!r}"
         )
+
+
+def tokenizer_kind(cls, vocabulary_size):
+    """The field `tokenizer` of a model whose tokenizer has the class of this name, or None.
+
+    Without a tokenizer the number of ids tells whether they are bytes.
+    """
+    bytes_alone = cls is None and vocabulary_size == VOCABULARY_SIZE
+    return "bytes" if cls == "ByteTokenizer" or bytes_alone else "file"
 
 
 def count_parameters(config):

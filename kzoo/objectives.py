@@ -1,7 +1,7 @@
 """What is predicted: NumPy transforms from examples to model inputs, labels and weights.
 
-An *example* is a pair `(source, target)` of byte (token id) arrays; plain text is a
-target without a source. Every objective lays it out in one order,
+An *example* is a pair `(source, target)` of token id arrays (bytes, unless a `Vocabulary`
+says otherwise); plain text is a target without a source. Every objective lays it out in one order,
 
     BOS source SEP target EOS PAD ...        (no source: BOS target EOS PAD ...)
 
@@ -24,12 +24,11 @@ from typing import ClassVar
 import numpy as np
 
 from kzoo.errors import InputError, unknown
-from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, SEP
+from kzoo.vocabulary import BYTES
 
 # What stands at a position, in the order in which a row holds them: the kind of a
 # position is then the number of edges to its left (see `_layout`).
 START, SOURCE, SEPARATOR, TARGET, END, PADDING = range(6)
-_IDS = np.array([BOS, PAD, SEP, PAD, EOS, PAD], np.int32)
 _SCORE_ALL = np.array([0, 1, 0, 1, 1, 0], np.float32)  # a separator is never scored
 _SCORE_TARGETS = np.array([0, 0, 0, 1, 1, 0], np.float32)
 
@@ -57,26 +56,38 @@ class Objective:
         config = {name: value for name, value, default in fields if value != default}
         return {self.name: config} if config else self.name
 
-    def window(self, length):
-        """How many bytes of running text fill a row of `length` tokens (no EOS)."""
-        return length - self.row_length(None, b"", complete=False)
+    def window(self, length, vocabulary=BYTES):
+        """How many tokens of running text fill a row of `length` tokens (no EOS)."""
+        return length - self.row_length(None, b"", complete=False, vocabulary=vocabulary)
 
-    def row_length(self, source, target, complete=True):
+    def row_length(self, source, target, complete=True, vocabulary=BYTES):
         """The `length` at which `encode` keeps this example whole.
 
         Args:
             source: a sequence of ids, or None.
             target: a sequence of ids.
             complete: whether EOS follows the target.
+            vocabulary: a `kzoo.vocabulary.Vocabulary`.
 
         Returns:
             An int, in tokens.
         """
         separated = source is not None or self.has_source
-        tokens = 1 + (0 if source is None else len(source)) + separated + len(target) + complete
+        begun = vocabulary.bos is not None
+        tokens = begun + (0 if source is None else len(source)) + separated + len(target) + complete
         return tokens - self.next_token
 
-    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
+    def encode(
+        self,
+        sources,
+        targets,
+        length,
+        rng,
+        *,
+        complete=True,
+        held_out=False,
+        vocabulary=BYTES,
+    ):
         """A batch of examples as a model's inputs, labels and weights.
 
         Args:
@@ -91,6 +102,8 @@ class Objective:
                 are not.
             held_out: score what held-out rows score (`continuation`: targets only,
                 whatever is trained on, so that arms are measured on the same tokens).
+            vocabulary: a `kzoo.vocabulary.Vocabulary`: what the special tokens are. Without
+                BOS, rows begin with the source or the text.
 
         Returns:
             `(x, y, sample_weight)`: `x` a dict of int32 `[batch, length]` arrays
@@ -117,8 +130,18 @@ class CausalLM(Objective):
 
     name = "causal_lm"
 
-    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
-        ids, kinds = _layout(sources, targets, length + 1, complete)
+    def encode(
+        self,
+        sources,
+        targets,
+        length,
+        rng,
+        *,
+        complete=True,
+        held_out=False,
+        vocabulary=BYTES,
+    ):
+        ids, kinds = _layout(sources, targets, length + 1, complete, vocabulary)
         return _next_token(ids, kinds, _SCORE_ALL, sources, np.zeros_like(kinds, bool))
 
 
@@ -142,10 +165,20 @@ class Continuation(Objective):
         if self.score not in ("targets", "all"):
             raise unknown("continuation score", self.score, ["targets", "all"])
 
-    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
+    def encode(
+        self,
+        sources,
+        targets,
+        length,
+        rng,
+        *,
+        complete=True,
+        held_out=False,
+        vocabulary=BYTES,
+    ):
         if sources is None:
-            sources, targets = _cut_in_two(targets, self.window(length), rng)
-        ids, kinds = _layout(sources, targets, length + 1, complete)
+            sources, targets = _cut_in_two(targets, self.window(length, vocabulary), rng)
+        ids, kinds = _layout(sources, targets, length + 1, complete, vocabulary)
         score = _SCORE_ALL if self.score == "all" and not held_out else _SCORE_TARGETS
         return _next_token(ids, kinds, score, sources, kinds <= SEPARATOR)
 
@@ -163,20 +196,30 @@ class Seq2Seq(Objective):
     task = "Seq2SeqLM"
     has_source = True
 
-    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
+    def encode(
+        self,
+        sources,
+        targets,
+        length,
+        rng,
+        *,
+        complete=True,
+        held_out=False,
+        vocabulary=BYTES,
+    ):
         if sources is None:
-            sources, targets = _cut_in_two(targets, self.window(length), rng)
-        ids, kinds = _layout(sources, targets, length + 1, complete)
+            sources, targets = _cut_in_two(targets, self.window(length, vocabulary), rng)
+        ids, kinds = _layout(sources, targets, length + 1, complete, vocabulary)
         encoded = kinds <= SEPARATOR
         # The target follows a BOS of its own: its row begins where the separator stood.
         place = np.arange(length + 1) + encoded.sum(1, keepdims=True) - 1
         inside = place < length + 1
         place = np.minimum(place, length)
         kinds = np.where(inside, np.take_along_axis(kinds, place, 1), PADDING)
-        decoded = np.where(inside, np.take_along_axis(ids, place, 1), PAD)
-        decoded[:, 0], kinds[:, 0] = BOS, START
+        decoded = np.where(inside, np.take_along_axis(ids, place, 1), vocabulary.pad)
+        decoded[:, 0], kinds[:, 0] = decoder_start(vocabulary), START
         x = {
-            "encoder_token_ids": np.where(encoded, ids, PAD)[:, :-1],
+            "encoder_token_ids": np.where(encoded, ids, vocabulary.pad)[:, :-1],
             "encoder_padding_mask": encoded[:, :-1].astype(np.int32),
             "decoder_token_ids": decoded[:, :-1],
             "decoder_padding_mask": (kinds[:, :-1] < PADDING).astype(np.int32),
@@ -186,13 +229,13 @@ class Seq2Seq(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedLM(Objective):
-    """The hidden bytes (BERT; Devlin et al. 2019, section 3.1, task 1).
+    """The hidden tokens (BERT; Devlin et al. 2019, section 3.1, task 1).
 
-    Exactly `max(1, round(rate * n))` of a row's n bytes are chosen; of these 80% are shown
-    as MASK, 10% as a random byte, 10% as they are. BOS, SEP and EOS are never chosen.
+    Exactly `max(1, round(rate * n))` of a row's n tokens of text are chosen; of these 80% are
+    shown as MASK, 10% as a random one, 10% as they are. BOS, SEP and EOS are never chosen.
 
     Attributes:
-        rate: the part of the bytes that is chosen, above 0, at most 1.
+        rate: the part of the text that is chosen, above 0, at most 1.
     """
 
     rate: float = 0.15
@@ -208,17 +251,33 @@ class MaskedLM(Objective):
                 f"Received: {self.rate!r}"
             )
 
-    def encode(self, sources, targets, length, rng, *, complete=True, held_out=False):
-        ids, kinds = _layout(sources, targets, length, complete)
-        is_byte = ids < NUM_BYTES
-        counts = np.maximum(1, np.rint(self.rate * is_byte.sum(1, keepdims=True)))
-        # The bytes in random order, then everything else: the first `counts` are chosen.
-        order = np.argsort(rng.random(ids.shape) + ~is_byte, axis=1)
+    def encode(
+        self,
+        sources,
+        targets,
+        length,
+        rng,
+        *,
+        complete=True,
+        held_out=False,
+        vocabulary=BYTES,
+    ):
+        if vocabulary.mask is None:
+            raise InputError(
+                "masked_lm hides tokens behind a mask. Received: a vocabulary without a mask token"
+            )
+        ids, kinds = _layout(sources, targets, length, complete, vocabulary)
+        is_text = vocabulary.is_text(ids)
+        count = is_text.sum(1, keepdims=True)
+        counts = np.minimum(count, np.maximum(1, np.rint(self.rate * count)))
+        # The text in random order, then everything else: the first `counts` are chosen.
+        order = np.argsort(rng.random(ids.shape) + ~is_text, axis=1)
         chosen = np.zeros(ids.shape, bool)
         np.put_along_axis(chosen, order, np.arange(length) < counts, axis=1)
         fate = rng.random(ids.shape)
-        noise = rng.integers(NUM_BYTES, size=ids.shape, dtype=np.int32)
-        shown = np.where(fate < 0.8, MASK, np.where(fate < 0.9, noise, ids))
+        drawn = rng.integers(len(vocabulary.text_ids), size=ids.shape, dtype=np.int32)
+        noise = vocabulary.text_ids[drawn]
+        shown = np.where(fate < 0.8, vocabulary.mask, np.where(fate < 0.9, noise, ids))
         x = {
             "token_ids": np.where(chosen, shown, ids),
             "padding_mask": (kinds < PADDING).astype(np.int32),
@@ -265,43 +324,63 @@ def get(spec):
     return cls(**config)
 
 
-def prompt(ids, as_source):
+def prompt(ids, as_source, vocabulary=BYTES):
     """The beginning of a row, from which a model is to go on.
 
     Args:
         ids: a sequence of ids.
         as_source: whether they are a source, whose target is to come, or a target's beginning.
+        vocabulary: a `Vocabulary`.
 
     Returns:
-        int32 [tokens]: BOS ids SEP, or BOS ids.
+        int32 [tokens]: BOS ids SEP, or BOS ids; without BOS where the vocabulary has none.
 
     Example:
         >>> prompt([97], as_source=True).tolist()
         [257, 97, 260]
     """
-    return np.array([BOS, *ids, *[SEP] * as_source], np.int32)
+    bos = [] if vocabulary.bos is None else [vocabulary.bos]
+    return np.array([*bos, *ids, *[vocabulary.sep] * as_source], np.int32)
 
 
-def _layout(sources, targets, width, complete):
+def decoder_start(vocabulary=BYTES):
+    """The id with which a decoder's row begins.
+
+    Raises:
+        InputError: if the vocabulary has none.
+    """
+    start = vocabulary.bos if vocabulary.decoder_start is None else vocabulary.decoder_start
+    if start is None:
+        raise InputError(
+            "a decoder needs a token to start with, decoder_start_token_id in a Hugging Face "
+            "config.json. Received: a vocabulary with neither decoder_start nor bos"
+        )
+    return start
+
+
+def _layout(sources, targets, width, complete, vocabulary):
     """Rows laid out before any shift: ids int32 and kinds int8, both `[batch, width]`."""
     t = np.array([len(target) for target in targets])
     if not t.all():
         raise InputError(
-            "a row needs at least one byte to predict. "
+            "a row needs at least one token to predict. "
             f"Received: an empty text or target (row {np.argmin(t)} of {len(t)})"
         )
     separated = sources is not None
     s = np.array([len(source) for source in sources]) if separated else np.zeros_like(t)
-    room = width - 1 - separated
+    begun = vocabulary.bos is not None
+    room = width - begun - separated
     t = np.clip(room - s, 1, t)
     s = np.minimum(s, room - t)
 
-    begin = 1 + s + separated
-    edges = [np.ones_like(s), 1 + s, begin, begin + t, begin + t + complete]
+    begin = begun + s + separated
+    edges = [np.full_like(s, begun), begun + s, begin, begin + t, begin + t + complete]
     position = np.arange(width)
     kinds = np.sum([position >= edge[:, None] for edge in edges], axis=0, dtype=np.int8)
 
-    ids = _IDS[kinds]
+    pad = vocabulary.pad
+    ids = np.array([vocabulary.bos or 0, pad, vocabulary.sep, pad, vocabulary.eos, pad], np.int32)
+    ids = ids[kinds]
     # Boolean indices run row by row, as the concatenated examples do.
     ids[kinds == TARGET] = np.concatenate([x[:n] for x, n in zip(targets, t, strict=True)])
     if separated:
@@ -314,7 +393,7 @@ def _cut_in_two(texts, room, rng):
     n = np.minimum([len(text) for text in texts], room)
     if n.min() < 2:
         raise InputError(
-            "a continuation needs two bytes or more, to be cut into source and target. "
+            "a continuation needs two tokens or more, to be cut into source and target. "
             f"Received: a row of {n.min()}"
         )
     cuts = rng.integers(1, n)

@@ -9,7 +9,9 @@ from kzoo import config as fields
 from kzoo.errors import InputError, unknown
 
 log = logging.getLogger("kzoo")
-TASK_FILE, WEIGHTS_FILE = "task.json", "model.weights.h5"
+TASK_FILE, CONFIG_FILE, WEIGHTS_FILE = "task.json", "config.json", "model.weights.h5"
+HEAD_FILE = "task.weights.h5"  # of a task with weights beside its backbone's
+TOKENIZER_FILE = "tokenizer.json"  # keras-hub's config of it; its files stand under assets
 # What a saved backbone says in `shared`, which only an encoder and a decoder have.
 _STACKS = {None: "single", False: "encoder_decoder", True: "encoder_decoder_shared"}
 
@@ -57,39 +59,60 @@ def load(name, *, dtype=None, **overrides):
     """A model, built and compiled, with its preprocessor.
 
     Args:
-        name: one of `names()`, whose weights are random, or a directory that `save` wrote,
-            whose weights are loaded.
+        name: what to load:
+
+            - one of `names()`, whose weights are random;
+            - a directory that `save` wrote;
+            - a folder in Hugging Face's format, or `"hf://ORG/NAME"` on their hub: GPT-2, BERT,
+              T5 and UniLM, as `kzoo.convert.read_huggingface` says;
+            - `"kaggle://ORG/MODEL/keras/VARIANT"`, or a folder in keras-hub's format, or a
+              backbone of keras-hub: its GPT-2, BERT and T5.
         dtype: a Keras dtype policy, e.g. `"mixed_bfloat16"`.
-        **overrides: config fields that replace the preset's or the saved ones. Saved weights
-            must fit the resulting model exactly; mask, mechanism and objective change none.
+        **overrides: config fields that replace the preset's or the saved ones. What `save`
+            wrote must fit the resulting model exactly. Other checkpoints must not lose a
+            weight; what the model has besides gets initial values and is named in the log.
 
     Returns:
-        A `kzoo.models.CausalLM` or `MaskedLM`, compiled with its objective's loss and
-        AdamW(3e-4).
+        A `kzoo.models.CausalLM`, `MaskedLM` or `Seq2SeqLM`, compiled with its objective's loss
+        and AdamW(3e-4).
 
     Raises:
-        InputError: as `config`; or if the directory is no saved model or its weights do not fit.
+        InputError: as `config`; or if the directory is no saved model or its weights do not
+            fit.
 
     Example:
         >>> model = load("gpt_nano", mechanism="linear")
         >>> model.fit(["Call me Ishmael."] * 32, epochs=1)
+        >>> bert = load("hf://google-bert/bert-base-uncased", mask="half_heads")
     """
-    directory = Path(name)
-    saved = directory.is_dir() and name not in names()
-    complete = (
-        fields.resolve({**_saved_config(directory), **overrides})
-        if saved
-        else config(name, **overrides)
-    )
-    model = build(complete, dtype)
-    if saved:
-        model.load_weights(directory / WEIGHTS_FILE)
+    kind = _kind(name)
+    tokenizer = None
+    if kind == "preset":
+        complete = config(name, **overrides)
+    elif kind == "saved":
+        complete = fields.resolve({**_saved_config(Path(name)), **overrides})
+        tokenizer = _saved_tokenizer(Path(name))
+    else:
+        from kzoo import convert
+
+        checkpoint = convert.read(name)
+        complete = fields.resolve({**checkpoint.config, **overrides})
+        tokenizer = checkpoint.tokenizer
+    model = build(complete, dtype, tokenizer)
+    if kind == "checkpoint":
+        checkpoint.fill(model)
+    elif kind == "saved":
+        model.backbone.load_weights(Path(name) / WEIGHTS_FILE)
+        if (Path(name) / HEAD_FILE).is_file() or model.has_task_weights():
+            model.load_task_weights(Path(name) / HEAD_FILE)
     log.info(
         "%s: %s parameters, weights %s",
-        name,
+        name if isinstance(name, str | Path) else f"{type(name).__name__} of keras-hub",
         f"{model.count_params():,}",
-        "loaded" if saved else f"random (seed {complete['seed']})",
+        f"random (seed {complete['seed']})" if kind == "preset" else "loaded",
     )
+    if model.preprocessor is None:
+        log.info("%s: no tokenizer comes with it, so it takes token batches", model.name)
     return model
 
 
@@ -106,8 +129,11 @@ def save(model, directory):
     model.save_to_preset(str(directory))
 
 
-def build(complete, dtype=None):
-    """The model of a complete config: `load` without a name, random weights, no log."""
+def build(complete, dtype=None, tokenizer=None):
+    """The model of a complete config: `load` without a name, random weights, no log.
+
+    A tokenizer of the kind `"file"` is given; without it the model takes token batches only.
+    """
     from kzoo import models, objectives
 
     objective = objectives.get(complete["objective"])
@@ -118,8 +144,10 @@ def build(complete, dtype=None):
     else:
         shared = complete["stack"] == "encoder_decoder_shared"
         backbone = models.EncoderDecoderBackbone(**of_backbone, shared=shared, dtype=dtype)
-    preprocessor = task.preprocessor_cls(
-        models.ByteTokenizer(),
+    if complete["tokenizer"] == "bytes":
+        tokenizer = models.ByteTokenizer()
+    preprocessor = tokenizer and task.preprocessor_cls(
+        tokenizer,
         complete["max_sequence_length"],
         objective,
         source_mask=backbone.mask.needs_source,
@@ -139,24 +167,64 @@ def _segments(count, mask):
         return (0, min(1, count - 1)) if count else None
     if mask.needs_source:
         return (4, 5)
-    one = {"causal": 2, "reversed": 3}.get(mask.get_config())
-    return (0, 1) if one is None else (one, one)
+    for segment, name in ((2, "causal"), (3, "reversed")):
+        if mask.get_config() == name:
+            return (segment, segment)
+    return (0, 1)
+
+
+def _kind(name):
+    """What `load` was given: `"preset"`, `"saved"` or `"checkpoint"`."""
+    if not isinstance(name, str | Path) or str(name).startswith(("hf://", "kaggle://")):
+        return "checkpoint"
+    if str(name) in names() or not Path(name).is_dir():
+        return "preset"
+    foreign = (Path(name) / CONFIG_FILE).is_file() and not _is_ours(Path(name) / TASK_FILE)
+    return "checkpoint" if foreign else "saved"
+
+
+def _is_ours(path):
+    return path.is_file() and json.loads(path.read_text()).get("registered_name", "").startswith(
+        "kzoo>"
+    )
 
 
 def _saved_config(directory):
     path = directory / TASK_FILE
     if not path.is_file():
         raise InputError(f"a saved model has the file {TASK_FILE}. Received: {directory}")
-    task = json.loads(path.read_text())
-    if not task.get("registered_name", "").startswith("kzoo>"):
+    if not _is_ours(path):
         raise InputError(f"this directory holds another library's model. Received: {directory}")
+    task = json.loads(path.read_text())
     backbone = task["config"]["backbone"]["config"]
     names = (*fields.HEAD_FIELDS, "objective")
     return {
         **{field: backbone[field] for field in fields.BACKBONE_FIELDS},
         **{field: task["config"][field] for field in names},
         "stack": _STACKS[backbone.get("shared")],
+        "tokenizer": _saved_tokenizer_kind(directory, backbone["vocabulary_size"]),
     }
+
+
+def _saved_tokenizer_kind(directory, vocabulary_size):
+    path = directory / TOKENIZER_FILE
+    if not path.is_file():
+        return fields.tokenizer_kind(None, vocabulary_size)
+    return fields.tokenizer_kind(json.loads(path.read_text())["class_name"], vocabulary_size)
+
+
+def _saved_tokenizer(directory):
+    from kzoo.models import FileTokenizer
+
+    path = directory / TOKENIZER_FILE
+    if not path.is_file():
+        return None
+    saved = json.loads(path.read_text())
+    if saved["class_name"] != FileTokenizer.__name__:
+        return None
+    tokenizer = FileTokenizer.from_config(saved["config"])
+    tokenizer.load_preset_assets(str(directory))
+    return tokenizer
 
 
 def _find(name):

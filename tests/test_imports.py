@@ -25,10 +25,10 @@ BELOW = {
     "layers": LEAVES | {"places", "masks", "ops"},
     "models": LEAVES | {"places", "masks", "objectives", "config", "ops", "layers"},
 }
-BELOW["presets"] = BELOW["models"] | {"models"}
 BELOW["convert"] = BELOW["models"] | {"models"}
-BELOW["training"] = BELOW["presets"] | {"presets", "convert", "data"}
-BELOW["analysis"] = BELOW["presets"] | {"presets", "convert", "data"}
+BELOW["presets"] = BELOW["convert"] | {"convert"}
+BELOW["training"] = BELOW["presets"] | {"presets", "data"}
+BELOW["analysis"] = BELOW["presets"] | {"presets", "data"}
 BELOW["bench"] = BELOW["presets"] | {"presets"}
 BELOW["studies"] = BELOW["training"] | {"training", "analysis"}
 BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}

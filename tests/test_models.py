@@ -256,7 +256,7 @@ def test_a_long_text_is_scored_in_windows_each_byte_once(models, family):
 @pytest.mark.parametrize(
     "family, data, said",
     [
-        ("gpt", ["abc", ""], "at least one byte"),
+        ("gpt", ["abc", ""], "at least one token"),
         ("gpt", {"prompts": ["a" * 10], "responses": ["b" * 10]}, "fits in 16 tokens"),
         ("unilm", {"prompts": ["a" * 20], "responses": ["b"]}, "fits in 16 tokens"),
         ("unilm", {"prompts": ["a"]}, "'responses'"),
@@ -671,8 +671,8 @@ def test_a_missing_source_mask(models, way):
     "data, said",
     [
         ({"prompts": ["a"]}, "{'prompts': [...], 'responses': [...]}"),
-        (["ab", ""], "at least one byte"),
-        ({"prompts": ["a", "b"], "responses": ["a", ""]}, "at least one byte"),
+        (["ab", ""], "at least one token"),
+        ({"prompts": ["a", "b"], "responses": ["a", ""]}, "at least one token"),
     ],
 )
 def test_fit_refuses(models, data, said):

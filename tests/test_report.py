@@ -36,7 +36,8 @@ STUDY = {
 
 def head(number):
     return {
-        "stack": "", "layer": number // 2,
+        "stack": "",
+        "layer": number // 2,
         "head": number % 2,
         "mask": "causal",
         "tokens": 16.0,

@@ -11,7 +11,7 @@ import numpy as np
 from kzoo import masks, objectives
 from kzoo.data import sources, text
 from kzoo.errors import InputError, unknown
-from kzoo.vocabulary import PAD
+from kzoo.vocabulary import BYTES, Vocabulary
 
 log = logging.getLogger("kzoo")
 
@@ -48,7 +48,8 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
             text file or of a folder of them, a list of strings, a list of
             `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,
-            `mask`, `objective` and `tokenizer`.
+            `mask`, `objective` and `tokenizer`; a model if its tokenizer is a file's, or if it
+            has segment embeddings.
         batch_size: rows of a batch.
         objective: what is predicted, instead of the config's.
         valid: the part that is held out, between 0 and 1. Which part depends on nothing
@@ -58,7 +59,8 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     Returns:
         `Splits(train, valid)`, whose elements are `(x, y, sample_weight)` as
         `kzoo.objectives.Objective.encode` makes them, `[batch_size, row_length]` each;
-        `x` has `"source_mask"` where the model's mask contains a prefix. Rows of running
+        `x` has `"source_mask"` where the model's mask contains a prefix, and `"segment_ids"`
+        where it has segment embeddings. Rows of running
         text have `max_sequence_length` tokens; of strings and pairs, as many as the longest
         needs, and at most that.
 
@@ -83,9 +85,11 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     objective = objectives.get(config["objective"])
     needs_source = masks.get(config["mask"]).needs_source
     _check(config, batch_size, valid)
+    reader = _reader(model_or_config, config)
     corpus = sources.read(source)
     split = _split_text if corpus.rows is None else _split_rows
-    train, held_out, length, cut = split(corpus, objective, config["max_sequence_length"], valid)
+    longest = config["max_sequence_length"]
+    train, held_out, length, cut = split(corpus, objective, longest, valid, reader)
     if len(train.targets) < batch_size:
         raise InputError(
             "too little data for a batch: use more data, shorter rows, or a batch_size of at most "
@@ -99,11 +103,14 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
             length,
             rng,
             complete=rows.complete,
+            vocabulary=reader.vocabulary,
             **kwargs,
         )
         if not needs_source:
             x.pop("source_mask", None)
-        x.pop("segment_ids", None)
+        in_target = x.pop("segment_ids", None)
+        if reader.segments:
+            x["segment_ids"] = np.array(reader.segments, np.int32)[in_target]
         return x, y, sample_weight
 
     # The shortest row speaks for all: what it cannot do is said here, not in mid-training.
@@ -119,20 +126,20 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     rng = np.random.default_rng(_HELD_OUT_SEED)
     count = len(held_out.targets)
     encoded = encode(held_out, range(count), rng, held_out=True)
-    streams = [np.concatenate(rows.targets, axis=None) for rows in (train, held_out)]
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
         "row_length": length,
         "train_rows": len(train.targets),
         "valid_rows": count,
-        "train_bytes": len(streams[0]),
-        "valid_bytes": len(streams[1]),
+        "train_bytes": len(train.text),
+        "valid_bytes": len(held_out.text),
         "cut_rows": cut,
-        "unigram_entropy": text.unigram_entropy(streams[1]),
-        "bigram_entropy": text.bigram_entropy(streams[1]),
+        "unigram_entropy": text.unigram_entropy(held_out.text),
+        "bigram_entropy": text.bigram_entropy(held_out.text),
     }
-    return Splits(batches, _batches(encoded, count, batch_size), facts)
+    pad = reader.vocabulary.pad
+    return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
 
 
 def _config(model_or_config, objective):
@@ -151,13 +158,8 @@ def _config(model_or_config, objective):
 
 
 def _check(config, batch_size, valid):
-    if config.get("num_segments"):
-        raise InputError(
-            "kzoo.data.load makes no segment ids; `fit` takes strings and pairs of models that "
-            f"have them. Received: num_segments={config['num_segments']}"
-        )
-    if config.get("tokenizer", "bytes") != "bytes":
-        raise unknown("tokenizer", config["tokenizer"], ["bytes"])
+    if config.get("tokenizer", "bytes") not in ("bytes", "file"):
+        raise unknown("tokenizer", config["tokenizer"], ["bytes", "file"])
     if config["max_sequence_length"] < 4:
         raise InputError(
             "a row has at least 4 tokens. "
@@ -171,13 +173,38 @@ def _check(config, batch_size, valid):
         )
 
 
-def _batches(encoded, count, batch_size):
+class _Reader(NamedTuple):
+    """How a model reads text."""
+
+    tokenizer: object  # None for bytes
+    vocabulary: Vocabulary
+    segments: tuple | None
+
+    def ids(self, data):
+        """Text, a uint8 array, as token ids: an integer array."""
+        return data if self.tokenizer is None else text.tokens(data, self.tokenizer)
+
+
+def _reader(model_or_config, config):
+    preprocessor = getattr(model_or_config, "preprocessor", None)
+    from_file = config.get("tokenizer", "bytes") == "file"
+    if preprocessor is None and (from_file or config.get("num_segments")):
+        raise InputError(
+            "data for a model with a file's tokenizer, or with segments, is made for the model "
+            f"itself, loaded with its tokenizer. Received: {model_or_config!r:.80}"
+        )
+    tokenizer = preprocessor.tokenizer if from_file else None
+    vocabulary = tokenizer.vocabulary if from_file else BYTES
+    return _Reader(tokenizer, vocabulary, preprocessor and preprocessor.segments)
+
+
+def _batches(encoded, count, batch_size, pad):
     """Encoded rows in their order, the last batch filled with padding of zero weight."""
     fill = (0, -count % batch_size), (0, 0)
     x, y, sample_weight = encoded
-    padding = {name: PAD if name.endswith("token_ids") else 0 for name in x}
+    padding = {name: pad if name.endswith("token_ids") else 0 for name in x}
     x = {name: np.pad(a, fill, constant_values=padding[name]) for name, a in x.items()}
-    y, sample_weight = np.pad(y, fill, constant_values=PAD), np.pad(sample_weight, fill)
+    y, sample_weight = np.pad(y, fill, constant_values=pad), np.pad(sample_weight, fill)
 
     def batch(start):
         at = slice(start, start + batch_size)
@@ -187,31 +214,41 @@ def _batches(encoded, count, batch_size):
 
 
 class _Rows(NamedTuple):
-    sources: list | None  # of uint8 arrays
+    sources: list | None  # of arrays of ids
     targets: list | np.ndarray
     complete: bool  # whether EOS follows
+    text: np.ndarray  # the bytes of the targets
 
 
-def _split_text(corpus, objective, length, valid):
+def _split_text(corpus, objective, length, valid, reader):
     """Windows of a text's two parts; the row length; no row is cut."""
-    size = objective.window(length)
-    parts = [text.windows(part, size) for part in text.split(corpus.text, valid)]
-    if not all(len(part) for part in parts):
+    size = objective.window(length, reader.vocabulary)
+
+    def rows(part):
+        windows = text.windows(reader.ids(part), size)
+        read = windows.reshape(-1) if reader.tokenizer is None else part
+        return _Rows(None, windows, complete=False, text=read)
+
+    train, held_out = map(rows, text.split(corpus.text, valid))
+    if not len(train.targets) or not len(held_out.targets):
+        unit = "bytes" if reader.tokenizer is None else "tokens"
         raise InputError(
-            f"the text is too short: its {valid:.0%} to hold out and the rest need {size} bytes or "
-            f"more each, for one row of {length} tokens. Received: {len(corpus.text)} bytes"
+            f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
+            f"or more each, for one row of {length} tokens. Received: {len(corpus.text)} bytes"
         )
-    train, held_out = (_Rows(None, part, complete=False) for part in parts)
     return train, held_out, length, 0
 
 
-def _split_rows(corpus, objective, length, valid):
+def _split_rows(corpus, objective, length, valid, reader):
     """Rows, whole ones held out; the row length that they need; how many it cuts."""
-    targets = [_bytes(target) for _, target in corpus.rows]
+    texts = [_bytes(target) for _, target in corpus.rows]
+    targets = [reader.ids(target) for target in texts]
     paired = corpus.rows[0][0] is not None
-    sources = [_bytes(source) if paired else None for source, _ in corpus.rows]
+    sources = [reader.ids(_bytes(source)) if paired else None for source, _ in corpus.rows]
 
-    needed = np.array([objective.row_length(*row) for row in zip(sources, targets, strict=True)])
+    pairs = zip(sources, targets, strict=True)
+    vocabulary = reader.vocabulary
+    needed = np.array([objective.row_length(*row, vocabulary=vocabulary) for row in pairs])
     cut = int((needed > length).sum())
     if cut:
         log.warning("%d of %d rows are longer than %d tokens and are cut", cut, len(needed), length)
@@ -228,6 +265,7 @@ def _split_rows(corpus, objective, length, valid):
             [sources[i] for i in indices] if paired else None,
             [targets[i] for i in indices],
             complete=True,
+            text=np.concatenate([texts[i] for i in indices]),
         )
 
     train, valid = rows(np.flatnonzero(~held_out)), rows(np.flatnonzero(held_out))

@@ -7,6 +7,7 @@ import numpy as np
 log = logging.getLogger("kzoo")
 
 BLOCK = 4096  # bytes held out in one place
+PIECE = 1 << 16  # bytes that a tokenizer takes at once
 SHARED = 64  # no run of so many bytes stands in both parts
 
 
@@ -56,6 +57,22 @@ def windows(stream, size):
     """A stream cut into rows, without overlap: `[count, size]`. The rest is left out."""
     count = len(stream) // size
     return stream[: count * size].reshape(count, size)
+
+
+def tokens(text, tokenizer):
+    """The token ids of a text, encoded in pieces that end at line breaks: int32.
+
+    Args:
+        text: uint8 array. Bytes that are no UTF-8, as where a repetition was cut out, are left
+            out.
+        tokenizer: a function from a list of strings to a list of integer arrays.
+    """
+    text, pieces, start = text.tobytes(), [], 0
+    while start < len(text):
+        end = text.find(b"\n", start + PIECE) + 1 or len(text)
+        pieces.append(text[start:end].decode("utf-8", "ignore"))
+        start = end
+    return np.concatenate([np.zeros(0, np.int32), *tokenizer(pieces)], dtype=np.int32)
 
 
 def unigram_entropy(text):

@@ -9,12 +9,14 @@ from kzoo.models.preprocessing import (
 )
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.tasks import CausalLM, MaskedLM, Seq2SeqLM
+from kzoo.models.tokenizer_file import FileTokenizer
 
 __all__ = [
     "ByteTokenizer",
     "CausalLM",
     "CausalLMPreprocessor",
     "EncoderDecoderBackbone",
+    "FileTokenizer",
     "MaskedLM",
     "MaskedLMPreprocessor",
     "Seq2SeqLM",

@@ -7,7 +7,6 @@ from keras import ops
 from kzoo.errors import InputError
 from kzoo.models.compiled import compiled
 from kzoo.models.rows import bucket
-from kzoo.vocabulary import SEP
 
 
 class Programs:
@@ -157,7 +156,8 @@ class Conversation:
         if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
             raise InputError(f"max_length is a positive integer. Received: {max_length!r}")
         (ids,) = model.preprocessor.tokens(text)
-        said = [*self.said, *[SEP] * bool(self.said), *map(int, ids)]
+        sep = model.preprocessor.tokenizer.vocabulary.sep
+        said = [*self.said, *[sep] * bool(self.said), *map(int, ids)]
         x = model.preprocessor.lay_out([said], as_source=True)
         (prompt,) = model._prompts(x, session.time)
         if not self.said or model.rereads:
@@ -168,7 +168,7 @@ class Conversation:
         self.reused, self.encoded = session.length, read - session.length
         longest = session.time if max_length is None else len(row) + max_length
         tokens = session.go_on(row, min(longest, session.time), self._stops)
-        self.said = [*said, SEP]
+        self.said = [*said, sep]
         return self._noting(tokens)
 
     def _noting(self, tokens):

@@ -14,7 +14,6 @@ from keras import ops
 from kzoo.errors import InputError, unknown
 from kzoo.models.conversation import Conversation, Programs, Session, pieces
 from kzoo.models.rows import Prompt, aligned_left, aligned_right, bucket, until
-from kzoo.vocabulary import SEP
 
 DRAWING = ("top_k", "top_p", "random")
 ONE_BY_ONE = ("greedy", *DRAWING)  # choose a token for good, given one distribution
@@ -98,7 +97,9 @@ class Generates:
             if not strip_prompt:
                 pairs = zip(prompts, rows, strict=True)
                 rows = [np.concatenate([prompt.ids, row]) for prompt, row in pairs]
-            return dict(zip(("token_ids", "padding_mask"), aligned_left(rows), strict=True))
+            pad = 0 if self.preprocessor is None else self.preprocessor.tokenizer.pad_token_id
+            aligned = aligned_left(rows, pad=pad)
+            return dict(zip(("token_ids", "padding_mask"), aligned, strict=True))
         texts = self.preprocessor.generate_postprocess(rows)
         given = inputs["prompts"] if isinstance(inputs, dict) else inputs
         if isinstance(inputs, str | list | tuple) and not self.objective.has_source:
@@ -304,8 +305,9 @@ class Generates:
 
     def _next_segment(self, token, segment):
         """That of what follows a token: after a source's separator comes a target."""
-        if self.preprocessor is not None and token == SEP:
-            return self.preprocessor.segments[1]
+        preprocessor = self.preprocessor
+        if preprocessor is not None and token == preprocessor.tokenizer.vocabulary.sep:
+            return preprocessor.segments[1]
         return segment
 
     def _beside(self, x, name):

@@ -12,7 +12,7 @@ from kzoo.errors import InputError
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.rows import aligned_left
 from kzoo.models.single_stack import SingleStackBackbone
-from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, VOCABULARY_SIZE
+from kzoo.vocabulary import BYTES, NUM_BYTES
 
 log = logging.getLogger("kzoo")
 
@@ -22,17 +22,19 @@ class ByteTokenizer(keras_hub.tokenizers.ByteTokenizer):
     """keras-hub's byte tokenizer, with the reserved ids of `kzoo.vocabulary` after the bytes."""
 
     backbone_cls = SingleStackBackbone
+    vocabulary = BYTES
+    token_bytes = None  # how many bytes of text each id stands for, where it is not one or none
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
-        self.pad_token_id = PAD
-        self.start_token_id = BOS
-        self.end_token_id = EOS
-        self.mask_token_id = MASK
+        self.pad_token_id = BYTES.pad
+        self.start_token_id = BYTES.bos
+        self.end_token_id = BYTES.eos
+        self.mask_token_id = BYTES.mask
         self.built = True  # an unbuilt layer makes Keras trace its model anew in every `fit`
 
     def vocabulary_size(self):
-        return VOCABULARY_SIZE
+        return BYTES.size
 
     def save_assets(self, directory):
         """Bytes need no files."""
@@ -115,6 +117,17 @@ class _ObjectivePreprocessor:
             return self.tokens(x["prompts"]), self.tokens(x["responses"])
         return None, self.tokens(x)
 
+    def byte_counts(self, x):
+        """How many bytes each source and each target of strings or pairs has: float64."""
+
+        def count(texts):
+            texts = [texts] if isinstance(texts, str) else texts
+            return np.array([len(text.encode()) for text in texts], "float64")
+
+        if isinstance(x, dict):
+            return count(x["prompts"]), count(x["responses"])
+        return None, count(x)
+
     def tokens(self, texts):
         texts = [texts] if isinstance(texts, str) else list(texts)
         if not all(isinstance(text, str) for text in texts):
@@ -124,7 +137,8 @@ class _ObjectivePreprocessor:
     def encode(self, sources, targets, *, complete=True, held_out=False):
         """Token arrays to `(x, y, sample_weight)`."""
         pairs = [*zip(sources or [None] * len(targets), targets, strict=True)]
-        needed = [self.objective.row_length(source, target, complete) for source, target in pairs]
+        vocabulary = self.tokenizer.vocabulary
+        needed = [self.objective.row_length(*pair, complete, vocabulary) for pair in pairs]
         cut = sum(length > self.sequence_length for length in needed)
         if cut:
             log.warning(
@@ -136,7 +150,13 @@ class _ObjectivePreprocessor:
             digest.update(array.tobytes())
         rng = np.random.default_rng(int.from_bytes(digest.digest(), "big"))
         x, y, sample_weight = self.objective.encode(
-            sources, targets, self.sequence_length, rng, complete=complete, held_out=held_out
+            sources,
+            targets,
+            self.sequence_length,
+            rng,
+            complete=complete,
+            held_out=held_out,
+            vocabulary=vocabulary,
         )
         if not self.source_mask:
             x.pop("source_mask", None)
@@ -208,8 +228,10 @@ class CausalLMPreprocessor(_Prompts, _ObjectivePreprocessor, keras_hub.models.Ca
     __doc__ = _ObjectivePreprocessor.__doc__
 
     def lay_out(self, texts, as_source):
-        rows = [objectives.prompt(ids, as_source) for ids in texts]
-        x = dict(zip(("token_ids", "padding_mask"), aligned_left(rows), strict=True))
+        vocabulary = self.tokenizer.vocabulary
+        rows = [objectives.prompt(ids, as_source, vocabulary) for ids in texts]
+        aligned = aligned_left(rows, pad=vocabulary.pad)
+        x = dict(zip(("token_ids", "padding_mask"), aligned, strict=True))
         if self.source_mask:
             x["source_mask"] = x["padding_mask"] * as_source
         if self.segments is not None:
@@ -231,11 +253,13 @@ class Seq2SeqLMPreprocessor(
         return self.encoder_sequence_length
 
     def lay_out(self, texts, as_source):
-        beginnings = [objectives.prompt((), as_source=False)] * len(texts)
-        encoded = [objectives.prompt(ids, as_source=True) for ids in texts]
+        vocabulary = self.tokenizer.vocabulary
+        beginnings = [[objectives.decoder_start(vocabulary)]] * len(texts)
+        encoded = [objectives.prompt(ids, True, vocabulary) for ids in texts]
         x = {}
         for part, rows in (("encoder", encoded), ("decoder", beginnings)):
-            x[f"{part}_token_ids"], x[f"{part}_padding_mask"] = aligned_left(rows)
+            aligned = aligned_left(rows, pad=vocabulary.pad)
+            x[f"{part}_token_ids"], x[f"{part}_padding_mask"] = aligned
         return x
 
 

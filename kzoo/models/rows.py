@@ -2,7 +2,7 @@
 
 The prompts of a batch end at one column, so that every row goes on at the same one:
 
-    PAD … PAD prompt | tokens to come
+    padding … prompt | tokens to come
 
 kzoo's positions begin at a document's first token, so the padding on the left moves none.
 """
@@ -10,8 +10,6 @@ kzoo's positions begin at a document's first token, so the padding on the left m
 from typing import NamedTuple
 
 import numpy as np
-
-from kzoo.vocabulary import PAD
 
 BUCKET = 32  # widths are multiples of it, so that few shapes compile
 FREE = -1  # what stands in columns to come: no token, so none that could stop
@@ -51,7 +49,7 @@ def aligned_right(prompts, steps):
     time = bucket(lengths.max() + steps)
     index = time - steps
     width = min(bucket(index), time)
-    ids = np.full((len(prompts), time), PAD)
+    ids = np.zeros((len(prompts), time))  # whatever stands in padding, nothing sees it
     for row, prompt in zip(ids, prompts, strict=True):
         row[index - len(prompt.ids) : index] = prompt.ids
     start = index - lengths
@@ -71,11 +69,11 @@ def aligned_right(prompts, steps):
     return {name: array.astype("int32") for name, array in inputs.items()}
 
 
-def aligned_left(rows, width=None):
-    """Rows of ids as int32 arrays [batch, width], PAD behind them, and their 0/1 mask."""
+def aligned_left(rows, width=None, pad=0):
+    """Rows of ids as int32 arrays [batch, width], `pad` behind them, and their 0/1 mask."""
     lengths = np.array([len(row) for row in rows])
     mask = (np.arange(width or lengths.max()) < lengths[:, None]).astype("int32")
-    ids = np.full(mask.shape, PAD, "int32")
+    ids = np.full(mask.shape, pad, "int32")
     ids[mask != 0] = np.concatenate(rows)
     return ids, mask
 

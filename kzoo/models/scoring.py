@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 from keras import ops
 
 from kzoo.vocabulary import NUM_BYTES
@@ -26,6 +27,10 @@ class BitsPerByte(keras.metrics.Metric):
     For a masked LM the bytes are the masked ones: bits per masked byte, which no other
     objective's bits compare with.
 
+    Args:
+        token_bytes: integers [vocabulary_size], how many bytes of text each id stands for, or a
+            function that gives them once they are known; None if ids below 256 are bytes.
+
     Example:
         >>> metric = BitsPerByte()
         >>> metric.update_state([[97]], np.zeros((1, 1, 256)), [[1.0]])
@@ -33,8 +38,9 @@ class BitsPerByte(keras.metrics.Metric):
         8.0
     """
 
-    def __init__(self, name="bits_per_byte", **kwargs):
+    def __init__(self, name="bits_per_byte", token_bytes=None, **kwargs):
         super().__init__(name=name, **kwargs)
+        self.token_bytes = token_bytes if callable(token_bytes) else lambda: token_bytes
         self.nats = self.add_variable((), "zeros", name="nats")
         self.bytes = self.add_variable((), "zeros", name="bytes")
 
@@ -50,10 +56,20 @@ class BitsPerByte(keras.metrics.Metric):
     def add(self, nats, y_true, weight):
         """Count a batch whose Σ w·nll is known."""
         self.nats.assign_add(nats)
-        self.bytes.assign_add(ops.sum(weight * ops.cast(y_true < NUM_BYTES, "float32")))
+        sizes = self.token_bytes()
+        if sizes is None:
+            count = ops.cast(y_true < NUM_BYTES, "float32")
+        else:
+            count = ops.take(np.asarray(sizes, "float32"), y_true, axis=0)
+        self.bytes.assign_add(ops.sum(weight * count))
 
     def result(self):
         return self.nats / (math.log(2) * ops.maximum(self.bytes, 1.0))
+
+    def get_config(self):
+        sizes = self.token_bytes()
+        sizes = None if sizes is None else np.asarray(sizes, int).tolist()
+        return {**super().get_config(), "token_bytes": sizes}
 
     def reset_state(self):
         self.nats.assign(0.0)

@@ -16,6 +16,7 @@ from kzoo.config import (
     HEAD_FIELDS,
     check_head,
     check_objective,
+    tokenizer_kind,
 )
 from kzoo.errors import InputError, unknown
 from kzoo.layers import Head, derive_seed
@@ -30,9 +31,8 @@ from kzoo.models.preprocessing import (
 )
 from kzoo.models.scoring import BitsPerByte, token_loss
 from kzoo.models.single_stack import SingleStackBackbone
-from kzoo.models.weights import PathWeights
+from kzoo.models.weights import PathWeights, by_path, read_weights, write_weights
 from kzoo.ops.cross_entropy import cross_entropy
-from kzoo.vocabulary import MASK, NUM_BYTES
 
 LEARNING_RATE = 3e-4
 
@@ -117,11 +117,12 @@ class _Task(PathWeights):
     def config(self):
         """The complete config: what `kzoo.presets.config` gives, for this model."""
         fields = self.backbone.get_config()
+        cls = self.preprocessor and type(self.preprocessor.tokenizer).__name__
         return {
             **{field: fields[field] for field in BACKBONE_FIELDS},
             "stack": self.backbone.stack_name,
             "objective": self.objective.get_config(),
-            "tokenizer": "bytes",
+            "tokenizer": tokenizer_kind(cls, self.backbone.vocabulary_size),
             **{field: getattr(self, field) for field in HEAD_FIELDS},
             "config_version": CONFIG_VERSION,
         }
@@ -134,7 +135,7 @@ class _Task(PathWeights):
         if loss == "auto":
             loss = token_loss()
         if weighted_metrics == "auto":
-            weighted_metrics = [BitsPerByte()]
+            weighted_metrics = [BitsPerByte(token_bytes=self._token_bytes)]
         if self.loss_rows:
             self._check_needs_no_logits(loss, weighted_metrics, kwargs)
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
@@ -143,6 +144,13 @@ class _Task(PathWeights):
         """As `compile` was called, so that a `.keras` file brings its optimizer's state back."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
+
+    def _token_bytes(self):
+        """Bytes of text of each row of the embedding; None where ids are bytes."""
+        sizes = self.preprocessor and self.preprocessor.tokenizer.token_bytes
+        if sizes is None:
+            return None
+        return np.pad(sizes, (0, self.backbone.vocabulary_size - len(sizes)))
 
     def _check_needs_no_logits(self, loss, weighted_metrics, others):
         needing = [metric for metric in weighted_metrics or () if type(metric) is not BitsPerByte]
@@ -227,7 +235,15 @@ class _Task(PathWeights):
         if is_tokens(x):
             self._check_tokens(x)
             return x, y, sample_weight
-        return self.preprocessor.encode(*self.preprocessor.read(x))
+        return self._reader().encode(*self._reader().read(x))
+
+    def _reader(self):
+        if self.preprocessor is None:
+            raise InputError(
+                "this model has no tokenizer, and so takes token batches and datasets of them: "
+                f"{', '.join(self.input)}. Received: text"
+            )
+        return self.preprocessor
 
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if is_tokens(x):
@@ -264,8 +280,8 @@ class _Task(PathWeights):
         """How well the model predicts each text.
 
         A causal LM scores every token from BOS to EOS, a continuation the target given the
-        source (without a source: given an empty one). A masked LM scores each byte with that
-        byte alone hidden (pseudo-log-likelihood, Salazar et al. 2020, arXiv:1910.14659).
+        source (without a source: given an empty one). A masked LM scores each token with that
+        token alone hidden (pseudo-log-likelihood, Salazar et al. 2020, arXiv:1910.14659).
         Texts longer than the model's sequences are scored in consecutive windows.
 
         Args:
@@ -282,9 +298,9 @@ class _Task(PathWeights):
         Example:
             >>> model.score(["Call me Ishmael."])["bits_per_byte"]
         """
-        sources, targets = self.preprocessor.read(x)
+        sources, targets = self._reader().read(x)
         if not all(len(target) for target in targets):
-            raise InputError("a text to score has at least one byte. Received: an empty text")
+            raise InputError("a text to score has at least one token. Received: an empty text")
         owners, rows = [], []
         for i, target in enumerate(targets):
             for row in self._rows(None if sources is None else sources[i], target):
@@ -292,9 +308,9 @@ class _Task(PathWeights):
                 rows.append(row)
         nats = np.zeros(len(targets))
         np.add.at(nats, owners, self._row_nats(rows, batch_size))
-        sizes = np.array([len(target) for target in targets], "float64")
+        source_bytes, sizes = self.preprocessor.byte_counts(x)
         if sources is not None and not self.objective.has_source:
-            sizes += [len(source) for source in sources]
+            sizes = sizes + source_bytes
         return {"nats": nats, "bits_per_byte": nats / (math.log(2) * sizes)}
 
     def _rows(self, source, target):
@@ -302,11 +318,12 @@ class _Task(PathWeights):
         length, objective = self.preprocessor.sequence_length, self.objective
         if source is None and objective.has_source:
             source = target[:0]
-        room = length - objective.row_length(source, target[:0])
+        vocabulary = self.preprocessor.tokenizer.vocabulary
+        room = length - objective.row_length(source, target[:0], vocabulary=vocabulary)
         if len(target) > room and source is not None and len(source):
             raise InputError(
                 f"a pair to score fits in {length} tokens. Received: one that needs "
-                f"{objective.row_length(source, target)}"
+                f"{objective.row_length(source, target, vocabulary=vocabulary)}"
             )
         for start in range(0, len(target), room):
             part = target[start : start + room]
@@ -341,6 +358,17 @@ class _Task(PathWeights):
         logits -= logits.max(-1, keepdims=True)
         chosen = np.take_along_axis(logits, y[..., None], -1)[..., 0]
         return weight * (np.log(np.exp(logits).sum(-1)) - chosen)
+
+    # keras-hub keeps what is not the backbone's in a file of its own; by path there, too.
+    def save_task_weights(self, filepath):
+        write_weights(str(filepath), self._own_weights())
+
+    def load_task_weights(self, filepath):
+        read_weights(str(filepath), self._own_weights())
+
+    def _own_weights(self):
+        of_backbone = by_path(self.backbone)
+        return {path: v for path, v in by_path(self).items() if path not in of_backbone}
 
     def get_config(self):
         head = {field: getattr(self, field) for field in HEAD_FIELDS}
@@ -411,9 +439,10 @@ class MaskedLM(_Task, keras_hub.models.MaskedLM):
     def _score_rows(self, sources, target, complete):
         x, y, _ = self.preprocessor.encode(sources, [target], complete=complete)
         x = {name: array[0] for name, array in x.items()}
-        for position in np.flatnonzero(y[0] < NUM_BYTES):
+        vocabulary = self.preprocessor.tokenizer.vocabulary
+        for position in np.flatnonzero(vocabulary.is_text(y[0])):
             hidden = y[0].copy()
-            hidden[position] = MASK
+            hidden[position] = vocabulary.mask
             weight = np.zeros(len(hidden), "float32")
             weight[position] = 1
             yield {**x, "token_ids": hidden}, y[0], weight

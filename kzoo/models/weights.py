@@ -26,14 +26,7 @@ class PathWeights:
             raise InputError(f"a weights file ends in '.weights.h5'. Received: {filepath}")
         if os.path.exists(filepath) and not overwrite:
             raise InputError(f"the file exists and overwrite is False. Received: {filepath}")
-        temporary = f"{filepath}.{os.getpid()}.tmp"
-        with h5py.File(temporary, "w") as file:
-            for path, variable in _by_path(self).items():
-                # HDF5 has no bfloat16; float32 holds its values exactly.
-                file[path] = keras.ops.convert_to_numpy(
-                    keras.ops.cast(variable, _storage(variable))
-                )
-        os.replace(temporary, filepath)
+        write_weights(filepath, by_path(self))
 
     def load_weights(self, filepath, **kwargs):
         """Read weights by path.
@@ -46,34 +39,51 @@ class PathWeights:
             return super().load_weights(filepath, **kwargs)
         if kwargs:
             raise InputError(f"weights load by path, all or none. Received: {kwargs}")
-        variables = _by_path(self)
-        with h5py.File(filepath, "r") as file:
-            arrays = {}
-            file.visititems(
-                lambda path, item: (
-                    arrays.update({path: np.asarray(item)})
-                    if isinstance(item, h5py.Dataset)
-                    else None
-                )
-            )
-        faults = [f"missing {path}" for path in variables if path not in arrays]
-        faults += [f"unknown {path}" for path in arrays if path not in variables]
-        faults += [
-            f"{path} has shape {list(arrays[path].shape)}, not {list(variable.shape)}"
-            for path, variable in variables.items()
-            if path in arrays and tuple(arrays[path].shape) != tuple(variable.shape)
-        ]
-        if faults:
-            raise InputError(f"the weights do not fit: {'; '.join(faults)}. Received: {filepath}")
-        for path, variable in variables.items():
-            variable.assign(arrays[path])
+        read_weights(filepath, by_path(self))
 
 
-def _by_path(model):
+def by_path(model):
+    """A model's weights: path -> variable."""
     variables = {variable.path: variable for variable in model.weights}
     if len(variables) != len(model.weights):
         raise InputError(f"two weights of the model share a path. Received: {model.name}")
     return variables
+
+
+def write_weights(filepath, variables):
+    """Write variables, by path, to an HDF5 file, replacing it in one step."""
+    temporary = f"{filepath}.{os.getpid()}.tmp"
+    with h5py.File(temporary, "w") as file:
+        for path, variable in variables.items():
+            # HDF5 has no bfloat16; float32 holds its values exactly.
+            file[path] = keras.ops.convert_to_numpy(keras.ops.cast(variable, _storage(variable)))
+    os.replace(temporary, filepath)
+
+
+def read_weights(filepath, variables):
+    """Assign to variables, by path, what an HDF5 file holds: all of it, and all of them.
+
+    Raises:
+        InputError: if a weight is missing, extra or of another shape; all are named.
+    """
+    with h5py.File(filepath, "r") as file:
+        arrays = {}
+        file.visititems(
+            lambda path, item: (
+                arrays.update({path: np.asarray(item)}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+    faults = [f"missing {path}" for path in variables if path not in arrays]
+    faults += [f"unknown {path}" for path in arrays if path not in variables]
+    faults += [
+        f"{path} has shape {list(arrays[path].shape)}, not {list(variable.shape)}"
+        for path, variable in variables.items()
+        if path in arrays and tuple(arrays[path].shape) != tuple(variable.shape)
+    ]
+    if faults:
+        raise InputError(f"the weights do not fit: {'; '.join(faults)}. Received: {filepath}")
+    for path, variable in variables.items():
+        variable.assign(arrays[path])
 
 
 def _storage(variable):

@@ -1,0 +1,123 @@
+"""BERT (Devlin et al. 2019, arXiv:1810.04805) and UniLM (Dong et al. 2019, arXiv:1905.03197).
+
+UniLM is BERT with six segments and a prefix mask: its tensors have BERT's names.
+"""
+
+import dataclasses
+
+from kzoo.convert.family import (
+    Family,
+    choose,
+    dense,
+    layer_norm,
+    name_of,
+    one,
+    require,
+    take,
+)
+
+SIZES = {
+    "vocab_size": "vocabulary_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "hidden_size": "hidden_dim",
+    "intermediate_size": "intermediate_dim",
+    "max_position_embeddings": "max_sequence_length",
+    "type_vocab_size": "num_segments",
+}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+UNILM_SEGMENTS = 6
+POOLER, TRANSFORM = "bert.pooler.dense", "cls.predictions.transform"
+
+
+def _read_config(config, names):
+    require(config, position_embedding_type="absolute", is_decoder=False, add_cross_attention=False)
+    return {
+        **take(config, SIZES),
+        "mask": "bidirectional",
+        "objective": "masked_lm",
+        "positions": "learned",
+        "norm_placement": "post",
+        "activation": choose(config, "hidden_act", ACTIVATIONS, "gelu"),
+        "dropout": config.get("hidden_dropout_prob", 0.1),
+        "norm_epsilon": config.get("layer_norm_eps", 1e-12),
+        "embedding_norm": True,
+        "pooler": any(name.startswith(POOLER) for name in names),
+        "output_transform": any(name.startswith(TRANSFORM) for name in names),
+    }
+
+
+def _read_unilm_config(config, names):
+    config = {"type_vocab_size": UNILM_SEGMENTS, **config}
+    return _read_config(config, names) | {"mask": "prefix", "objective": "continuation"}
+
+
+def _write_config(c):
+    return {
+        **{theirs: c[ours] for theirs, ours in SIZES.items()},
+        "hidden_act": name_of(ACTIVATIONS, c["activation"]),
+        "position_embedding_type": "absolute",
+        **{f"{part}_dropout_prob": c["dropout"] for part in ("hidden", "attention_probs")},
+        "layer_norm_eps": c["norm_epsilon"],
+    }
+
+
+def _rows(c):
+    embeddings = "bert.embeddings"
+    rows = one("token_embedding/embeddings", f"{embeddings}.word_embeddings.weight", "vd")
+    rows += one("position_embedding/embeddings", f"{embeddings}.position_embeddings.weight", "pd")
+    rows += one("segment_embedding/embeddings", f"{embeddings}.token_type_embeddings.weight", "sd")
+    rows += layer_norm("embedding_norm", f"{embeddings}.LayerNorm")
+    for i in range(c["num_layers"]):
+        ours, theirs = f"block_{i}", f"bert.encoder.layer.{i}"
+        for part in ("query", "key", "value"):
+            rows += dense(f"{ours}/attention/{part}", f"{theirs}.attention.self.{part}", "dh")
+        rows += dense(f"{ours}/attention/output_dense", f"{theirs}.attention.output.dense", "hd")
+        rows += layer_norm(f"{ours}/attention_norm", f"{theirs}.attention.output.LayerNorm")
+        rows += dense(f"{ours}/feed_forward/intermediate", f"{theirs}.intermediate.dense", "df")
+        rows += dense(f"{ours}/feed_forward/output_dense", f"{theirs}.output.dense", "fd")
+        rows += layer_norm(f"{ours}/feed_forward_norm", f"{theirs}.output.LayerNorm")
+    if c["pooler"]:
+        rows += dense("pooler", POOLER, "dd")
+    if c["output_transform"]:
+        rows += dense("head/dense", f"{TRANSFORM}.dense", "dd")
+        rows += layer_norm("head/norm", f"{TRANSFORM}.LayerNorm")
+        rows += one("head/bias", "cls.predictions.bias", "v")
+    if not c["tie_embeddings"]:
+        output = "cls.predictions.decoder.weight"
+        rows += one("token_embedding/reverse_embeddings", output, "dv", "transposed")
+    return rows
+
+
+BERT = Family(
+    model_type="bert",
+    architecture=lambda c: "BertForMaskedLM" if c["output_transform"] else "BertModel",
+    read_config=_read_config,
+    write_config=_write_config,
+    rows=_rows,
+    prefix="bert.",
+    heads=("cls.",),
+    renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    output="cls.predictions.decoder.weight",
+    copies={
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
+    harmless={
+        r"bert\.embeddings\.(position_ids|token_type_ids)": "numbers of positions, as a buffer",
+        r"cls\.seq_relationship\.(weight|bias)": "next-sentence prediction, which kzoo lacks",
+    },
+    special_tokens={
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    },
+)
+UNILM = dataclasses.replace(BERT, model_type="unilm", read_config=_read_unilm_config)

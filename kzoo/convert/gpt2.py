@@ -1,0 +1,85 @@
+"""GPT-2: Radford et al. 2019, Language Models are Unsupervised Multitask Learners."""
+
+from kzoo.convert.family import Family, Row, choose, layer_norm, name_of, one, require, take
+
+SIZES = {
+    "vocab_size": "vocabulary_size",
+    "n_layer": "num_layers",
+    "n_head": "num_heads",
+    "n_embd": "hidden_dim",
+    "n_positions": "max_sequence_length",
+}
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+}
+
+
+def _read_config(config, names):
+    require(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    sizes = take(config, SIZES)
+    return {
+        **sizes,
+        "intermediate_dim": config.get("n_inner") or 4 * sizes["hidden_dim"],
+        "mask": "causal",
+        "objective": "causal_lm",
+        "positions": "learned",
+        "activation": choose(config, "activation_function", ACTIVATIONS, "gelu_new"),
+        "attention_scale": None if config.get("scale_attn_weights", True) else 1.0,
+        "dropout": config.get("resid_pdrop", 0.1),
+        "norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
+        "initialization": "gpt2",
+    }
+
+
+def _write_config(c):
+    return {
+        **{theirs: c[ours] for theirs, ours in SIZES.items()},
+        "n_inner": c["intermediate_dim"],
+        "activation_function": name_of(ACTIVATIONS, c["activation"]),
+        "scale_attn_weights": c["attention_scale"] is None,
+        **{name: c["dropout"] for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")},
+        "layer_norm_epsilon": c["norm_epsilon"],
+    }
+
+
+def _dense(ours, theirs, shape):
+    """Kernels stand as [in, out], as ours do; several of ours may stand side by side."""
+    how = "same" if len(ours) == 1 else "joined"
+    kernel = Row(f"{theirs}.weight", tuple(f"{path}/kernel" for path in ours), shape, how)
+    bias = Row(f"{theirs}.bias", tuple(f"{path}/bias" for path in ours), shape[-1], how)
+    return [kernel, bias]
+
+
+def _rows(c):
+    rows = one("token_embedding/embeddings", "transformer.wte.weight", "vd")
+    if not c["tie_embeddings"]:
+        rows += one("token_embedding/reverse_embeddings", "lm_head.weight", "dv", "transposed")
+    rows += one("position_embedding/embeddings", "transformer.wpe.weight", "pd")
+    for i in range(c["num_layers"]):
+        ours, theirs = f"block_{i}", f"transformer.h.{i}"
+        qkv = [f"{ours}/attention/{part}" for part in ("query", "key", "value")]
+        rows += layer_norm(f"{ours}/attention_norm", f"{theirs}.ln_1")
+        rows += _dense(qkv, f"{theirs}.attn.c_attn", "dh")
+        rows += _dense([f"{ours}/attention/output_dense"], f"{theirs}.attn.c_proj", "hd")
+        rows += layer_norm(f"{ours}/feed_forward_norm", f"{theirs}.ln_2")
+        rows += _dense([f"{ours}/feed_forward/intermediate"], f"{theirs}.mlp.c_fc", "df")
+        rows += _dense([f"{ours}/feed_forward/output_dense"], f"{theirs}.mlp.c_proj", "fd")
+    return rows + layer_norm("final_norm", "transformer.ln_f")
+
+
+GPT2 = Family(
+    model_type="gpt2",
+    architecture=lambda c: "GPT2LMHeadModel",
+    read_config=_read_config,
+    write_config=_write_config,
+    rows=_rows,
+    prefix="transformer.",
+    heads=("lm_head.",),
+    output="lm_head.weight",
+    copies={"lm_head.weight": "transformer.wte.weight"},
+    harmless={r"transformer\.h\.\d+\.attn\.(masked_)?bias": "the causal mask, as a buffer"},
+    special_tokens={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
+)

@@ -1,0 +1,243 @@
+"""Folders in Hugging Face's format: config.json, safetensors and the tokenizer's files."""
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import keras
+import numpy as np
+from safetensors.numpy import save_file
+
+from kzoo import config as fields
+from kzoo.convert.bert import BERT, UNILM, UNILM_SEGMENTS
+from kzoo.convert.checkpoint import Checkpoint, grouped
+from kzoo.convert.gpt2 import GPT2
+from kzoo.convert.t5 import T5
+from kzoo.convert.tensors import FLOATS, SAFETENSORS, Tensors, read_json
+from kzoo.convert.tokenizers import read_tokenizer
+from kzoo.errors import InputError, unknown
+from kzoo.models.tokenizer_file import FileTokenizer
+from kzoo.models.weights import by_path
+
+log = logging.getLogger("kzoo")
+
+CONFIG_FILE = "config.json"
+FAMILIES = {family.model_type: family for family in (GPT2, BERT, T5, UNILM)}
+# Fields that change neither the weights nor what the model computes from tokens.
+_FREE = {"objective", "tokenizer", "dropout", "loss_rows", "initialization", "feature_map", "seed"}
+
+
+def read_huggingface(directory):
+    """A checkpoint in Hugging Face's format, checked.
+
+    Args:
+        directory: a folder with config.json and safetensors, in one file or in shards; see
+            `FAMILIES` for the values of `model_type`.
+
+    Returns:
+        A `Checkpoint`.
+
+    Raises:
+        InputError: an unknown model; a size or detail that kzoo does not compute; a file that
+            is missing, truncated or corrupt; tensors that are missing, extra or misshapen, all
+            named; a tokenizer that does not match the vocabulary.
+    """
+    directory = Path(directory)
+    theirs = read_json(directory / CONFIG_FILE)
+    family = family_of(theirs)
+    tensors = Tensors(directory)
+    names = {family.name(name): name for name in tensors}
+    for copy, original in family.copies.items():
+        if copy in names and original not in names:  # of two equal names a file may keep either
+            names[original] = names.pop(copy)
+
+    config = family.read_config(theirs, names)
+    tied = _is_tied(family, theirs, tensors, names)
+    config = fields.resolve({**config, "tie_embeddings": tied, "tokenizer": "file"})
+    rows = family.rows(config)
+    _check(family, rows, config, tensors, names, directory)
+
+    def arrays():
+        for row in rows:
+            yield from row.read(tensors[names[row.theirs]], config)
+
+    tokenizer = read_tokenizer(
+        directory,
+        family.special_tokens,
+        config["vocabulary_size"],
+        theirs.get("decoder_start_token_id", family.decoder_start),
+    )
+    shapes = {path: row.our_shape(config) for row in rows for path in row.ours}
+    return Checkpoint(config, tokenizer, shapes, arrays)
+
+
+def family_of(config):
+    """The family of a config.json. UniLM's says that it is BERT, with six segments."""
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise unknown("model_type in config.json", kind, FAMILIES)
+    if kind == "bert" and config.get("type_vocab_size") == UNILM_SEGMENTS:
+        return UNILM
+    return FAMILIES[kind]
+
+
+def _is_tied(family, config, tensors, names):
+    """Whether the output matrix is the embedding.
+
+    A config.json that ties them is believed only where the file has no other matrix:
+    transformers 5 writes of every T5 that it is tied.
+    """
+    tied = config.get("tie_word_embeddings", True)
+    output, original = family.output, family.copies[family.output]
+    if not tied or output not in names or original not in names:
+        return tied
+    return np.array_equal(tensors[names[output]], tensors[names[original]])
+
+
+def _check(family, rows, config, tensors, names, directory):
+    """`InputError` that names whatever is missing, extra, misshapen or different."""
+    needed = {row.theirs: row.their_shape(config) for row in rows}
+    faults = [f"missing {name}" for name in needed if name not in names]
+    faults += [f"twice {stored}" for stored in tensors if stored not in names.values()]
+    left_out = []
+    for name, stored in names.items():
+        shape = tensors.shapes[stored]
+        if name in needed:
+            if shape != needed[name]:
+                faults.append(f"{stored} has shape {list(shape)}, not {list(needed[name])}")
+            elif tensors.dtypes[stored] not in FLOATS:
+                faults.append(f"{stored} has dtype {tensors.dtypes[stored]}, not a float's")
+        elif name in family.copies:
+            if not np.array_equal(tensors[stored], tensors[names[family.copies[name]]]):
+                faults.append(f"{stored} differs from {names[family.copies[name]]}")
+        elif why := family.is_harmless(name):
+            left_out.append((stored, why))
+        else:
+            faults.append(f"extra {stored}")
+    if faults:
+        raise InputError(
+            "the tensors do not fit config.json: "
+            f"{'; '.join(grouped(sorted(faults)))}. Received: {directory}"
+        )
+    for why in dict.fromkeys(why for _, why in left_out):
+        stored = grouped(name for name, reason in left_out if reason == why)
+        log.info("left out %s: %s", ", ".join(stored), why)
+
+
+def to_huggingface(model, directory):
+    """Writes a model as transformers reads it: config.json, model.safetensors, tokenizer.
+
+    Args:
+        model: a kzoo task whose architecture is GPT-2's, BERT's, T5's or UniLM's.
+        directory: a new or empty folder. It appears whole or not at all.
+
+    Raises:
+        InputError: if no model of transformers computes what this one does, with the fields of
+            the nearest that differ; or if the folder holds something.
+
+    Example:
+        >>> model = kzoo.presets.load("hf://google-bert/bert-base-uncased")
+        >>> kzoo.convert.to_huggingface(model, "mine")
+        >>> transformers.AutoModelForMaskedLM.from_pretrained("mine")
+    """
+    directory = Path(directory)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InputError(f"an export needs a new or empty folder. Received: {directory}")
+    config = model.config
+    family, theirs = _family_of(config)
+    arrays = _arrays(model, family.rows(config))
+    tokenizer = getattr(model.preprocessor, "tokenizer", None)
+    files = {CONFIG_FILE: theirs | _ids(tokenizer)}
+    if isinstance(tokenizer, FileTokenizer):
+        special = dict(tokenizer.get_config()["special_tokens"])
+        files["tokenizer_config.json"] = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "model_max_length": config["max_sequence_length"],
+            **special,
+        }
+    else:
+        log.info("no tokenizer is written: %s reads none of bytes", theirs["architectures"][0])
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as part:
+        part = Path(part) / "export"
+        part.mkdir()
+        save_file(arrays, part / SAFETENSORS, metadata={"format": "pt"})
+        for name, content in files.items():
+            (part / name).write_text(json.dumps(content, indent=2) + "\n")
+        shutil.copymode(part / CONFIG_FILE, part / SAFETENSORS)  # safetensors keeps it to the user
+        if isinstance(tokenizer, FileTokenizer):
+            tokenizer.save_assets(part)
+        os.replace(part, directory)
+    log.info("written to %s for transformers' %s", directory, theirs["architectures"][0])
+
+
+def _family_of(config):
+    """The family that computes what a config says, and its config.json."""
+    differences = {}
+    for family in (GPT2, BERT, T5):
+        theirs = {
+            "model_type": family.model_type,
+            "architectures": [family.architecture(config)],
+            "tie_word_embeddings": config["tie_embeddings"],
+            **family.write_config(config),
+        }
+        try:
+            names = [row.theirs for row in family.rows(config)]
+            again = family_of(theirs).read_config(theirs, names)
+            tied = config["tie_embeddings"]
+            again = fields.resolve({**again, "tie_embeddings": tied, "tokenizer": "file"})
+        except InputError:
+            continue
+        different = [f for f in config if f not in _FREE and config[f] != again[f]]
+        if not different:
+            return family, theirs
+        differences[family.model_type] = {f: (config[f], again[f]) for f in different}
+    nearest = min(differences, key=lambda kind: len(differences[kind]), default=None)
+    if nearest is None:
+        raise InputError(f"no model of transformers is like this one. Received: {config}")
+    raise InputError(
+        f"no model of transformers is this one; nearest is {nearest}: "
+        f"{'; '.join(f'{f} is {b!r} there' for f, (_, b) in differences[nearest].items())}. "
+        f"Received: {', '.join(f'{f}={a!r}' for f, (a, _) in differences[nearest].items())}"
+    )
+
+
+def _arrays(model, rows):
+    """Their name -> array of each weight of a model."""
+    variables = by_path(model)
+    held = {path for row in rows for path in row.ours}
+    faults = [f"no place for {path}" for path in variables if path not in held]
+    faults += [f"missing {path}" for path in sorted(held) if path not in variables]
+    faults += [
+        f"{path} holds {variable.dtype}"
+        for path, variable in variables.items()
+        if not keras.backend.is_float_dtype(variable.dtype)
+    ]
+    if faults:  # LoRA, quantisation
+        raise InputError(
+            f"these weights do not fit the format: {'; '.join(grouped(faults))}. "
+            f"Received: {model.name}"
+        )
+
+    def array(path):
+        return keras.ops.convert_to_numpy(keras.ops.cast(variables[path], "float32"))
+
+    return {row.theirs: row.write([array(path) for path in row.ours]) for row in rows}
+
+
+def _ids(tokenizer):
+    """What a config.json says about special tokens."""
+    if not isinstance(tokenizer, FileTokenizer):
+        return {}
+    known = tokenizer.vocabulary
+    ids = {
+        "pad_token_id": known.pad,
+        "bos_token_id": known.bos,
+        "eos_token_id": known.eos,
+        "decoder_start_token_id": known.decoder_start,
+    }
+    return {name: id for name, id in ids.items() if id is not None}
