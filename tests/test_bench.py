@@ -167,7 +167,7 @@ def test_train_reports_every_contestant():
 def test_generate_reports_steps_and_turns(monkeypatch):
     arms = ("softmax_causal", "linear_prefix", "linear_encoder_decoder")
     monkeypatch.setattr(generate, "ARMS", {name: generate.ARMS[name] for name in arms})
-    settings = {"steps": 2, "turns": 2, "turn_tokens": 3, "repeats": 2}
+    settings = {"steps": 2, "turns": 2, "turn_tokens": 3, "reply_tokens": 2, "repeats": 2}
     result = bench_generate((40, 8), sizes=generate.Sizes(1, 16, 2), **settings)
     result = json.loads(json.dumps(result))
     assert result["settings"]["lengths"] == [8, 40] and result["bar"] == 1.1
@@ -185,8 +185,8 @@ def test_generate_reports_steps_and_turns(monkeypatch):
     for (name, turn), row in turns.items():
         # BOS said SEP, and then reply SEP said SEP: causal reads what is new and, of the reply,
         # the last token.
-        assert row["context"] == (5 if turn == 1 else 13)
-        assert row["reused"] == (7 if (name, turn) == ("softmax_causal", 2) else 0)
+        assert row["context"] == (5 if turn == 1 else 12)
+        assert row["reused"] == (6 if (name, turn) == ("softmax_causal", 2) else 0)
         assert len(row["seconds"]) == 2 and row["median_seconds"] > 0
     result["rows"][3]["ratio"] = 2.5
     text = [part for part in tables(result) if isinstance(part, str)]

@@ -8,9 +8,9 @@ import numpy as np
 from kzoo import presets
 from kzoo.bench.measure import PAUSE, Ready, check_jax, machine, race, statistics
 from kzoo.errors import InputError
-from kzoo.models.conversation import Session
+from kzoo.models.conversation import Conversation, Session
 from kzoo.models.generation import get_sampler
-from kzoo.models.rows import BUCKET, bucket
+from kzoo.models.rows import bucket
 
 # A linear step after the longer row may take so many times the one after the shorter.
 BAR = 1.1
@@ -47,6 +47,7 @@ def bench_generate(
     steps=16,
     turns=4,
     turn_tokens=128,
+    reply_tokens=16,
     repeats=5,
     sizes=Sizes(),  # noqa: B008 (a tuple)
     say=lambda text: None,
@@ -61,7 +62,7 @@ def bench_generate(
         lengths: tokens of the prompt, at least two lengths of 3 or more.
         steps: steps that are timed as one, for each length.
         turns: of the conversation.
-        turn_tokens: what is said in each turn, and the reply.
+        turn_tokens, reply_tokens: what is said in each turn, and what is replied.
         repeats: how often everything runs, by turns.
         sizes: a `Sizes`.
         say: called with lines about the progress.
@@ -84,7 +85,8 @@ def bench_generate(
     """
     check_jax()
     lengths = sorted(set(lengths))
-    numbers = {"steps": steps, "turns": turns, "turn_tokens": turn_tokens, "repeats": repeats}
+    numbers = {"steps": steps, "turns": turns, "turn_tokens": turn_tokens}
+    numbers |= {"reply_tokens": reply_tokens, "repeats": repeats}
     checked = [*(("lengths", n) for n in lengths), *numbers.items(), *sizes._asdict().items()]
     for name, value in checked:
         if not isinstance(value, int) or value < 1:
@@ -92,7 +94,8 @@ def bench_generate(
     if len(lengths) < 2 or lengths[0] < 3:
         raise InputError(f"lengths: at least two, of 3 tokens or more. Received: {lengths}")
     about = machine()
-    longest = max(lengths[-1] + steps, 2 * turns * (turn_tokens + 1)) + BUCKET
+    talk = bucket(turns * (turn_tokens + reply_tokens + 2))
+    longest = max(bucket(lengths[-1] + steps), talk)
     models = {name: _model(arm, sizes, longest) for name, arm in ARMS.items()}
     prefill, step, greedy = {}, {}, get_sampler("greedy")
     for name, model in models.items():
@@ -114,6 +117,7 @@ def bench_generate(
                 "ratio": own / first,
             }
             rows.append(row)
+    sessions = {name: Session(model, greedy, talk) for name, model in models.items()}
     settings = {"lengths": lengths, **numbers, **sizes._asdict(), "dtype": "float32"}
     return {
         "bench": "generate",
@@ -121,7 +125,7 @@ def bench_generate(
         "machine": about,
         "bar": BAR,
         "rows": rows,
-        "turns": _turns(models, turns, turn_tokens, repeats, say),
+        "turns": _turns(sessions, turns, turn_tokens, reply_tokens, repeats, say),
     }
 
 
@@ -183,21 +187,18 @@ def _each(result, count):
     return {**timing, "seconds": [seconds / count for seconds in result["seconds"]]}
 
 
-def _turns(models, turns, tokens, repeats, say):
+def _turns(sessions, turns, said, replied, repeats, say):
     """Seconds to the first token of each turn of a conversation, as rows of the result."""
-    talks = {
-        name: model.conversation("greedy", stop_token_ids=None) for name, model in models.items()
-    }
-    text = "".join(chr(32 + i % 64) for i in _ids(tokens))
+    text = "".join(chr(32 + i % 64) for i in _ids(said))
     rows = {}
     for i in range(repeats + 1):
-        for name, talk in talks.items():
+        for name, session in sessions.items():
             say(f"{name}: conversation {i} of {repeats}")
             time.sleep(PAUSE)
-            talk.said = []
+            talk = Conversation(session, stops=())
             for turn in range(1, turns + 1):
                 begin = time.perf_counter()
-                reply = talk.tokens(text, max_length=tokens)
+                reply = talk.tokens(text, max_length=replied)
                 next(reply)
                 seconds = time.perf_counter() - begin
                 facts = {"context": talk.reused + talk.encoded, "reused": talk.reused}

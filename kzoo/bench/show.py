@@ -91,14 +91,12 @@ def _generate(result):
     numbers = range(1, settings["turns"] + 1)
     turns = {(row["contestant"], row["turn"]): row for row in result["turns"]}
     talk = _plain(
-        f"time to the first token, by turn: {settings['turn_tokens']} tokens said, as many replied",
-        [f"turn {i}{part}" for i in numbers for part in (", ms", " spread", " reused")],
+        "ms to the first token of a turn ± spread, tokens reused of those there were: "
+        f"{settings['turn_tokens']} said, {settings['reply_tokens']} replied",
+        [f"turn {i}" for i in numbers],
     )
     for name in dict.fromkeys(name for name, _ in turns):
-        cells = []
-        for row in (turns[name, i] for i in numbers):
-            cells += [_number(1e3 * row[f"{x}_seconds"], 1) for x in ("median", "iqr")]
-            cells.append(f"{row['reused']}/{row['context']}")
+        cells = [_turn(turns[name, i]) for i in numbers]
         talk.add_row(name.replace("_", " "), *cells)
     missed = [
         f"{_label(row)}: a step after {longest} tokens takes {row['ratio']:.2f} of one after "
@@ -107,6 +105,11 @@ def _generate(result):
         if row["contestant"].startswith("linear") and row["ratio"] > result["bar"]
     ]
     return [table, "", talk, *missed]
+
+
+def _turn(row):
+    median, spread = (_number(1e3 * row[f"{x}_seconds"], 0) for x in ("median", "iqr"))
+    return f"{median} ± {spread}, {row['reused']}/{row['context']}"
 
 
 def _table(title, columns):
