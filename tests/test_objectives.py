@@ -125,8 +125,8 @@ def test_a_row_of_its_length_keeps_everything(batch, spec, paired, complete):
     length = max(needed)
     x, y, weight = encode(spec, sources if paired else None, targets, length, complete=complete)
     arrays = [*x.values(), y, weight]
-    assert [a.shape for a in arrays] == [(len(batch), length)] * 5
-    assert [a.dtype for a in arrays] == [np.int32] * 4 + [np.float32]
+    assert [a.shape for a in arrays] == [(len(batch), length)] * 6
+    assert [a.dtype for a in arrays] == [np.int32] * 5 + [np.float32]
     for i, (source, target) in enumerate(zip(sources, targets, strict=True)):
         seen = np.append(x["token_ids"][i, :1], y[i]) if objective.next_token else y[i]
         seen = seen[seen != PAD].tolist()
