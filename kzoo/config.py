@@ -42,6 +42,7 @@ DEFAULTS = {
     "output_transform": False,  # dense, activation and norm before the output matrix, and a bias
     "output_scale": 1.0,  # on what the output matrix receives
     "tokenizer": "bytes",
+    "prediction": "next",  # told by the state of the token before; or by a "mask" in its place
     "loss_rows": 0,  # tokens whose logits training holds at once; 0 for all
     "seed": 0,
     "config_version": CONFIG_VERSION,
@@ -64,6 +65,7 @@ CHOICES = {
     "norm_placement": ("pre", "post"),
     "activation": ("gelu", "gelu_tanh", "relu", "geglu", "geglu_tanh", "swiglu"),
     "initialization": ("fan_in", "gpt2"),
+    "prediction": ("next", "mask"),
     "tokenizer": ("bytes", "file"),
     "config_version": (CONFIG_VERSION,),
 }
@@ -82,7 +84,7 @@ POSITIVE = (
 BOOLEAN = ("embedding_norm", "use_bias", "pooler", "tie_embeddings")
 GATED = ("geglu", "geglu_tanh", "swiglu")
 # What the backbone takes; the rest belongs to the task and its preprocessor.
-HEAD_FIELDS = ("output_transform", "output_scale", "loss_rows")
+HEAD_FIELDS = ("output_transform", "output_scale", "prediction", "loss_rows")
 TASK_FIELDS = ("stack", "objective", "tokenizer", *HEAD_FIELDS, "config_version")
 BACKBONE_FIELDS = tuple(field for field in DEFAULTS if field not in TASK_FIELDS)
 
@@ -247,7 +249,9 @@ def check_objective(mask, objective):
 
 def check_head(config):
     """`InputError` unless a task's `HEAD_FIELDS` have values that they can have."""
-    rows, scale = config["loss_rows"], config["output_scale"]
+    rows, scale, prediction = (config[f] for f in ("loss_rows", "output_scale", "prediction"))
+    if prediction not in CHOICES["prediction"]:
+        raise unknown("value of prediction", prediction, CHOICES["prediction"])
     if not _is_integer(rows) or rows < 0:
         raise InputError(f"loss_rows is a positive integer, or 0 for all. Received: {rows!r}")
     if not _is_number(scale) or not scale > 0:

@@ -173,6 +173,52 @@ def test_logits_are_transformers(name, theirs, ours):
     assert_same_logits(name, theirs[name], ours[name])
 
 
+@pytest.mark.backends
+@pytest.mark.parametrize("name", ["gpt2", "unilm", "t5", "t5_gated"])
+def test_logits_from_a_cache_are_transformers(name, theirs, ours):
+    """The first five tokens in one pass, then one by one."""
+    model, x = ours[name], our_inputs(name)
+    two = name.startswith("t5")
+    ids = x["decoder_token_ids" if two else "token_ids"]
+    start = np.zeros(len(ids), "int32")
+    source = start + 5 if name == "unilm" else start
+    x = {key: value[:1] for key, value in x.items()}  # the row without padding
+    ids, start, source = ids[:1], start[:1], source[:1]
+    encoded = {}
+    if two:
+        read = [x[f"encoder_{part}"] for part in ("token_ids", "padding_mask")]
+        encoded = {"encoded": model.backbone.encode(*read), "encoder_padding_mask": read[1]}
+    cache = model.backbone.empty_cache(
+        *map(ops.convert_to_tensor, (start, source)), TIME, **encoded
+    )
+    logits = []
+    for at, end in [(0, 5), *((i, i + 1) for i in range(5, ids.shape[1]))]:
+        segments = x["segment_ids"][:, at:end] if "segment_ids" in x else None
+        hidden, cache = model.backbone.extend(
+            ops.convert_to_tensor(ids[:, at:end]), cache, at, segment_ids=segments
+        )
+        logits.append(ops.convert_to_numpy(model.head(hidden)))
+    want = their_logits(name, theirs[name])[:1]
+    np.testing.assert_allclose(np.concatenate(logits, 1), want, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "t5"])
+def test_greedy_text_is_transformers(name, theirs, ours):
+    ids = tokens(1, 5)
+    settings = {"max_new_tokens": 7, "min_new_tokens": 7, "do_sample": False, "pad_token_id": 0}
+    settings |= {"eos_token_id": None, "forced_eos_token_id": None}
+    if name == "t5":
+        settings["decoder_start_token_id"] = 0
+    want = theirs[name].generate(torch.tensor(ids).long(), **settings).numpy()
+    x = {"token_ids": ids, "padding_mask": np.ones_like(ids)}
+    if name == "t5":
+        x = {f"encoder_{key}": value for key, value in x.items()}
+        x |= {"decoder_token_ids": ids[:, :1] * 0, "decoder_padding_mask": np.ones((1, 1), "int32")}
+    length = want.shape[1]
+    got = ours[name].generate(x, max_length=length, sampler="greedy", stop_token_ids=None)
+    np.testing.assert_array_equal(got["token_ids"], want)
+
+
 @pytest.mark.parametrize("name", ZOO)
 def test_every_weight_has_its_place(name, theirs, ours):
     parameters = {id(p): p.numel() for p in theirs[name].parameters()}  # a tied one counts once

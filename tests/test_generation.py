@@ -12,6 +12,7 @@ from kzoo.models import ByteTokenizer
 from kzoo.models.compiled import compiled
 from kzoo.models.conversation import pieces
 from kzoo.vocabulary import BOS, PAD, SEP, VOCABULARY_SIZE
+from kzoo.vocabulary import MASK as MASK_ID
 
 TIME = 24
 SMALL = {
@@ -113,6 +114,35 @@ def test_generation_equals_greedy_decoding_without_a_cache(family, overrides):
     x = model.preprocessor.generate_preprocess({"prompts": TEXTS})
     got = rows(model.generate(x, stop_token_ids=None))
     assert_greedy(got, rows(x), chosen(model, got, rows(x)))
+
+
+@pytest.mark.backends
+@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+def test_a_mask_in_its_place_tells_the_next_token(mechanism):
+    """As UniLM's published weights do: the mask is read at each step, and forgotten."""
+    fields = {"num_segments": 6, "positions": "learned", "prediction": "mask"}
+    model = load("unilm", mechanism=mechanism, **fields)
+    x = model.preprocessor.generate_preprocess(TEXTS[:2])
+    got = rows(model.generate(x, stop_token_ids=None))
+    assert any(len(set(row)) > 8 for row in got)
+    for prompt, row in zip(rows(x), got, strict=True):
+        # One batch: the row's beginnings, each with a mask behind it.
+        ends = np.arange(len(prompt), len(row))
+        column = np.arange(len(row))
+        ids = np.where(column < ends[:, None], row, np.where(column == ends[:, None], MASK_ID, PAD))
+        source = np.broadcast_to(column < len(prompt), ids.shape).astype("int32")
+        padding = (column <= ends[:, None]).astype("int32")
+        batch = {"token_ids": ids.astype("int32"), "padding_mask": padding, "source_mask": source}
+        logits = numpy(model({**batch, "segment_ids": 5 - source}))
+        want = logits[np.arange(len(ends)), ends].argmax(-1)
+        assert row[len(prompt) :] == want.tolist()
+    text = model.generate("ab", max_length=TIME)
+    assert text == "".join(model.stream("ab", max_length=TIME))
+    for use in (model.fit, model.evaluate, model.score):
+        with pytest.raises(InputError, match="prediction='next'"):
+            use({"prompts": ["a"], "responses": ["b"]})
+    with pytest.raises(InputError, match="a decoder tells the next token"):
+        presets.load("t5_nano", prediction="mask")
 
 
 @pytest.mark.backends

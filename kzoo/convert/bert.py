@@ -54,7 +54,8 @@ def _read_config(config, names):
 
 def _read_unilm_config(config, names):
     config = {"type_vocab_size": UNILM_SEGMENTS, **config}
-    return _read_config(config, names) | {"mask": "prefix", "objective": "continuation"}
+    own = {"mask": "prefix", "objective": "continuation", "prediction": "mask"}
+    return _read_config(config, names) | own
 
 
 def _write_config(c):

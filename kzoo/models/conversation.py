@@ -23,6 +23,7 @@ class Programs:
             row, end, segment_ids = inputs["row"], inputs["end"], inputs.get("segment_ids")
             hidden, cache = model.backbone.extend(row, cache, index, end, segment_ids)
             last = ops.slice(hidden, [0, end[0] - index - 1, 0], (1, 1, hidden.shape[2]))
+            last = model.telling(last, cache, end[0], inputs.get("next_segment"))
             probabilities = sampler.compute_probabilities(model.head(last)[:, 0])
             return sampler.get_next_token(probabilities), cache
 
@@ -79,6 +80,7 @@ class Session:
         if self.segments is not None:
             column = np.minimum(self.length + np.arange(width), len(self.segments) - 1)
             inputs["segment_ids"] = self.segments[column][None].astype("int32")
+            inputs["next_segment"] = self.segments[None, -1:].astype("int32")
         first = not self.length and count > 1
         program = self._programs.read_first if first else self._programs.read
         token, self.cache = program(self.cache, inputs)

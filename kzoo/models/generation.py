@@ -167,6 +167,7 @@ class Generates:
         def step(row, cache, index):
             token = ops.slice(row, [0, index - 1], (ops.shape(row)[0], 1))
             hidden, cache = self.backbone.extend(token, cache, index - 1)
+            hidden = self.telling(hidden, cache, index)
             return self.head(hidden)[:, 0], hidden[:, 0], cache
 
         # The contrastive sampler compares with all hidden states before a column: padding
@@ -187,6 +188,23 @@ class Generates:
             hidden_states=ops.where(real[..., None], hidden, last),
             model=self,
         )
+
+    def telling(self, hidden, cache, column, segment_ids=None):
+        """The states that tell the token at a column: [batch, 1, hidden_dim].
+
+        Args:
+            hidden: those of the token before it, which tell it where `prediction` is "next".
+                Where it is "mask", those of a mask token at the column do (Dong et al. 2019,
+                arXiv:1905.03197, section 2.5), and the cache forgets that token.
+            cache: that holds the columns before.
+            column: int32 scalar.
+            segment_ids: integers [batch, 1], those of the column.
+        """
+        if self.prediction == "next":
+            return hidden
+        mask = self.preprocessor.tokenizer.vocabulary.mask
+        masks = ops.zeros_like(cache["length"])[:, None] + mask
+        return self.backbone.extend(masks, cache, column, segment_ids=segment_ids)[0]
 
     def begin(self, inputs):
         """The cache of rows of which nothing is computed yet; inputs as in `generate_step`."""

@@ -47,7 +47,8 @@ class _Task(PathWeights):
         head: the `kzoo.layers.Head` of another task over the same backbone; by default its own.
         head_dtype: the dtype policy of the head's dense layer, where it is not the backbone's
             (after `quantize`).
-        **kwargs: `output_transform` and `output_scale`, as in `kzoo.layers.Head`; and `loss_rows`:
+        **kwargs: `output_transform` and `output_scale`, as in `kzoo.layers.Head`; `prediction`,
+            "next" or, for `generate` alone, "mask" (see `Generates.telling`); and `loss_rows`:
             0, or the number of tokens whose logits exist at once in `fit`, `evaluate` and
             `score`; the loss is the same. For vocabularies whose logits fill the memory; on a
             CPU 512 is faster than 0 too. The model itself and `predict` give all logits.
@@ -67,6 +68,10 @@ class _Task(PathWeights):
                 )
         fields = {field: kwargs.pop(field, DEFAULTS[field]) for field in HEAD_FIELDS}
         check_head(fields)
+        if fields["prediction"] == "mask" and backbone.stack_name != "single":
+            raise InputError(
+                "a decoder tells the next token: prediction is 'next'. Received: prediction='mask'"
+            )
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.objective = objectives.get(objective or self.default_objective)
@@ -214,6 +219,7 @@ class _Task(PathWeights):
     def fit(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """As `keras.Model.fit`. Rows are taken in the order in which they come, strings and
         arrays too; `kzoo.data.load` gives a dataset that is shuffled anew in each epoch."""
+        self._check_predicts_next()
         x, y, sample_weight = self._read(x, y, sample_weight)
         held_out = kwargs.get("validation_data")
         if isinstance(held_out, dict | list | tuple):
@@ -223,11 +229,21 @@ class _Task(PathWeights):
         return super().fit(x, y, batch_size, sample_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+        self._check_predicts_next()
         x, y, sample_weight = self._read(x, y, sample_weight)
         return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
 
     def predict(self, x=None, batch_size=None, **kwargs):
         return super().predict(self._read(x)[0], batch_size, **kwargs)
+
+    def _check_predicts_next(self):
+        if self.prediction == "mask" and self.objective.next_token:
+            raise InputError(
+                "these weights tell a token from a mask in its place, and a loss of next tokens "
+                "would misjudge them: load them with prediction='next' to train them to that, or "
+                "with objective='masked_lm'. Received: prediction='mask' with "
+                f"objective={self.objective.get_config()!r}"
+            )
 
     def _read(self, x, y=None, sample_weight=None):
         if not isinstance(x, dict | list | tuple):
@@ -298,6 +314,7 @@ class _Task(PathWeights):
         Example:
             >>> model.score(["Call me Ishmael."])["bits_per_byte"]
         """
+        self._check_predicts_next()
         sources, targets = self._reader().read(x)
         if not all(len(target) for target in targets):
             raise InputError("a text to score has at least one token. Received: an empty text")
