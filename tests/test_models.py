@@ -520,7 +520,7 @@ def test_details_do_what_they_say():
         model.preprocessor.encode(*model.preprocessor.read(t)) for t in (["abc"], paired)
     )
     assert a["segment_ids"].sum() == 0
-    np.testing.assert_array_equal(b["segment_ids"][0, :8], [0, 0, 0, 0, 0, 1, 1, 0])
+    np.testing.assert_array_equal(b["segment_ids"][0, :8], [0, 0, 0, 0, 0, 1, 1, 1])
     other = {**b, "segment_ids": 1 - b["segment_ids"]}
     assert np.abs(logits(model, other) - logits(model, b)).max() > 0.01
 
