@@ -14,7 +14,7 @@ from kzoo.models.conversation import pieces
 from kzoo.vocabulary import BOS, PAD, SEP, VOCABULARY_SIZE
 from kzoo.vocabulary import MASK as MASK_ID
 
-TIME = 24
+TIME = 18
 SMALL = {
     "num_layers": 2,
     "hidden_dim": 16,
@@ -23,10 +23,10 @@ SMALL = {
     "max_sequence_length": TIME,
     "tie_embeddings": False,  # tied and untrained, a model repeats what it read
 }
-TEXTS = ["to be", "or not to be", "é", ""]
+TEXTS = ["to be", "or not", "é", ""]
 
 
-def load(family, draw=0, **overrides):
+def load(family, draw=0, eagerly=True, **overrides):
     """A model with weights so large that its most likely tokens vary, in most draws."""
     model = presets.load(f"{family}_nano", **{**SMALL, **overrides})
     rng = np.random.default_rng(draw)
@@ -34,8 +34,7 @@ def load(family, draw=0, **overrides):
         noise = rng.normal(size=variable.shape).astype("float32")
         matrix = len(variable.shape) > 1
         variable.assign(0.7 * noise if matrix else variable.numpy() + 0.3 * noise)
-    # TensorFlow takes ten seconds a model to build a graph.
-    model.compile(run_eagerly=keras.backend.backend() == "tensorflow", sampler="greedy")
+    model.compile(run_eagerly=eagerly, sampler="greedy")
     return model
 
 
@@ -88,26 +87,30 @@ def assert_greedy(rows, prompts, tokens):
 
 MAPS = itertools.cycle(["elu1", "hedgehog", {"favor": {"features": 8}}, "taylor2", "relu"])
 MODELS = [
-    (family, {"mechanism": mechanism, "positions": positions, "feature_map": next(MAPS)})
+    pytest.param(
+        family,
+        {"mechanism": mechanism, "positions": positions, "feature_map": next(MAPS)},
+        marks=[pytest.mark.backends] * (positions in ("learned", "rotary")),
+    )
     for family in ("gpt", "unilm")
     for mechanism in ("softmax", "linear")
     for positions in ("none", "learned", "sinusoidal", "rotary")
 ]
 RELATIVE = {"positions": "relative", "relative_buckets": 8, "relative_distance": 12}
-MODELS += [
+OPTIONS = [
     ("unilm", {"mask": {"layers": ["causal", "prefix"]}, "kv_heads": 1, "identity_mix": 0.3}),
     ("unilm", {"mask": {"heads": ["prefix", "causal"]}, "mechanism": "linear", "kv_heads": 1}),
     ("unilm", {"mask": "causal", "norm_placement": "post", "mechanism": "linear"}),
     ("gpt", {"kv_heads": 1, "normalization": "rms_norm", "attention_scale": 1.0, **RELATIVE}),
     ("unilm", {"num_segments": 2, "embedding_norm": True, "identity_mix": 0.3}),
 ]
+MODELS += [pytest.param(*option, marks=pytest.mark.backends) for option in OPTIONS]
 
 
 def name(value):
     return "-".join(map(str, value.values())) if isinstance(value, dict) else value
 
 
-@pytest.mark.backends
 @pytest.mark.parametrize("family, overrides", MODELS, ids=name)
 def test_generation_equals_greedy_decoding_without_a_cache(family, overrides):
     model = load(family, **overrides)
@@ -168,26 +171,30 @@ def test_a_decoder_goes_on_from_what_an_encoder_read_once(family, overrides):
     assert_greedy(got, [[BOS]] * len(got), numpy(ops.argmax(model(y), axis=-1)))
 
 
+# What generates more than once is compiled, but on TensorFlow, which takes ten seconds to do it.
+EAGERLY = keras.backend.backend() == "tensorflow"
+
+
 @pytest.fixture(scope="module")
 def gpt():
-    return load("gpt")
+    return load("gpt", eagerly=EAGERLY)
 
 
 @pytest.fixture(scope="module")
 def unilm():
-    return load("unilm", mechanism="linear")
+    return load("unilm", eagerly=EAGERLY, mechanism="linear")
 
 
 @pytest.fixture(scope="module")
 def t5():
-    return load("t5")
+    return load("t5", eagerly=EAGERLY)
 
 
 def test_it_equals_a_pass_for_every_token(gpt):
     """What `chosen` takes for granted, once without it."""
     x = gpt.preprocessor.generate_preprocess(TEXTS)
-    got = gpt.generate(x, max_length=15, stop_token_ids=None)
-    assert rows(got) == by_steps(gpt, rows(x), 15)
+    got = gpt.generate(x, max_length=13, stop_token_ids=None)
+    assert rows(got) == by_steps(gpt, rows(x), 13)
 
 
 # The cache ----------------------------------------------------------------------------------
@@ -230,16 +237,18 @@ def test_extending_in_parts_equals_one_pass(family, mechanism):
     np.testing.assert_allclose(np.concatenate(got, axis=1)[real], want[real], atol=2e-4)
 
 
+@pytest.mark.backends
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch compiles nothing here")
 def test_a_program_is_traced_once_for_each_shape(gpt, monkeypatch):
-    model, traced = load("gpt", num_layers=1), []
+    model, traced = load("gpt", eagerly=False), []
     step = model.generate_step
     monkeypatch.setattr(model, "generate_step", lambda *args: traced.append(1) or step(*args))
-    for texts, max_length in [(["ab", "c"], 10), (["to be", ""], 20), (["", "x"], 9)]:
-        for sampler in ("greedy", "top_k"):
-            model.generate(texts, max_length=max_length, sampler=sampler)
-    assert len(traced) == 2  # all widths are in one bucket; one program for each sampler
-    model.generate(["a", "b", "c"], max_length=10, sampler="greedy")
-    assert len(traced) == 3
+    for texts, max_length in [(["ab", "c"], 10), (["to be", ""], 16), (["", "x"], 9)]:
+        got = model.generate(texts, max_length=max_length)
+        assert got == gpt.generate(texts, max_length=max_length)
+    assert len(traced) == 1  # all widths are in one bucket
+    model.generate(["a", "b", "c"], max_length=9)
+    assert len(traced) == 2
 
 
 # What comes back ----------------------------------------------------------------------------
@@ -247,31 +256,31 @@ def test_a_program_is_traced_once_for_each_shape(gpt, monkeypatch):
 
 @pytest.mark.backends
 def test_strings_come_back_with_their_prompt_and_answers_without(gpt, unilm, t5):
-    plain = gpt.generate(TEXTS, max_length=16, stop_token_ids=None)
-    new = gpt.generate(TEXTS, max_length=16, stop_token_ids=None, strip_prompt=True)
+    plain = gpt.generate(TEXTS, max_length=13, stop_token_ids=None)
+    new = gpt.generate(TEXTS, max_length=13, stop_token_ids=None, strip_prompt=True)
     assert plain == [text + more for text, more in zip(TEXTS, new, strict=True)]
-    assert gpt.generate(TEXTS[0], max_length=16, stop_token_ids=None) == plain[0]
+    assert gpt.generate(TEXTS[0], max_length=13, stop_token_ids=None) == plain[0]
     x = gpt.preprocessor.generate_preprocess(TEXTS)
     assert rows(x)[0] == [BOS, *b"to be"]
-    tokens = gpt.generate(x, max_length=16, stop_token_ids=None, strip_prompt=True)
+    tokens = gpt.generate(x, max_length=13, stop_token_ids=None, strip_prompt=True)
     assert [gpt.preprocessor.tokenizer.detokenize(row) for row in rows(tokens)] == new
     for model in (gpt, unilm, t5):
-        of_pairs = model.generate({"prompts": TEXTS}, max_length=16, stop_token_ids=None)
+        of_pairs = model.generate({"prompts": TEXTS}, max_length=13, stop_token_ids=None)
         assert len(of_pairs) == len(TEXTS)
-        one = model.generate({"prompts": TEXTS[1]}, max_length=16, stop_token_ids=None)
+        one = model.generate({"prompts": TEXTS[1]}, max_length=13, stop_token_ids=None)
         assert one == of_pairs[1]
         if model is not gpt:  # a plain string is a source too
-            assert model.generate(TEXTS, max_length=16, stop_token_ids=None) == of_pairs
+            assert model.generate(TEXTS, max_length=13, stop_token_ids=None) == of_pairs
 
 
 def test_a_row_ends_before_a_stop_token(gpt):
     x = gpt.preprocessor.generate_preprocess(TEXTS)
-    free = rows(gpt.generate(x, max_length=20, stop_token_ids=None, strip_prompt=True))
+    free = rows(gpt.generate(x, max_length=16, stop_token_ids=None, strip_prompt=True))
     stop = free[0][3]
-    stopped = rows(gpt.generate(x, max_length=20, stop_token_ids=stop, strip_prompt=True))
+    stopped = rows(gpt.generate(x, max_length=16, stop_token_ids=stop, strip_prompt=True))
     assert stopped == [row[: row.index(stop)] if stop in row else row for row in free]
     assert len(stopped[0]) < len(free[0])
-    assert max(len(row) for row in rows(gpt.generate(x, max_length=20))) <= 20
+    assert max(len(row) for row in rows(gpt.generate(x, max_length=16))) <= 16
 
 
 # Samplers -----------------------------------------------------------------------------------
@@ -292,30 +301,29 @@ def test_samplers(gpt):
     x = gpt.preprocessor.generate_preprocess(TEXTS)
 
     def generate(sampler):
-        return gpt.generate(x, max_length=18, sampler=sampler, stop_token_ids=None)
+        return gpt.generate(x, max_length=13, sampler=sampler, stop_token_ids=None)
 
     samplers = keras_hub.samplers
     greedy = generate("greedy")
-    for sampler in (samplers.BeamSampler(num_beams=1), samplers.TopKSampler(k=1)):
-        assert rows(generate(sampler)) == rows(greedy)
+    assert rows(generate(samplers.BeamSampler(num_beams=1))) == rows(greedy)
     beams = generate(samplers.BeamSampler(num_beams=4))
     gain = log_probability(gpt, x, beams) - log_probability(gpt, x, greedy)
     assert (gain > -1e-4).all() and gain.max() > 0.1
-    drawn = [rows(generate(samplers.TopKSampler(k=5, seed=seed))) for seed in (1, 1, 2)]
-    assert drawn[0] == drawn[1] != drawn[2] and drawn[0] != rows(greedy)
+    drawn = [rows(generate(samplers.TopKSampler(k=5, seed=seed))) for seed in (1, 1)]
+    assert drawn[0] == drawn[1] != rows(greedy)
 
 
 @pytest.mark.parametrize("name", ["top_p", "random", "contrastive"])
 def test_samplers_by_name_under_a_state(unilm, name):
-    answers = unilm.generate(TEXTS, max_length=18, sampler=name, stop_token_ids=None)
+    answers = unilm.generate(TEXTS, max_length=13, sampler=name, stop_token_ids=None)
     assert len(answers) == len(TEXTS)
 
 
 def test_contrastive_search_sees_no_padding(gpt):
     """Rows alone and in a batch, where they have padding before them, are the same."""
-    together = gpt.generate(TEXTS, max_length=18, sampler="contrastive", stop_token_ids=None)
+    together = gpt.generate(TEXTS, max_length=13, sampler="contrastive", stop_token_ids=None)
     alone = [
-        gpt.generate(text, max_length=18, sampler="contrastive", stop_token_ids=None)
+        gpt.generate(text, max_length=13, sampler="contrastive", stop_token_ids=None)
         for text in TEXTS[1:3]
     ]
     assert together[1:3] == alone
@@ -328,8 +336,8 @@ def test_contrastive_search_sees_no_padding(gpt):
 @pytest.mark.parametrize("family", ["gpt", "unilm", "t5"])
 def test_a_stream_equals_generate(family, request):
     model = request.getfixturevalue(family)
-    whole = model.generate({"prompts": "or not"}, max_length=20, stop_token_ids=None)
-    pieces = list(model.stream({"prompts": "or not"}, max_length=20, stop_token_ids=None))
+    whole = model.generate({"prompts": "or not"}, max_length=16, stop_token_ids=None)
+    pieces = list(model.stream({"prompts": "or not"}, max_length=16, stop_token_ids=None))
     assert "".join(pieces) == whole and len(pieces) > 1
     with pytest.raises(InputError, match="one string"):
         model.stream(["a", "b"])
@@ -352,7 +360,7 @@ def test_a_conversation_goes_on_as_generate_would(family, request):
     model = request.getfixturevalue(family)
     talk = model.conversation(stop_token_ids=None)
     said, known = [], 0
-    for text, size in [("ab", 4), ("", 2), ("cde", 3)]:
+    for text, size in [("a", 3), ("", 2), ("cd", 2)]:
         said += [*[SEP] * bool(said), *text.encode()]
         x = model.preprocessor.lay_out([said], as_source=True)
         begun = x.get("decoder_token_ids", x.get("token_ids")).shape[1]
