@@ -8,9 +8,11 @@ import os
 import queue
 import signal
 import sys
+import time
 import traceback
 
 MOST = 8  # processes: each holds a backend of its own, some hundred MB
+STEP_SECONDS = 0.5  # between two steps that a process tells of
 
 
 def processes():
@@ -73,8 +75,17 @@ def _work(study, directory, waiting, messages, threads, without_tensorflow):
     try:
         from kzoo.studies.runner import run_program
 
+        said = 0.0
+
+        def say(kind, *what):
+            nonlocal said
+            now = time.monotonic()
+            if kind != "step" or now - said > STEP_SECONDS:
+                messages.put((kind, *what))
+                said = now
+
         while (job := waiting.get()) is not None:
-            run_program(study, directory, *job, lambda *message: messages.put(message))
+            run_program(study, directory, *job, say)
         messages.put(("end",))
     except Exception:
         messages.put(("failed", traceback.format_exc()))
