@@ -75,10 +75,12 @@ def _work(study, directory, waiting, messages, threads, without_tensorflow):
     try:
         from kzoo.studies.runner import run_program
 
-        said = 0.0
+        said, parent = 0.0, os.getppid()
 
         def say(kind, *what):
             nonlocal said
+            if os.getppid() != parent:  # killed, so nobody would write down what comes
+                os._exit(1)
             now = time.monotonic()
             if kind != "step" or now - said > STEP_SECONDS:
                 messages.put((kind, *what))
