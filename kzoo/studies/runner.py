@@ -77,11 +77,14 @@ def run(study, directory, *, progress=True, processes=1):
             else:
                 bars.step(name, *what)
 
-        if processes == 1 or len(jobs) < 2:
+        # Not by what is left to do: a run goes on with as many threads as it began with, since
+        # their number moves the last bits.
+        processes = min(processes, len(programs))
+        if processes == 1:
             for job in jobs:
                 run_program(study, directory, *job, say)
-        else:
-            in_processes(study, directory, jobs, say, min(processes, len(jobs)))
+        elif jobs:
+            in_processes(study, directory, jobs, say, processes)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
     return [done[name] for name in order]

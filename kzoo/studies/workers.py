@@ -21,23 +21,24 @@ def processes():
 
 
 def in_processes(study, directory, jobs, say, count):
-    """`kzoo.studies.runner.run_program` for each job, in `count` processes.
+    """`kzoo.studies.runner.run_program` for each job, in up to `count` processes.
 
     Args:
         study, directory: as in `kzoo.studies.runner.run`.
         jobs: list of (source, label, seeds).
         say: as in `run_program`; called in this process.
-        count: number of processes.
+        count: among how many processes the cores are shared out; as many run as there are jobs.
 
     Raises:
         RuntimeError: if a process fails or dies. Runs that are finished are kept.
     """
     context = multiprocessing.get_context("spawn")
     waiting, messages = context.Queue(), context.Queue()
-    for job in [*jobs, *[None] * count]:
+    for job in [*jobs, *[None] * count]:  # a None ends a process
         waiting.put(job)
     without_tensorflow = sys.modules.get("tensorflow", 0) is None
     threads = max(1, _cores() // count)
+    count = min(count, len(jobs))
     arguments = (study, directory, waiting, messages, threads, without_tensorflow)
     workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(count)]
     for worker in workers:
