@@ -161,6 +161,7 @@ def test_train_reports_every_contestant():
             assert row["contestant"] == "transformers_gpt2" and "installed" in row["reason"]
     assert rows["plain_jax"]["parameters"] == rows["keras_hub_gpt2"]["parameters"]
     assert rows["kzoo_linear"]["parameters"] == rows["kzoo"]["parameters"]
+    assert rows["kzoo"]["parameters"] == rows["keras_hub_gpt2"]["parameters"]
     assert len(tables(result)) >= 2  # and one for what is not installed
 
 
