@@ -167,13 +167,13 @@ def assert_same_logits(name, theirs, ours, atol=1e-4):
     np.testing.assert_allclose(got[real], want[real], atol=atol, rtol=0)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ZOO)
 def test_logits_are_transformers(name, theirs, ours):
     assert_same_logits(name, theirs[name], ours[name])
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["gpt2", "unilm", "t5", "t5_gated"])
 def test_logits_from_a_cache_are_transformers(name, theirs, ours):
     """The first five tokens in one pass, then one by one."""
@@ -414,7 +414,7 @@ def shaken(backbone):
     return backbone
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("name", HUB)
 def test_outputs_are_keras_hubs(name):
     theirs = shaken(HUB[name]())
@@ -897,7 +897,7 @@ def test_noise_is_text(worded):
     assert len(np.unique(shown)) > 40
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_saved_with_its_tokenizer(worded, tmp_path):
     model = presets.load(worded)
     presets.save(model, tmp_path / "saved")

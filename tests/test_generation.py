@@ -94,7 +94,7 @@ MODELS = [
     pytest.param(
         family,
         {"mechanism": mechanism, "positions": positions, "feature_map": next(MAPS)},
-        marks=[pytest.mark.backends] * (positions in ("learned", "rotary")),
+        marks=[pytest.mark.torch] * (positions in ("learned", "rotary")),
     )
     for family in ("gpt", "unilm")
     for mechanism in ("softmax", "linear")
@@ -108,7 +108,7 @@ OPTIONS = [
     ("gpt", {"kv_heads": 1, "normalization": "rms_norm", "attention_scale": 1.0, **RELATIVE}),
     ("unilm", {"num_segments": 2, "embedding_norm": True, "identity_mix": 0.3}),
 ]
-MODELS += [pytest.param(*option, marks=pytest.mark.backends) for option in OPTIONS]
+MODELS += [pytest.param(*option, marks=pytest.mark.torch) for option in OPTIONS]
 
 
 def name(value):
@@ -123,7 +123,7 @@ def test_generation_equals_greedy_decoding_without_a_cache(family, overrides):
     assert_greedy(got, rows(x), chosen(model, got, rows(x)))
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_a_mask_in_its_place_tells_the_next_token(mechanism):
     """As UniLM's published weights do: the mask is read at each step, and forgotten."""
@@ -152,7 +152,7 @@ def test_a_mask_in_its_place_tells_the_next_token(mechanism):
         presets.load("t5_nano", prediction="mask")
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "family, overrides",
     [
@@ -237,7 +237,7 @@ def test_extending_in_parts_equals_one_pass(family, mechanism):
     np.testing.assert_allclose(np.concatenate(got, axis=1)[real], want[real], atol=2e-4)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="torch compiles nothing here")
 def test_a_program_is_traced_once_for_each_shape(gpt, monkeypatch):
     model, traced = load("gpt", eagerly=False), []
@@ -259,7 +259,7 @@ def test_a_program_is_traced_once_for_each_shape(gpt, monkeypatch):
 # What comes back ----------------------------------------------------------------------------
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_strings_come_back_with_their_prompt_and_answers_without(gpt, unilm, t5):
     plain = gpt.generate(TEXTS, max_length=13, stop_token_ids=None)
     new = gpt.generate(TEXTS, max_length=13, stop_token_ids=None, strip_prompt=True)
@@ -301,7 +301,7 @@ def log_probability(model, x, got):
     return (steps * new).sum(1)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_samplers(gpt):
     x = gpt.preprocessor.generate_preprocess(TEXTS)
 
@@ -337,7 +337,7 @@ def test_contrastive_search_sees_no_padding(gpt):
 # Streams and conversations ------------------------------------------------------------------
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("family", ["gpt", "unilm", "t5"])
 def test_a_stream_equals_generate(family, request):
     model = request.getfixturevalue(family)
@@ -359,7 +359,7 @@ def test_a_streams_characters_come_whole():
     assert list(pieces(tokenizer, [])) == []
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("family", ["gpt", "unilm", "t5"])
 def test_a_conversation_goes_on_as_generate_would(family, request):
     model = request.getfixturevalue(family)

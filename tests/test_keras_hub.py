@@ -26,8 +26,7 @@ SMALL = {
 PRESETS = {
     "unilm": {"mechanism": "linear"},
     "bert_mixed_heads": {"num_segments": 2, "output_transform": True, "pooler": True},
-    "t5": {"positions": "relative", "normalization": "rms_norm", "use_bias": False},
-    "t5_shared": {"mechanism": "linear"},
+    "t5_shared": {"positions": "relative", "normalization": "rms_norm", "use_bias": False},
 }
 TEXTS = ["to be", "or not to be", "that is", "the question"]
 PAIRS = {"prompts": ["to", "or", "", "the"], "responses": ["be", "not", "that", "question"]}

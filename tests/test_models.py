@@ -490,7 +490,7 @@ DETAILS = [
 ]
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("fields", DETAILS, ids=["bert", "t5", "gpt2", "head"])
 def test_details_train_save_and_have_the_counted_parameters(fields, tmp_path):
     fields = {**SMALL, "num_layers": 1, **fields}
