@@ -39,7 +39,7 @@ def families(study, records):
         configs.setdefault(key, record["config"])
         family = study["arms"][record["arm"]]["preset"].rpartition("_")[0]
         names.setdefault(key, {})[family] = None
-    return {", ".join(names[key]): config for key, config in configs.items()}
+    return {"\n".join(names[key]): config for key, config in configs.items()}
 
 
 def squares(config):
@@ -69,7 +69,7 @@ def strip(study, records, width):
         for family, config in families(study, records).items()
         for i, square in enumerate(squares(config))
     ]
-    figure = Figure((width, width / len(panels) + 0.9), facecolor="white", layout="constrained")
+    figure = Figure((width, width / len(panels) + 1.3), facecolor="white", layout="constrained")
     every = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (family, words, visible, source) in zip(every, panels, strict=True):
         kinds = np.where(visible, VISIBLE, HIDDEN)
@@ -78,7 +78,7 @@ def strip(study, records, width):
         axes.pcolormesh(kinds, cmap=colours, vmin=0, vmax=2, edgecolors="white", linewidth=0.7)
         axes.set(xticks=[], yticks=[], ylim=(TIME, 0), aspect="equal")
         axes.spines[:].set_visible(False)
-        axes.set_title(family, fontsize=12, color="#333333", loc="left")
+        axes.set_title(family, fontsize=10, color="#333333", loc="left")
         axes.set_xlabel(words, fontsize=9, color="#666666")
     figure.legend(
         [Patch(color=COLOURS[kind]) for kind in (VISIBLE, SOURCE, HIDDEN)],
