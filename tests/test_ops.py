@@ -166,8 +166,7 @@ def small_blocks(monkeypatch):
         pytest.skip("the blockwise kernel is JAX's")
     from kzoo.ops.kernels import blockwise
 
-    monkeypatch.setattr(blockwise, "QUERY_BLOCK", 8)
-    monkeypatch.setattr(blockwise, "KEY_BLOCK", 4)
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
 
 
 @pytest.mark.parametrize("time", [24, 21, 3])
@@ -216,7 +215,11 @@ def test_blockwise_softmax_skips_blocks_that_the_mask_hides(small_blocks):
 
     def work(mask, **kwargs):
         queries, keys = places(masks.get(mask), 32, **kwargs)
-        first, end = _bounds(_meetings(masks.get(mask), _arrays(queries, 8), _arrays(keys, 4)))
+        blocks = [
+            tuple(None if x is None else x[0] for x in _arrays(which, size))
+            for which, size in ((queries, 8), (keys, 4))
+        ]
+        first, end = _bounds(_meetings(masks.get(mask), *blocks))
         return int((end - first).sum())
 
     assert work("bidirectional") == 4 * 8

@@ -18,8 +18,8 @@ import keras
 from kzoo.errors import InputError, unknown
 
 KERNELS = {"softmax": ("dense", "blockwise", "splash", "sdpa"), "linear": ("chunked",)}
-# Below it XLA's dense softmax is as fast on a CPU, and its memory small.
-DENSE_TIME = 512
+# Up to it one block holds all scores, and XLA's dense softmax compiles sooner.
+DENSE_TIME = 128
 
 
 _compiling_for = contextvars.ContextVar("compiling_for", default=None)

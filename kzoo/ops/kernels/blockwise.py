@@ -4,7 +4,7 @@ The forward pass goes over blocks of queries and, for each, over the blocks of k
 see, with a running maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al.
 2022, arXiv:2205.14135). The backward pass forms each block of weights again from the logarithm
 of the sums. Both are rolled loops whose bounds are computed, so one program serves every length
-of prefix and every packing.
+of prefix and every packing. Rows of the batch are taken one after another.
 """
 
 import functools
@@ -16,7 +16,7 @@ from kzoo.masks import And, Order
 from kzoo.ops.operands import ratio
 from kzoo.places import Places
 
-QUERY_BLOCK, KEY_BLOCK = 256, 512
+BLOCK = 128  # of queries and of keys: the scores of eight heads stay in a core's cache
 HIDDEN = -1e30
 
 
@@ -47,71 +47,86 @@ def blockwise(q, k, v, mask, queries, keys):
 
 def _one_mask(q, k, v, mask, queries, keys):
     query_time, dim = q.shape[1], v.shape[3]
-    query_block, key_block = min(QUERY_BLOCK, q.shape[1]), min(KEY_BLOCK, k.shape[1])
+    query_block, key_block = min(BLOCK, q.shape[1]), min(BLOCK, k.shape[1])
     queries, keys = _arrays(queries, query_block), _arrays(keys, key_block)
     if queries[1] is None and keys[1] is not None:  # the end of the keys is filled
         queries = (queries[0], jnp.ones_like(queries[0]), *queries[2:])
     if keys[1] is None and queries[1] is not None:
         keys = (keys[0], jnp.ones_like(keys[0]), *keys[2:])
-    q = _cut(jnp.swapaxes(q, 1, 2), query_block)
-    k, v = (_cut(jnp.swapaxes(x, 1, 2), key_block) for x in (k, v))
+    q = _cut(q, query_block)
+    k, v = (_cut(x, key_block) for x in (k, v))
     out = _attend(mask, q, k, v, queries, keys)
-    out = jnp.moveaxis(out, 0, 2).reshape(out.shape[1], out.shape[2], -1, dim)
-    return jnp.swapaxes(out[:, :, :query_time], 1, 2)
+    out = jnp.swapaxes(out, 2, 3).reshape(out.shape[0], -1, out.shape[2], dim)
+    return out[:, :query_time]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _attend(mask, q, k, v, queries, keys):
-    """Blocks of q, k, v [blocks, batch, heads, block, dim] and of places [blocks, .., block]."""
+    """Blocks of q, k, v [batch, blocks, heads, block, dim], places [batch or 1, blocks, block]."""
     return _forward(mask, q, k, v, queries, keys)[0]
 
 
 def _forward(mask, q, k, v, queries, keys):
-    visible = _visible(mask, queries, keys)
-    first, end = _bounds(_meetings(mask, queries, keys))
-
-    def rows(_, block):
-        i, q, first, end = block
-
-        def step(j, carry):
-            highest, total, out = carry
-            seen = visible(i, j)
-            scores = jnp.where(seen, _dot("bhqd,bhkd->bhqk", q, k[j]), HIDDEN)
-            higher = jnp.maximum(highest, scores.max(-1))
-            powers = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0)
-            shrink = jnp.exp(highest - higher)
-            out = out * shrink[..., None] + _dot("bhqk,bhkd->bhqd", powers, v[j])
-            return higher, total * shrink + powers.sum(-1), out
-
-        empty = jnp.zeros(q.shape[:3], q.dtype)
-        start = (empty + HIDDEN, empty, jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype))
-        highest, total, out = jax.lax.fori_loop(first, end, step, start)
-        log_total = jnp.where(total > 0, highest + jnp.log(jnp.where(total > 0, total, 1)), 0)
-        return None, (ratio(out, total[..., None]), log_total)
-
-    blocks = (jnp.arange(len(q)), q, first, end)
-    _, (out, log_total) = jax.lax.scan(rows, None, blocks)
+    out, log_total = _each_row(functools.partial(_forward_row, mask), q, k, v, queries, keys)
     return out, (q, k, v, queries, keys, out, log_total)
 
 
 def _backward(mask, saved, cotangent):
     q, k, v, queries, keys, out, log_total = saved
+    inner = (out * cotangent).sum(-1)
+    backward = functools.partial(_backward_row, mask)
+    arguments = (q, k, v, queries, keys, log_total, inner, cotangent)
+    return *_each_row(backward, *arguments), None, None
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _forward_row(mask, q, k, v, queries, keys):
+    visible = _visible(mask, queries, keys)
+    first, end = _bounds(_meetings(mask, queries, keys))
+
+    def rows(block):
+        i, q, first, end = block
+
+        def step(j, carry):
+            highest, total, out = carry
+            seen = visible(i, j)
+            scores = jnp.where(seen, _dot("hqd,hkd->hqk", q, k[j]), HIDDEN)
+            higher = jnp.maximum(highest, scores.max(-1))
+            powers = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0)
+            shrink = jnp.exp(highest - higher)
+            out = out * shrink[..., None] + _dot("hqk,hkd->hqd", powers, v[j])
+            return higher, total * shrink + powers.sum(-1), out
+
+        empty = jnp.zeros(q.shape[:2], q.dtype)
+        start = (empty + HIDDEN, empty, jnp.zeros((*q.shape[:2], v.shape[-1]), q.dtype))
+        highest, total, out = jax.lax.fori_loop(first, end, step, start)
+        log_total = jnp.where(total > 0, highest + jnp.log(jnp.where(total > 0, total, 1)), 0)
+        return ratio(out, total[..., None]), log_total
+
+    return jax.lax.map(rows, (jnp.arange(len(q)), q, first, end))
+
+
+def _backward_row(mask, q, k, v, queries, keys, log_total, inner, cotangent):
     visible = _visible(mask, queries, keys)
     first, end = _bounds(_meetings(mask, queries, keys).T)
-    inner = (out * cotangent).sum(-1)
 
     def columns(dq, block):
         j, k, v, first, end = block
 
+        # Weights stand with keys first: transposed products are slow on a CPU, and so there is
+        # one of them instead of two.
         def step(i, carry):
             dq, dk, dv = carry
-            scores = _dot("bhqd,bhkd->bhqk", q[i], k)
-            weights = jnp.where(visible(i, j), jnp.exp(scores - log_total[i][..., None]), 0)
-            dv += _dot("bhqk,bhqd->bhkd", weights, cotangent[i])
-            slope = _dot("bhqd,bhkd->bhqk", cotangent[i], v) - inner[i][..., None]
+            scores = _dot("hkd,hqd->hkq", k, q[i])
+            seen = jnp.swapaxes(visible(i, j), -1, -2)
+            weights = jnp.where(seen, jnp.exp(scores - log_total[i][:, None]), 0)
+            dv += _dot("hkq,hqd->hkd", weights, cotangent[i])
+            slope = _dot("hkd,hqd->hkq", v, cotangent[i]) - inner[i][:, None]
             slope = weights * slope
-            dk += _dot("bhqk,bhqd->bhkd", slope, q[i])
-            return dq.at[i].add(_dot("bhqk,bhkd->bhqd", slope, k)), dk, dv
+            dk += _dot("hkq,hqd->hkd", slope, q[i])
+            return dq.at[i].add(_dot("hkq,hkd->hqd", slope, k)), dk, dv
 
         start = (dq, jnp.zeros_like(k), jnp.zeros_like(v))
         dq, dk, dv = jax.lax.fori_loop(first, end, step, start)
@@ -119,21 +134,28 @@ def _backward(mask, saved, cotangent):
 
     blocks = (jnp.arange(len(k)), k, v, first, end)
     dq, (dk, dv) = jax.lax.scan(columns, jnp.zeros_like(q), blocks)
-    return dq, dk, dv, None, None
+    return dq, dk, dv
 
 
-_attend.defvjp(_forward, _backward)
+def _each_row(function, *arguments):
+    """The function on each row of the batch: the scores of one fit into a core's cache."""
+    batch = len(arguments[0])
+    if batch == 1:
+        out = function(*jax.tree.map(lambda x: x[0], arguments))
+        return jax.tree.map(lambda x: x[None], out)
+    arguments = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), arguments)
+    return jax.lax.map(lambda xs: function(*xs), arguments)
 
 
 def _visible(mask, queries, keys):
-    """The booleans of one block: a function of its row and column of blocks."""
+    """The booleans [1, 1, block, block] of a function of its row and column of blocks."""
 
     def visible(i, j):
         pair = (
-            Places(*(None if x is None else x[at] for x in xs))
+            Places(*(None if x is None else x[at][None] for x in xs))
             for xs, at in ((queries, i), (keys, j))
         )
-        return mask.between(*pair)
+        return mask.between(*pair)[0]
 
     return visible
 
@@ -143,7 +165,7 @@ def _meetings(mask, queries, keys):
 
     Never False where something is visible; True also where only the ranges of rank touch.
     """
-    meet = jnp.ones((len(queries[0]), len(keys[0]), 1), bool)
+    meet = jnp.ones((len(queries[0]), len(keys[0])), bool)
     if queries[1] is not None:
         (low, high), (key_low, key_high) = _documents(queries[1]), _documents(keys[1])
         meet = (low[:, None] <= key_high[None]) & (key_low[None] <= high[:, None])
@@ -151,12 +173,12 @@ def _meetings(mask, queries, keys):
         if isinstance(part, Order):
             low = _ranks(part, keys).min(-1)[None]
             meet = meet & (low <= _ranks(part, queries).max(-1)[:, None])
-    return meet.any(-1)
+    return meet
 
 
 def _ranks(order, places):
-    """[blocks, batch or 1, block]: the rank of each position."""
-    return jax.vmap(lambda xs: order.rank(Places(*xs)))(places)
+    """[blocks, block]: the rank of each position."""
+    return order.rank(Places(*places))
 
 
 def _documents(segment):
@@ -173,13 +195,13 @@ def _bounds(meet):
 
 
 def _arrays(places, block):
-    """The tensors of `Places` in blocks, [blocks, batch or 1, block]; the filled end is hidden."""
+    """The tensors of `Places` in blocks, [batch or 1, blocks, block]; the filled end is hidden."""
     segment = places.segment
     if segment is None and places.position.shape[1] % block:
         segment = jnp.ones_like(places.position)
 
     def cut(x, mode="edge"):
-        return None if x is None else _cut(x[:, None, :, None], block, mode)[:, :, 0, :, 0]
+        return None if x is None else _cut(x[:, :, None, None], block, mode)[:, :, 0, :, 0]
 
     return (
         cut(places.position),
@@ -198,8 +220,8 @@ def _dot(equation, a, b):
 
 
 def _cut(x, block, mode="constant"):
-    """[batch, heads, time, dim] as [blocks, batch, heads, block, dim], the end filled."""
-    missing = -x.shape[2] % block
+    """[batch, time, heads, dim] as [batch, blocks, heads, block, dim], the end filled."""
+    missing = -x.shape[1] % block
     if missing:
-        x = jnp.pad(x, [(0, 0), (0, 0), (0, missing), (0, 0)], mode=mode)
-    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, block, x.shape[3]), 2, 0)
+        x = jnp.pad(x, [(0, 0), (0, missing), (0, 0), (0, 0)], mode=mode)
+    return jnp.swapaxes(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 2, 3)
