@@ -17,6 +17,7 @@ from kzoo.layers import (
 )
 from kzoo.layers.block import norm
 from kzoo.layers.initializers import SeededNormal, stddevs
+from kzoo.models.devices import mesh_axes
 from kzoo.models.weights import PathWeights
 from kzoo.ops import feature_maps
 from kzoo.ops.decoding import Window
@@ -57,7 +58,7 @@ class Backbone(PathWeights, keras_hub.models.Backbone):
 
     def __init__(self, *, dtype=None, name=None, trainable=True, **fields):
         fields = resolve_backbone(fields)
-        check_split(fields, _devices_of_a_model())
+        check_split(fields, mesh_axes().get("model", 1))
         embeddings = Embeddings(fields, dtype)
         inputs, outputs, parts = self.assemble(fields, embeddings, dtype)
         super().__init__(
@@ -313,14 +314,6 @@ class Stack:
 def token_input(name):
     """An input of a functional model: integers [batch, time]."""
     return keras.Input((None,), dtype="int32", name=name)
-
-
-def _devices_of_a_model():
-    """Over how many devices the current distribution splits a model."""
-    distribution = keras.distribution.distribution()
-    mesh = distribution and distribution.device_mesh
-    axes = dict(zip(mesh.axis_names, mesh.shape, strict=True)) if mesh else {}
-    return axes.get("model", 1)
 
 
 def _norm(fields, name, dtype):

@@ -21,6 +21,7 @@ from kzoo.config import (
 from kzoo.errors import InputError, unknown
 from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
+from kzoo.models import devices
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.generation import Generates, GeneratesFromEncoder
 from kzoo.models.preprocessing import (
@@ -218,19 +219,24 @@ class _Task(PathWeights):
     # checked: so strings and pairs become tokens here, once, and tokens are checked.
     def fit(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """As `keras.Model.fit`. Rows are taken in the order in which they come, strings and
-        arrays too; `kzoo.data.load` gives a dataset that is shuffled anew in each epoch."""
+        arrays too; `kzoo.data.load` gives a dataset that is shuffled anew in each epoch. Under
+        `kzoo.distribute` the devices share each batch; every process is given the same ones."""
         self._check_predicts_next()
+        devices.tell_of_idle_devices()
         x, y, sample_weight = self._read(x, y, sample_weight)
+        self._check_devices(x, batch_size)
         held_out = kwargs.get("validation_data")
         if isinstance(held_out, dict | list | tuple):
             parts = keras.utils.unpack_x_y_sample_weight(held_out)
             kwargs["validation_data"] = self._read(*parts)
+            self._check_devices(kwargs["validation_data"][0], batch_size)
         kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle
         return super().fit(x, y, batch_size, sample_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         self._check_predicts_next()
         x, y, sample_weight = self._read(x, y, sample_weight)
+        self._check_devices(x, batch_size)
         return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
 
     def predict(self, x=None, batch_size=None, **kwargs):
@@ -244,6 +250,11 @@ class _Task(PathWeights):
                 "with objective='masked_lm'. Received: prediction='mask' with "
                 f"objective={self.objective.get_config()!r}"
             )
+
+    def _check_devices(self, x, batch_size):
+        devices.check_placed(self)
+        if is_tokens(x):
+            devices.check_batches(len(x[next(iter(self.input))]), batch_size or 32)
 
     def _read(self, x, y=None, sample_weight=None):
         if not isinstance(x, dict | list | tuple):
@@ -264,8 +275,11 @@ class _Task(PathWeights):
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if is_tokens(x):
             self._check_tokens(x)
-            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-        return super().preprocess_samples(x, y, sample_weight)
+            batch = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        else:
+            batch = super().preprocess_samples(x, y, sample_weight)
+        # Keras splits what is trained on and evaluated over devices, and leaves the rest whole.
+        return batch if y is None else devices.own_rows(batch)
 
     def _check_tokens(self, x):
         missing = set(self.input) - set(x)

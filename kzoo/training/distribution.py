@@ -13,6 +13,8 @@ import re
 
 import keras
 
+from kzoo.errors import InputError
+
 log = logging.getLogger("kzoo")
 
 DATA, MODEL = "data", "model"
@@ -40,6 +42,59 @@ _RULES = {
     r"(head/dense|pooler)/kernel": (DATA, None),
 }
 _ANYWHERE = r"(.*/)?"  # before a rule
+
+
+def distribute(data=None, model=1, fsdp=False):
+    """Train on every device: set Keras's distribution for the models that are made after it.
+
+    Each batch is split into `data` parts, and each layer into `model` parts. Losses are those of
+    one device, up to rounding. On several hosts, call `keras.distribution.initialize` before it;
+    every process runs the same script, and `fit` is given the same batches in each.
+
+    Args:
+        data: parts of a batch; by default as many as there are devices for.
+        model: parts of each layer's projections and of the vocabulary. Heads, key-value heads,
+            the masks of heads and `intermediate_dim` divide into them.
+        fsdp: split parameters, and so the optimizer's state, over the parts of the batch too.
+            Less memory, more communication.
+
+    Returns:
+        The `keras.distribution.DataParallel` or `ModelParallel` that is set now. Its mesh has the
+        axes "data" and, with `model` above 1, "model".
+
+    Raises:
+        InputError: on another backend than JAX, or for more parts than there are devices.
+
+    Example:
+        >>> kzoo.distribute()
+        >>> model = kzoo.presets.load("gpt_base")
+        >>> model.fit(kzoo.data.load("pydoc", model, batch_size=64).train)
+    """
+    backend = keras.backend.backend()
+    if backend != "jax":
+        how = {"torch": "; on torch, start one process per device with torchrun (see the README)"}
+        raise InputError(
+            f"Keras distributes models on the JAX backend alone{how.get(backend, '')}. "
+            f"Received: KERAS_BACKEND={backend}"
+        )
+    names = keras.distribution.list_devices()
+    received = f"Received: data={data!r}, model={model!r} and {len(names)} devices"
+    for parts in (model, 1 if data is None else data):
+        if not isinstance(parts, int) or isinstance(parts, bool) or parts < 1:
+            raise InputError(f"data and model are positive integers. {received}")
+    if data is None and len(names) % model:
+        raise InputError(f"model divides the number of devices. {received}")
+    data = len(names) // model if data is None else data
+    if data * model > len(names):
+        raise InputError(f"data · model is at most the number of devices. {received}")
+    sizes = {DATA: data} | ({MODEL: model} if model > 1 else {})
+    devices = names[: data * model]
+    mesh = keras.distribution.DeviceMesh(tuple(sizes.values()), [*sizes], devices)
+    chosen = distribution(mesh, fsdp)
+    if len(devices) < len(names) and chosen.num_processes > 1:
+        raise InputError(f"several processes use all of their devices. {received}")
+    keras.distribution.set_distribution(chosen)
+    return chosen
 
 
 def layout(path, shape, mesh, fsdp=False):
