@@ -1,10 +1,18 @@
 """Models on many devices: layouts, and the same losses as on one."""
 
 import json
+import os
 import re
+import signal
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import keras
+import many_devices
+import numpy as np
 import pytest
 
 from kzoo import config, presets
@@ -116,3 +124,120 @@ def test_what_a_mesh_does_not_divide(overrides, model, said):
     config.check_split(fields, 2)
     with distribution(mesh_of(data=1, model=model)).scope(), pytest.raises(InputError, match=said):
         presets.load_backbone("gpt_nano", objective=objective, **overrides)
+
+
+# Eight devices in a process of its own -------------------------------------------------------
+
+
+def start(*arguments, devices=1):
+    """`many_devices.py` with these arguments, on so many devices of its own."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(Path(config.__file__).parents[1]),
+        "KERAS_BACKEND": "jax",
+    }
+    command = [sys.executable, "-W", "ignore", many_devices.__file__, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment, **pipes)
+
+
+def result(process):
+    """What a process printed, once it is done."""
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err[-3000:]
+    return json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def eight():
+    return result(start("devices", devices=8))
+
+
+@pytest.mark.parametrize("family", many_devices.LAYOUTS)
+def test_losses_are_those_of_one_device(eight, family):
+    alone = eight[family].pop("alone")["losses"]
+    assert len(alone) == 3 and len({*alone}) == 3
+    assert eight[family]
+    for how, run in eight[family].items():
+        np.testing.assert_allclose(run["losses"], alone, rtol=0, atol=1e-5, err_msg=how)
+        sizes = json.loads(how)
+        mesh = {"model": sizes.get("model", 1)}
+        mesh["data"] = 8 // mesh["model"]
+        for path, found in run["parts"].items():
+            # Everything but vectors as wide as the hidden states, the positions' included.
+            expected = mesh["model"] if not re.search(r"norm/|output_dense/bias", path) else 1
+            matrix = re.search(r"(kernel|embeddings)$", path) and "relative" not in path
+            expected *= mesh["data"] if sizes.get("fsdp") and matrix else 1
+            assert found == [expected] * 2, (how, path)  # the variable, and AdamW's momentum
+
+
+def test_idle_devices_are_told_of_once(eight):
+    (line,) = eight["told"]
+    assert "one of 8 devices" in line and "kzoo.distribute()" in line
+
+
+@pytest.mark.parametrize(
+    "case, said",
+    [
+        ("arrays", "2 devices along the mesh axis 'data'"),
+        ("arrays", "Received: a batch of 5 rows"),
+        ("last", "Received: a batch of 3 rows"),
+        ("dataset", "Received: a batch of 5 rows"),
+        ("three", "model divides the number of devices. Received: data=None, model=3 and 8"),
+        ("sixteen", "Received: data=16, model=1 and 8 devices"),
+        ("zero", "positive integers"),
+        ("late", "call kzoo.distribute() first, then make the model"),
+    ],
+)
+def test_what_is_refused(eight, case, said):
+    assert said in eight["refused"][case]
+
+
+# Several processes ----------------------------------------------------------------------------
+
+
+def start_processes(count, **arguments):
+    """`count` processes of one run, as on several hosts."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"port": port, "number": count, **arguments}
+    return [
+        start("process", json.dumps({**common, "process": process})) for process in range(count)
+    ]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The losses of six steps on one device, as Keras shows them, and their sums."""
+    keras.distribution.set_distribution(None)
+    means = many_devices.train(many_devices.make("gpt"), slice(6))
+    return np.array(means), np.cumsum([1] * 6) * means
+
+
+@pytest.mark.slow
+def test_two_processes_one_is_killed_and_the_run_goes_on(alone, tmp_path):
+    means, sums = alone
+    state = str(tmp_path / "state.npz")
+    run = start_processes(2, how={}, start=0, stop=1000, save=3, killed=4, state=state)
+    assert run[1].wait(timeout=200) == -signal.SIGKILL
+    killed = time.monotonic()
+    _, said = run[0].communicate(timeout=60)  # it would train for minutes yet
+    assert run[0].returncode != 0 and time.monotonic() - killed < 60
+    assert "JaxRuntimeError" in said or "heartbeat" in said
+
+    rest = {"how": {}, "start": 3, "stop": 6, "state": state}
+    for process in [result(process) for process in start_processes(2, **rest)]:
+        assert process["sizes"] == [16]  # a global batch, of which each process had its half
+        expected = (sums[3:] - sums[2]) / [1, 2, 3]
+        np.testing.assert_allclose(process["losses"], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count, how", [(4, {"model": 2})])
+def test_losses_of_several_processes_are_those_of_one(alone, count, how):
+    for process in [result(process) for process in start_processes(count, how=how, stop=3)]:
+        assert process["sizes"] == [16]
+        np.testing.assert_allclose(process["losses"], alone[0][:3], rtol=0, atol=1e-5)

@@ -51,31 +51,25 @@ def check_placed(model):
             raise InputError(
                 "this model was made before the distribution, and Keras leaves it where it is: "
                 "call kzoo.distribute() first, then make the model. Received: "
-                f"{variable.path} on {len(sharding.device_set)} of {mesh.size} devices"
+                f"{variable.path} on {len(sharding.device_set)} device(s), not on the mesh"
             )
 
 
 def check_batches(count, batch_size):
-    """`InputError` unless `count` rows in batches of `batch_size` all divide over devices."""
-    for size in {min(batch_size, count), count % batch_size or batch_size}:
-        check_batch(size)
+    """`InputError` unless `count` rows in batches of `batch_size` all divide over the devices."""
+    distribution = keras.distribution.distribution()
+    if distribution is not None:
+        for size in {min(batch_size, count), count % batch_size or batch_size}:
+            _check_batch(size, distribution)
 
 
-def check_batch(size):
-    """`InputError` unless a batch of `size` rows divides into the mesh axis "data"."""
-    data = mesh_axes().get("data", 1)
-    if size % data:
-        raise InputError(
-            f"a batch divides into the {data} devices along the mesh axis 'data', the last one of "
-            f"an epoch too. Received: a batch of {size} rows"
-        )
-
-
-def own_rows(batch):
+def own_rows(batch, distribution):
     """The rows of a batch that this process's devices compute.
 
     Args:
         batch: a nest of arrays [rows, ...] and None, the same in every process.
+        distribution: of Keras, which knows the current one only in the thread that set it, and
+            batches are read by others.
 
     Returns:
         The same nest; under one process all of it.
@@ -84,13 +78,10 @@ def own_rows(batch):
         InputError: if the batch does not divide into the mesh axis "data", or, under several
             processes, its size is not known.
     """
-    distribution = keras.distribution.distribution()
-    if distribution is None:
-        return batch
     size = next(x for x in keras.tree.flatten(batch) if x is not None).shape[0]
     several = distribution.num_processes > 1
     if size is not None:  # in a tf.data pipeline it may not be known
-        check_batch(size)
+        _check_batch(size, distribution)
     elif several:
         raise InputError(
             "several processes share batches whose size is known: arrays, or a Grain dataset. "
@@ -104,3 +95,13 @@ def own_rows(batch):
     spans = sorted({span.indices(size)[:2] for (span,) in spans})
     rows = np.concatenate([np.arange(*span) for span in spans])
     return keras.tree.map_structure(lambda x: None if x is None else x[rows], batch)
+
+
+def _check_batch(size, distribution):
+    mesh = distribution.device_mesh
+    data = mesh.shape[mesh.axis_names.index(distribution.batch_dim_name)]
+    if size % data:
+        raise InputError(
+            f"a batch divides into the {data} devices along the mesh axis 'data', the last one of "
+            f"an epoch too. Received: a batch of {size} rows"
+        )

@@ -85,6 +85,7 @@ class _Task(PathWeights):
             raise unknown(f"objective of {type(self).__name__}", self.objective.name, valid)
         check_objective(backbone.mask, self.objective)
         self._gives_hidden = False
+        self._distribution = None
         head = head or Head(
             backbone.token_embedding,
             fields["output_transform"],
@@ -253,6 +254,7 @@ class _Task(PathWeights):
 
     def _check_devices(self, x, batch_size):
         devices.check_placed(self)
+        self._distribution = keras.distribution.distribution()  # threads that read do not see it
         if is_tokens(x):
             devices.check_batches(len(x[next(iter(self.input))]), batch_size or 32)
 
@@ -279,7 +281,9 @@ class _Task(PathWeights):
         else:
             batch = super().preprocess_samples(x, y, sample_weight)
         # Keras splits what is trained on and evaluated over devices, and leaves the rest whole.
-        return batch if y is None else devices.own_rows(batch)
+        distribution = keras.distribution.distribution() or self._distribution
+        whole = y is None or distribution is None
+        return batch if whole else devices.own_rows(batch, distribution)
 
     def _check_tokens(self, x):
         missing = set(self.input) - set(x)
