@@ -15,6 +15,7 @@ import many_devices
 import numpy as np
 import pytest
 
+import kzoo
 from kzoo import config, presets
 from kzoo.errors import InputError
 from kzoo.training.distribution import distribution, layout, layout_map
@@ -212,7 +213,6 @@ def start_processes(count, **arguments):
 @pytest.fixture(scope="module")
 def alone():
     """The losses of six steps on one device, as Keras shows them, and their sums."""
-    keras.distribution.set_distribution(None)
     means = many_devices.train(many_devices.make("gpt"), slice(6))
     return np.array(means), np.cumsum([1] * 6) * means
 
@@ -241,3 +241,35 @@ def test_losses_of_several_processes_are_those_of_one(alone, count, how):
     for process in [result(process) for process in start_processes(count, how=how, stop=3)]:
         assert process["sizes"] == [16]
         np.testing.assert_allclose(process["losses"], alone[0][:3], rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_torch_in_two_processes():
+    """The example's own loop, since Keras's `fit` cannot: against `fit` on JAX, in one process."""
+    root = Path(__file__).parents[1]
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        + [str(root / "examples" / "torchrun.py"), "--steps", "3"],
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    losses = [float(loss) for loss in re.findall(r"step \d: (\S+) nats", run.stdout)]
+    model = presets.load("gpt_nano")
+    callback = many_devices.Losses(lambda step: None)
+    dataset = kzoo.data.load("pydoc", model, batch_size=16).train[:3]
+    model.fit(dataset, callbacks=[callback], verbose=0)
+    alone = np.diff(np.multiply(callback.means, [1, 2, 3]), prepend=0)
+    np.testing.assert_allclose(losses, alone, rtol=0, atol=2e-5)  # another backend's arithmetic
+
+
+@pytest.mark.torch
+def test_torch_finds_the_parameters_and_cannot_distribute():
+    if keras.backend.backend() != "torch":
+        pytest.skip("of torch")
+    model = presets.load("gpt_nano")
+    assert len(list(model.parameters())) == len(model.trainable_variables)
+    with pytest.raises(InputError, match="torchrun"):
+        kzoo.distribute()

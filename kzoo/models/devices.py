@@ -26,11 +26,13 @@ def mesh_axes():
 
 
 def tell_of_idle_devices():
-    """Warn, once, where JAX has several devices and no distribution says how to use them."""
+    """Warn, once, where JAX has several devices and nothing says which to use."""
     if _told or keras.backend.backend() != "jax" or keras.distribution.distribution() is not None:
         return
-    count = len(keras.distribution.list_devices())
-    if count > 1:
+    import jax
+
+    count = jax.device_count()
+    if count > 1 and jax.config.jax_default_device is None:
         _told.append(count)
         log.warning(
             "only one of %d devices is used: kzoo.distribute(), called before the model is made, "

@@ -104,6 +104,9 @@ class _Task(PathWeights):
             setattr(self, field, value)
         logits = head(self._decoded(backbone(backbone.input)))
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
+        if keras.backend.backend() == "torch":
+            # keras-hub hides them from torch, and DistributedDataParallel would find no parameters.
+            self.add_module("torch_parameters", self.torch_params)
 
     def enable_lora(self, rank):
         """Train matrices of rank `rank` beside the query and value projections, and no other
@@ -241,7 +244,15 @@ class _Task(PathWeights):
         return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
 
     def predict(self, x=None, batch_size=None, **kwargs):
-        return super().predict(self._read(x)[0], batch_size, **kwargs)
+        x = self._read(x)[0]
+        self._check_devices(x, batch_size)
+        processes = self._distribution.num_processes if self._distribution else 1
+        if processes > 1:
+            raise InputError(
+                "predict returns whole arrays, of which each of several processes holds a part; "
+                f"use evaluate, or one process. Received: {processes} processes"
+            )
+        return super().predict(x, batch_size, **kwargs)
 
     def _check_predicts_next(self):
         if self.prediction == "mask" and self.objective.next_token:
