@@ -22,7 +22,7 @@ _SUBMODULES = (
     "studies",
     "training",
 )
-__all__ = [*_SUBMODULES, "check", "compare"]
+__all__ = [*_SUBMODULES, "check", "compare", "distribute"]
 
 
 def __getattr__(name):
@@ -32,6 +32,8 @@ def __getattr__(name):
         return importlib.import_module("kzoo.analysis.check").check
     if name == "compare":
         return importlib.import_module("kzoo.studies").compare
+    if name == "distribute":
+        return importlib.import_module("kzoo.training.distribution").distribute
     raise AttributeError(f"module 'kzoo' has no attribute {name!r}")
 
 

@@ -45,9 +45,16 @@ class SeededNormal(keras.initializers.Initializer):
         self.stddev = stddev
         self.seed = seed
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape, dtype=None, layout=None):
         values = np.random.default_rng(self.seed).standard_normal(shape, "float32")
-        return ops.cast(values * np.float32(self.stddev), dtype or keras.config.floatx())
+        values = ops.cast(values * np.float32(self.stddev), dtype or keras.config.floatx())
+        if layout is None:
+            return values
+        # Keras passes the layout of a variable on a mesh of devices; without an argument for it,
+        # it would compile the values of a large one into a program of its own, for many seconds.
+        mesh = keras.distribution.distribution().device_mesh
+        layout = keras.distribution.TensorLayout(tuple(layout.spec), mesh)
+        return keras.distribution.distribute_tensor(values, layout)
 
     def get_config(self):
         return {"stddev": self.stddev, "seed": self.seed}

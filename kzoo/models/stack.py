@@ -5,7 +5,7 @@ import keras_hub
 from keras import ops
 
 from kzoo import masks
-from kzoo.config import BACKBONE_FIELDS, resolve_backbone
+from kzoo.config import BACKBONE_FIELDS, check_split, resolve_backbone
 from kzoo.layers import (
     Block,
     LearnedPositions,
@@ -17,6 +17,7 @@ from kzoo.layers import (
 )
 from kzoo.layers.block import norm
 from kzoo.layers.initializers import SeededNormal, stddevs
+from kzoo.models.devices import mesh_axes
 from kzoo.models.weights import PathWeights
 from kzoo.ops import feature_maps
 from kzoo.ops.decoding import Window
@@ -57,6 +58,7 @@ class Backbone(PathWeights, keras_hub.models.Backbone):
 
     def __init__(self, *, dtype=None, name=None, trainable=True, **fields):
         fields = resolve_backbone(fields)
+        check_split(fields, mesh_axes().get("model", 1))
         embeddings = Embeddings(fields, dtype)
         inputs, outputs, parts = self.assemble(fields, embeddings, dtype)
         super().__init__(

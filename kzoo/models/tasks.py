@@ -21,6 +21,7 @@ from kzoo.config import (
 from kzoo.errors import InputError, unknown
 from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
+from kzoo.models import devices
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.generation import Generates, GeneratesFromEncoder
 from kzoo.models.preprocessing import (
@@ -84,6 +85,7 @@ class _Task(PathWeights):
             raise unknown(f"objective of {type(self).__name__}", self.objective.name, valid)
         check_objective(backbone.mask, self.objective)
         self._gives_hidden = False
+        self._distribution = None
         head = head or Head(
             backbone.token_embedding,
             fields["output_transform"],
@@ -102,6 +104,9 @@ class _Task(PathWeights):
             setattr(self, field, value)
         logits = head(self._decoded(backbone(backbone.input)))
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
+        if keras.backend.backend() == "torch":
+            # keras-hub hides them from torch, and DistributedDataParallel would find no parameters.
+            self.add_module("torch_parameters", self.torch_params)
 
     def enable_lora(self, rank):
         """Train matrices of rank `rank` beside the query and value projections, and no other
@@ -218,23 +223,36 @@ class _Task(PathWeights):
     # checked: so strings and pairs become tokens here, once, and tokens are checked.
     def fit(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         """As `keras.Model.fit`. Rows are taken in the order in which they come, strings and
-        arrays too; `kzoo.data.load` gives a dataset that is shuffled anew in each epoch."""
+        arrays too; `kzoo.data.load` gives a dataset that is shuffled anew in each epoch. Under
+        `kzoo.distribute` the devices share each batch; every process is given the same ones."""
         self._check_predicts_next()
+        devices.tell_of_idle_devices()
         x, y, sample_weight = self._read(x, y, sample_weight)
+        self._check_devices(x, batch_size)
         held_out = kwargs.get("validation_data")
         if isinstance(held_out, dict | list | tuple):
             parts = keras.utils.unpack_x_y_sample_weight(held_out)
             kwargs["validation_data"] = self._read(*parts)
+            self._check_devices(kwargs["validation_data"][0], batch_size)
         kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle
         return super().fit(x, y, batch_size, sample_weight, **kwargs)
 
     def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
         self._check_predicts_next()
         x, y, sample_weight = self._read(x, y, sample_weight)
+        self._check_devices(x, batch_size)
         return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
 
     def predict(self, x=None, batch_size=None, **kwargs):
-        return super().predict(self._read(x)[0], batch_size, **kwargs)
+        x = self._read(x)[0]
+        self._check_devices(x, batch_size)
+        processes = self._distribution.num_processes if self._distribution else 1
+        if processes > 1:
+            raise InputError(
+                "predict returns whole arrays, of which each of several processes holds a part; "
+                f"use evaluate, or one process. Received: {processes} processes"
+            )
+        return super().predict(x, batch_size, **kwargs)
 
     def _check_predicts_next(self):
         if self.prediction == "mask" and self.objective.next_token:
@@ -244,6 +262,12 @@ class _Task(PathWeights):
                 "with objective='masked_lm'. Received: prediction='mask' with "
                 f"objective={self.objective.get_config()!r}"
             )
+
+    def _check_devices(self, x, batch_size):
+        devices.check_placed(self)
+        self._distribution = keras.distribution.distribution()  # threads that read do not see it
+        if is_tokens(x):
+            devices.check_batches(len(x[next(iter(self.input))]), batch_size or 32)
 
     def _read(self, x, y=None, sample_weight=None):
         if not isinstance(x, dict | list | tuple):
@@ -264,8 +288,13 @@ class _Task(PathWeights):
     def preprocess_samples(self, x, y=None, sample_weight=None):
         if is_tokens(x):
             self._check_tokens(x)
-            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-        return super().preprocess_samples(x, y, sample_weight)
+            batch = keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        else:
+            batch = super().preprocess_samples(x, y, sample_weight)
+        # Keras splits what is trained on and evaluated over devices, and leaves the rest whole.
+        distribution = keras.distribution.distribution() or self._distribution
+        whole = y is None or distribution is None
+        return batch if whole else devices.own_rows(batch, distribution)
 
     def _check_tokens(self, x):
         missing = set(self.input) - set(x)
