@@ -136,7 +136,10 @@ class Checkpoints(keras.callbacks.Callback):
             self._store.check()
         if asked:
             self.end()
-            message = f"asked to end by SIGTERM: step {step} is saved in {self._store.directory}"
+            message = (
+                f"asked to end by SIGTERM: step {step} is saved in {self._store.directory}; the "
+                "same run, started again, goes on from there"
+            )
             log.warning("%s", message)
             raise Preempted(message)
 
