@@ -5,6 +5,9 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import grain
 import keras
@@ -224,3 +227,68 @@ def test_facts_are_json(finished):
     facts = json.loads((finished / "5" / "facts" / "metadata").read_text())
     assert facts["variables"]["weight 0"] == "float32[4, 8]"
     assert set(facts["progress"]) == {"epoch", "batch", "data"}
+
+
+# In processes of their own --------------------------------------------------------------------
+
+HERE = Path(__file__).parent
+
+
+def python(*arguments, status=0, **environment):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent), **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == status, done.stderr[-3000:]
+    return done
+
+
+def test_checkpoints_restore_onto_other_numbers_of_devices(tmp_path):
+    for epochs, count in enumerate([8, 1, 2], start=1):
+        python(HERE / "on_devices.py", count, tmp_path / "run", epochs)
+    for before, after in [(8, 1), (1, 2)]:
+        left, found = (
+            np.load(tmp_path / f"{name}.npz") for name in (f"left by {before}", f"found by {after}")
+        )
+        assert len(left.files) == len(found.files) > 8
+        for name in left.files:
+            np.testing.assert_array_equal(left[name], found[name])
+
+
+@pytest.mark.slow
+def test_a_run_killed_twenty_times_has_the_same_losses_to_the_last_bit(tmp_path):
+    seen = json.loads(python(HERE / "killed.py", tmp_path, 20).stdout)
+    assert seen["kills"] == 20 and seen["steps again"] > 0
+
+
+SIZE = """
+import resource, signal, sys
+sys.modules["tensorflow"] = None
+sys.path.insert(0, sys.argv[1])
+import numpy
+from pathlib import Path
+from kzoo.errors import InputError
+from kzoo.training.checkpoint import Store
+from test_checkpoints import model
+
+large, store = model(1000), Store(Path(sys.argv[2]), 1)
+store.save(1, large, {}, {})
+store.close()
+resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))  # bytes of a file
+try:
+    store.save(2, large, {}, {})
+    store.close()
+except InputError as error:
+    print(error)
+"""
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path):
+    done = python("-c", SIZE, HERE, tmp_path / "run")
+    assert "the checkpoint of step 2 could not be written" in done.stdout
+    assert done.stdout.count("\n") == 1 and "go on" not in done.stdout
+    assert os.listdir(tmp_path / "run") == ["1"]
+    assert Store(tmp_path / "run", 1).restore(model(1000), {})[0] == 1
