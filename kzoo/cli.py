@@ -1,17 +1,21 @@
 """The command line: kzoo list | show | train | generate | compare | report | bench.
 
-Wrong input is answered with one line on standard error and exit status 2. `list` and `show` read
-JSON only; Keras loads when a model is made, with the backend that was asked for.
+Wrong input is answered with one line on standard error and exit status 2. On SIGTERM, `train` and
+`compare` save what they have and exit with status 75; the same command goes on from there. `list`
+and `show` read JSON only; Keras loads when a model is made, with the backend that was asked for.
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import shutil
+import signal
 import sys
 from pathlib import Path
 
-from kzoo.errors import InputError, unknown
+from kzoo.errors import InputError, Preempted, unknown
 
 BACKENDS = ("jax", "tensorflow", "torch")
 WORDS = ("mask", "objective")
@@ -19,7 +23,7 @@ EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
 
 
 def main(arguments=None):
-    """Run the command line; returns the exit status: 0, or 2 for wrong input."""
+    """Run the command line; returns the exit status: 0, 2 for wrong input, 75 after SIGTERM."""
     try:
         options = _parser().parse_args(arguments)
         _set_up(options)
@@ -27,8 +31,11 @@ def main(arguments=None):
     except InputError as error:
         print(f"kzoo: {error}", file=sys.stderr)
         return 2
+    except Preempted as stop:
+        return stop.code
     except KeyboardInterrupt:
-        print("kzoo: interrupted; the same command goes on from here", file=sys.stderr)
+        last = "the same command goes on from the last checkpoint"
+        print(f"kzoo: interrupted; {last}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader, `head` say, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,10 +70,23 @@ def _parser():
     train.add_argument("preset", metavar="NAME")
     train.add_argument("--text", required=True, metavar="FILE", help=_SOURCE)
     train.add_argument("--steps", type=_positive, required=True, metavar="N")
-    train.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    train.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="a new folder, or that of the same run, stopped before its end, to go on",
+    )
     train.add_argument("--batch-size", type=_positive, default=16, metavar="ROWS")
     train.add_argument("--learning-rate", type=_rate, default=3e-3, metavar="PEAK")
     train.add_argument("--valid", type=float, default=0.1, metavar="SHARE", help="held out")
+    train.add_argument(
+        "--checkpoint-every",
+        default="60s",
+        metavar="STEPS_OR_SECONDS",
+        help="1000 or 60s (the default); they go to DIR/checkpoints until the model is saved",
+    )
+    train.add_argument("--keep", type=_positive, default=3, metavar="N", help="last checkpoints")
     _add_overrides(train)
     _add_running(train)
 
@@ -221,7 +241,9 @@ def _train(options):
     from kzoo import data, presets
 
     config = presets.config(options.preset, **_overrides(options.set))
-    _check_new(options.out)
+    folder = options.out / "checkpoints"
+    if not folder.is_dir():
+        _check_new(options.out)
     _leave_tensorflow([options.text])
     splits = data.load(
         options.text,
@@ -235,8 +257,14 @@ def _train(options):
     from rich.progress import Progress, TextColumn
 
     from kzoo.studies.study import measure
-    from kzoo.training import prepare, train
+    from kzoo.training import Checkpoints, prepare, train
 
+    checkpoints = Checkpoints(
+        folder,
+        every=options.checkpoint_every,
+        keep=options.keep,
+        settings={"preset": options.preset},
+    )
     model = presets.load(options.preset, **{**config})
     program = prepare(model, options.learning_rate, options.steps)
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
@@ -246,13 +274,16 @@ def _train(options):
         def on_step(step, loss):
             progress.update(bar, completed=step, note=f"loss {loss:.3f}")
 
-        outcome = train(program, splits, options.steps, on_step=on_step)
+        outcome = train(program, splits, options.steps, checkpoints=checkpoints, on_step=on_step)
     if not outcome.finite:
         raise InputError(
-            f"the loss was not finite at step {outcome.steps}; nothing is saved. Try a smaller "
-            f"learning rate. Received: --learning-rate {options.learning_rate}"
+            f"the loss was not finite at step {outcome.steps}; no model is saved. Try a smaller "
+            f"learning rate, in a new folder. Received: --learning-rate {options.learning_rate}"
         )
     presets.save(model, options.out)
+    if folder.is_dir():
+        # In one step: a run that is killed in the midst of this is finished, or is not.
+        shutil.rmtree(folder.rename(folder.with_name("checkpoints.finished")))
     bits = outcome.held_out[-1][1]
     tokens = options.batch_size * splits.facts["row_length"] * outcome.steps
     result = {
@@ -314,7 +345,8 @@ def _compare(options):
     from kzoo.studies.runner import run
     from kzoo.studies.workers import processes
 
-    records = run(study, directory, processes=processes() if platform() == "cpu" else 1)
+    with _ending_on_sigterm(directory):
+        records = run(study, directory, processes=processes() if platform() == "cpu" else 1)
     page = report(directory)
     rows = table(records)
     if options.json:
@@ -324,6 +356,20 @@ def _compare(options):
         return
     _print_results(rows)
     print(f"report: {page}")
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm(directory):
+    """SIGTERM ends what runs between trainings and beside them; a training saves itself first."""
+
+    def end(number, frame):
+        raise Preempted(f"asked to end by SIGTERM: {directory} holds what has been run")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _report(options):

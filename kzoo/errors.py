@@ -33,3 +33,18 @@ def unknown(kind, received, valid):
     hint = f"; did you mean {near[0]!r}?" if near else "."
     names = ", ".join(valid[:MOST_NAMES]) + ", …" * (len(valid) > MOST_NAMES)
     return InputError(f"unknown {kind}{hint} Valid: {names}. Received: {received!r}")
+
+
+class Preempted(SystemExit):
+    """SIGTERM came while a run trained, and the run has been saved: the same script or command,
+    started again, goes on from there. Unless it is caught, the process exits with status 75
+    (EX_TEMPFAIL: try again)."""
+
+    STATUS = 75
+
+    def __init__(self, message):
+        super().__init__(self.STATUS)
+        self.message = message
+
+    def __str__(self):
+        return self.message

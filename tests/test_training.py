@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from kzoo import data, presets
-from kzoo.errors import InputError
-from kzoo.training import adamw, checkpoint, prepare, train
+from kzoo.training import Checkpoints, adamw, prepare, train
 
 SMALL = {
     "num_layers": 2,
@@ -68,37 +67,27 @@ def test_a_killed_run_resumes_to_the_same_bits(program, tmp_path):
         if step == 5:  # in the last segment
             raise Killed
 
-    path = tmp_path / "run.safetensors"
     with pytest.raises(Killed):
-        train(fresh(program), splits(), STEPS, evaluations=3, path=path, on_step=kill)
+        train(
+            fresh(program),
+            splits(),
+            STEPS,
+            evaluations=3,
+            checkpoints=Checkpoints(tmp_path, every=1),
+            on_step=kill,
+        )
     steps = []
     resumed = train(
         fresh(program, 7),  # whatever the model holds, the checkpoint decides
         splits(),
         STEPS,
         evaluations=3,
-        path=path,
+        checkpoints=Checkpoints(tmp_path, every=1),
         on_step=lambda step, loss: steps.append(step),
     )
     assert steps == [5, 6]
     assert resumed.train_loss == whole.train_loss
     assert resumed.held_out == whole.held_out
-
-
-def test_checkpoints_refuse_damage_and_other_models(program, tmp_path):
-    model = fresh(program).model
-    path = tmp_path / "a.safetensors"
-    checkpoint.save(path, model, {"train_loss": [1.5]})
-    assert checkpoint.restore(path, model) == {"train_loss": [1.5]}
-    assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
-
-    other = presets.build({**config(), "positions": "learned"})
-    prepare(other, 0.01, STEPS)
-    with pytest.raises(InputError, match="another model's. Received"):
-        checkpoint.restore(path, other)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(InputError, match="damaged"):
-        checkpoint.restore(path, model)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(program):

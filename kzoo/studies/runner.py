@@ -17,7 +17,7 @@ from kzoo.studies.provenance import provenance
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read, write_atomically
 from kzoo.studies.study import measure
 from kzoo.studies.workers import in_processes
-from kzoo.training import prepare, train
+from kzoo.training import Checkpoints, prepare, train
 
 log = logging.getLogger("kzoo")
 SPECTRUM_ROWS = 8
@@ -150,7 +150,7 @@ class _Trainer:
             splits,
             study.steps,
             evaluations=study.evaluations,
-            path=path,
+            checkpoints=Checkpoints(path, keep=2),
             on_step=on_step,
         )
         unit, group = measure(config["objective"], self.source)
@@ -192,7 +192,7 @@ def _load(source, fields, batch_size, valid, seed):
 
 
 def _checkpoint(directory, name):
-    return directory / "checkpoints" / f"{name.replace('/', ' - ').replace(':', ' ')}.safetensors"
+    return directory / "checkpoints" / f"{name.replace('/', ' - ').replace(':', ' ')}"
 
 
 class _Bars(contextlib.AbstractContextManager):

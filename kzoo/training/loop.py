@@ -1,40 +1,15 @@
-"""`model.fit` in segments: after each, the held-out set is measured and the state is kept."""
+"""`model.fit` in segments: after each, the held-out set is measured."""
 
+import contextlib
 import dataclasses
 import math
 import time
 
-import grain
 import keras
 from keras import ops
 
-from kzoo.training import checkpoint
 from kzoo.training.optimizer import adamw
-
-
-class _Recorder(keras.callbacks.Callback):
-    """Keeps each step's loss, reports it, and stops at one that is not finite.
-
-    Keras logs the mean over the steps of this `fit`; a step's own loss is the difference of
-    two such sums (to about 1e-5 nats), which spares the train step a metric.
-    """
-
-    def __init__(self, losses, on_step):
-        super().__init__()
-        self.losses = losses
-        self.on_step = on_step
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.total = 0.0
-
-    def on_train_batch_end(self, batch, logs=None):
-        total = float(logs["loss"]) * (batch + 1)
-        loss = total - self.total
-        self.total = total
-        self.losses.append(loss)
-        self.on_step(len(self.losses), loss)
-        if not math.isfinite(loss):
-            self.model.stop_training = True
+from kzoo.training.stream import read_ahead
 
 
 @dataclasses.dataclass
@@ -87,9 +62,11 @@ class Program:
         for variable, value in pairs:
             variable.assign(value)
 
-    def bits(self, valid):
+    def bits(self, valid, callbacks=None):
         """Bits per scored byte over all of `valid`, a dataset of batches."""
-        logs = self.evaluator.evaluate(_read(valid), steps=len(valid), verbose=0, return_dict=True)
+        logs = self.evaluator.evaluate(
+            read_ahead(valid), steps=len(valid), callbacks=callbacks, verbose=0, return_dict=True
+        )
         return float(logs["bits_per_byte"])
 
 
@@ -104,7 +81,68 @@ def prepare(model, learning_rate, steps):
     return Program(model, evaluator, values)
 
 
-def train(program, splits, steps, *, evaluations=1, path=None, on_step=lambda step, loss: None):
+class _Recorder(keras.callbacks.Callback):
+    """Keeps each step's loss, reports it, and stops at one that is not finite.
+
+    Keras logs the mean over the steps of a segment; a step's own loss is the difference of two
+    such sums (to about 1e-5 nats), which spares the train step a metric.
+    """
+
+    def __init__(self, outcome, on_step, checkpoints):
+        super().__init__()
+        self.outcome = outcome
+        self.on_step = on_step
+        self.checkpoints = checkpoints
+        self.begin()
+
+    def begin(self, start=0, total=0.0, metrics=None):
+        """A segment, of which the steps from `start` to now are made, with losses of `total`."""
+        self.start, self.total, self.metrics = start, total, metrics
+        self.clock = time.perf_counter()
+
+    def go_on(self, progress, model):
+        """From what `progress` has said, with the checkpoint's values in the model."""
+        vars(self.outcome).update(progress["outcome"])
+        metrics = list(map(ops.copy, model.metrics_variables))
+        self.begin(progress["start"], progress["total"], metrics)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        if self.metrics is not None:  # Keras has set them to zero
+            for variable, value in zip(self.model.metrics_variables, self.metrics, strict=True):
+                variable.assign(value)
+
+    def on_train_batch_end(self, batch, logs=None):
+        outcome = self.outcome
+        total = float(logs["loss"]) * (outcome.steps + 1 - self.start)
+        loss = total - self.total
+        self.total = total
+        outcome.train_loss.append(loss)
+        self.on_step(outcome.steps, loss)
+        if not math.isfinite(loss):
+            self.model.stop_training = True
+        elif self.checkpoints is not None:
+            self.checkpoints.after_step(outcome.steps, self.model, self.progress)
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self.checkpoints is not None and self.checkpoints.asked_to_end:
+            self.model.stop_evaluating = True
+
+    def progress(self):
+        """What a checkpoint keeps besides the variables."""
+        self.lap()
+        outcome = dataclasses.asdict(self.outcome)
+        return {"outcome": outcome, "start": self.start, "total": self.total}
+
+    def lap(self):
+        """Count the seconds since the last time."""
+        now = time.perf_counter()
+        self.outcome.seconds += now - self.clock
+        self.clock = now
+
+
+def train(
+    program, splits, steps, *, evaluations=1, checkpoints=None, on_step=lambda step, loss: None
+):
     """Train a model, measuring the held-out set at even intervals.
 
     Args:
@@ -112,34 +150,55 @@ def train(program, splits, steps, *, evaluations=1, path=None, on_step=lambda st
         splits: `kzoo.data.Splits`.
         steps: optimizer steps in all.
         evaluations: how often the held-out set is measured; the last time at the end.
-        path: file that keeps the state after each segment; if it is there, training goes on
-            from it, with the same losses to the last bit on CPU.
+        checkpoints: a `kzoo.training.Checkpoints`. If its folder holds a checkpoint, training
+            goes on from there, with the same losses to the last bit on CPU. They stay at the end.
         on_step: called with (step, loss) after each step.
 
     Returns:
         An `Outcome`; where a loss was not finite, `finite` is False and training has stopped.
+
+    Raises:
+        InputError: see `Checkpoints`; and if its folder's checkpoints are of another run: another
+            config, optimizer, backend, data, or number of steps or evaluations.
+        Preempted: if SIGTERM comes and there are checkpoints; the run is saved.
     """
     outcome = Outcome()
-    if path is not None and path.exists():
-        outcome = Outcome(**checkpoint.restore(path, program.model))
-    recorder = _Recorder(outcome.train_loss, on_step)
-    bounds = [steps * (i + 1) // evaluations for i in range(evaluations)]
-    for end in bounds:
-        start = outcome.steps
-        if end <= start:
-            continue
-        begin = time.perf_counter()
-        batches = _read(splits.train.repeat()[start:end])
-        program.model.fit(batches, steps_per_epoch=end - start, callbacks=[recorder], verbose=0)
-        outcome.seconds += time.perf_counter() - begin
-        if not outcome.finite:
-            break
-        outcome.held_out.append([end, program.bits(splits.valid)])
-        if path is not None:
-            checkpoint.save(path, program.model, dataclasses.asdict(outcome))
+    recorder = _Recorder(outcome, on_step, checkpoints)
+    model = program.model
+    with contextlib.ExitStack() as stack:
+        if checkpoints is not None:
+            stack.callback(checkpoints.end)
+            settings = _settings(model, splits, steps, evaluations)
+            _, progress = checkpoints.begin(model, settings)
+            if progress is not None:
+                recorder.go_on(progress, model)
+        for end in [steps * (i + 1) // evaluations for i in range(evaluations)]:
+            if end <= (outcome.held_out[-1][0] if outcome.held_out else 0):
+                continue
+            if outcome.steps < end:
+                batches = read_ahead(splits.train.repeat()[outcome.steps : end])
+                left = end - outcome.steps
+                model.fit(batches, steps_per_epoch=left, callbacks=[recorder], verbose=0)
+                recorder.lap()
+            if not outcome.finite:
+                break
+            bits = program.bits(splits.valid, [recorder])
+            if checkpoints is not None and checkpoints.asked_to_end:
+                checkpoints.after_step(outcome.steps, model, recorder.progress)
+            outcome.held_out.append([end, bits])
+            recorder.begin(end)
     return outcome
 
 
-def _read(batches):
-    """Batches read ahead by one thread: encoding one takes a millisecond, a step tens."""
-    return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+def _settings(model, splits, steps, evaluations):
+    """What decides on the losses of a run: a dict that JSON can hold."""
+    optimizer = keras.saving.serialize_keras_object(model.optimizer)["config"]
+    return {
+        "config": model.config,
+        "optimizer": {name: value for name, value in optimizer.items() if name != "name"},
+        "backend": keras.backend.backend(),
+        "steps": steps,
+        "evaluations": evaluations,
+        "data": {name: splits.facts[name] for name in ("sha256", "row_length", "train_rows")},
+        "batches": len(splits.train),
+    }

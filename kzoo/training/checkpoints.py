@@ -1,0 +1,281 @@
+"""Checkpoints between the steps of a run, and the way back to where it stopped."""
+
+import logging
+import re
+import time
+
+import grain
+import keras
+from orbax.checkpoint import multihost
+
+from kzoo.errors import InputError, Preempted
+from kzoo.training.checkpoint import Store
+from kzoo.training.preemption import Notice, is_in_fit
+from kzoo.training.stream import Stream, read_ahead
+
+log = logging.getLogger("kzoo")
+
+_EPOCH_ENDS = "the epoch that was begun before ends"  # as Keras's `stop_training`
+_CALLS = 16  # of a train step, between two looks at the clock of the first of several processes
+
+
+class Checkpoints(keras.callbacks.Callback):
+    """Keeps a run's last checkpoints, and goes on from the newest one when it is run again.
+
+    A checkpoint holds weights, optimizer, step, the state of dropout's generators, the running
+    metrics, and the position in the data. Orbax writes it while training goes on, and a process
+    that is killed at any moment leaves whole ones: the same script, run again, makes the steps
+    that are left, with the same losses (on a CPU to the last bit). SIGTERM, which machines send
+    before they are taken away, saves at the end of the step and raises `kzoo.errors.Preempted`:
+    the process exits with status 75. Checkpoints restore onto another number of devices.
+
+    The last checkpoint is the trained model's state; it stays, and so more `epochs` go on from it.
+    Keras's other callbacks and `History` keep no state in it. It stands last among the callbacks,
+    so that the others have seen the step that is saved. What comes at an epoch's end (validation)
+    is not made up for where a run is stopped between an epoch's last step and that.
+
+    Args:
+        directory: where checkpoints go, a folder for each step; one run's own.
+        every: optimizer steps between two checkpoints, an integer; or seconds, such as "60s".
+            By the clock, none is begun while one is being written.
+        keep: how many are kept, 1 or more; with 2 or more, damage to one does not end the run.
+        settings: what else must be the same when the run goes on; a dict that JSON can hold.
+            The config of a kzoo model, and every model's variables and shapes, are compared
+            anyway.
+
+    Raises:
+        InputError: for another `every` or `keep`. By `fit`: if the folder's checkpoints belong to
+            another model or settings, or none is whole; if a checkpoint cannot be written, such
+            as on a full disk. Checkpoints that are there stay as they are.
+
+    Example:
+        >>> model = kzoo.presets.load("gpt_nano")
+        >>> train, valid = kzoo.data.load("pydoc", model, batch_size=16)
+        >>> checkpoints = kzoo.training.Checkpoints("runs/nano", every=100, keep=3)
+        >>> model.fit(checkpoints.data(train), validation_data=valid, epochs=2,
+        ...           callbacks=[checkpoints])
+    """
+
+    def __init__(self, directory, *, every="60s", keep=3, settings=None):
+        super().__init__()
+        self._steps, self._seconds = interval(every)
+        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+            raise InputError(f"keep is a positive integer. Received: {keep!r}")
+        self._store = Store(directory, keep)
+        self._extra = settings or {}
+        self._notice = Notice()
+        self._stream = None
+        self._fits = False
+
+    def data(self, dataset):
+        """The data for `fit`, which then goes on at the batch where the run stopped.
+
+        Without it, and with data of other kinds, a run that goes on begins the epoch's data anew.
+
+        Args:
+            dataset: `grain.MapDataset` or `grain.IterDataset` of batches, the same in every
+                start of the run.
+
+        Returns:
+            A `grain.IterDataset` of the same batches.
+
+        Raises:
+            InputError: for anything else, since its position is not known.
+        """
+        if isinstance(dataset, grain.MapDataset):
+            dataset = read_ahead(dataset)
+        if not isinstance(dataset, grain.IterDataset):
+            raise InputError(
+                "the position is known in Grain's MapDataset and IterDataset; give other data to "
+                "fit as they are, and a run that goes on begins them anew. "
+                f"Received: {type(dataset).__name__}"
+            )
+        self._stream = Stream(dataset)
+        return self._stream
+
+    # The run: what `fit` and `kzoo.training.train` are built on --------------------------------
+
+    def begin(self, model, settings, training=lambda frame: True):
+        """Restore the newest checkpoint into a compiled model, and note SIGTERM from now on.
+
+        Returns:
+            `(step, progress)` of the checkpoint; `(0, None)` where there is none.
+        """
+        self._store.close()
+        self._settings = {**settings, **self._extra}
+        step, progress = self._store.restore(model, self._settings) or (0, None)
+        if progress is not None:
+            log.info("going on from step %d, the checkpoint in %s", step, self._store.directory)
+        self._saved, self._time = step, time.monotonic()
+        self._calls = step
+        self._processes = _processes(model)
+        self._notice = Notice(training)
+        if self._processes == 1:
+            self._notice.begin()
+        return step, progress
+
+    def after_step(self, step, model, progress):
+        """Save if it is time to.
+
+        Args:
+            step: optimizer steps made so far.
+            model: being trained.
+            progress: function without arguments; what `begin` is to return.
+
+        Raises:
+            Preempted: if SIGTERM has come, when the checkpoint is written.
+            InputError: if a checkpoint cannot be written.
+        """
+        self._calls += 1
+        asked = self.asked_to_end
+        if self._processes > 1:  # JAX spreads the word, and finds a step that none has made yet
+            asked = multihost.reached_preemption(self._calls)
+        if asked or self._due(step):
+            self._save(step, model, progress())
+        else:
+            self._store.check()
+        if asked:
+            self.end()
+            message = (
+                f"asked to end by SIGTERM: step {step} is saved in {self._store.directory}; the "
+                "same run, started again, goes on from there"
+            )
+            log.warning("%s", message)
+            raise Preempted(message)
+
+    @property
+    def asked_to_end(self):
+        """Whether SIGTERM has come. Several processes agree on the step, and not here."""
+        return self._notice.received
+
+    def end(self):
+        """Wait for what is being written, and leave SIGTERM to what it was."""
+        self._notice.end()
+        self._store.close()
+
+    def _due(self, step):
+        if self._steps is not None:
+            return step // self._steps > self._saved // self._steps
+        late = time.monotonic() - self._time >= self._seconds and not self._store.busy
+        if self._processes == 1:
+            return late
+        if self._calls % _CALLS:
+            return False
+        return bool(multihost.broadcast_one_to_all(late))
+
+    def _save(self, step, model, progress):
+        if step == self._saved:
+            return
+        if hasattr(model, "jax_state_sync"):
+            model.jax_state_sync()  # within `fit` on JAX, variables are empty until then
+        self._store.save(step, model, self._settings, progress)
+        self._saved, self._time = step, time.monotonic()
+
+    # The hooks of `fit` -----------------------------------------------------------------------
+
+    def on_train_begin(self, logs=None):
+        model = self.model
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)
+        config = getattr(model, "config", None)
+        settings = {} if config is None else {"config": config}
+        self._step, at = self.begin(model, settings, is_in_fit(model))
+        self._epoch = self._batch = 0  # of the epoch: steps before this `fit` and in it
+        self._before, self._metrics = 0, None
+        self._iterator, self._drawn = None, 0  # from it
+        self._fits = True
+        if at is not None:
+            self._go_on(at)
+
+    def _go_on(self, at):
+        steps = self.params["steps"]  # of an epoch; None: as many as there are data
+        self._epoch, self._batch = at["epoch"], at["batch"]
+        known = at["data"] is not None and self._stream is not None
+        if self._batch and steps is None and known:
+            ended = self._stream.is_end(at["data"])
+        else:
+            ended = self._batch == steps
+        if ended:
+            self._epoch, self._batch = self._epoch + 1, 0
+        # Without `steps`, an epoch reads the data from their beginning.
+        if known and (self._batch or steps is not None):
+            self._stream.start = at["data"]
+        if known and self._batch:
+            self._before = self._batch
+            self._metrics = list(map(keras.ops.copy, self.model.metrics_variables))
+        elif self._batch:
+            log.warning(
+                "epoch %d begins anew, with the weights of step %d: the position in the data is "
+                "known for Grain's datasets that go through Checkpoints.data",
+                *(self._epoch + 1, self._step),
+            )
+        self.model._initial_epoch = self._epoch  # as Keras's BackupAndRestore does
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.model._initial_epoch = None  # it was for this `fit`
+        self._epoch, self._batch = epoch, self._before
+        if self._metrics is not None:  # Keras has set them to zero
+            for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
+                variable.assign(value)
+            self._metrics = None
+
+    def on_train_batch_end(self, batch, logs=None):
+        made = self._before + batch + 1 - self._batch
+        self._batch += made
+        self._step += made
+        ended = self._batch == self.params["steps"]
+        if self._stream is not None:
+            if self._stream.iterator is not self._iterator:
+                self._iterator, self._stream.start, self._drawn = self._stream.iterator, None, 0
+            self._drawn += made
+            self._iterator.forget(self._drawn)
+            ended = ended or self._iterator.ends_at(self._drawn)
+        # Else Keras would take what is left of this epoch for the length of all.
+        if self._before and ended and not self.model.stop_training:
+            self.model.stop_training = _EPOCH_ENDS
+        self.after_step(self._step, self.model, self._position)
+
+    def on_test_begin(self, logs=None):
+        if self._fits:  # validation: the epoch's steps are made
+            self._epoch, self._batch = self._epoch + 1, 0
+
+    def on_test_batch_end(self, batch, logs=None):
+        if self._fits and self._notice.received:
+            self.after_step(self._step, self.model, self._position)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._epoch, self._batch, self._before = epoch + 1, 0, 0
+        if self.model.stop_training == _EPOCH_ENDS:
+            self.model.stop_training = False
+
+    def on_train_end(self, logs=None):
+        self._fits = False
+        self._save(self._step, self.model, self._position())
+        self.end()
+
+    def _position(self):
+        data = None if self._stream is None else self._stream.position(self._drawn)
+        return {"epoch": self._epoch, "batch": self._batch, "data": data}
+
+
+def interval(every):
+    """`(steps, None)` or `(None, seconds)` of 100 or "100", or of "60s".
+
+    Raises:
+        InputError: for anything else.
+    """
+    match = re.fullmatch(r"(\d+)(s?)", str(every))
+    if match is None or not int(match[1]):
+        raise InputError(
+            "checkpoints come every so many steps, such as 1000, or seconds, such as 60s. "
+            f"Received: {every!r}"
+        )
+    return (None, int(match[1])) if match[2] else (int(match[1]), None)
+
+
+def _processes(model):
+    """How many processes train the model together."""
+    if keras.backend.backend() != "jax":
+        return 1
+    devices = model.trainable_variables[0].value.sharding.device_set
+    return len({device.process_index for device in devices})
