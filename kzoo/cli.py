@@ -314,7 +314,7 @@ def _compare(options):
     from kzoo.studies.runner import run
     from kzoo.studies.workers import processes
 
-    records = run(study, directory, processes=processes() if platform() == "cpu" else 1)
+    records = run(study, directory, at_once=processes() if platform() == "cpu" else None)
     page = report(directory)
     rows = table(records)
     if options.json:
