@@ -64,9 +64,8 @@ def block_inputs(**settings):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"mask": "causal", "rotary": True},
-        {"mechanism": "linear", "mask": "prefix", "norm_placement": "post"},
-        {"mechanism": "linear", "feature_map": "hedgehog", "mask": "causal"},
+        {"mask": "causal", "rotary": True, "norm_placement": "post"},
+        {"mechanism": "linear", "feature_map": "hedgehog", "mask": "prefix"},
         {"cross_attention": True, "relative": True, "mask": "causal"},
         {"mechanism": "linear", "cross_attention": True, "dtype": "mixed_bfloat16"},
     ],
@@ -97,25 +96,13 @@ def test_dropout_acts_and_differs_by_call():
     np.testing.assert_array_equal(numpy(block(x)), numpy(block(x, training=False)))
 
 
-@pytest.mark.backends
-def test_a_model_trains_the_same_with_remat():
-    losses = []
-    for remat in ("none", "block", "attention"):
-        model = presets.load(
-            "t5_shared_nano", remat=remat, positions="relative", dropout=0.2, **SMALL
-        )
-        model.compile(run_eagerly=keras.backend.backend() == "tensorflow")
-        losses.append(model.fit(PAIRS, batch_size=2, verbose=0).history["loss"])
-    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
-
-
 @on_jax
 def test_memory_falls():
     import jax
 
     def needed(remat):
         inputs = block_inputs()
-        stack = [layers.Block(2, 8, 32, seed=i, remat=remat) for i in range(8)]
+        stack = [layers.Block(2, 8, 32, use_bias=False, seed=i, remat=remat) for i in range(8)]
         for block in stack:
             block.build(inputs["inputs"].shape)
         weights = [[v.value for v in block.trainable_variables] for block in stack]
@@ -173,46 +160,39 @@ def test_accumulated_gradients_are_those_of_one_batch():
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
+@on_jax
 @pytest.mark.parametrize(
-    ("family", "settings"),
+    ("family", "execution", "settings"),
     [
-        ("gpt", {"loss_rows": 16}),
-        ("unilm", {"mechanism": "linear"}),
-        ("t5", {"positions": "relative"}),
-        ("bert_mixed_heads", {"mechanism": "linear"}),
+        ("gpt", {"dtype": "mixed_bfloat16", "remat": "block"}, {"loss_rows": 16}),
+        ("gpt", {"dtype": "mixed_float16"}, {}),
+        ("unilm", {"dtype": "mixed_bfloat16"}, {"mechanism": "linear"}),
+        ("t5_shared", {"remat": "block"}, {"positions": "relative"}),
     ],
 )
-@on_jax
-def test_half_precision_trains_as_float32(family, settings, dtype):
-    data = TEXTS if family in ("gpt", "bert_mixed_heads") else PAIRS
+def test_training_is_as_in_float32_and_without_remat(family, execution, settings):
+    data = TEXTS if family == "gpt" else PAIRS
     losses = []
-    for policy in (None, dtype):
-        model = presets.load(f"{family}_nano", dtype=policy, **SMALL, **settings)
-        losses.append(model.fit(data, batch_size=4, epochs=2, verbose=0).history["loss"])
+    for how in ({}, execution):
+        model = presets.load(f"{family}_nano", dropout=0.1, **how, **SMALL, **settings)
+        losses.append(model.fit(data, batch_size=2, verbose=0).history["loss"])
+    half = "dtype" in execution
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.01 if half else 1e-6)
     assert all(v.dtype == "float32" for v in model.trainable_variables)
     scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-    assert scaled == (dtype == "mixed_float16")
-    np.testing.assert_allclose(losses[1], losses[0], rtol=0.01)
+    assert scaled == (execution.get("dtype") == "mixed_float16")
 
 
 @on_jax
-@pytest.mark.parametrize(
-    ("family", "settings"),
-    [("gpt", {}), ("unilm", {"mechanism": "linear"}), ("t5", {"mechanism": "linear"})],
-)
-def test_generation_in_bfloat16(family, settings, tmp_path):
-    model = presets.load(f"{family}_nano", dtype="mixed_bfloat16", **SMALL, **settings)
+@pytest.mark.parametrize("family", ["gpt", "t5"])
+def test_generation_in_bfloat16(family):
+    model = presets.load(f"{family}_nano", dtype="mixed_bfloat16", **SMALL)
     model.compile(sampler="greedy")
     text = model.generate("to", max_length=12)
     assert "".join(model.stream("to", max_length=12)) in text
-    talk = model.conversation()
-    assert isinstance(talk.say("a", max_length=4), str)
+    assert isinstance(model.conversation().say("a", max_length=6), str)
     nats = model.score(TEXTS[:2] if family == "gpt" else {k: v[:2] for k, v in PAIRS.items()})
     assert np.isfinite(nats["nats"]).all()
-    presets.save(model, tmp_path)
-    copy = presets.load(tmp_path, dtype="mixed_bfloat16")
-    assert copy.generate("to", max_length=12, sampler="greedy") == text
 
 
 def test_caches_in_bfloat16():
@@ -222,8 +202,7 @@ def test_caches_in_bfloat16():
         )
         start = ops.zeros((1,), "int32")
         cache = backbone.empty_cache(start, start, TIME)
-        x, cache = backbone.extend(ops.zeros((1, 3), "int32"), cache, 0)
-        x, cache = backbone.extend(ops.zeros((1, 1), "int32"), cache, 3)
+        x, cache = backbone.extend(ops.zeros((1, 1), "int32"), cache, 0)
         kept = cache["blocks"][0]["attention"].values()
         assert {keras.backend.standardize_dtype(t.dtype) for t in kept} == dtypes
         assert keras.backend.standardize_dtype(x.dtype) == "bfloat16"
