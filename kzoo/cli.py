@@ -346,7 +346,7 @@ def _compare(options):
     from kzoo.studies.workers import processes
 
     with _ending_on_sigterm(directory):
-        records = run(study, directory, processes=processes() if platform() == "cpu" else 1)
+        records = run(study, directory, at_once=processes() if platform() == "cpu" else None)
     page = report(directory)
     rows = table(records)
     if options.json:

@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 from pathlib import Path
 
 from kzoo import config as fields
@@ -11,6 +12,7 @@ from kzoo.errors import InputError, unknown
 log = logging.getLogger("kzoo")
 TASK_FILE, CONFIG_FILE, WEIGHTS_FILE = "task.json", "config.json", "model.weights.h5"
 HEAD_FILE = "task.weights.h5"  # of a task with weights beside its backbone's
+_KEEPS_REMAT = "--xla_disable_hlo_passes=cse_barrier_expander"
 TOKENIZER_FILE = "tokenizer.json"  # keras-hub's config of it; its files stand under assets
 # What a saved backbone says in `shared`, which only an encoder and a decoder have.
 _STACKS = {None: "single", False: "encoder_decoder", True: "encoder_decoder_shared"}
@@ -55,7 +57,7 @@ def config(name, **overrides):
     return fields.resolve({**preset["config"], **preset["sizes"][size], **overrides})
 
 
-def load(name, *, dtype=None, **overrides):
+def load(name, *, dtype=None, remat="none", **overrides):
     """A model, built and compiled, with its preprocessor.
 
     Args:
@@ -68,6 +70,11 @@ def load(name, *, dtype=None, **overrides):
             - `"kaggle://ORG/MODEL/keras/VARIANT"`, or a folder in keras-hub's format, or a
               backbone of keras-hub: its GPT-2, BERT and T5.
         dtype: a Keras dtype policy, e.g. `"mixed_bfloat16"`.
+        remat: what training computes again instead of keeping it in memory: `"none"`,
+            `"attention"` or `"block"` (the least memory). The results are the same. On JAX's
+            CPU the memory falls only with what the log then says. Neither is part of the
+            config: a directory is loaded with the `dtype` and `remat` that are given here,
+            whatever it was trained with.
         **overrides: config fields that replace the preset's or the saved ones. What `save`
             wrote must fit the resulting model exactly. Other checkpoints must not lose a
             weight; what the model has besides gets initial values and is named in the log.
@@ -98,7 +105,7 @@ def load(name, *, dtype=None, **overrides):
         checkpoint = convert.read(name)
         complete = fields.resolve({**checkpoint.config, **overrides})
         tokenizer = checkpoint.tokenizer
-    model = build(complete, dtype, tokenizer)
+    model = build(complete, dtype, tokenizer, remat)
     if kind == "checkpoint":
         checkpoint.fill(model)
     elif kind == "saved":
@@ -111,14 +118,20 @@ def load(name, *, dtype=None, **overrides):
         f"{model.count_params():,}",
         f"random (seed {complete['seed']})" if kind == "preset" else "loaded",
     )
+    if remat != "none" and _undone():
+        log.warning(
+            "remat=%r saves no memory here: XLA for CPUs takes out what is computed twice unless "
+            "the environment variable XLA_FLAGS holds %s",
+            *(remat, _KEEPS_REMAT),
+        )
     if model.preprocessor is None:
         log.info("%s: no tokenizer comes with it, so it takes token batches", model.name)
     return model
 
 
-def load_backbone(name, *, dtype=None, **overrides):
+def load_backbone(name, *, dtype=None, remat="none", **overrides):
     """The backbone of `load(name, ...)` alone."""
-    return load(name, dtype=dtype, **overrides).backbone
+    return load(name, dtype=dtype, remat=remat, **overrides).backbone
 
 
 def save(model, directory):
@@ -129,7 +142,7 @@ def save(model, directory):
     model.save_to_preset(str(directory))
 
 
-def build(complete, dtype=None, tokenizer=None):
+def build(complete, dtype=None, tokenizer=None, remat="none"):
     """The model of a complete config: `load` without a name, random weights, no log.
 
     A tokenizer of the kind `"file"` is given; without it the model takes token batches only.
@@ -140,10 +153,11 @@ def build(complete, dtype=None, tokenizer=None):
     task = getattr(models, objective.task)
     of_backbone = {field: complete[field] for field in fields.BACKBONE_FIELDS}
     if complete["stack"] == "single":
-        backbone = models.SingleStackBackbone(**of_backbone, dtype=dtype)
+        backbone = models.SingleStackBackbone(**of_backbone, dtype=dtype, remat=remat)
     else:
         shared = complete["stack"] == "encoder_decoder_shared"
-        backbone = models.EncoderDecoderBackbone(**of_backbone, shared=shared, dtype=dtype)
+        execution = {"dtype": dtype, "remat": remat}
+        backbone = models.EncoderDecoderBackbone(**of_backbone, shared=shared, **execution)
     if complete["tokenizer"] == "bytes":
         tokenizer = models.ByteTokenizer()
     preprocessor = tokenizer and task.preprocessor_cls(
@@ -155,6 +169,16 @@ def build(complete, dtype=None, tokenizer=None):
     )
     head = {field: complete[field] for field in fields.HEAD_FIELDS}
     return task(backbone, preprocessor, objective=objective, **head)
+
+
+def _undone():
+    """Whether the compiler takes remat out again."""
+    import keras
+
+    from kzoo.ops.choice import platform
+
+    on_cpu = keras.backend.backend() == "jax" and platform() == "cpu"
+    return on_cpu and _KEEPS_REMAT not in os.environ.get("XLA_FLAGS", "")
 
 
 def _segments(count, mask):

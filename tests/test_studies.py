@@ -121,7 +121,7 @@ def test_a_killed_study_goes_on_to_the_same_records(finished, monkeypatch, tmp_p
 
 def test_programs_in_processes_of_their_own_give_the_same_records(finished, tmp_path):
     _, expected = finished
-    records = run(study(), tmp_path, progress=False, processes=2)
+    records = run(study(), tmp_path, progress=False, at_once=2)
     assert list(map(without_clock, records)) == list(map(without_clock, expected))
     assert read(tmp_path)[1] == records
 

@@ -36,6 +36,10 @@ from kzoo.models.weights import PathWeights, by_path, read_weights, write_weight
 from kzoo.ops.cross_entropy import cross_entropy
 
 LEARNING_RATE = 3e-4
+# Keras puts this class among the bases of a model class when a model is made, and keras-hub takes
+# it out of a task's again: then no thread could use a task while another makes one. As a base of
+# our own it stays.
+_Functional = type(keras.Model(_input := keras.Input((1,)), _input))
 
 
 class _Task(PathWeights):
@@ -424,7 +428,7 @@ class _Task(PathWeights):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class CausalLM(Generates, _Task, keras_hub.models.CausalLM):
+class CausalLM(Generates, _Task, keras_hub.models.CausalLM, _Functional):
     __doc__ = f"""Predicts the next token: GPT, UniLM.
 
     {_Task.__doc__}"""
@@ -440,7 +444,7 @@ class CausalLM(Generates, _Task, keras_hub.models.CausalLM):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM):
+class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, _Functional):
     __doc__ = f"""Predicts the target's next token from the source that an encoder has read: T5.
 
     {_Task.__doc__}"""
@@ -465,7 +469,7 @@ class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class MaskedLM(_Task, keras_hub.models.MaskedLM):
+class MaskedLM(_Task, keras_hub.models.MaskedLM, _Functional):
     __doc__ = f"""Predicts hidden tokens: BERT and its mixed-direction variants.
 
     {_Task.__doc__}"""

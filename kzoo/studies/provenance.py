@@ -30,7 +30,8 @@ def provenance(model, time):
         **_commit(),
         "versions": {name: _version(name) for name in PACKAGES + BACKEND_PACKAGES[backend]},
         "backend": backend,
-        "device": _device(backend),
+        "device": _device(backend, model),
+        "device_ids": _device_ids(backend, model),
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "python": platform.python_version(),
@@ -64,11 +65,11 @@ def _version(name):
         return None
 
 
-def _device(backend):
+def _device(backend, model):
+    """The kind of device that holds the model, × how many do."""
     if backend == "jax":
-        import jax
-
-        return f"{jax.devices()[0].device_kind} × {jax.device_count()}"
+        devices = _devices(model)
+        return f"{devices[0].device_kind} × {len(devices)}"
     if backend == "torch":
         import torch
 
@@ -76,3 +77,13 @@ def _device(backend):
     import tensorflow as tf
 
     return ", ".join(device.device_type for device in tf.config.list_logical_devices())
+
+
+def _device_ids(backend, model):
+    """Which of its devices those are; null where the backend does not say."""
+    return [device.id for device in _devices(model)] if backend == "jax" else None
+
+
+def _devices(model):
+    devices = model.trainable_variables[0].value.sharding.device_set
+    return sorted(devices, key=lambda device: device.id)

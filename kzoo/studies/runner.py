@@ -5,6 +5,7 @@ import functools
 import json
 import logging
 import shutil
+import threading
 from pathlib import Path
 
 from rich.console import Console
@@ -13,17 +14,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from kzoo import data, presets
 from kzoo.analysis import attention_spectrum
 from kzoo.errors import InputError
+from kzoo.ops.choice import platform
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read, write_atomically
 from kzoo.studies.study import measure
+from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
 from kzoo.training import Checkpoints, prepare, train
 
 log = logging.getLogger("kzoo")
 SPECTRUM_ROWS = 8
+# Keras may change base classes of models while it makes one, which no two threads should do.
+_making = threading.Lock()
 
 
-def run(study, directory, *, progress=True, processes=1):
+def run(study, directory, *, progress=True, at_once=None):
     """Run what is not yet there, appending a record to `results.jsonl` after each run.
 
     Started again on the same directory it goes on: finished runs are not repeated, and a
@@ -34,22 +39,27 @@ def run(study, directory, *, progress=True, processes=1):
         study: a `Study`.
         directory: where the study's files go; made if missing.
         progress: whether to show progress bars on standard error.
-        processes: how many programs run at once, each in a process of its own with its share of
-            the cores; with 1 all run in this one. Only for CPUs: one process holds an
-            accelerator.
+        at_once: how many runs go on at once, with the same results as one after another. By
+            default as many as there are devices, each on its own (JAX); under a distribution,
+            which gives all devices to each run, and on one device, one. On one device, a CPU,
+            more than one are processes with a share of the cores each.
 
     Returns:
         The records of all runs, a list of dicts in the order of the study.
 
     Raises:
-        InputError: if the directory holds another study or something else, or the data are
-            unusable. Nothing is written then.
+        InputError: if the directory holds another study or something else, the data are
+            unusable, or several runs shall share an accelerator. Nothing is written then.
 
     Example:
         >>> records = run(Study.from_json("study.json"), "runs/mine")
     """
     directory = Path(directory)
     check_directory(study, directory)
+    places = devices()[:at_once]
+    at_once = at_once or len(places) or 1
+    if at_once > 1 and not places and platform() != "cpu":
+        raise InputError(f"an accelerator takes one run at a time. Received: at_once={at_once}")
     programs = study.runs()
     for source, _, arm in programs:
         _splits(study, source, arm.config(study.seeds[0]))  # unusable data are refused here
@@ -77,14 +87,19 @@ def run(study, directory, *, progress=True, processes=1):
             else:
                 bars.step(name, *what)
 
+        def work(job, say):
+            run_program(study, directory, *job, say)
+
         # Not by what is left to do: a run goes on with as many threads as it began with, since
         # their number moves the last bits.
-        processes = min(processes, len(programs))
-        if processes == 1:
+        at_once = min(at_once, len(programs))
+        if len(places) > 1:
+            in_threads(work, share_out(jobs, len(places)), say, places)
+        elif at_once > 1 and jobs:
+            in_processes(study, directory, jobs, say, at_once)
+        else:
             for job in jobs:
-                run_program(study, directory, *job, say)
-        elif jobs:
-            in_processes(study, directory, jobs, say, processes)
+                work(job, say)
     shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
     return [done[name] for name in order]
@@ -136,15 +151,18 @@ class _Trainer:
 
     def __init__(self, study, source, arm):
         self.study, self.source, self.arm = study, source, arm
-        model = presets.build(arm.config(study.seeds[0]))
-        self.program = prepare(model, study.learning_rate, study.steps)
+        with _making:
+            model = presets.build(arm.config(study.seeds[0]))
+            self.program = prepare(model, study.learning_rate, study.steps)
 
     def run(self, seed, path, on_step):
         """Train with one seed and return what the record says of it."""
         study, config = self.study, self.arm.config(seed)
         splits = _splits(study, self.source, config)
         model = self.program.model
-        self.program.restart(presets.build(config))
+        with _making:
+            fresh = presets.build(config)
+        self.program.restart(fresh)
         outcome = train(
             self.program,
             splits,
