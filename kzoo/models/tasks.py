@@ -23,6 +23,7 @@ from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
 from kzoo.models import devices
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
+from kzoo.models.executions import Executes
 from kzoo.models.generation import Generates, GeneratesFromEncoder
 from kzoo.models.preprocessing import (
     CausalLMPreprocessor,
@@ -42,7 +43,7 @@ LEARNING_RATE = 3e-4
 _Functional = type(keras.Model(_input := keras.Input((1,)), _input))
 
 
-class _Task(PathWeights):
+class _Task(Executes, PathWeights):
     """What all tasks share: logits at every position, one loss, and `score`.
 
     Args:

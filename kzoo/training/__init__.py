@@ -3,16 +3,30 @@
 from kzoo.training.checkpoints import Checkpoints
 from kzoo.training.distribution import distribute, initialize, layout_map
 from kzoo.training.loop import Outcome, Program, prepare, train
-from kzoo.training.optimizer import adamw
+from kzoo.training.optimizer import (
+    AdamW,
+    Muon,
+    WarmupStableDecay,
+    adamw,
+    muon,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 
 __all__ = [
+    "AdamW",
     "Checkpoints",
+    "Muon",
     "Outcome",
     "Program",
+    "WarmupStableDecay",
     "adamw",
     "distribute",
     "initialize",
     "layout_map",
+    "muon",
     "prepare",
     "train",
+    "warmup_cosine",
+    "warmup_stable_decay",
 ]
