@@ -183,6 +183,33 @@ def check_mask(mask, num_layers, num_heads, mechanism):
                 )
 
 
+def check_split(config, model):
+    """`InputError` unless a model can be split over `model` devices, each with its own heads.
+
+    Every device holds the same masks of heads in the same order, or they would run different
+    programs.
+
+    Args:
+        config: the fields of a backbone, resolved.
+        model: the size of the mesh axis "model".
+    """
+    for field in ("num_heads", "kv_heads", "intermediate_dim"):
+        if config[field] % model:
+            raise InputError(
+                f"{field} divides into the {model} devices along the mesh axis 'model'. "
+                f"Received: {field}={config[field]}"
+            )
+    heads = config["num_heads"]
+    for mask in masks.per_layer(config["mask"], config["num_layers"]):
+        orders = mask.per_head(heads)
+        if orders != orders[: heads // model] * model:
+            raise InputError(
+                f"each of the {model} devices along the mesh axis 'model' holds whole repetitions "
+                f"of the pattern of heads. Received: num_heads={heads} with mask="
+                f"{mask!r}"
+            )
+
+
 def _check_mechanism(config):
     """Linear attention has no scores that a bias or a scale could act on."""
     if config["mechanism"] == "linear" and config["positions"] == "relative":

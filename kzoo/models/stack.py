@@ -5,7 +5,7 @@ import keras_hub
 from keras import ops
 
 from kzoo import masks
-from kzoo.config import BACKBONE_FIELDS, resolve_backbone
+from kzoo.config import BACKBONE_FIELDS, check_split, resolve_backbone
 from kzoo.layers import (
     Block,
     LearnedPositions,
@@ -57,6 +57,7 @@ class Backbone(PathWeights, keras_hub.models.Backbone):
 
     def __init__(self, *, dtype=None, name=None, trainable=True, **fields):
         fields = resolve_backbone(fields)
+        check_split(fields, _devices_of_a_model())
         embeddings = Embeddings(fields, dtype)
         inputs, outputs, parts = self.assemble(fields, embeddings, dtype)
         super().__init__(
@@ -312,6 +313,14 @@ class Stack:
 def token_input(name):
     """An input of a functional model: integers [batch, time]."""
     return keras.Input((None,), dtype="int32", name=name)
+
+
+def _devices_of_a_model():
+    """Over how many devices the current distribution splits a model."""
+    distribution = keras.distribution.distribution()
+    mesh = distribution and distribution.device_mesh
+    axes = dict(zip(mesh.axis_names, mesh.shape, strict=True)) if mesh else {}
+    return axes.get("model", 1)
 
 
 def _norm(fields, name, dtype):
