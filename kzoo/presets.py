@@ -55,7 +55,7 @@ def config(name, **overrides):
     return fields.resolve({**preset["config"], **preset["sizes"][size], **overrides})
 
 
-def load(name, *, dtype=None, **overrides):
+def load(name, *, dtype=None, remat="none", **overrides):
     """A model, built and compiled, with its preprocessor.
 
     Args:
@@ -68,6 +68,10 @@ def load(name, *, dtype=None, **overrides):
             - `"kaggle://ORG/MODEL/keras/VARIANT"`, or a folder in keras-hub's format, or a
               backbone of keras-hub: its GPT-2, BERT and T5.
         dtype: a Keras dtype policy, e.g. `"mixed_bfloat16"`.
+        remat: what training computes again instead of keeping it in memory: `"none"`,
+            `"attention"` or `"block"` (the least memory). The results are the same. Neither is
+            part of the config: a directory is loaded with the `dtype` and `remat` that are
+            given here, whatever it was trained with.
         **overrides: config fields that replace the preset's or the saved ones. What `save`
             wrote must fit the resulting model exactly. Other checkpoints must not lose a
             weight; what the model has besides gets initial values and is named in the log.
@@ -98,7 +102,7 @@ def load(name, *, dtype=None, **overrides):
         checkpoint = convert.read(name)
         complete = fields.resolve({**checkpoint.config, **overrides})
         tokenizer = checkpoint.tokenizer
-    model = build(complete, dtype, tokenizer)
+    model = build(complete, dtype, tokenizer, remat)
     if kind == "checkpoint":
         checkpoint.fill(model)
     elif kind == "saved":
@@ -116,9 +120,9 @@ def load(name, *, dtype=None, **overrides):
     return model
 
 
-def load_backbone(name, *, dtype=None, **overrides):
+def load_backbone(name, *, dtype=None, remat="none", **overrides):
     """The backbone of `load(name, ...)` alone."""
-    return load(name, dtype=dtype, **overrides).backbone
+    return load(name, dtype=dtype, remat=remat, **overrides).backbone
 
 
 def save(model, directory):
@@ -129,7 +133,7 @@ def save(model, directory):
     model.save_to_preset(str(directory))
 
 
-def build(complete, dtype=None, tokenizer=None):
+def build(complete, dtype=None, tokenizer=None, remat="none"):
     """The model of a complete config: `load` without a name, random weights, no log.
 
     A tokenizer of the kind `"file"` is given; without it the model takes token batches only.
@@ -140,10 +144,11 @@ def build(complete, dtype=None, tokenizer=None):
     task = getattr(models, objective.task)
     of_backbone = {field: complete[field] for field in fields.BACKBONE_FIELDS}
     if complete["stack"] == "single":
-        backbone = models.SingleStackBackbone(**of_backbone, dtype=dtype)
+        backbone = models.SingleStackBackbone(**of_backbone, dtype=dtype, remat=remat)
     else:
         shared = complete["stack"] == "encoder_decoder_shared"
-        backbone = models.EncoderDecoderBackbone(**of_backbone, shared=shared, dtype=dtype)
+        execution = {"dtype": dtype, "remat": remat}
+        backbone = models.EncoderDecoderBackbone(**of_backbone, shared=shared, **execution)
     if complete["tokenizer"] == "bytes":
         tokenizer = models.ByteTokenizer()
     preprocessor = tokenizer and task.preprocessor_cls(

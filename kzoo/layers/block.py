@@ -13,6 +13,7 @@ NORMALIZATIONS = {
     "rms_norm": keras.layers.RMSNormalization,
 }
 NORM_PLACEMENTS = ("pre", "post")
+REMAT = ("none", "block", "attention")
 
 
 def norm(normalization, epsilon=1e-5, **kwargs):
@@ -41,6 +42,9 @@ class Block(keras.layers.Layer):
         cross_attention: whether the block looks at another sequence too.
         shares: a `Block` whose norms, projections and feed-forward this one uses; its look at
             another sequence is its own.
+        remat: what the gradient computes again instead of keeping it: `"none"`, `"block"` (all
+            but the inputs, the least memory), or `"attention"` (its projections and its kernel).
+            Results are the same: dropout draws the same noise again.
         seed: integer from which initial values and dropout derive.
 
     Call arguments:
@@ -53,6 +57,9 @@ class Block(keras.layers.Layer):
 
     Returns:
         The shape of `inputs`.
+
+    Raises:
+        InputError: as `Attention` and `FeedForward`, or for an unknown name.
     """
 
     def __init__(
@@ -77,16 +84,20 @@ class Block(keras.layers.Layer):
         stddev=None,
         cross_attention=False,
         shares=None,
+        remat="none",
         seed=0,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        if remat not in REMAT:
+            raise unknown("remat", remat, REMAT)
         if norm_placement not in NORM_PLACEMENTS:
             raise unknown("norm_placement", norm_placement, NORM_PLACEMENTS)
         self.normalization = normalization
         self.epsilon = epsilon
         self.norm_placement = norm_placement
         self.dropout = dropout
+        self.remat = remat
         self.seed = seed
         common = {"dtype": self.dtype_policy}
 
@@ -156,28 +167,49 @@ class Block(keras.layers.Layer):
         encoder_padding_mask=None,
         training=None,
     ):
-        def attend(x):
-            return self.attention(x, padding_mask=padding_mask, source_mask=source_mask, bias=bias)
+        others = {
+            "padding_mask": padding_mask,
+            "source_mask": source_mask,
+            "bias": bias,
+            "encoded": encoded,
+            "encoder_padding_mask": encoder_padding_mask,
+        }
+        others = {name: tensor for name, tensor in others.items() if tensor is not None}
+        # Drawn out here, so that what is computed again draws the same noise.
+        seeds = self._draw_seeds(training)
 
-        def look(x):
-            return self.cross_attention(x, encoded, key_padding_mask=encoder_padding_mask)
+        def attend(x, others):
+            names = ("padding_mask", "source_mask", "bias")
+            return self.attention(x, **{name: others.get(name) for name in names})
 
-        return self.assemble(inputs, attend, look, training)
+        def look(x, others):
+            shown = others.get("encoder_padding_mask")
+            return self.cross_attention(x, others["encoded"], key_padding_mask=shown)
 
-    def assemble(self, inputs, attend, look=None, training=None):
+        if self.remat == "attention":
+            attend, look = keras.remat(attend), keras.remat(look)
+
+        def whole(x, others):
+            parts = (lambda x: attend(x, others)), (lambda x: look(x, others))
+            return self.assemble(x, *parts, seeds)
+
+        return (keras.remat(whole) if self.remat == "block" else whole)(inputs, others)
+
+    def assemble(self, inputs, attend, look=None, seeds=None):
         """The block around what its attention, and its look at another sequence, compute.
 
         Args:
             inputs: floats [batch, time, hidden_dim].
             attend, look: functions of such tensors.
-            training: whether dropout acts.
+            seeds: of the dropouts by name; by default they do nothing.
         """
-        x = self._add(inputs, attend, self.attention_norm, self.attention_dropout, training)
+        seeds = seeds or {}
+        x = self._add(inputs, attend, self.attention_norm, seeds.get("attention_dropout"))
         if self.cross_attention is not None:
-            dropout = self.cross_attention_dropout
-            x = self._add(x, look, self.cross_attention_norm, dropout, training)
-        norm, dropout = self.feed_forward_norm, self.feed_forward_dropout
-        return self._add(x, self.feed_forward, norm, dropout, training)
+            seed = seeds.get("cross_attention_dropout")
+            x = self._add(x, look, self.cross_attention_norm, seed)
+        seed = seeds.get("feed_forward_dropout")
+        return self._add(x, self.feed_forward, self.feed_forward_norm, seed)
 
     def empty_cache(self, batch, time, encoded=None, encoder_padding_mask=None):
         """What `extend` adds to; with `cross_attention` also what it looks at."""
@@ -204,10 +236,20 @@ class Block(keras.layers.Layer):
 
         return self.assemble(inputs, attend, look), {**cache, **added}
 
-    def _add(self, x, part, norm, dropout, training):
+    def _add(self, x, part, norm, seed):
         if self.norm_placement == "pre":
-            return x + dropout(part(norm(x)), training=training)
-        return norm(x + dropout(part(x), training=training))
+            return x + self._drop(part(norm(x)), seed)
+        return norm(x + self._drop(part(x), seed))
+
+    def _draw_seeds(self, training):
+        if not training or not self.dropout:
+            return {}
+        layers = [self.attention_dropout, self.feed_forward_dropout]
+        layers += [self.cross_attention_dropout] if self.cross_attention is not None else []
+        return {layer.name: _Drawn(layer.seed_generator.next()) for layer in layers}
+
+    def _drop(self, x, seed):
+        return x if seed is None else keras.random.dropout(x, self.dropout, seed=seed)
 
     def attention_inputs(self, inputs):
         """What the attention of this block receives, given what the block receives."""
@@ -235,5 +277,17 @@ class Block(keras.layers.Layer):
             "dropout": self.dropout,
             "stddev": self.feed_forward.stddev,
             "cross_attention": self.cross_attention is not None,
+            "remat": self.remat,
             "seed": self.seed,
         }
+
+
+class _Drawn(keras.random.SeedGenerator):
+    """A seed that is drawn already, in the form in which Keras takes seeds."""
+
+    def __init__(self, value):  # no variable of its own
+        self.value = value
+        self._initial_seed = 0
+
+    def next(self, ordered=True):
+        return self.value

@@ -39,9 +39,9 @@ class EncoderDecoderBackbone(Backbone):
         super().__init__(**kwargs)
         self.shared = shared
 
-    def assemble(self, fields, embeddings, dtype):
+    def assemble(self, fields, embeddings, dtype, remat):
         check_two_stacks(fields)
-        encoder = Stack(fields, fields["mask"], dtype, "encoder_")
+        encoder = Stack(fields, fields["mask"], dtype, "encoder_", remat=remat)
         names = ("encoder_token_ids", "encoder_padding_mask")
         inputs = {name: token_input(name) for name in names}
         ids, padding_mask = inputs.values()
@@ -53,6 +53,7 @@ class EncoderDecoderBackbone(Backbone):
             "decoder_",
             cross_attention=True,
             bidirectional=False,
+            remat=remat,
             shares=encoder if self._shared else None,
         )
         names = ("decoder_token_ids", "decoder_padding_mask")

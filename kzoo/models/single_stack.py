@@ -32,9 +32,9 @@ class SingleStackBackbone(Backbone):
 
     stack_name = "single"  # the config's `stack`
 
-    def assemble(self, fields, embeddings, dtype):
+    def assemble(self, fields, embeddings, dtype, remat):
         mask = fields["mask"]
-        stack = Stack(fields, mask, dtype)
+        stack = Stack(fields, mask, dtype, remat=remat)
         names = ["token_ids", "padding_mask", *["source_mask"] * mask.needs_source]
         names += ["segment_ids"] * (fields["num_segments"] > 0)
         inputs = {name: token_input(name) for name in names}

@@ -50,19 +50,23 @@ class Backbone(PathWeights, keras_hub.models.Backbone):
         tie_embeddings: whether the output matrix is the transposed embedding.
         seed: integer from which all initial values and dropout derive.
         dtype: a Keras dtype policy.
+        remat: what the gradient computes again instead of keeping it, as in
+            `kzoo.layers.Block`: `"none"`, `"block"` or `"attention"`. Like `dtype` it is no
+            field of a config, since it says how to compute and not what.
 
     Raises:
-        InputError: as `kzoo.config.resolve`.
+        InputError: as `kzoo.config.resolve`, or for an unknown `remat`.
     """
 
-    def __init__(self, *, dtype=None, name=None, trainable=True, **fields):
+    def __init__(self, *, dtype=None, remat="none", name=None, trainable=True, **fields):
         fields = resolve_backbone(fields)
         check_split(fields, _devices_of_a_model())
         embeddings = Embeddings(fields, dtype)
-        inputs, outputs, parts = self.assemble(fields, embeddings, dtype)
+        inputs, outputs, parts = self.assemble(fields, embeddings, dtype, remat)
         super().__init__(
             inputs=inputs, outputs=outputs, dtype=dtype, name=name, trainable=trainable
         )
+        self.remat = remat
         self.embeddings = embeddings
         self.token_embedding = embeddings.token_embedding
         self.feature_map = feature_maps.get(fields.pop("feature_map"))  # Keras wraps dicts
@@ -70,7 +74,7 @@ class Backbone(PathWeights, keras_hub.models.Backbone):
         for attribute, value in (fields | parts).items():
             setattr(self, attribute, value)
 
-    def assemble(self, fields, embeddings, dtype):
+    def assemble(self, fields, embeddings, dtype, remat):
         """Inputs and outputs of the functional model, and what it keeps as attributes."""
         raise NotImplementedError
 
@@ -148,6 +152,7 @@ class Backbone(PathWeights, keras_hub.models.Backbone):
             "mask": self.mask.get_config(),
             "feature_map": self.feature_map.get_config(),
             "pooler": self.pooler is not None,
+            "remat": self.remat,
         }
         return {**super().get_config(), **fields, **objects}
 
@@ -223,6 +228,7 @@ class Stack:
         prefix: of the names of its layers.
         cross_attention: whether its blocks look at another sequence.
         bidirectional: whether relative positions tell after from before.
+        remat: of its blocks.
         shares: the `Stack` whose layers this one uses, apart from `cross_attention`.
 
     Attributes:
@@ -239,6 +245,7 @@ class Stack:
         prefix="",
         cross_attention=False,
         bidirectional=True,
+        remat="none",
         shares=None,
     ):
         relative = fields["positions"] == "relative"
@@ -264,6 +271,7 @@ class Stack:
                 stddev=stddevs(fields["initialization"], fields["num_layers"]),
                 cross_attention=cross_attention,
                 shares=shares and shares.blocks[i],
+                remat=remat,
                 seed=derive_seed(fields["seed"], f"{prefix}block_{i}"),
                 name=f"{prefix}block_{i}",
                 dtype=dtype,
