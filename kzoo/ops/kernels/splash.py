@@ -26,10 +26,11 @@ import numpy as np
 from jax import numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as tile_masks
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 
 from kzoo.errors import InputError
 from kzoo.masks import Bidirectional, Block, Causal, Heads, Order, Permuted, Prefix, Reversed
+from kzoo.ops.choice import compiled_for
 from kzoo.places import Places
 
 # Limits found by compiling forward and backward passes for a v5e.
@@ -100,12 +101,19 @@ def refuses_mesh(mask, *, batch, num_heads, mesh) -> str | None:
 
 
 def current_mesh():
-    """The `jax.sharding.Mesh` of Keras's distribution; None without one or for one device."""
+    """The `jax.sharding.Mesh` that the program traced now is split over; None for one device.
+
+    That of `kzoo.ops.choice.compiling_for`, else that of Keras's distribution, whose axis that
+    splits the batch ("batch" in Keras's own `DataParallel`) is called "data" here.
+    """
+    platform, mesh = compiled_for()
     distribution = keras.distribution.distribution()
-    if distribution is None or distribution.device_mesh is None:
-        return None
-    mesh = distribution.device_mesh.backend_mesh
-    return mesh if mesh.size > 1 else None
+    if platform is None and distribution is not None and distribution.device_mesh is not None:
+        mesh = distribution.device_mesh.backend_mesh
+        batch = distribution.batch_dim_name
+        names = [DATA if name == batch else name for name in mesh.axis_names]
+        mesh = Mesh(mesh.devices, names, axis_types=mesh.axis_types)
+    return mesh if mesh is not None and mesh.size > 1 else None
 
 
 def splash(q, k, v, mask, queries, keys, *, interpret=False):
