@@ -100,6 +100,9 @@ def _parser():
     compile_.add_argument("--remat", default="none", help="none, attention or block")
     compile_.add_argument("--accumulate", type=_positive, metavar="N", help="batches an update")
     compile_.add_argument("--decode", action="store_true", help="what generate does, instead")
+    compile_.add_argument(
+        "--quick", action="store_true", help="unoptimised: more memory than it is"
+    )
     _add_overrides(compile_)
     _add_running(compile_)
 
@@ -351,7 +354,7 @@ def _compile(options):
     _leave_tensorflow([])
     from kzoo.training.compile_only import compile_only, table
 
-    settings = ("mesh", "fsdp", "dtype", "remat", "accumulate", "decode")
+    settings = ("mesh", "fsdp", "dtype", "remat", "accumulate", "decode", "quick")
     settings = {name: getattr(options, name) for name in settings} | _overrides(options.set)
     report = compile_only(options.preset, options.topology, options.batch, **settings)
     if options.json:

@@ -71,6 +71,7 @@ def compile_only(
     remat="none",
     accumulate=None,
     decode=False,
+    quick=False,
     **overrides,
 ):
     """Compile a preset's train step, or its decoding, for a TPU that is not there.
@@ -87,6 +88,9 @@ def compile_only(
         accumulate: steps whose gradients make one update, Keras's `gradient_accumulation_steps`.
         decode: compile what `generate` does instead: the pass over prompts that fill the row but
             for one token, and a step of one token.
+        quick: leave out XLA's search for the fastest program: a fraction of the time, and a
+            program that takes more memory, a little with softmax and up to twice with linear
+            attention.
         **overrides: config fields, as in `kzoo.presets.load`.
 
     Returns:
@@ -97,8 +101,8 @@ def compile_only(
         - `memory`: bytes on a chip: `arguments`, `outputs`, of which `donated` reuse arguments,
           `temporaries`, `code`, what they make in `total`, and what the `chip` has;
         - if it does not fit, `over`, bytes, and `remedies`, sentences;
-        - `flops`: `needed` by all chips (`count_flops`), and `compiled`, what XLA counts in the
-          program of one chip outside of kernels; `seconds` that `needed` takes at the chips' peak;
+        - `flops`: `needed` by all chips (`count_flops`), the share of `a_chip`, and `compiled`,
+          what XLA counts in a chip's program outside of kernels; `seconds` at a chip's peak;
         - `collectives`: by kind `count` and `bytes` of results on a chip;
         - `attention`: by layer the `kernel`, and how many Pallas `calls` are in the program;
         - `seconds`: that tracing and compiling took.
@@ -119,14 +123,15 @@ def compile_only(
     model = _model(config, target, **options)
     lower = _decoding if decode else _train_step
     programs = {}
-    for part, program in lower(model, config, target, batch).items():
-        programs[part] = report = _report(part, program, model, config, target, batch)
-        if not report["fits"]:
-            half = None
-            if batch % (2 * target.sizes[DATA]) == 0:
-                program = lower(model, config, target, batch // 2)[part]
-                half = _report(part, program, model, config, target, batch // 2)
-            report["remedies"] = _remedies(report, half, model, config, target, batch, options)
+    with _effort(-1.0 if quick else 0.0):
+        for part, program in lower(model, config, target, batch).items():
+            programs[part] = report = _report(part, program, model, config, target, batch)
+            if not report["fits"]:
+                half = None
+                if batch % (2 * target.sizes[DATA]) == 0:
+                    program = lower(model, config, target, batch // 2)[part]
+                    half = _report(part, program, model, config, target, batch // 2)
+                report["remedies"] = _remedies(report, half, model, config, target, batch, options)
     return {
         "preset": name,
         "overrides": overrides,
@@ -135,10 +140,23 @@ def compile_only(
         "mesh": target.sizes,
         "batch": batch,
         "time": config["max_sequence_length"],
-        **{**options, "dtype": model.dtype_policy.name},
+        **{**options, "dtype": model.dtype_policy.name, "quick": quick},
         "parameters": model.count_params(),
         "programs": programs,
     }
+
+
+@contextlib.contextmanager
+def _effort(effort):
+    """XLA's, from -1 to 1, for what is compiled inside."""
+    import jax
+
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", effort)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
 
 
 # The machine ------------------------------------------------------------------------------
@@ -239,7 +257,8 @@ def _shapes_alone(lay_out):
     An optimizer's get those of their parameters from Keras. What is no initializer's, such as an
     optimizer's count of steps, has a value as ever.
     """
-    original = keras.Variable._initialize_with_initializer
+    initialize = keras.Variable._initialize_with_initializer
+    assign = keras.Variable._direct_assign
 
     def leave_out(variable, initializer):
         variable._value = None
@@ -247,11 +266,17 @@ def _shapes_alone(lay_out):
         if variable._layout is None:
             variable._layout = lay_out(variable)
 
+    def pass_by(variable, value):
+        if variable._layout is None:
+            assign(variable, value)
+
     keras.Variable._initialize_with_initializer = leave_out
+    keras.Variable._direct_assign = pass_by
     try:
         yield
     finally:
-        keras.Variable._initialize_with_initializer = original
+        keras.Variable._initialize_with_initializer = initialize
+        keras.Variable._direct_assign = assign
 
 
 def _sharding(target, *axes):
@@ -380,7 +405,8 @@ def _report(part, make, model, config, target, batch):
         lowered = program.lower(*arguments)
     traced = time.perf_counter()
     needed = _flops(part, config, batch)
-    flops = {"needed": needed, "seconds": needed / (target.mesh.size * target.chip.peak)}
+    a_chip = needed / target.mesh.size
+    flops = {"needed": needed, "a_chip": a_chip, "seconds": a_chip / target.chip.peak}
     report = {"fits": True, "flops": flops}
     try:
         compiled = lowered.compile()
@@ -545,7 +571,7 @@ def _lines(program):
         parts = ", ".join(f"{name} {_size(memory[name])}" for name in parts)
         yield "memory", f"{total}: {parts}"
     compiled = f"; XLA counts {flops['compiled']:.3g} a chip" if "compiled" in flops else ""
-    yield "FLOPs", f"{flops['needed']:.3g} needed{compiled}"
+    yield "FLOPs", f"{flops['needed']:.3g} needed, {flops['a_chip']:.3g} a chip{compiled}"
     yield "at the chips' peak", f"{flops['seconds'] * 1e3:.3g} ms, which no step can beat"
     if not program["fits"]:
         return
