@@ -1,10 +1,13 @@
-"""What presets need on a v5e-8, found without one: python examples/tpu_table.py [SIZE ...]
+"""What presets need on a v5e-8, found without one.
+
+    python examples/tpu_table.py [SIZE ...] [--quick]
 
 Runs `kzoo compile` for every program among the families, base, large and 1b, with softmax and with
 linear attention, data parallel and split over data and model; and for gpt_1b with each way to save
 memory. Writes examples/tpu/programs.jsonl, a report a line, and examples/tpu/README.md, its table.
-Stopped, it goes on where it was. A program takes one to three minutes on two cores, all of them
-some hours; SIZE (base, large, 1b, saving) chooses some.
+Stopped, it goes on where it was. SIZE (base, large, 1b, saving) chooses some programs.
+--quick is `kzoo compile --quick`: a fraction of the time, and more memory than the program that
+would run; a later run without it does those again.
 """
 
 import json
@@ -36,7 +39,7 @@ SAVINGS = {
 
 def programs():
     """The arguments of `kzoo compile`, by a label (size, what it is)."""
-    labelled = {("saving", label): ["gpt_1b", *SPLIT, *how] for label, how in SAVINGS.items()}
+    labelled = {}
     for size, batch in BATCHES.items():
         families = [name for name in presets.names() if name.endswith(f"_{size}")]
         for mechanism in ("softmax", "linear"):
@@ -45,6 +48,8 @@ def programs():
                     how = ["--topology", "v5e:2x4", "--mesh", mesh, "--batch", str(batch)]
                     how += [*BFLOAT16, "--set", f"mechanism={mechanism}"]
                     labelled[size, f"{name} {mechanism} {mesh}"] = [name, *how]
+    for label, how in SAVINGS.items():
+        labelled["saving", label] = ["gpt_1b", *SPLIT, *how]
     return labelled
 
 
@@ -121,32 +126,29 @@ def _gib(count):
     return "" if count is None else f"{count / 2**30:.2f}"
 
 
-def main(sizes):
+def main(sizes, quick):
     FOLDER.mkdir(exist_ok=True)
     lines = ROWS.read_text().splitlines() if ROWS.exists() else []
-    rows = {(row["size"], row["label"]): row for row in map(json.loads, lines)}
-    quick = ["--quick"] if "--quick" in sizes else []
-    sizes = [size for size in sizes if size != "--quick"]
+    done = {(row["size"], row["label"]): row for row in map(json.loads, lines)}
     for key, arguments in programs().items():
-        if key in rows or (sizes and key[0] not in sizes):
+        known = key in done and (quick or not done[key]["report"]["quick"])
+        if known or (sizes and key[0] not in sizes):
             continue
-        command = ["kzoo", "compile", *arguments, *quick]
+        command = ["kzoo", "compile", *arguments, *["--quick"] * quick]
         print(*command, flush=True)
         begin = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-m", *command, "--json"],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
+        result = subprocess.run(
+            [sys.executable, "-m", *command, "--json"], stdout=subprocess.PIPE, text=True
         )
         print(f"{time.perf_counter() - begin:.0f} s", flush=True)
+        if result.returncode:
+            continue  # its message has been printed; the others go on
         row = {"size": key[0], "label": key[1], "command": " ".join(command)}
-        rows[key] = {**row, "report": json.loads(done.stdout)}
-        with ROWS.open("a") as file:
-            file.write(json.dumps(rows[key]) + "\n")
-        PAGE.write_text(page(list(rows.values())))
-    PAGE.write_text(page(list(rows.values())))
+        done[key] = {**row, "report": json.loads(result.stdout)}
+        rows = [done[key] for key in programs() if key in done]
+        ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        PAGE.write_text(page(rows))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main([size for size in sys.argv[1:] if size != "--quick"], "--quick" in sys.argv)

@@ -109,8 +109,7 @@ def test_data_parallel_softmax_exchanges_nothing_but_gradients(texts):
     assert program["attention"] == {"block_0/attention": {"kernel": "splash", "calls": 3}}
     memory = program["memory"]
     state = 4 * 3 * report["parameters"]  # the parameters and AdamW's two moments, each whole
-    assert state <= memory["donated"] <= memory["outputs"] < state + 1000
-    assert memory["outputs"] <= memory["arguments"] < 1.1 * state
+    assert state <= memory["donated"] <= memory["outputs"] <= memory["arguments"] < 1.25 * state
     parts = ("arguments", "outputs", "temporaries", "code")
     assert memory["total"] == sum(memory[part] for part in parts) - memory["donated"]
     flops = program["flops"]
@@ -130,11 +129,11 @@ def test_data_parallel_linear_exchanges_nothing_but_gradients(texts):
 
 
 def test_data_and_model_parallel(texts):
-    report = compile_only("t5_mixed_encoder_nano", "v5e:2x2", 8, mesh={"model": 2}, **ONE_LAYER)
+    mesh = {"data": 2, "model": 2}
+    report = compile_only("bert_mixed_heads_nano", "v5e:2x2", 8, mesh=mesh, **ONE_LAYER)
     program = report["programs"]["train_step"]
-    assert report["mesh"] == {"data": 2, "model": 2}
-    assert len(program["attention"]) == 3
-    assert all(one == {"kernel": "splash", "calls": 3} for one in program["attention"].values())
+    assert report["mesh"] == mesh
+    assert program["attention"] == {"block_0/attention": {"kernel": "splash", "calls": 3}}
     # Projections and their moments are halved.
     assert program["memory"]["arguments"] < 0.8 * 4 * 3 * report["parameters"]
     assert {one["group"] for one in hlo.collectives(texts[0])} <= {2, 4}
