@@ -1,4 +1,4 @@
-"""The command line: kzoo list | show | train | generate | compare | report | bench.
+"""The command line: kzoo list | show | train | generate | compare | report | compile | bench.
 
 Wrong input is answered with one line on standard error and exit status 2. On SIGTERM, `train` and
 `compare` save what they have and exit with status 75; the same command goes on from there. `list`
@@ -110,6 +110,22 @@ def _parser():
     report = add(_report, "write the report of a study's folder again")
     report.add_argument("directory", type=Path, metavar="DIR")
 
+    compile_ = add(_compile, "compile for a TPU that is not there: memory, FLOPs, collectives")
+    compile_.add_argument("preset", metavar="NAME")
+    compile_.add_argument("--topology", required=True, help="chips, such as v5e:2x4")
+    compile_.add_argument("--batch", type=_positive, required=True, metavar="ROWS", help="in all")
+    compile_.add_argument("--mesh", type=_mesh, metavar="data=N,model=M", help=_MESH)
+    compile_.add_argument("--fsdp", action="store_true", help="split parameters over data too")
+    compile_.add_argument("--dtype", help="float32 or mixed_bfloat16")
+    compile_.add_argument("--remat", default="none", help="none, attention or block")
+    compile_.add_argument("--accumulate", type=_positive, metavar="N", help="batches an update")
+    compile_.add_argument("--decode", action="store_true", help="what generate does, instead")
+    compile_.add_argument(
+        "--quick", action="store_true", help="unoptimised: more memory than it is"
+    )
+    _add_overrides(compile_)
+    _add_running(compile_)
+
     help = "time attention, training or generation, beside what else is installed"
     bench = commands.add_parser("bench", help=help, description=help)
     benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
@@ -135,6 +151,7 @@ def _parser():
     return parser
 
 
+_MESH = "parts of a batch and of each layer; default: all chips along data"
 _SOURCE = "a text file, a folder of them, pydoc, tfds:NAME or synthetic:NAME"
 
 
@@ -378,6 +395,24 @@ def _report(options):
     print(report(options.directory))
 
 
+def _compile(options):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    _leave_tensorflow([])
+    from kzoo.training.compile_only import compile_only, table
+
+    settings = ("mesh", "fsdp", "dtype", "remat", "accumulate", "decode", "quick")
+    settings = {name: getattr(options, name) for name in settings} | _overrides(options.set)
+    report = compile_only(options.preset, options.topology, options.batch, **settings)
+    if options.json:
+        print(json.dumps(report))
+        return
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    console.width = max(console.width, 110)
+    console.print(table(report))
+
+
 def _bench_attention(options):
     _check_new(options.out)
     from kzoo.bench import bench_attention, plot
@@ -474,6 +509,14 @@ def _overrides(settings):
         except ValueError:
             overrides[field] = value
     return overrides
+
+
+def _mesh(text):
+    """`"data=4,model=2"` as a dict."""
+    pairs = [pair.partition("=")[::2] for pair in text.split(",")]
+    if not all(axis and size.isdecimal() and int(size) for axis, size in pairs):
+        raise argparse.ArgumentTypeError(f"data=N,model=M. Received: {text!r}")
+    return {axis: int(size) for axis, size in pairs}
 
 
 def _positive(text):

@@ -198,6 +198,9 @@ from kzoo import masks
 from kzoo.errors import InputError
 
 assert kernel.current_mesh() is None
+keras.distribution.set_distribution(keras.distribution.DataParallel())
+assert kernel.current_mesh().axis_names == ("data",)  # Keras calls it "batch"
+keras.distribution.set_distribution(None)
 mask = masks.half_heads()
 q, k, v, padding, _, cotangent = operands(130, 4, 4, dim=16, batch=4)
 run = attention(mask=mask, padding_mask=padding)

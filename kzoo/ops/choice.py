@@ -22,28 +22,38 @@ KERNELS = {"softmax": ("dense", "blockwise", "splash", "sdpa"), "linear": ("chun
 DENSE_TIME = 128
 
 
-_compiling_for = contextvars.ContextVar("compiling_for", default=None)
+_compiling_for = contextvars.ContextVar("compiling_for", default=(None, None))
 
 
 @contextlib.contextmanager
-def compiling_for(platform):
+def compiling_for(platform, mesh=None):
     """Inside it, programs are traced for another platform than this machine's.
+
+    Args:
+        platform: `"cpu"`, `"gpu"` or `"tpu"`.
+        mesh: the `jax.sharding.Mesh` that they are split over, with the axes "data", "model" or
+            both; None for one device.
 
     Example:
         >>> with compiling_for("tpu"):
         ...     lowered = jax.jit(step).trace(x).lower(lowering_platforms=("tpu",))
     """
-    token = _compiling_for.set(platform)
+    token = _compiling_for.set((platform, mesh))
     try:
         yield
     finally:
         _compiling_for.reset(token)
 
 
+def compiled_for():
+    """The platform and the mesh of `compiling_for`; None and None outside of it."""
+    return _compiling_for.get()
+
+
 def platform():
     """Where programs that are traced now will run: `"cpu"`, `"gpu"` or `"tpu"`."""
-    if _compiling_for.get() is not None:
-        return _compiling_for.get()
+    if compiled_for()[0] is not None:
+        return compiled_for()[0]
     backend = keras.backend.backend()
     if backend == "jax":
         import jax

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from kzoo import masks
 from kzoo.errors import InputError
 from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
 from kzoo.ops import feature_maps
@@ -86,6 +87,49 @@ def linear_attention(
     """
     if chunk_size is not None and chunk_size < 1:
         raise InputError(f"chunk_size is at least 1. Received: {chunk_size}")
+    rows = {
+        "padding_mask": padding_mask,
+        "source_mask": source_mask,
+        "key_padding_mask": key_padding_mask,
+    }
+    static = {"feature_map": feature_map, "rotary": rotary, "chunk_size": chunk_size}
+    if keras.backend.backend() == "jax" and initial_state is None and not return_state:
+        from kzoo.ops.kernels.mesh import current_mesh, each_device, refuses_mesh
+
+        mesh, heads = current_mesh(), (k.shape[2], q.shape[2])
+        sizes = {"batch": q.shape[0], "num_heads": math.gcd(*heads), "mesh": mesh}
+        whole = isinstance(query_offset, int)
+        # Where it does not divide, XLA splits what it can.
+        if mesh is not None and whole and not refuses_mesh(masks.get(mask), **sizes):
+
+            def attend(q, k, v, rows, weights):
+                own = {"query_offset": query_offset, "feature_weights": weights}
+                return _linear_attention(q, k, v, mask, **rows, **own, **static)
+
+            return each_device(attend, mesh, q, k, v, rows, feature_weights)
+    own = {"query_offset": query_offset, "feature_weights": feature_weights}
+    states = {"initial_state": initial_state, "return_state": return_state}
+    return _linear_attention(q, k, v, mask, **rows, **own, **static, **states)
+
+
+def _linear_attention(
+    q,
+    k,
+    v,
+    mask,
+    *,
+    padding_mask,
+    source_mask,
+    key_padding_mask,
+    query_offset,
+    feature_map,
+    feature_weights,
+    rotary,
+    chunk_size,
+    initial_state=None,
+    return_state=False,
+):
+    """`linear_attention` on one device."""
     phi = feature_maps.get(feature_map)
     stateful = return_state or initial_state is not None
     dtype = ops.convert_to_tensor(v).dtype

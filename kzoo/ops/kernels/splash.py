@@ -21,15 +21,14 @@ Source: the softmax by tiles is Dao et al. 2022, arXiv:2205.14135.
 from functools import partial
 
 import jax
-import keras
 import numpy as np
 from jax import numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as tile_masks
-from jax.sharding import PartitionSpec
 
 from kzoo.errors import InputError
-from kzoo.masks import Bidirectional, Block, Causal, Heads, Order, Permuted, Prefix, Reversed
+from kzoo.masks import Bidirectional, Block, Causal, Order, Permuted, Prefix, Reversed
+from kzoo.ops.kernels.mesh import current_mesh, each_device, refuses_mesh
 from kzoo.places import Places
 
 # Limits found by compiling forward and backward passes for a v5e.
@@ -39,7 +38,6 @@ LARGEST_DIM = 1024  # at 2048 in float32 the vector memory overflows
 SCALAR_BYTES = 2**20  # of scalar memory, for the tables of tiles
 
 ALONE = Block | Prefix | Permuted  # orders whose heads need a kernel of their own
-DATA, MODEL = "data", "model"  # axes of the mesh
 
 
 def refuses(
@@ -82,32 +80,6 @@ def refuses(
     return None
 
 
-def refuses_mesh(mask, *, batch, num_heads, mesh) -> str | None:
-    """Why splash cannot be split over a `jax.sharding.Mesh`, or None if it can."""
-    others = [axis for axis in mesh.axis_names if axis not in (DATA, MODEL)]
-    if others:
-        return f"splash is split over the mesh axes {DATA!r} and {MODEL!r}, not over {others}"
-    data, model = (mesh.shape.get(axis, 1) for axis in (DATA, MODEL))
-    if batch % data:
-        return f"a batch of {batch} does not divide into {data} along the mesh axis {DATA!r}"
-    pattern = len(mask.masks) if isinstance(mask, Heads) else 1
-    if num_heads % (model * pattern):
-        return (
-            f"{num_heads} heads do not divide into {model} along the mesh axis {MODEL!r} with "
-            f"whole repetitions of the {pattern} masks of the heads in each"
-        )
-    return None
-
-
-def current_mesh():
-    """The `jax.sharding.Mesh` of Keras's distribution; None without one or for one device."""
-    distribution = keras.distribution.distribution()
-    if distribution is None or distribution.device_mesh is None:
-        return None
-    mesh = distribution.device_mesh.backend_mesh
-    return mesh if mesh.size > 1 else None
-
-
 def splash(q, k, v, mask, queries, keys, *, interpret=False):
     """softmax(q kᵀ) v over the visible keys, for what `refuses` does not refuse.
 
@@ -142,17 +114,9 @@ def splash(q, k, v, mask, queries, keys, *, interpret=False):
         reason = refuses_mesh(mask, batch=batch, num_heads=num_heads, mesh=mesh)
         if reason:
             raise InputError(f"{reason}. Received: a mesh of {dict(mesh.shape)}")
-        data, model = (axis if axis in mesh.axis_names else None for axis in (DATA, MODEL))
-        split = PartitionSpec(data, None, model, None)
-        # XLA cannot partition a Mosaic kernel, nor infer over which axes its results vary.
-        attend = jax.shard_map(
-            attend,
-            mesh=mesh,
-            in_specs=(split, split, split, PartitionSpec(data, None)),
-            out_specs=split,
-            check_vma=False,
-        )
-    out = attend(q, k, v, rows)
+        out = each_device(attend, mesh, q, k, v, rows)
+    else:
+        out = attend(q, k, v, rows)
     if queries.segment is None:
         return out
     # In splash padding sees padding, and a query without keys gets the mean of all values.
@@ -162,7 +126,7 @@ def splash(q, k, v, mask, queries, keys, *, interpret=False):
     return jnp.where(sees[:, :, None, None], out, jnp.zeros_like(out))
 
 
-def _attend(q, k, v, rows, *, mask, interpret):
+def _attend(q, k, v, rows, weights=None, *, mask, interpret):
     """`splash` on one device: one kernel for the heads that can share it, one for each other."""
     groups = {}
     for head, order in enumerate(mask.per_head(q.shape[2])):

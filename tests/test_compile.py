@@ -1,0 +1,244 @@
+"""Programs compiled for a v5e that is not there: few, with many assertions, as each takes long."""
+
+import importlib.util
+import json
+import math
+
+import keras
+import pytest
+from test_ops import ORDERS
+
+from kzoo import cli, presets
+from kzoo.errors import InputError
+
+if keras.backend.backend() != "jax":
+    pytest.skip("JAX compiles for TPUs", allow_module_level=True)
+if importlib.util.find_spec("libtpu") is None:
+    pytest.skip("libtpu is not installed", allow_module_level=True)
+
+import jax
+
+from kzoo.ops import linear_attention, softmax_attention
+from kzoo.ops.choice import compiling_for
+from kzoo.training import compile_only as module
+from kzoo.training import hlo
+from kzoo.training.compile_only import compile_only
+from kzoo.training.flops import count_flops
+
+ONE_LAYER = {"num_layers": 1, "max_sequence_length": 128}
+
+
+@pytest.fixture
+def texts(monkeypatch):
+    """The text of each program that is reported on."""
+    seen, original = [], hlo.collectives
+
+    def collectives(text):
+        seen.append(text)
+        return original(text)
+
+    monkeypatch.setattr(hlo, "collectives", collectives)
+    return seen
+
+
+def gradients(attention, times, **sizes):
+    """A program for four chips: the gradients of an attention of all orders at some lengths."""
+    mesh = module._mesh("v5e:2x2", sizes)
+
+    def array(dtype, *sizes):
+        axes = ("data", None, "model" if "model" in mesh.shape else None)[: len(sizes)]
+        spec = jax.sharding.PartitionSpec(*axes)
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=jax.sharding.NamedSharding(mesh, spec))
+
+    def loss(operands, rows):
+        out = [
+            attention(*qkv, ORDERS, padding_mask=padding, source_mask=source)
+            for qkv, (padding, source) in zip(operands, rows, strict=True)
+        ]
+        return sum(x.sum() for x in out)
+
+    operands = [[array("float32", 4, time, 12, 16)] * 3 for time in times]
+    rows = [[array("int32", 4, time)] * 2 for time in times]
+    with compiling_for("tpu", mesh):
+        return jax.jit(jax.grad(loss)).lower(operands, rows).compile()
+
+
+def test_splash_computes_every_order_at_every_length():
+    lengths = (128, 200, 512)
+    program = gradients(softmax_attention, lengths, data=2, model=2)
+    calls = hlo.kernels(program.as_text())
+    # The orders that fit into one kernel, and the three that each need their own.
+    for part in ("fwd", "dq", "dkv"):
+        assert sum(f"splash_mha_{part}" in call for call in calls) == 4 * len(lengths)
+    assert len(calls) == 3 * 4 * len(lengths)
+    assert not hlo.collectives(program.as_text())
+    for time in lengths:  # nor are the scores of all heads anywhere
+        assert f"12,{time},{time}]" not in program.as_text()
+
+
+def test_linear_attention_of_every_order_takes_memory_linear_in_time():
+    sizes = {}
+    for time in (1024, 4096):
+        with module._effort(-1.0):
+            program = gradients(linear_attention, (time,), data=4)
+        assert not hlo.kernels(program.as_text())
+        assert not hlo.collectives(program.as_text())
+        sizes[time] = program.memory_analysis().temp_size_in_bytes
+    assert sizes[4096] < 4.2 * sizes[1024]
+
+
+def assert_only_gradients_are_exchanged(report, text, parameters):
+    program = report["programs"]["train_step"]
+    assert set(program["collectives"]) == {"all-reduce"}
+    found = hlo.collectives(text)
+    assert all(one["group"] == report["chips"] for one in found)
+    shapes = [shape for one in found for shape in one["shapes"]]
+    scalars = [shape for shape in shapes if not shape]
+    # Each gradient once; under mixed_bfloat16 those of projections travel in two bytes.
+    assert sum(map(math.prod, shapes)) == parameters + len(scalars)
+    assert len(scalars) <= 4
+
+
+def test_data_parallel_softmax_exchanges_nothing_but_gradients(texts):
+    # Tied, the embedding would get its gradient in two parts.
+    fields = {**ONE_LAYER, "tie_embeddings": False}
+    report = compile_only("gpt_nano", "v5e:2x4", 16, dtype="mixed_bfloat16", **fields)
+    assert_only_gradients_are_exchanged(report, texts[0], report["parameters"])
+    program = report["programs"]["train_step"]
+    assert program["fits"]
+    assert program["attention"] == {"block_0/attention": {"kernel": "splash", "calls": 3}}
+    memory = program["memory"]
+    state = 4 * 3 * report["parameters"]  # the parameters and AdamW's two moments, each whole
+    assert state <= memory["donated"] <= memory["outputs"] <= memory["arguments"] < 1.25 * state
+    parts = ("arguments", "outputs", "temporaries", "code")
+    assert memory["total"] == sum(memory[part] for part in parts) - memory["donated"]
+    flops = program["flops"]
+    needed = count_flops(presets.config("gpt_nano", **fields))
+    assert flops["needed"] == 3 * 16 * (needed["matmul"] + needed["attention"])
+    # XLA sees no kernel, but what is done element by element.
+    matmul = 3 * 16 * needed["matmul"] / 8
+    assert 1.0 < flops["compiled"] / matmul < 1.4
+
+
+def test_data_parallel_linear_exchanges_nothing_but_gradients(texts):
+    fields = {**ONE_LAYER, "tie_embeddings": False, "mechanism": "linear"}
+    report = compile_only("unilm_nano", "v5e:2x2", 8, **fields)
+    assert_only_gradients_are_exchanged(report, texts[0], report["parameters"])
+    attention = report["programs"]["train_step"]["attention"]
+    assert attention == {"block_0/attention": {"kernel": "chunked", "calls": 0}}
+
+
+def test_data_and_model_parallel(texts):
+    mesh = {"data": 2, "model": 2}
+    report = compile_only("bert_mixed_heads_nano", "v5e:2x2", 8, mesh=mesh, **ONE_LAYER)
+    program = report["programs"]["train_step"]
+    assert report["mesh"] == mesh
+    assert program["attention"] == {"block_0/attention": {"kernel": "splash", "calls": 3}}
+    # Projections and their moments are halved.
+    assert program["memory"]["arguments"] < 0.8 * 4 * 3 * report["parameters"]
+    assert {one["group"] for one in hlo.collectives(texts[0])} <= {2, 4}
+
+
+def test_decoding(texts):
+    report = compile_only("gpt_nano", "v5e:2x2", 8, decode=True, **ONE_LAYER)
+    prefill, token = report["programs"]["prefill"], report["programs"]["token"]
+    assert prefill["fits"] and token["fits"]
+    cache = 2 * 8 // 4 * 128 * 64 * 4  # keys and values, of the rows of a chip
+    assert cache <= prefill["memory"]["outputs"]
+    assert cache <= token["memory"]["donated"]  # written in place
+    assert token["flops"]["needed"] == prefill["flops"]["needed"] // 128
+    assert not token["collectives"] and not prefill["collectives"]
+
+
+def test_what_does_not_fit_says_by_how_much_and_what_would(capsys):
+    command = "compile gpt_nano --topology v5e:1x1 --batch 1000000 --set num_layers=1".split()
+    assert cli.main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    program = report["programs"]["train_step"]
+    memory = program["memory"]
+    assert not program["fits"]
+    assert program["over"] == memory["total"] - memory["available"] > 0
+    assert memory["available"] <= memory["chip"] == 16 * 2**30
+    said = " ".join(program["remedies"])
+    for word in ("a batch of", "gradient_accumulation_steps", "mixed_bfloat16", "loss_rows"):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("gpt_nan --topology v5e:2x4 --batch 8", "did you mean 'gpt_nano'"),
+        ("gpt_nano --topology v5e:2x3 --batch 8", "did you mean 'v5e:2x"),
+        ("gpt_nano --topology v9:2x2 --batch 8", "unknown topology"),
+        ("gpt_nano --topology v5e:2x4 --batch 12", "into 8 along the mesh axis 'data'"),
+        ("gpt_nano --topology v5e:2x4 --batch 8 --mesh data=3", "number of chips, 8"),
+        ("gpt_nano --topology v5e:2x4 --batch 8 --mesh rows=8", "unknown mesh axis"),
+        ("gpt_nano --topology v5e:2x4 --batch 8 --mesh data", "data=N,model=M"),
+        ("gpt_nano --topology v5e:2x4 --batch 8 --mesh model=8", "num_heads divides"),
+        ("bert_mixed_heads_nano --topology v5e:2x4 --batch 8 --mesh model=4", "pattern of heads"),
+        ("gpt_nano --topology v5e:2x4 --batch 8 --dtype float17", "unknown dtype"),
+        ("bert_nano --topology v5e:2x4 --batch 8 --decode", "generates no text"),
+        ("gpt_nano --topology v5e:2x4 --batch 8 --backend torch", "JAX"),
+    ],
+)
+def test_errors_are_one_line(arguments, said, capsys, monkeypatch):
+    if "torch" in arguments:
+        monkeypatch.setattr(keras.backend, "backend", lambda: "torch")
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    assert cli.main(["compile", *arguments.split()]) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Received" in error and error.count("\n") == 1
+
+
+def test_without_libtpu(monkeypatch):
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'kzoo\[tpu\]'"):
+        compile_only("gpt_nano", "v5e:2x4", 8)
+
+
+HLO = """
+HloModule jit_step
+
+%all-reduce-scatter.1 (a: f32[8,4]) -> f32[2,4] {
+  %all-reduce.9 = f32[8,4]{1,0} all-reduce(%a), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+
+ENTRY %main {
+  %all-reduce.1 = (f32[]{:T(128)}, bf16[3,5]{1,0:T(8,128)S(1)}) all-reduce(%x, %y), \
+replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add
+  %all-gather-start.1 = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%z), \
+replica_groups=[2,4]<=[8]
+  %all-gather-done.1 = f32[8,4]{1,0} all-gather-done(%all-gather-start.1)
+  %custom-call.1 = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata_={
+"xprof_metadata":"{}"
+}}, metadata={op_name="jit(step)/block_0/attention/splash" stack_frame_id=1}
+}
+"""
+
+
+def test_what_a_text_says():
+    found = hlo.collectives(HLO)
+    assert [one["group"] for one in found] == [4, 4, 4]
+    assert hlo.totals(found) == {
+        "reduce-scatter": {"count": 1, "bytes": 32},
+        "all-reduce": {"count": 1, "bytes": 4 + 30},
+        "all-gather": {"count": 1, "bytes": 128},
+    }
+    assert hlo.kernels(HLO) == ["jit(step)/block_0/attention/splash"]
+
+
+def test_what_xla_says_when_it_gives_up():
+    said = "total memory required for HLO temporaries (186.00G) exceeds available HBM (15.75G)."
+    memory = module._refused(said, 2**30)
+    assert memory["total"] == 187 * 2**30 and memory["available"] == 15.75 * 2**30
+    said = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
+    assert module._refused(said, 2**30)["total"] == 20.5 * 2**30
+    assert module._refused("something else", 0) is None
+
+
+def test_flops_count_what_masks_show():
+    causal, whole = (count_flops(presets.config(name)) for name in ("gpt_nano", "bert_nano"))
+    assert causal["matmul"] == whole["matmul"]
+    # Two layers of four heads of 16.
+    assert whole["attention"] == 2 * 4 * 64 * 64 * 4 * 16
+    assert causal["attention"] / whole["attention"] == 65 / 128
