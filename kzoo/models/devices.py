@@ -49,7 +49,9 @@ def check_placed(model):
     mesh = distribution.device_mesh.backend_mesh
     for variable in model.weights:
         sharding = variable.value.sharding
-        if getattr(sharding, "mesh", None) != mesh:
+        # On a mesh of one device Keras leaves values as they are, without a mesh.
+        alone = mesh.size == 1 and sharding.device_set == set(mesh.devices.flat)
+        if getattr(sharding, "mesh", None) != mesh and not alone:
             raise InputError(
                 "this model was made before the distribution, and Keras leaves it where it is: "
                 "call kzoo.distribute() first, then make the model. Received: "

@@ -7,7 +7,13 @@ import importlib
 
 from kzoo.studies.study import QUICK, Study
 
-_ROOMS = {"Results": "notebook", "compare": "notebook", "report": "page", "run": "runner"}
+_ROOMS = {
+    "Results": "notebook",
+    "compare": "notebook",
+    "predict": "notebook",
+    "report": "page",
+    "run": "runner",
+}
 __all__ = ["QUICK", "Study", *_ROOMS]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from kzoo.errors import InputError
+from kzoo.studies import prediction
 from kzoo.studies.page import plot, report, table
 from kzoo.studies.runner import run
 from kzoo.studies.study import Study
@@ -62,6 +63,30 @@ def compare(arms, data="pydoc", *, seeds=2, steps=300, directory=None, progress=
         ...                    "linear": ("gpt_nano", {"mechanism": "linear"})}, steps=50)
         >>> results.table()[["arm", "mean"]]
     """
+    study = _study(arms, data, seeds, steps, settings)
+    directory = Path(directory or tempfile.mkdtemp(prefix="kzoo-"))
+    return Results(run(study, directory, progress=progress), directory)
+
+
+def predict(arms, data="pydoc", *, seeds=2, steps=300, directory=None, **settings):
+    """How long `compare` with the same arguments would take, measured by some steps of each arm.
+
+    It compiles every arm, which takes as long as it does in `compare`.
+
+    Returns:
+        A `kzoo.studies.prediction.Prediction`: print it, or take its `minutes`.
+
+    Raises:
+        InputError: as `compare`.
+
+    Example:
+        >>> print(predict(["gpt_nano", "unilm_nano"], steps=1000))
+        about 5 minutes for 4 runs on 1 device, compilation included
+    """
+    return prediction.predict(_study(arms, data, seeds, steps, settings), directory)
+
+
+def _study(arms, data, seeds, steps, settings):
     if not isinstance(arms, Mapping):
         if isinstance(arms, str) or not all(isinstance(name, str) for name in arms):
             raise InputError(
@@ -75,8 +100,6 @@ def compare(arms, data="pydoc", *, seeds=2, steps=300, directory=None, progress=
         if not isinstance(arm, tuple | list) or len(arm) != 2:
             raise InputError(f"the arm {label!r} is a pair (name, overrides). Received: {arm!r}")
         fields[label] = {"preset": arm[0], "overrides": arm[1]}
-    study = Study.from_dict(
+    return Study.from_dict(
         {"arms": fields, "data": data, "seeds": seeds, "steps": steps, **settings}
     )
-    directory = Path(directory or tempfile.mkdtemp(prefix="kzoo-"))
-    return Results(run(study, directory, progress=progress), directory)

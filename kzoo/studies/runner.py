@@ -62,18 +62,14 @@ def run(study, directory, *, progress=True, at_once=None):
         raise InputError(f"an accelerator takes one run at a time. Received: at_once={at_once}")
     programs = study.runs()
     for source, _, arm in programs:
-        _splits(study, source, arm.config(study.seeds[0]))  # unusable data are refused here
+        load_splits(study, source, arm.config(study.seeds[0]))  # unusable data are refused here
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n"
     write_atomically(directory / STUDY_FILE, text)
     (directory / RESULTS_FILE).touch()
 
     done = {record["run"]: record for record in read(directory)[1]}
-    jobs = []
-    for source, label, _ in programs:
-        seeds = [seed for seed in study.seeds if run_name(source, label, seed) not in done]
-        if seeds:
-            jobs.append((source, label, seeds))
+    jobs = jobs_left(study, done)
 
     with _Bars(progress, len(programs) * len(study.seeds), len(done)) as bars:
 
@@ -105,6 +101,16 @@ def run(study, directory, *, progress=True, at_once=None):
     return [done[name] for name in order]
 
 
+def jobs_left(study, done):
+    """(source, label, seeds) of each program that has runs whose names are not in `done`."""
+    jobs = []
+    for source, label, _ in study.runs():
+        seeds = [seed for seed in study.seeds if run_name(source, label, seed) not in done]
+        if seeds:
+            jobs.append((source, label, seeds))
+    return jobs
+
+
 def run_name(source, label, seed):
     """The name of a run in the records."""
     return f"{source}/{label}/{seed}"
@@ -120,7 +126,7 @@ def run_program(study, directory, source, label, seeds, say):
         say: called as `say("begin", name)`, `say("step", name, step, loss)` and
             `say("record", name, record)`.
     """
-    trainer = _Trainer(study, source, study.arms[label])
+    trainer = Trainer(study, source, study.arms[label])
     for seed in seeds:
         name = run_name(source, label, seed)
         say("begin", name)
@@ -146,7 +152,7 @@ def check_directory(study, directory):
         raise InputError(f"the output folder holds other files. Received: {directory}")
 
 
-class _Trainer:
+class Trainer:
     """One arm on one source: built and compiled once, run for each seed."""
 
     def __init__(self, study, source, arm):
@@ -158,7 +164,7 @@ class _Trainer:
     def run(self, seed, path, on_step):
         """Train with one seed and return what the record says of it."""
         study, config = self.study, self.arm.config(seed)
-        splits = _splits(study, self.source, config)
+        splits = load_splits(study, self.source, config)
         model = self.program.model
         with _making:
             fresh = presets.build(config)
@@ -198,7 +204,7 @@ class _Trainer:
         }
 
 
-def _splits(study, source, config):
+def load_splits(study, source, config):
     """The data of a run. Arms that differ in mechanism only share them."""
     fields = {name: config[name] for name in ("max_sequence_length", "mask", "objective")}
     return _load(source, json.dumps(fields), study.batch_size, study.valid, config["seed"])

@@ -5,6 +5,7 @@ its global state by thread, and JAX a default device: what a thread builds, trai
 sits on its device.
 """
 
+import contextlib
 import queue
 import threading
 
@@ -23,6 +24,16 @@ def devices():
 
     found = jax.local_devices()
     return found if len(found) > 1 and jax.config.jax_default_device is None else []
+
+
+def on_the_first():
+    """A context in which what is built and run sits on the first of `devices`."""
+    places = devices()
+    if not places:
+        return contextlib.nullcontext()
+    import jax
+
+    return jax.default_device(places[0])
 
 
 def share_out(jobs, places):

@@ -12,6 +12,7 @@ from kzoo.training.optimizer import (
     warmup_cosine,
     warmup_stable_decay,
 )
+from kzoo.training.timing import Timing, measure
 
 __all__ = [
     "AdamW",
@@ -19,11 +20,13 @@ __all__ = [
     "Muon",
     "Outcome",
     "Program",
+    "Timing",
     "WarmupStableDecay",
     "adamw",
     "distribute",
     "initialize",
     "layout_map",
+    "measure",
     "muon",
     "prepare",
     "train",

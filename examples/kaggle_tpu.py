@@ -1,0 +1,289 @@
+# ---
+# jupyter:
+#   accelerator: TPU
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # kzoo on Kaggle's TPU
+#
+# A language model is trained in bfloat16, continues some text, and is saved; then models that
+# differ in mask and mechanism are compared under equal conditions. Choose *TPU v5e-8*
+# as the accelerator, switch the internet on, fill in `SOURCE` below, and run the cells from the
+# top.
+#
+# Kaggle gives 20 hours of TPU in a week, and at most 9 in a session. What the long cells take of
+# them is measured, and printed before they start.
+#
+# This notebook is made from `examples/kaggle_tpu.py`. The tests run it on CPUs, with tiny models;
+# on a TPU it has not been run yet.
+
+# %% Settings
+import os
+import sys
+from pathlib import Path
+
+# Where kzoo is: a dataset that holds a clone, such as "/kaggle/input/kzoo", or "git+" and the
+# address of its repository.
+SOURCE = ""
+
+# Files go here: in /kaggle/working, where they stay as the output of the notebook's version.
+OUT = Path("runs")
+
+# "full" is made for eight v5e chips. "smoke" tries everything with tiny models, anywhere.
+SIZE = os.environ.get("KZOO_EXAMPLE_SIZE", "full")
+
+# Hours that there are.
+QUOTA = {"a week's quota": 20, "a session": 9}
+
+DATA = "pydoc"
+if SIZE == "full":
+    PRESET, SMALLER = "gpt_base", {}
+    BATCH, HELD_OUT, EPOCHS, EPOCH_STEPS, RATE, GENERATED = 64, 0.1, 20, 25, 6e-4, 200
+    ARMS = {
+        "causal": ("gpt_small", {"objective": "continuation"}),
+        "prefix": ("unilm_small", {}),
+        "causal, linear": ("gpt_small", {"objective": "continuation", "mechanism": "linear"}),
+        "prefix, linear": ("unilm_small", {"mechanism": "linear"}),
+    }
+    STUDY = {"seeds": 2, "steps": 1000, "batch_size": 32, "learning_rate": 1e-3}
+else:
+    PRESET = "gpt_nano"
+    SMALLER = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "intermediate_dim": 32}
+    BATCH, HELD_OUT, EPOCHS, EPOCH_STEPS, RATE, GENERATED = 16, 0.003, 2, 8, 3e-3, 32
+    ARMS = {
+        "causal": ("gpt_nano", {"objective": "continuation"}),
+        "prefix, linear": ("unilm_nano", {"mechanism": "linear"}),
+    }
+    STUDY = {"seeds": 2, "steps": 8, "batch_size": 8, "evaluations": 2, "valid": 0.003}
+
+# Keras reads the first when it is imported. JAX keeps compiled programs in the folder of the
+# second, so that no program is compiled twice for the same device.
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(OUT.absolute() / "compiled"))
+
+# %% [markdown]
+# ## Install
+#
+# The image's own jax and libtpu fit its TPU, so nothing here may move them. Its Keras may be
+# older than kzoo needs. keras-hub goes in without what it asks for: it would bring TensorFlow,
+# which nothing here uses. Where kzoo is installed already, nothing happens.
+
+# %% Install
+import importlib.metadata
+import importlib.util
+import subprocess
+import tempfile
+
+from packaging.requirements import Requirement
+
+JAX = Requirement("jax>=0.10")
+OF_THE_IMAGE = ["jax", "jaxlib", "libtpu"]
+NEEDED = [
+    "keras>=3.15",
+    "numpy>=2.0",
+    "grain>=0.2.18",
+    "orbax-checkpoint>=0.12.8",
+    "tensorflow-datasets>=4.9.10",
+    "importlib_resources>=6.5",
+    "rich>=14",
+    "safetensors>=0.8",
+    "tokenizers>=0.21",
+    "huggingface_hub>=1.0",
+    "jinja2>=3.1",
+    "matplotlib>=3.9",
+    "pandas>=2.2",
+    # What keras-hub needs besides, without TensorFlow
+    "absl-py",
+    "packaging",
+    "regex",
+    "sentencepiece",
+    "kagglehub!=1.0.1",
+    "kagglesdk==0.1.28",
+]
+
+
+def version(name):
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def pip(*arguments):
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *arguments], check=True)
+
+
+installing = importlib.util.find_spec("kzoo") is None
+if installing:
+    if not SOURCE:
+        raise RuntimeError("kzoo is not installed: say in SOURCE, in the first cell, where it is")
+    with tempfile.TemporaryDirectory() as folder:
+        kept = Path(folder) / "kept.txt"
+        kept.write_text("".join(f"{n}=={version(n)}\n" for n in OF_THE_IMAGE if version(n)))
+        pip("--constraint", str(kept), *NEEDED)
+    pip("--no-deps", "keras-hub>=0.32", SOURCE)
+
+early = sys.modules.get("keras")
+if early and (installing or early.config.backend() != "jax"):
+    raise RuntimeError("Keras was imported before this cell: restart the session, and run again")
+if not JAX.specifier.contains(version("jax")):
+    print(f"kzoo asks for {JAX} and was not tested with this image's {version('jax')}")
+
+# %% [markdown]
+# ## Devices
+#
+# `kzoo.distribute()` gives every device a part of each batch; on one device it changes nothing.
+# It comes before the model is made.
+
+# %% Devices
+import jax
+import keras
+
+import kzoo
+
+devices = jax.devices()
+print(f"{len(devices)} × {devices[0].device_kind}")
+print(f"JAX {jax.__version__}, Keras {keras.__version__}")
+if SIZE == "full" and devices[0].platform == "cpu":
+    raise RuntimeError('there is no TPU here: choose one for this runtime, or set SIZE = "smoke"')
+print(kzoo.distribute())
+
+# %% [markdown]
+# ## Load
+#
+# A preset with random weights, which computes in bfloat16 and keeps weights and the sums that
+# need it in float32. It learns Python's own documentation, 2 MB of English that every Python has;
+# the path of a text file or of a folder of them can stand in place of `"pydoc"`.
+
+# %% Load
+model = kzoo.presets.load(PRESET, dtype="mixed_bfloat16", **SMALLER)
+splits = kzoo.data.load(DATA, model, batch_size=BATCH, valid=HELD_OUT)
+steps = EPOCHS * EPOCH_STEPS
+model.compile(optimizer=kzoo.training.adamw(RATE, steps))
+print(f"{model.count_params():,} parameters, {EPOCHS} epochs of {EPOCH_STEPS} steps")
+
+
+# %% [markdown]
+# ## Fit
+#
+# First how long it will take: a few steps are made and taken back. They have to be compiled, which
+# takes from one to three minutes for a base model and is kept for `fit`.
+
+
+# %% How long the training takes
+def say(what, minutes):
+    shares = [f"{minutes / 60 / hours:.1%} of {name}" for name, hours in QUOTA.items()]
+    print(", ".join([what, *shares]))
+
+
+timing = kzoo.training.measure(model, splits.train, splits.valid, steps=steps)
+minutes = timing.minutes(steps, evaluations=EPOCHS)
+print(f"compiled in {timing.compiling:.0f} s; a step takes {timing.step:.3f} s")
+say(f"fit: about {minutes:.1f} minutes for {steps} steps and {EPOCHS} validations", minutes)
+
+# %% [markdown]
+# A checkpoint is written every two minutes. Where the session ends early, run the notebook again
+# with the same `OUT`: `fit` goes on from the last one.
+
+# %% Fit
+import time
+
+checkpoints = kzoo.training.Checkpoints(OUT / "fit", every="120s")
+start = time.perf_counter()
+history = model.fit(
+    checkpoints.data(splits.train.repeat()),
+    steps_per_epoch=EPOCH_STEPS,
+    epochs=EPOCHS,
+    validation_data=splits.valid,
+    callbacks=[checkpoints],
+    verbose=2,
+)
+print(f"it took {(time.perf_counter() - start) / 60:.1f} minutes")
+
+# %% Its curve
+import matplotlib.pyplot as plt
+
+figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+axes.plot(history.epoch, history.history["val_bits_per_byte"], marker="o")
+axes.set(xlabel="epoch", ylabel="held-out bits per byte")
+plt.show()
+
+# %% [markdown]
+# ## Generate
+#
+# Continuations, token by token; `sampler` is `"greedy"`, `"top_p"` and so on.
+
+# %% Generate
+PROMPTS = ["Return the ", "The string ", "If the argument is ", "A list of "] * 2
+for text in model.generate(PROMPTS, max_length=GENERATED, sampler="greedy")[:4]:
+    print(repr(text))
+
+# %% [markdown]
+# ## Save
+#
+# `kzoo.presets.load` of this folder brings the model back, on this machine or another.
+
+# %% Save
+kzoo.presets.save(model, OUT / "model")
+print(*sorted(path.name for path in (OUT / "model").iterdir()), sep="\n")
+
+# %% [markdown]
+# ## Compare
+#
+# Arms that differ in mask and mechanism, with the same initial values and the same batches. All
+# runs go on in this process, since one process holds the TPU: one on each device where there are
+# several, else one after another. So each run has one device, and the distribution ends here.
+
+# %% Make room
+del model, history, checkpoints
+keras.distribution.set_distribution(None)
+keras.config.set_dtype_policy("mixed_bfloat16")  # of the models that `compare` makes
+
+# %% [markdown]
+# How long it will take is measured first, on every arm. Each is compiled for that, which takes
+# from half a minute to two at this size.
+
+# %% How long the comparison takes
+study = {
+    "arms": {label: (name, {**SMALLER, **fields}) for label, (name, fields) in ARMS.items()},
+    "data": DATA,
+    **STUDY,
+    "directory": OUT / "compare",
+}
+prediction = kzoo.studies.predict(**study)
+say(f"compare: {prediction}", prediction.minutes)
+
+# %% [markdown]
+# Stopped, the next cell goes on where it was, with the same `OUT`.
+
+# %% Compare
+start = time.perf_counter()
+results = kzoo.compare(**study)
+print(f"it took {(time.perf_counter() - start) / 60:.1f} minutes")
+
+# %% [markdown]
+# Held-out bits per byte: the mean over seeds, the least and the greatest.
+
+# %% The table
+results.table()[["arm", "parameters", "mean", "min", "max", "seconds"]]
+
+# %% Their curves
+results.plot()
+
+# %% [markdown]
+# The whole report: masks, curves, spectra of attention, and where everything comes from. It is
+# one file, which opens in any browser. Two seeds show how large the noise is; they give no
+# verdict.
+
+# %% Report
+import html
+
+from IPython.display import HTML
+
+page = results.report()
+print(page)
+HTML(f'<iframe srcdoc="{html.escape(page.read_text())}" width="100%" height="800"></iframe>')

@@ -1,0 +1,137 @@
+"""The notebooks of examples: made from their scripts, and run as they stand with tiny models."""
+
+import base64
+import os
+import re
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import jupytext
+import keras
+import nbclient
+import nbformat
+import pytest
+from packaging.requirements import Requirement
+
+import kzoo
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = ("colab_tpu", "kaggle_tpu")
+# What a cell says to the machine that it runs on. All other code is the same in both.
+OWN = {"Settings"}
+
+on_jax = pytest.mark.skipif(keras.backend.backend() != "jax", reason="they choose JAX")
+
+
+def notebook(name):
+    return nbformat.read(ROOT / "examples" / f"{name}.ipynb", as_version=4)
+
+
+def cells(book, kind=("code", "markdown")):
+    return [(cell.cell_type, cell.source) for cell in book.cells if cell.cell_type in kind]
+
+
+def titled(book):
+    return {c.metadata["title"]: c.source for c in book.cells if c.cell_type == "code"}
+
+
+def dependencies():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return project["dependencies"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebooks_are_what_their_scripts_make(name):
+    made, book = jupytext.read(ROOT / "examples" / f"{name}.py"), notebook(name)
+    again = f"jupytext --to ipynb examples/{name}.py"
+    assert cells(book) == cells(made), f"make it again: {again}"
+    assert book.metadata["kernelspec"] == made.metadata["kernelspec"]
+    assert book.metadata["accelerator"] == "TPU"
+    for cell in book.cells:
+        assert not cell.get("outputs") and not cell.get("execution_count"), "no outputs are kept"
+
+
+def test_the_two_differ_in_their_settings_only():
+    colab, kaggle = (titled(notebook(name)) for name in NAMES)
+    assert [*colab] == [*kaggle]
+    assert [title for title in colab if colab[title] != kaggle[title]] == [*OWN]
+
+
+def test_what_is_installed_by_hand_is_what_the_package_needs():
+    readme = (ROOT / "README.md").read_text()
+    block = re.search(r"```sh\n(pip install \"jax\[tpu\].*?)```", readme, re.DOTALL)[1]
+    for text in (titled(notebook(NAMES[0]))["Install"], block.replace("jax[tpu]", "jax")):
+        named = [word.strip("\",()'") for word in text.split()]
+        for needed in dependencies():
+            assert needed in named, f"{needed} is missing"
+        names = {re.split(r"[!=<>]", word)[0].lower().replace("_", "-") for word in named}
+        for line in metadata.requires("keras-hub"):
+            needed = Requirement(line)
+            if needed.name != "tensorflow-text" and "extra" not in line:
+                assert needed.name.lower() in names, f"keras-hub's {needed.name} is missing"
+
+
+def execute(name, folder, monkeypatch, devices=1):
+    flags = os.environ.get("XLA_FLAGS", "")
+    settings = {
+        "KZOO_EXAMPLE_SIZE": "smoke",
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+    }
+    for variable, value in settings.items():
+        monkeypatch.setenv(variable, value)
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+    book = notebook(name)
+    manager = nbclient.NotebookClient(
+        book, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    )
+    manager.create_kernel_manager()
+    # This environment's Python, whatever kernels the machine has besides.
+    manager.km.kernel_spec.argv[0] = sys.executable
+    manager.execute()
+    return book
+
+
+def output(book, title):
+    """What a cell printed, and the kinds of what it showed."""
+    cell = next(c for c in book.cells if c.metadata.get("title") == title)
+    printed = "".join(o.text for o in cell.outputs if o.get("name") == "stdout")
+    shown = {}
+    for out in cell.outputs:
+        shown |= out.get("data", {})
+    return printed, shown
+
+
+@on_jax
+@pytest.mark.slow
+@pytest.mark.parametrize("name, devices", [("colab_tpu", 1), ("kaggle_tpu", 8)])
+def test_notebooks_run(name, devices, tmp_path, monkeypatch):
+    book = execute(name, tmp_path, monkeypatch, devices)
+    assert f"{devices} × cpu" in output(book, "Devices")[0]
+    assert f"shape=({devices},)" in output(book, "Devices")[0]
+
+    timed, _ = output(book, "How long the training takes")
+    assert re.search(r"fit: about \d+\.\d minutes", timed)
+    assert ("of a session" in timed) == (name == "kaggle_tpu")
+    foreseen, _ = output(book, "How long the comparison takes")
+    places = "1 device," if devices == 1 else "4 devices,"
+    assert re.search(r"compare: about .* minutes? for 4 runs on " + places, foreseen)
+
+    assert len(output(book, "Generate")[0].splitlines()) == 4
+    assert "<table" in output(book, "The table")[1]["text/html"]
+    for title in ("Its curve", "Their curves"):
+        image = base64.b64decode(output(book, title)[1]["image/png"])
+        assert image.startswith(b"\x89PNG") and len(image) > 5000
+    page = output(book, "Report")[1]["text/html"]
+    assert page.startswith("<iframe srcdoc=") and "provenance" in page.lower()
+
+    model = kzoo.presets.load(tmp_path / "runs" / "model")
+    text = model.generate("Return ", max_length=12, sampler="greedy")
+    assert text.startswith("Return ") and len(text) > len("Return ")
+    records = kzoo.studies.records.read(tmp_path / "runs" / "compare")[1]
+    assert len(records) == 4
+    assert len({tuple(r["provenance"]["device_ids"]) for r in records}) == min(devices, 4)
+    assert {r["provenance"]["dtype"] for r in records} == {"mixed_bfloat16"}
