@@ -16,6 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import kzoo
+from kzoo.studies.records import read
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("colab_tpu", "kaggle_tpu")
@@ -63,7 +64,7 @@ def test_what_is_installed_by_hand_is_what_the_package_needs():
     readme = (ROOT / "README.md").read_text()
     block = re.search(r"```sh\n(pip install \"jax\[tpu\].*?)```", readme, re.DOTALL)[1]
     for text in (titled(notebook(NAMES[0]))["Install"], block.replace("jax[tpu]", "jax")):
-        named = [word.strip("\",()'") for word in text.split()]
+        named = re.split(r"[\s\"',()]+", text)
         for needed in dependencies():
             assert needed in named, f"{needed} is missing"
         names = {re.split(r"[!=<>]", word)[0].lower().replace("_", "-") for word in named}
@@ -131,7 +132,7 @@ def test_notebooks_run(name, devices, tmp_path, monkeypatch):
     model = kzoo.presets.load(tmp_path / "runs" / "model")
     text = model.generate("Return ", max_length=12, sampler="greedy")
     assert text.startswith("Return ") and len(text) > len("Return ")
-    records = kzoo.studies.records.read(tmp_path / "runs" / "compare")[1]
+    records = read(tmp_path / "runs" / "compare")[1]
     assert len(records) == 4
     assert len({tuple(r["provenance"]["device_ids"]) for r in records}) == min(devices, 4)
     assert {r["provenance"]["dtype"] for r in records} == {"mixed_bfloat16"}
