@@ -28,7 +28,7 @@ def softmax_attention(
 ):
     """softmax(scale · q kᵀ + bias) v over the visible keys (arXiv:1706.03762, equation 1).
 
-    Products and statistics are in float32 whatever the dtype of the operands.
+    Products are summed, and statistics kept, in float32 whatever the dtype of the operands.
 
     Args:
         q: floats [batch, query_time, heads, dim].
@@ -81,6 +81,9 @@ def softmax_attention(
     bias = bias if bias is None else ops.cast(bias, q.dtype)
     backend = keras.backend.backend()
     name = kernel_for("softmax", shape, backend, platform(), implementation)
+    if name == "splash" and keras.backend.standardize_dtype(dtype) == "bfloat16":
+        # A TPU multiplies bfloat16 and adds up in float32; float32 would only take more memory.
+        q, k, v = (ops.cast(x, dtype) for x in (q, k, v))
     return ops.cast(_kernel(name, bias)(q, k, v, mask, queries, keys), dtype)
 
 
