@@ -5,6 +5,7 @@ from keras import activations
 
 from kzoo.errors import unknown
 from kzoo.layers.initializers import dense
+from kzoo.ops.rows import by_rows
 
 
 def _gelu(x):
@@ -80,7 +81,7 @@ class FeedForward(keras.layers.Layer):
     def call(self, inputs):
         x = self.intermediate(inputs)
         x = self.function(x) if self.gate is None else self.function(self.gate(inputs)) * x
-        return self.output_dense(x)
+        return by_rows(self.output_dense(x))
 
     def get_config(self):
         return {
