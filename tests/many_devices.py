@@ -63,7 +63,7 @@ def train(model, steps, on_step=lambda step: None):
     """The losses of some steps of a model: a slice of the steps of a training."""
     rows = PAIRS if model.objective.has_source else TEXTS
     losses = Losses(on_step)
-    dataset = kzoo.data.load(rows, model, batch_size=16).train[steps]
+    dataset = kzoo.data.load(rows, model, batch_size=24).train[steps]
     model.fit(dataset, callbacks=[losses], verbose=0)
     return losses.means
 

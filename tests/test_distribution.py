@@ -130,12 +130,12 @@ def test_what_a_mesh_does_not_divide(overrides, model, said):
 # Eight devices in a process of its own -------------------------------------------------------
 
 
-def start(*arguments, devices=1):
+def start(*arguments, devices=1, flags=""):
     """`many_devices.py` with these arguments, on so many devices of its own."""
-    flags = os.environ.get("XLA_FLAGS", "")
+    flags += f" --xla_force_host_platform_device_count={devices}"
     environment = {
         **os.environ,
-        "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
         "PYTHONPATH": str(Path(config.__file__).parents[1]),
         "KERAS_BACKEND": "jax",
     }
@@ -152,8 +152,15 @@ def result(process):
 
 
 @pytest.fixture(scope="module")
-def eight():
-    return result(start("devices", devices=8))
+def programs(tmp_path_factory):
+    """Where the compiled train steps of `eight` are written."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def eight(programs):
+    flags = f"--xla_dump_to={programs} --xla_dump_hlo_module_re=jit_train_step"
+    return result(start("devices", devices=8, flags=flags))
 
 
 @pytest.mark.parametrize("family", many_devices.LAYOUTS)
@@ -172,6 +179,17 @@ def test_losses_are_those_of_one_device(eight, family):
             matrix = re.search(r"(kernel|embeddings)$", path) and "relative" not in path
             expected *= mesh["data"] if sizes.get("fsdp") and matrix else 1
             assert found == [expected] * 2, (how, path)  # the variable, and AdamW's momentum
+
+
+def test_no_batch_is_put_together(eight, programs):
+    """Where parameters are split over "data", XLA might split features by it, and not rows."""
+    texts = [path.read_text() for path in programs.glob("*after_optimizations.txt")]
+    split = [text for text in texts if "num_partitions=8" in text]
+    assert len(split) == sum(map(len, many_devices.LAYOUTS.values()))
+    for text in split:
+        exchanged = re.findall(r"= (.*) (?:all-|reduce-|collective-)\w+(?:-start)?\(", text)
+        assert exchanged  # sums of gradients at least, but no hidden states or logits of all rows
+        assert not re.findall(r"f32\[24,\d+,(?:16|32|384)\]", " ".join(exchanged))
 
 
 def test_idle_devices_are_told_of_once(eight):
@@ -230,7 +248,7 @@ def test_two_processes_one_is_killed_and_the_run_goes_on(alone, tmp_path):
 
     rest = {"how": {}, "start": 3, "stop": 6, "state": state}
     for process in [result(process) for process in start_processes(2, **rest)]:
-        assert process["sizes"] == [16]  # a global batch, of which each process had its half
+        assert process["sizes"] == [24]  # a global batch, of which each process had its half
         expected = (sums[3:] - sums[2]) / [1, 2, 3]
         np.testing.assert_allclose(process["losses"], expected, rtol=0, atol=1e-5)
 
@@ -239,7 +257,7 @@ def test_two_processes_one_is_killed_and_the_run_goes_on(alone, tmp_path):
 @pytest.mark.parametrize("count, how", [(4, {"model": 2})])
 def test_losses_of_several_processes_are_those_of_one(alone, count, how):
     for process in [result(process) for process in start_processes(count, how=how, stop=3)]:
-        assert process["sizes"] == [16]
+        assert process["sizes"] == [24]
         np.testing.assert_allclose(process["losses"], alone[0][:3], rtol=0, atol=1e-5)
 
 

@@ -11,6 +11,7 @@ from kzoo.ops.choice import Shape, kernel_for
 from kzoo.ops.decoding import linear_read, linear_step, softmax_step
 from kzoo.ops.features import Features
 from kzoo.ops.rotary import rotate
+from kzoo.ops.rows import by_rows
 
 MECHANISMS = ("softmax", "linear")
 
@@ -425,7 +426,7 @@ class Attention(keras.layers.Layer):
     def _output(self, x):
         """What the heads gathered, [batch, time, heads, head_dim], projected."""
         x = ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads * self.head_dim))
-        return by_token(self.output_dense, ops.cast(x, self.compute_dtype))
+        return by_rows(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
 
     def get_config(self):
         return {
