@@ -407,6 +407,7 @@ def _report(part, make, model, config, target, batch):
         program, arguments = make()
         lowered = program.lower(*arguments)
     traced = time.perf_counter()
+    log.info("compiling %s for %d chips, %d rows", part, target.mesh.size, batch)
     needed = _flops(part, config, batch)
     a_chip = needed / target.mesh.size
     flops = {"needed": needed, "a_chip": a_chip, "seconds": a_chip / target.chip.peak}
@@ -579,7 +580,7 @@ def _lines(program):
     if not program["fits"]:
         yield "memory", f"{total}: {_size(program['over'])} too much for what XLA has of it"
         for remedy in program["remedies"]:
-            yield "would fit with", remedy
+            yield "would help", remedy
     else:
         parts = ("arguments", "temporaries", "outputs", "donated", "code")
         parts = ", ".join(f"{name} {_size(memory[name])}" for name in parts)
