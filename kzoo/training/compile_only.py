@@ -512,9 +512,10 @@ def _smaller(report, half, model, target, batch):
     memory, parts = report["memory"], target.sizes[DATA]
     total, room = memory["total"], memory["available"]
     between = f"linear between compiled totals of {batch} and {batch // 2} rows"
-    a_row = (total - half["memory"]["total"]) / (batch / 2)
-    fixed = total - a_row * batch
-    most = int((room - fixed) / a_row / parts) * parts if a_row > 0 else 0
+    # What does not depend on the batch is at least the state that a step begins with.
+    fixed = max(2 * half["memory"][part] - memory[part] for part in ("total", "arguments"))
+    a_row = (total - fixed) / batch
+    most = int((room - fixed) / a_row / parts) * parts
     if most < 1:
         return [f"no smaller batch alone: {_size(max(fixed, 0))} do not depend on it ({between})"]
     steps, sums = -(-batch // most), 4 * model.count_params()
