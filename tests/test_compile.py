@@ -160,7 +160,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(capsys):
     assert program["over"] == memory["total"] - memory["available"] > 0
     assert memory["available"] <= memory["chip"] == 16 * 2**30
     said = " ".join(program["remedies"])
-    for word in ("a batch of", "gradient_accumulation_steps", "mixed_bfloat16", "loss_rows"):
+    for word in ("a batch of", "--accumulate", "mixed_bfloat16", "loss_rows"):
         assert word in said
 
 
@@ -211,7 +211,7 @@ replica_groups=[2,4]<=[8]
   %all-gather-done.1 = f32[8,4]{1,0} all-gather-done(%all-gather-start.1)
   %custom-call.1 = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata_={
 "xprof_metadata":"{}"
-}}, metadata={op_name="jit(step)/block_0/attention/splash" stack_frame_id=1}
+}}, metadata={op_name="jit(step)/block_0/checkpoint/rematted_computation/attention/splash"}
 }
 """
 

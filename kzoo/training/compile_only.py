@@ -131,7 +131,10 @@ def compile_only(
                 if batch % (2 * target.sizes[DATA]) == 0:
                     program = lower(model, config, target, batch // 2)[part]
                     half = _report(part, program, model, config, target, batch // 2)
-                report["remedies"] = _remedies(report, half, model, config, target, batch, options)
+                about = (model, config, target, batch)
+                report["remedies"] = _smaller(report, half, model, target, batch)
+                if part == "train_step":
+                    report["remedies"] += _remedies(report, *about, options)
     return {
         "preset": name,
         "overrides": overrides,
@@ -404,6 +407,7 @@ def _report(part, make, model, config, target, batch):
         program, arguments = make()
         lowered = program.lower(*arguments)
     traced = time.perf_counter()
+    log.info("compiling %s for %d chips, %d rows", part, target.mesh.size, batch)
     needed = _flops(part, config, batch)
     a_chip = needed / target.mesh.size
     flops = {"needed": needed, "a_chip": a_chip, "seconds": a_chip / target.chip.peak}
@@ -465,11 +469,15 @@ def _refused(message, arguments):
 
 def _flops(part, config, batch):
     """What all chips together must do for a batch."""
-    row = sum(count_flops(config).values())
+    row, time_ = sum(count_flops(config).values()), config["max_sequence_length"]
     if part == "train_step":
         return 3 * batch * row
-    # A token sees all before it: the last row of the matrix of pairs, about two means.
-    return batch * row if part == "prefill" else batch * row // config["max_sequence_length"]
+    prompt = row
+    if config["stack"] != "single":  # the prompt is the encoder's, a token the decoder's
+        head = 2 * config["hidden_dim"] * config["vocabulary_size"] * time_
+        prompt = sum(count_flops({**config, "stack": "single"}).values()) - head
+        row -= prompt
+    return batch * prompt if part == "prefill" else batch * row // time_
 
 
 def _attention(part, model, config, batch, calls):
@@ -481,6 +489,8 @@ def _attention(part, model, config, batch, calls):
         chosen = {path: steps.get(kernel, kernel) for path, kernel in chosen.items()}
     found = {}
     for path, kernel in chosen.items():
+        if part == "token" and path.startswith("encoder_"):
+            continue  # it has read the prompt
         count = sum(f"/{path}/" in call for call in calls)
         if part == "prefill" and count:
             kernel = "splash"
@@ -490,34 +500,40 @@ def _attention(part, model, config, batch, calls):
     return found
 
 
-def _remedies(report, half, model, config, target, batch, options):
-    """What would make a batch fit: sentences, each with its estimate.
+def _smaller(report, half, model, target, batch):
+    """How many rows would fit: sentences, with the estimate.
 
     Args:
         report: of the batch, which did not fit.
-        half: of half the batch, or None.
+        half: of half the batch; None where it cannot be halved.
     """
+    if half is None:
+        return []
     memory, parts = report["memory"], target.sizes[DATA]
-    total, room, arguments = memory["total"], memory["available"], memory["arguments"]
-    work = total - arguments
-    gib = "{:.1f} GiB".format
-    said = []
-    if half is not None:
-        slope = (total - half["memory"]["total"]) / (batch / 2)
-        most = int((room - (total - slope * batch)) / slope / parts) * parts if slope > 0 else 0
-        between = f"linear between compiled totals of {batch} and {batch // 2} rows"
-        if 0 < most < batch:
-            steps = -(-batch // most)
-            said.append(f"a batch of {most} rows ({between})")
-            said.append(
-                f"{steps} accumulated batches of {most}: gradient_accumulation_steps={steps}, for "
-                f"{gib(4 * model.count_params() / GIB)} of sums, less where parameters are split"
-            )
-        elif slope > 0:
-            said.append(f"no smaller batch alone: what all need is too much ({between})")
+    total, room = memory["total"], memory["available"]
+    between = f"linear between compiled totals of {batch} and {batch // 2} rows"
+    # What does not depend on the batch is at least the state that a step begins with.
+    fixed = max(2 * half["memory"][part] - memory[part] for part in ("total", "arguments"))
+    a_row = (total - fixed) / batch
+    most = int((room - fixed) / a_row / parts) * parts
+    if most < 1:
+        return [f"no smaller batch alone: {_size(max(fixed, 0))} do not depend on it ({between})"]
+    steps, sums = -(-batch // most), 4 * model.count_params()
+    return [
+        f"a batch of {most} rows ({between})",
+        f"{steps} batches of {-(-batch // steps // parts) * parts} an update: --accumulate {steps} "
+        f"(with {_size(sums)} of sums, less where parameters are split)",
+    ]
+
+
+def _remedies(report, model, config, target, batch, options):
+    """What else would make a batch fit: sentences, each with its estimate."""
+    memory, parts = report["memory"], target.sizes[DATA]
+    total, arguments = memory["total"], memory["arguments"]
+    work, said = total - arguments, []
     if model.dtype_policy.compute_dtype == "float32":
         said.append(
-            f"dtype mixed_bfloat16: up to {gib(work / 2 / GIB)} less (half of what is no argument)"
+            f"dtype mixed_bfloat16: up to {_size(work / 2)} less (half of what is no argument)"
         )
     stacks = 1 if config["stack"] == "single" else 2
     layers, tokens = stacks * config["num_layers"], batch * config["max_sequence_length"] // parts
@@ -528,17 +544,17 @@ def _remedies(report, half, model, config, target, batch, options):
         saved = (work - logits) * (1 - 1 / layers) - kept
         if saved > 0:
             said.append(
-                f"remat block: about {gib(saved / GIB)} less (one layer of {layers} at a time, and "
+                f"remat block: about {_size(saved)} less (one layer of {layers} at a time, and "
                 "the input of each)"
             )
     if not config["loss_rows"] and logits > 0.02 * total:
-        said.append(f"loss_rows=512: about {gib(logits / GIB)} less (logits and their gradient)")
+        said.append(f"loss_rows=512: about {_size(logits)} less (logits and their gradient)")
     if not options["fsdp"] and parts > 1:
         split = _model(config, target, **{**options, "fsdp": True})
         values = _values([*split.variables, *split.optimizer.variables], target)
         whole = _values([*model.variables, *model.optimizer.variables], target)
         saved = _on_a_chip(whole) - _on_a_chip(values)
-        said.append(f"fsdp: {gib(saved / GIB)} of arguments less (from the layouts)")
+        said.append(f"fsdp: {_size(saved)} of arguments less (from the layouts)")
     return said
 
 
@@ -565,7 +581,7 @@ def _lines(program):
     if not program["fits"]:
         yield "memory", f"{total}: {_size(program['over'])} too much for what XLA has of it"
         for remedy in program["remedies"]:
-            yield "would fit with", remedy
+            yield "would help", remedy
     else:
         parts = ("arguments", "temporaries", "outputs", "donated", "code")
         parts = ", ".join(f"{name} {_size(memory[name])}" for name in parts)

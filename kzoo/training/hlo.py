@@ -72,8 +72,13 @@ def totals(found):
 
 
 def kernels(text):
-    """The Pallas kernels of a program for TPU: the scope in the model of each call, a list."""
-    return _KERNEL.findall(text)
+    """The Pallas kernels of a program for TPU: the scope in the model of each call, a list.
+
+    What remat computes again stands in the scope that it was computed in first.
+    """
+    return [
+        re.sub(r"(checkpoint|rematted_computation)/", "", scope) for scope in _KERNEL.findall(text)
+    ]
 
 
 def _sizes(dimensions):
