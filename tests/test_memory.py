@@ -135,28 +135,24 @@ def test_remat_is_no_field_of_a_config(tmp_path):
 
 
 @on_jax
-def test_accumulated_gradients_are_those_of_one_batch():
+def test_accumulated_gradients_are_the_mean_over_batches():
     rng = np.random.default_rng(0)
-    x = {
-        "token_ids": rng.integers(0, 256, (8, TIME), dtype="int32"),
-        "padding_mask": np.ones((8, TIME), "int32"),
-    }
-    y = rng.integers(0, 256, (8, TIME), dtype="int32")
+    ids = rng.integers(0, 256, (2, 8, TIME), dtype="int32")
+    x = {"token_ids": ids[0], "padding_mask": np.ones((8, TIME), "int32")}
+    weight = (rng.random((8, TIME)) < np.arange(1, 9)[:, None] / 8).astype("float32")
 
-    def trained(rows, k, weight):
+    def trained(rows, steps, weight):
         model = presets.load("gpt_nano", **SMALL)
-        model.compile(
-            keras.optimizers.AdamW(
-                0.01, weight_decay=0.1, global_clipnorm=0.1, gradient_accumulation_steps=k
-            )
-        )
+        settings = {"weight_decay": 0.1, "global_clipnorm": 0.1}
+        model.compile(keras.optimizers.AdamW(0.01, **settings, gradient_accumulation_steps=steps))
         before = model.trainable_variables[0].value
-        model.fit(x, y, sample_weight=weight, batch_size=rows, epochs=2, verbose=0)
+        model.fit(x, ids[1], sample_weight=weight, batch_size=rows, epochs=2, verbose=0)
         assert before.is_deleted()  # donated: training changes it in place
         return [numpy(v) for v in model.trainable_variables]
 
-    even = np.ones((8, TIME), "float32")
-    for a, b in zip(trained(8, None, even), trained(4, 2, even), strict=True):
+    # Each of the two batches counts alike, however many tokens it scores.
+    alike = weight / weight.reshape(2, -1).sum(1).repeat(4)[:, None]
+    for a, b in zip(trained(4, 2, weight), trained(8, None, alike), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 

@@ -144,7 +144,11 @@ class _Task(Executes, PathWeights):
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
         """As `keras.Model.compile`; by default AdamW(3e-4), the loss over scored tokens, and
-        `bits_per_byte`. With `loss_rows` no other loss or metric finds logits to work on."""
+        `bits_per_byte`. With `loss_rows` no other loss or metric finds logits to work on.
+
+        An optimizer's `gradient_accumulation_steps=k` takes the mean of k batches' gradients:
+        each batch counts alike, so that a token counts more in one that scores fewer tokens.
+        Where all score the same number, it is the gradient of one batch of all their rows."""
         if optimizer == "auto":
             optimizer = keras.optimizers.AdamW(LEARNING_RATE)
         if loss == "auto":
