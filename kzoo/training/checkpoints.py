@@ -28,6 +28,8 @@ class Checkpoints(keras.callbacks.Callback):
     that are left, with the same losses (on a CPU to the last bit). SIGTERM, which machines send
     before they are taken away, saves at the end of the step and raises `kzoo.errors.Preempted`:
     the process exits with status 75. Checkpoints restore onto another number of devices.
+    (On torch, a Dropout of Keras without a seed draws from torch's own generator, which is not
+    kept; kzoo's layers have seeds.)
 
     The last checkpoint is the trained model's state; it stays, and so more `epochs` go on from it.
     Keras's other callbacks and `History` keep no state in it. It stands last among the callbacks,
