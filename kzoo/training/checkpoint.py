@@ -176,7 +176,7 @@ class Store:
             self._manager.wait_until_finished()
             self._writing = step, sum(value.nbytes for value in values.values()) + _BESIDES
             if self._free() < self._writing[1]:
-                raise OSError("it is not begun")
+                raise OSError("too little space")
             self._manager.save(
                 step,
                 force=True,

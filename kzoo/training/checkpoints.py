@@ -28,6 +28,8 @@ class Checkpoints(keras.callbacks.Callback):
     that are left, with the same losses (on a CPU to the last bit). SIGTERM, which machines send
     before they are taken away, saves at the end of the step and raises `kzoo.errors.Preempted`:
     the process exits with status 75. Checkpoints restore onto another number of devices.
+    (On torch, a Dropout of Keras without a seed draws from torch's own generator, which is not
+    kept; kzoo's layers have seeds.)
 
     The last checkpoint is the trained model's state; it stays, and so more `epochs` go on from it.
     Keras's other callbacks and `History` keep no state in it. It stands last among the callbacks,
@@ -220,16 +222,20 @@ class Checkpoints(keras.callbacks.Callback):
             self._metrics = None
 
     def on_train_batch_end(self, batch, logs=None):
-        made = self._before + batch + 1 - self._batch
-        self._batch += made
-        self._step += made
-        ended = self._batch == self.params["steps"]
+        steps = self.params["steps"]
+        # With several steps in a call, Keras counts the last call of an epoch as a whole one.
+        made = self._before + batch + 1
+        made = (made if steps is None else min(made, steps)) - self._batch
+        ended = self._batch + made == steps
         if self._stream is not None:
             if self._stream.iterator is not self._iterator:
                 self._iterator, self._stream.start, self._drawn = self._stream.iterator, None, 0
+            made = min(made, self._iterator.count - self._drawn)
             self._drawn += made
             self._iterator.forget(self._drawn)
             ended = ended or self._iterator.ends_at(self._drawn)
+        self._batch += made
+        self._step += made
         # Else Keras would take what is left of this epoch for the length of all.
         if self._before and ended and not self.model.stop_training:
             self.model.stop_training = _EPOCH_ENDS

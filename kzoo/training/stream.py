@@ -41,7 +41,7 @@ class _Iterator(grain.DatasetIterator):
         super().__init__(parent)
         if start is not None:
             parent.set_state(start)
-        self._count = 0
+        self.count = 0
         self.positions = {0: parent.get_state()}  # by the count of batches
         self._ahead = self._read()
 
@@ -54,14 +54,14 @@ class _Iterator(grain.DatasetIterator):
     def __next__(self):
         if self._ahead is None:
             raise StopIteration
-        self._count += 1
-        batch, self.positions[self._count] = self._ahead
+        self.count += 1
+        batch, self.positions[self.count] = self._ahead
         self._ahead = self._read()
         return batch
 
     def ends_at(self, count):
         """Whether the data have `count` batches."""
-        return self._ahead is None and count == self._count
+        return self._ahead is None and count == self.count
 
     def forget(self, count):
         """The positions before that after `count` batches."""
@@ -70,7 +70,7 @@ class _Iterator(grain.DatasetIterator):
 
     # Grain asks for both.
     def get_state(self):
-        return self.positions[self._count]
+        return self.positions[self.count]
 
     def set_state(self, state):
         raise NotImplementedError("the position is set by Stream.start")
