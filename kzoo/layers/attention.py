@@ -5,7 +5,7 @@ from keras import ops
 
 from kzoo import masks
 from kzoo.errors import InputError, unknown
-from kzoo.layers.initializers import dense
+from kzoo.layers.initializers import by_token, dense
 from kzoo.ops import feature_maps, linear_attention, reference_attention, softmax_attention
 from kzoo.ops.choice import Shape, kernel_for
 from kzoo.ops.decoding import linear_read, linear_step, softmax_step
@@ -323,7 +323,7 @@ class Attention(keras.layers.Layer):
         Returns:
             The same shape.
         """
-        q = self._heads(self.query(x), self.num_heads)
+        q = self._heads(by_token(self.query, x), self.num_heads)
         if self.mechanism == "linear":
             features = self.feature_map.query(
                 ops.cast(q, "float32"), self._linear()["feature_weights"]
@@ -414,9 +414,9 @@ class Attention(keras.layers.Layer):
         key = value if key is None else key
 
         return (
-            self._heads(self.query(query), self.num_heads),
-            self._heads(self.key(key), self.kv_heads),
-            self._heads(self.value(value), self.kv_heads),
+            self._heads(by_token(self.query, query), self.num_heads),
+            self._heads(by_token(self.key, key), self.kv_heads),
+            self._heads(by_token(self.value, value), self.kv_heads),
         )
 
     def _heads(self, x, heads):
@@ -425,7 +425,7 @@ class Attention(keras.layers.Layer):
     def _output(self, x):
         """What the heads gathered, [batch, time, heads, head_dim], projected."""
         x = ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads * self.head_dim))
-        return self.output_dense(ops.cast(x, self.compute_dtype))
+        return by_token(self.output_dense, ops.cast(x, self.compute_dtype))
 
     def get_config(self):
         return {

@@ -4,7 +4,7 @@ import keras
 from keras import activations
 
 from kzoo.errors import unknown
-from kzoo.layers.initializers import dense
+from kzoo.layers.initializers import by_token, dense
 
 
 def _gelu(x):
@@ -78,6 +78,9 @@ class FeedForward(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def call(self, inputs):
+        return by_token(self._transformed, inputs)
+
+    def _transformed(self, inputs):
         x = self.intermediate(inputs)
         x = self.function(x) if self.gate is None else self.function(self.gate(inputs)) * x
         return self.output_dense(x)

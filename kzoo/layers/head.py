@@ -5,7 +5,7 @@ from keras import ops
 
 from kzoo.layers.block import norm
 from kzoo.layers.feed_forward import ACTIVATIONS
-from kzoo.layers.initializers import dense
+from kzoo.layers.initializers import by_token, dense
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -73,8 +73,11 @@ class Head(keras.layers.Layer):
         return keras.KerasTensor(shape, dtype="float32")
 
     def call(self, hidden):
-        logits = self.embedding(self._transformed(hidden), reverse=True)
+        logits = by_token(self._logits, self._transformed(hidden))
         return logits + ops.cast(self.bias, "float32") if self.transform else logits
+
+    def _logits(self, hidden):
+        return self.embedding(hidden, reverse=True)
 
     def operands(self, hidden):
         """Two tensors whose product is the logits: [batch, time, n] and [vocabulary_size, n]."""
@@ -90,5 +93,5 @@ class Head(keras.layers.Layer):
 
     def _transformed(self, hidden):
         if self.transform:
-            hidden = self.norm(self.function(self.dense(hidden)))
+            hidden = self.norm(self.function(by_token(self.dense, hidden)))
         return hidden if self.scale == 1.0 else hidden * self.scale

