@@ -22,6 +22,7 @@ from kzoo.errors import InputError, unknown
 from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
+from kzoo.models.executions import Executes
 from kzoo.models.generation import Generates, GeneratesFromEncoder
 from kzoo.models.preprocessing import (
     CausalLMPreprocessor,
@@ -37,7 +38,7 @@ from kzoo.ops.cross_entropy import cross_entropy
 LEARNING_RATE = 3e-4
 
 
-class _Task(PathWeights):
+class _Task(Executes, PathWeights):
     """What all tasks share: logits at every position, one loss, and `score`.
 
     Args:
