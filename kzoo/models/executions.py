@@ -69,6 +69,7 @@ class _Single:
 
     def __init__(self, function):
         self.function = function
+        self.logs = []
 
     def __call__(self, *args):
         result = self.function(*args)
@@ -86,6 +87,7 @@ class _Execution:
 
     def __init__(self, step, most):
         self.step, self.most, self.left = step, most, None
+        self.logs = []
         self.program = None
 
     def __call__(self, state, iterator):

@@ -1,15 +1,21 @@
 """`model.fit` in segments: after each, the held-out set is measured."""
 
+import collections
 import contextlib
 import dataclasses
 import math
 import time
 
 import keras
+import numpy as np
 from keras import ops
 
-from kzoo.training.optimizer import adamw
+from kzoo.errors import unknown
+from kzoo.training.optimizer import OPTIMIZERS
 from kzoo.training.stream import read_ahead
+
+STEPS_PER_EXECUTION = 16  # of models for whose steps Python is slow:
+_SMALL = 10_000_000  # parameters
 
 
 @dataclasses.dataclass
@@ -70,11 +76,26 @@ class Program:
         return float(logs["bits_per_byte"])
 
 
-def prepare(model, learning_rate, steps):
-    """The `Program` of a task: compiled with `adamw(learning_rate, steps)`."""
-    optimizer = adamw(learning_rate, steps)
+def prepare(model, learning_rate, steps, optimizer="adamw", schedule="cosine"):
+    """The `Program` of a task, compiled to train.
+
+    Args:
+        model: a task.
+        learning_rate, steps, schedule: as in `kzoo.training.adamw`.
+        optimizer: `"adamw"` or `"muon"`.
+
+    Returns:
+        A `Program`. A model of less than 10 million parameters makes 16 steps in a call.
+
+    Raises:
+        InputError: for an unknown optimizer or schedule.
+    """
+    if optimizer not in OPTIMIZERS:
+        raise unknown("optimizer", optimizer, OPTIMIZERS)
+    optimizer = OPTIMIZERS[optimizer](learning_rate, steps, schedule)
     optimizer.build(model.trainable_variables)
-    model.compile(optimizer=optimizer, weighted_metrics=[])
+    size = STEPS_PER_EXECUTION if model.count_params() < _SMALL else 1
+    model.compile(optimizer=optimizer, weighted_metrics=[], steps_per_execution=size)
     # Its own task over the same layers: compiled, as every task is, with its loss and bits.
     evaluator = model.twin()
     values = [ops.convert_to_numpy(variable) for variable in optimizer.variables]
@@ -85,7 +106,9 @@ class _Recorder(keras.callbacks.Callback):
     """Keeps each step's loss, reports it, and stops at one that is not finite.
 
     Keras logs the mean over the steps of a segment; a step's own loss is the difference of two
-    such sums (to about 1e-5 nats), which spares the train step a metric.
+    such sums (to about 1e-5 nats), which spares the train step a metric. The losses of an
+    execution are read while the device makes the next one, so that it need not wait, and the
+    steps after one that is not finite are made, and not counted.
     """
 
     def __init__(self, outcome, on_step, checkpoints):
@@ -110,18 +133,43 @@ class _Recorder(keras.callbacks.Callback):
         if self.metrics is not None:  # Keras has set them to zero
             for variable, value in zip(self.model.metrics_variables, self.metrics, strict=True):
                 variable.assign(value)
+        self.made = self.outcome.steps
+        self.unread, self.last = collections.deque(), self.model.train_function.logs
 
-    def on_train_batch_end(self, batch, logs=None):
+    # Not `on_train_batch_end`: for that Keras waits until the logs are there.
+    def on_train_batch_begin(self, batch, logs=None):
+        self._note(most=1)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self._note(most=0)
+        self._read(most=0)
+
+    def _note(self, most):
+        """Note the last execution, and read the losses of all but `most`."""
+        executed = self.model.train_function.logs
+        if executed is self.last:
+            return
+        self.last = executed
+        self.unread.append(executed)
+        self.made += sum(count for _, count in executed)
+        self._read(most)
+        if self.checkpoints is not None and self.outcome.finite:
+            self.checkpoints.after_step(self.made, self.model, self.progress)
+
+    def _read(self, most):
         outcome = self.outcome
-        total = float(logs["loss"]) * (outcome.steps + 1 - self.start)
-        loss = total - self.total
-        self.total = total
-        outcome.train_loss.append(loss)
-        self.on_step(outcome.steps, loss)
-        if not math.isfinite(loss):
-            self.model.stop_training = True
-        elif self.checkpoints is not None:
-            self.checkpoints.after_step(outcome.steps, self.model, self.progress)
+        while len(self.unread) > most:
+            for logs, count in self.unread.popleft():
+                for mean in np.ravel(ops.convert_to_numpy(logs["loss"]))[:count].tolist():
+                    if not outcome.finite:
+                        return
+                    total = mean * (outcome.steps + 1 - self.start)
+                    loss = total - self.total
+                    self.total = total
+                    outcome.train_loss.append(loss)
+                    self.on_step(outcome.steps, loss)
+                    if not math.isfinite(loss):
+                        self.model.stop_training = True
 
     def on_test_batch_end(self, batch, logs=None):
         if self.checkpoints is not None and self.checkpoints.asked_to_end:
@@ -129,6 +177,7 @@ class _Recorder(keras.callbacks.Callback):
 
     def progress(self):
         """What a checkpoint keeps besides the variables."""
+        self._read(0)
         self.lap()
         outcome = dataclasses.asdict(self.outcome)
         return {"outcome": outcome, "start": self.start, "total": self.total}
@@ -175,7 +224,7 @@ def train(
         for end in [steps * (i + 1) // evaluations for i in range(evaluations)]:
             if end <= (outcome.held_out[-1][0] if outcome.held_out else 0):
                 continue
-            if outcome.steps < end:
+            if outcome.steps < end and outcome.finite:
                 batches = read_ahead(splits.train.repeat()[outcome.steps : end])
                 left = end - outcome.steps
                 model.fit(batches, steps_per_epoch=left, callbacks=[recorder], verbose=0)
