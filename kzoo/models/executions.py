@@ -4,12 +4,15 @@ import itertools
 
 import keras
 
+from kzoo.ops.choice import platform
+
 
 class Executes:
     """A mixin of models: on JAX, `compile(steps_per_execution=k)` makes one program of k steps.
 
-    Keras 3.15 calls a program for each step there. Within one program the device goes from step
-    to step without Python, for which small models wait otherwise. Losses, metrics and the
+    Within it the device goes from step to step without Python, for which small models wait
+    otherwise; Keras 3.15 calls a program for each step. So does this on a CPU, k of them without
+    waiting for any: there XLA runs the body of a loop more slowly. Losses, metrics and the
     optimizer's iterations are those of k=1; the callbacks of a batch are called once for each
     execution, with what has been measured up to its last step. Fewer than k batches, the last
     ones of an epoch say, run in the same program, and batches of other shapes in one more for
@@ -17,7 +20,7 @@ class Executes:
     loop runs.
 
     The function in `train_function` has an attribute `logs`: what its last call measured, a list
-    of pairs (a dict of tensors [k], of which the first n hold the logs after each step; n).
+    of pairs (a dict of tensors, of whose entries the first n are the logs after each step; n).
     """
 
     def make_train_function(self, force=False):
@@ -87,6 +90,7 @@ class _Execution:
 
     def __init__(self, step, most):
         self.step, self.most, self.left = step, most, None
+        self.one_program = platform() != "cpu"
         self.logs = []
         self.program = None
 
@@ -99,21 +103,34 @@ class _Execution:
             self.left -= len(batches)
         if self.program is None:
             self.program = self._compiled(state)
-        self.logs = []
+        run = self._in_one_program if self.one_program else self._one_by_one
+        last, state, self.logs = run(state, batches)
+        return last, state
+
+    def _one_by_one(self, state, batches):
+        measured = []
+        for batch in batches:
+            logs, state = self.program(state, batch)
+            measured.append((logs, 1))
+        return logs, state, measured
+
+    def _in_one_program(self, state, batches):
+        measured = []
         for _, same in itertools.groupby(batches, _shapes):
             same = list(same)
-            filled = (*same, *[same[-1]] * (self.most - len(same)))
-            last, logs, state = self.program(state, len(same), filled)
-            self.logs.append((logs, len(same)))
-        return last, state
+            filled = [*same, *[same[-1]] * (self.most - len(same))]
+            (last, logs), state = self.program(state, len(same), filled)
+            measured.append((logs, len(same)))
+        return last, state, measured
 
     def _compiled(self, state):
         import jax
 
         shardings = None  # they follow from the arguments, but where there is a distribution
         if keras.distribution.distribution() is not None:
-            shardings = (None, None, jax.tree.map(lambda x: x.sharding, state))
-        return jax.jit(self._steps, donate_argnums=0, out_shardings=shardings)
+            shardings = (None, jax.tree.map(lambda x: x.sharding, state))
+        function = self._steps if self.one_program else self.step
+        return jax.jit(function, donate_argnums=0, out_shardings=shardings)
 
     def _steps(self, state, count, batches):
         import jax
@@ -133,7 +150,7 @@ class _Execution:
         logs = jax.tree.map(lambda x: jax.numpy.zeros((self.most, *x.shape), x.dtype), shapes)
         # `count` is no constant, so that one program runs any number of steps, the same way.
         logs, state = jax.lax.fori_loop(0, count, body, (logs, state))
-        return jax.tree.map(lambda x: x[count - 1], logs), logs, state
+        return (jax.tree.map(lambda x: x[count - 1], logs), logs), state
 
 
 def _shapes(batch):
