@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from kzoo.errors import InputError, Preempted, unknown
+from kzoo.program_cache import keep_programs
 
 BACKENDS = ("jax", "tensorflow", "torch")
 WORDS = ("mask", "objective")
@@ -79,6 +80,10 @@ def _parser():
     )
     train.add_argument("--batch-size", type=_positive, default=16, metavar="ROWS")
     train.add_argument("--learning-rate", type=_rate, default=3e-3, metavar="PEAK")
+    train.add_argument("--optimizer", default="adamw", choices=("adamw", "muon"))
+    train.add_argument(
+        "--schedule", default="cosine", choices=("cosine", "wsd"), help="wsd: warmup-stable-decay"
+    )
     train.add_argument("--valid", type=float, default=0.1, metavar="SHARE", help="held out")
     train.add_argument(
         "--checkpoint-every",
@@ -166,6 +171,7 @@ def _set_up(options):
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     os.environ["KERAS_BACKEND"] = backend
+    keep_programs()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GLOG_minloglevel", "2")
     handler = logging.StreamHandler()
@@ -266,7 +272,8 @@ def _train(options):
         settings={"preset": options.preset},
     )
     model = presets.load(options.preset, **{**config})
-    program = prepare(model, options.learning_rate, options.steps)
+    settings = (options.learning_rate, options.steps, options.optimizer, options.schedule)
+    program = prepare(model, *settings)
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=Console(stderr=True)) as progress:
         bar = progress.add_task("steps", total=options.steps, note="compiling")

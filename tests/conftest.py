@@ -6,3 +6,5 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 )
+# Commands that tests start keep no compiled programs in the home of who runs them.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")

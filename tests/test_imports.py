@@ -15,6 +15,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEAVES = {"errors", "vocabulary"}
 BELOW = {
     "errors": set(),
+    "program_cache": set(),
     "vocabulary": set(),
     "places": {"errors"},
     "masks": {"errors", "places"},
@@ -30,7 +31,7 @@ BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}
 BELOW["analysis"] = BELOW["presets"] | {"presets", "data"}
 BELOW["bench"] = BELOW["presets"] | {"presets"}
-BELOW["studies"] = BELOW["training"] | {"training", "analysis"}
+BELOW["studies"] = BELOW["training"] | {"training", "analysis", "program_cache"}
 BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}
 BELOW["__main__"] = {"cli"}
 KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}

@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 
 from kzoo import data, presets
-from kzoo.training import Checkpoints, adamw, prepare, train
+from kzoo.errors import InputError
+from kzoo.training import (
+    Checkpoints,
+    adamw,
+    muon,
+    prepare,
+    train,
+    warmup_cosine,
+    warmup_stable_decay,
+)
 
 SMALL = {
     "num_layers": 2,
@@ -98,13 +107,74 @@ def test_a_loss_that_is_not_finite_stops_the_run(program):
     assert json.dumps(outcome.train_loss) == "[NaN]"
 
 
-def test_the_schedule_warms_up_and_decays():
-    optimizer = adamw(0.01, 100)
-    rate = [float(optimizer._learning_rate(step)) for step in range(101)]
-    assert rate[0] == pytest.approx(0.001) and rate[10] == pytest.approx(0.01)
-    assert max(rate) == rate[10] and rate[100] == pytest.approx(0.001)
-    model = keras.Sequential([keras.layers.Dense(2), keras.layers.LayerNormalization()])
-    model.build((None, 3))
-    optimizer.build(model.trainable_variables)
-    decayed = [v.path for v in model.trainable_variables if optimizer._use_weight_decay(v)]
-    assert decayed == [model.layers[0].kernel.path]
+@pytest.mark.parametrize(
+    "schedule, rates",
+    [
+        (warmup_cosine, [0.001, 0.0055, 0.01, 0.0055, 0.0010684, 0.001]),
+        (warmup_stable_decay, [0.001, 0.0055, 0.01, 0.01, 0.0055, 0.001]),
+    ],
+)
+def test_schedules_warm_up_and_decay(schedule, rates):
+    rate = schedule(0.01, 100)
+    steps = (0, 5, 10, 55, 95, 100)
+    np.testing.assert_allclose([float(rate(step)) for step in steps], rates, rtol=1e-5)
+    saved = keras.saving.serialize_keras_object(rate)
+    copy = keras.saving.deserialize_keras_object(json.loads(json.dumps(saved)))
+    assert [float(copy(step)) for step in steps] == [float(rate(step)) for step in steps]
+
+
+FAMILIES = {
+    "gpt_nano": {"tie_embeddings": False, "positions": "learned", "activation": "swiglu"},
+    "bert_nano": {"output_transform": True, "num_segments": 2, "embedding_norm": True},
+    "t5_nano": {"positions": "relative", "normalization": "rms_norm"},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_which_variables_are_decayed_and_which_are_muons(name):
+    size = {**SMALL, "num_layers": 1}
+    variables = presets.build(presets.config(name, **size, **FAMILIES[name])).trainable_variables
+    optimizer = keras.optimizers.deserialize(keras.optimizers.serialize(muon(0.01, 100)))
+    optimizer.build(variables)
+    for variable in variables:
+        matrix = len(variable.shape) == 2
+        assert optimizer._use_weight_decay(variable) == matrix, variable.path
+        kernel = variable.path.endswith("/kernel")
+        assert optimizer._should_use_adamw(variable) == (not kernel), variable.path
+        # Keras takes a matrix of any other rank to AdamW without a word.
+        assert matrix or not kernel
+
+
+def test_learned_feature_maps_are_adams():
+    config = presets.config("gpt_nano", **SMALL, mechanism="linear", feature_map="hedgehog")
+    optimizer = muon(0.01, 100)
+    maps = [v for v in presets.build(config).trainable_variables if "feature_map" in v.path]
+    assert maps and all(map(optimizer._should_use_adamw, maps))
+
+
+def test_muon_steps_are_orthogonal_and_of_the_size_of_adams():
+    kernel = keras.Variable(np.zeros((8, 32), "float32"), name="kernel")
+    optimizer = muon(0.01, 100, weight_decay=0.0)
+    gradient = np.random.default_rng(0).normal(size=(8, 32)).astype("float32")
+    optimizer.apply([gradient], [kernel])
+    step = -keras.ops.convert_to_numpy(kernel) / 0.001  # the first rate of the warmup
+    values = np.linalg.svd(step, compute_uv=False) / (0.2 * 32**0.5)
+    assert values.min() > 0.6 and values.max() < 1.3  # Newton-Schulz's are near 1
+
+
+def test_adamw_clips_by_the_norm_of_all_and_decays_matrices_only():
+    kernel = keras.Variable(np.ones((2, 2), "float32"), name="kernel")
+    bias = keras.Variable(np.ones(2, "float32"), name="bias")
+    optimizer = adamw(0.01, 100, weight_decay=0.5, clip=2.0)
+    assert optimizer.global_clipnorm == 2.0
+    zeros = [np.zeros((2, 2), "float32"), np.zeros(2, "float32")]
+    optimizer.apply(zeros, [kernel, bias])
+    np.testing.assert_allclose(kernel, np.full((2, 2), 1 - 0.5 * 0.001), rtol=1e-6)
+    np.testing.assert_array_equal(bias, np.ones(2))
+
+
+def test_unknown_optimizers_and_schedules_are_refused():
+    with pytest.raises(InputError, match="did you mean 'cosine'.*Received: 'cosin'"):
+        adamw(0.01, 100, "cosin")
+    with pytest.raises(InputError, match="did you mean 'muon'"):
+        prepare(None, 0.01, 100, "muon2")

@@ -11,6 +11,8 @@ import sys
 import time
 import traceback
 
+from kzoo.program_cache import keep_programs, keeps_programs
+
 MOST = 8  # processes: each holds a backend of its own, some hundred MB
 STEP_SECONDS = 0.5  # between two steps that a process tells of
 
@@ -71,6 +73,8 @@ def _work(study, directory, waiting, messages, threads, without_tensorflow):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     os.environ["NPROC"] = str(threads)  # of XLA's pool
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    if keeps_programs():
+        keep_programs()  # those for that number of threads
     if without_tensorflow:
         sys.modules["tensorflow"] = None
     try:
