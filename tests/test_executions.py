@@ -52,7 +52,7 @@ def one_program(monkeypatch):
     monkeypatch.setattr(executions, "platform", lambda: "tpu")
 
 
-@pytest.mark.parametrize("settings", [{}, {"loss_rows": 32, "accumulation": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{"loss_rows": 32, "accumulation": 2}], ids=str)
 def test_executions_train_as_single_steps(one_program, settings):
     expected, expected_history, single = fitted(1, **settings)
     model, history, calls = fitted(3, **settings)

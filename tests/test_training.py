@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(program):
 @pytest.mark.parametrize(
     "schedule, rates",
     [
-        (warmup_cosine, [0.001, 0.0055, 0.01, 0.0055, 0.0010684, 0.001]),
+        (warmup_cosine, [0.001, 0.0055, 0.01, 0.0055, 0.00106837, 0.001]),
         (warmup_stable_decay, [0.001, 0.0055, 0.01, 0.01, 0.0055, 0.001]),
     ],
 )
