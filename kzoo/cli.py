@@ -20,6 +20,7 @@ from kzoo.program_cache import keep_programs
 
 BACKENDS = ("jax", "tensorflow", "torch")
 WORDS = ("mask", "objective")
+DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
 EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
 
 
@@ -85,6 +86,7 @@ def _parser():
         "--schedule", default="cosine", choices=("cosine", "wsd"), help="wsd: warmup-stable-decay"
     )
     train.add_argument("--valid", type=float, default=0.1, metavar="SHARE", help="held out")
+    train.add_argument("--dtype", choices=DTYPES, help="a dtype policy; default: Keras's, float32")
     train.add_argument(
         "--checkpoint-every",
         default="60s",
@@ -282,13 +284,14 @@ def _train(options):
     from kzoo.studies.study import measure
     from kzoo.training import Checkpoints, prepare, train
 
+    _use_all_devices()
     checkpoints = Checkpoints(
         folder,
         every=options.checkpoint_every,
         keep=options.keep,
-        settings={"preset": options.preset},
+        settings={"preset": options.preset, "dtype": options.dtype},
     )
-    model = presets.load(options.preset, **{**config})
+    model = presets.load(options.preset, dtype=options.dtype, **{**config})
     settings = (options.learning_rate, options.steps, options.optimizer, options.schedule)
     program = prepare(model, *settings)
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
@@ -330,6 +333,19 @@ def _train(options):
         f"{result['unigram_entropy']:.3f}, bigram {result['bigram_entropy']:.3f})\n"
         f"saved in {options.out}: kzoo.presets.load({str(options.out)!r})"
     )
+
+
+def _use_all_devices():
+    """`kzoo.distribute()`, which a script would say itself, where JAX has several devices."""
+    if os.environ["KERAS_BACKEND"] != "jax":
+        return
+    import jax
+
+    if jax.device_count() > 1:
+        from kzoo.training import distribute
+
+        distribute()
+        logging.getLogger("kzoo").info("%d devices share each batch", jax.device_count())
 
 
 def _generate(options):
