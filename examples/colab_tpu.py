@@ -61,10 +61,9 @@ else:
     }
     STUDY = {"seeds": 2, "steps": 8, "batch_size": 8, "evaluations": 2, "valid": 0.003}
 
-# Keras reads the first when it is imported. JAX keeps compiled programs in the folder of the
-# second, so that no program is compiled twice for the same device.
-os.environ["KERAS_BACKEND"] = "jax"
+# JAX keeps compiled programs in this folder, so that none is compiled twice for the same device.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(OUT.absolute() / "compiled"))
+os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is imported
 
 # %% [markdown]
 # ## Install
@@ -287,4 +286,5 @@ from IPython.display import HTML
 
 page = results.report()
 print(page)
-HTML(f'<iframe srcdoc="{html.escape(page.read_text())}" width="100%" height="800"></iframe>')
+frame = f'<iframe srcdoc="{html.escape(page.read_text())}" width="100%" height="800"></iframe>'
+HTML(f"<div>{frame}</div>")
