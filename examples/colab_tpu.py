@@ -244,8 +244,8 @@ keras.distribution.set_distribution(None)
 keras.config.set_dtype_policy("mixed_bfloat16")  # of the models that `compare` makes
 
 # %% [markdown]
-# How long it will take is measured first, on every arm. Each is compiled for that, which takes
-# from half a minute to two at this size.
+# How long it will take is measured first, on every arm. Each is compiled for that, which may take
+# a minute or two.
 
 # %% How long the comparison takes
 study = {
