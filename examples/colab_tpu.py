@@ -54,12 +54,13 @@ if SIZE == "full":
 else:
     PRESET = "gpt_nano"
     SMALLER = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "intermediate_dim": 32}
-    BATCH, HELD_OUT, EPOCHS, EPOCH_STEPS, RATE, GENERATED = 16, 0.003, 2, 8, 3e-3, 32
+    SMALLER["max_sequence_length"] = 32
+    BATCH, HELD_OUT, EPOCHS, EPOCH_STEPS, RATE, GENERATED = 8, 0.001, 2, 6, 3e-3, 24
     ARMS = {
         "causal": ("gpt_nano", {"objective": "continuation"}),
         "prefix, linear": ("unilm_nano", {"mechanism": "linear"}),
     }
-    STUDY = {"seeds": 2, "steps": 8, "batch_size": 8, "evaluations": 2, "valid": 0.003}
+    STUDY = {"seeds": 1, "steps": 8, "batch_size": 8, "evaluations": 2, "valid": 0.001}
 
 # JAX keeps compiled programs in this folder, so that none is compiled twice for the same device.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(OUT.absolute() / "compiled"))
