@@ -80,6 +80,8 @@ def execute(name, folder, monkeypatch, devices=1):
         "KZOO_EXAMPLE_SIZE": "smoke",
         "PYTHONPATH": str(ROOT),
         "JAX_PLATFORMS": "cpu",
+        # Small programs are kept, too: what was compiled to be measured is not compiled again.
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
     }
     for variable, value in settings.items():
@@ -118,8 +120,8 @@ def test_notebooks_run(name, devices, tmp_path, monkeypatch):
     assert re.search(r"fit: about \d+\.\d minutes", timed)
     assert ("of a session" in timed) == (name == "kaggle_tpu")
     foreseen, _ = output(book, "How long the comparison takes")
-    places = "1 device," if devices == 1 else "4 devices,"
-    assert re.search(r"compare: about .* minutes? for 4 runs on " + places, foreseen)
+    places = "1 device," if devices == 1 else "2 devices,"
+    assert re.search(r"compare: about .* minutes? for 2 runs on " + places, foreseen)
 
     assert len(output(book, "Generate")[0].splitlines()) == 4
     assert "<table" in output(book, "The table")[1]["text/html"]
@@ -127,12 +129,12 @@ def test_notebooks_run(name, devices, tmp_path, monkeypatch):
         image = base64.b64decode(output(book, title)[1]["image/png"])
         assert image.startswith(b"\x89PNG") and len(image) > 5000
     page = output(book, "Report")[1]["text/html"]
-    assert page.startswith("<iframe srcdoc=") and "provenance" in page.lower()
+    assert "<iframe srcdoc=" in page and "provenance" in page.lower()
 
     model = kzoo.presets.load(tmp_path / "runs" / "model")
     text = model.generate("Return ", max_length=12, sampler="greedy")
     assert text.startswith("Return ") and len(text) > len("Return ")
     records = read(tmp_path / "runs" / "compare")[1]
-    assert len(records) == 4
-    assert len({tuple(r["provenance"]["device_ids"]) for r in records}) == min(devices, 4)
+    assert len(records) == 2
+    assert len({tuple(r["provenance"]["device_ids"]) for r in records}) == min(devices, 2)
     assert {r["provenance"]["dtype"] for r in records} == {"mixed_bfloat16"}
