@@ -138,7 +138,7 @@ def test_attention_spectrum_leaves_padding_out():
             np.testing.assert_allclose(figures[name], mean)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_look_inside_follows_the_model():
     model = presets.load("unilm_nano")
     x = batch()
@@ -187,7 +187,7 @@ def test_collapse():
 # Leaks ------------------------------------------------------------------------------------
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_no_layer_leaks(mechanism):
     mask = masks.layers(masks.half_heads(), masks.heads("bidirectional", {"block": {"size": 3}}))
@@ -199,7 +199,7 @@ def test_no_layer_leaks(mechanism):
         assert layer.unused == []
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_leaks_are_found(mechanism):
     model = presets.load("bert_nano", mechanism=mechanism, mask="causal", num_layers=2)

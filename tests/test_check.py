@@ -66,7 +66,7 @@ causal = np.tril(np.ones((TIME, TIME), bool))
 # Right models -----------------------------------------------------------------------------
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("mask", ["causal", "reversed", "bidirectional", {"block": {"size": 2}}])
 def test_right_models_pass(mask):
     visible = masks.get(mask).dense(TIME)[0, 0]
@@ -127,7 +127,7 @@ def test_a_model_of_keras_hub_passes():
 # Planted bugs -----------------------------------------------------------------------------
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_masks_that_are_off_by_one_transposed_or_ignored_are_found():
     ahead = check(model_of(Gather(KEY <= QUERY + 1)), IDS, "causal")
     assert kinds(ahead) == {"leak"} and not ahead.ok
@@ -162,7 +162,7 @@ def test_layers_that_mix_positions_are_found(layer):
     assert {(i, i + 1) for i in range(TIME - 1)} <= pairs(report.leaks["ids"])
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("hides", [True, False])
 def test_padding_that_others_see_is_found(hides):
     ids = keras.Input((TIME,), dtype="int32", name="token_ids")
@@ -180,7 +180,7 @@ def test_padding_that_others_see_is_found(hides):
     assert not report.unused["token_ids"].any() and not report.leaks["token_ids"][1].any()
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_each_method_finds_what_the_other_cannot():
     # Id 0 is padding, which has no other content to try; its vector leaks all the same.
     ids = np.array([[3, 4, 5, 0, 0, 0], [1, 2, 3, 4, 5, 6]], "int32")

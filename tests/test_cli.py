@@ -58,26 +58,27 @@ def test_list_and_show_load_no_keras():
 
 def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text, monkeypatch):
     out = tmp_path / "model"
-    arguments = ["train", "unilm_nano", "--text", str(text), "--steps", "3", "--out", str(out)]
+    # A small model makes 16 steps in a call, after which it can be stopped.
+    arguments = ["train", "unilm_nano", "--text", str(text), "--steps", "18", "--out", str(out)]
     arguments += ["--batch-size", "4"]
     after_step = Checkpoints.after_step
 
     def stopped(self, step, *rest):
-        if step == 2:
+        if step == 16:
             os.kill(os.getpid(), signal.SIGTERM)
         after_step(self, step, *rest)
 
     monkeypatch.setattr(Checkpoints, "after_step", stopped)
     assert main([*arguments, *SETTINGS]) == 75
-    assert "SIGTERM: step 2 is saved" in capsys.readouterr().err
+    assert "SIGTERM: step 16 is saved" in capsys.readouterr().err
     monkeypatch.undo()
     assert main([*arguments, *SETTINGS, "--learning-rate", "0.01"]) == 2
     assert "0.003 there and 0.01 here. Received" in capsys.readouterr().err
-    assert os.listdir(out) == ["checkpoints"] and os.listdir(out / "checkpoints") == ["2"]
+    assert os.listdir(out) == ["checkpoints"] and os.listdir(out / "checkpoints") == ["16"]
     assert main([*arguments, "--json", *SETTINGS]) == 0
     assert "checkpoints" not in os.listdir(out)
     result = last_line(capsys)
-    assert result["steps"] == 3 and result["tokens_per_second"] > 0 and result["loss"] > 0
+    assert result["steps"] == 18 and result["tokens_per_second"] > 0 and result["loss"] > 0
     model = presets.load(out)
     from kzoo import data
 

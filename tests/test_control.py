@@ -29,7 +29,7 @@ def reference():
 # Variables ----------------------------------------------------------------------------------
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_arms_have_the_same_variables_and_initial_values(reference, family, mechanism):

@@ -163,7 +163,7 @@ def load(family, **overrides):
     return presets.load(f"{family}_nano", **{**SMALL, **overrides})
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "family, variant", [("gpt", {"dropout": 0.2}), ("bert", {"tie_embeddings": False})]
 )
@@ -187,7 +187,7 @@ def test_a_task_trains_evaluates_and_scores_alike(family, variant):
             np.testing.assert_allclose(with_[name], value, rtol=1e-6)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_the_option_is_saved_and_changes_no_weight(tmp_path):
     model, other = load("gpt", loss_rows=32), load("gpt")
     assert [v.path for v in model.weights] == [v.path for v in other.weights]

@@ -107,7 +107,7 @@ def test_initial_values_depend_on_neither_mask_nor_mechanism(mechanism):
     assert own == {"cross_attention", "cross_attention_norm"}
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_two_stacks_with_equal_values_are_the_shared_one(mechanism):
     apart, shared = (load(family, mechanism=mechanism) for family in ("t5", "t5_shared"))

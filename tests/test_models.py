@@ -95,7 +95,7 @@ def test_fit_takes_strings_pairs_token_batches_and_grain(same_weights, family):
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_evaluate_measures_the_whole_set_and_not_means_of_batches(models):
     model = models["gpt"]
     batches = [tokens(model, TEXTS), tokens(model, ["a", "bc", "d", "e"])]
@@ -108,7 +108,7 @@ def test_evaluate_measures_the_whole_set_and_not_means_of_batches(models):
     assert not np.isclose(expected, np.divide(nats, count).mean() / math.log(2), rtol=1e-2)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_the_loss_is_per_scored_token(models):
     loss = models["gpt"].loss
     rng = np.random.default_rng(0)
@@ -138,7 +138,7 @@ def test_long_packed_rows_in_a_compiled_model(mechanism):
     np.testing.assert_allclose(together[:, :290].reshape(apart.shape), apart, atol=1e-4)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize(
     "mechanism",
     [
@@ -185,7 +185,7 @@ def assert_scores(model, data, nats, sizes):
     np.testing.assert_allclose(got["bits_per_byte"], nats / np.log(2) / sizes, rtol=1e-4)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_score_of_a_causal_model(models):
     texts = ["ab", "to be or not", "é", "c"]
     rows = [[BOS, *text.encode(), EOS] for text in texts]
@@ -202,7 +202,7 @@ def test_score_of_a_causal_model(models):
     assert_scores(models["gpt"], pairs, nats, [len(a) + len(b) for a, b in parts])
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_score_of_a_continuation(models):
     def row(a, b):
         start = len(a) + 2
@@ -228,7 +228,7 @@ def test_score_of_a_continuation_is_of_targets_whatever_is_trained_on(models):
     assert_scores(model, PAIRS, score_by_hand(model, rows), [len(b) for _, b in parts])
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_score_of_a_masked_model_hides_one_byte_at_a_time(models):
     model, text = models["bert"], "abcd"
     ids = np.array([BOS, *text.encode(), EOS] + [PAD] * (TIME - 6), "int32")
@@ -239,7 +239,7 @@ def test_score_of_a_masked_model_hides_one_byte_at_a_time(models):
     assert_scores(model, [text], np.array([nats]), [4])
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("family", ["gpt", "unilm", "bert"])
 def test_a_long_text_is_scored_in_windows_each_byte_once(models, family):
     # Where nothing is learned, every token costs the same: 40 bytes, EOS where it is scored.
@@ -280,7 +280,7 @@ def assert_same_weights(a, b):
         np.testing.assert_array_equal(a[path], b[path], err_msg=path)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("family", ["gpt", "unilm", "bert"])
 def test_keras_files_both_ways(family, tmp_path):
     model = load(family)
@@ -398,7 +398,7 @@ def test_weights_are_written_in_one_step(tmp_path, monkeypatch):
         model.load_weights(path, skip_mismatch=True)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_bfloat16_weights_are_kept_exactly(tmp_path):
     model = presets.load("gpt_nano", dtype="bfloat16", **SMALL)
     assert {keras.backend.standardize_dtype(v.dtype) for v in model.weights} == {"bfloat16"}
@@ -590,7 +590,7 @@ def test_lora_finds_queries_and_values():
     assert not any(v.path.endswith("/kernel") for v in model.trainable_weights)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_dropout_is_seeded_and_off_in_evaluation():
     def run(**overrides):
         model = load("gpt", dropout=0.5, **overrides)
@@ -746,7 +746,7 @@ def test_backbone_arguments_are_checked():
 # Leaks --------------------------------------------------------------------------------------
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_layer_uses_what_its_mask_shows_and_nothing_else(family, mechanism):
