@@ -216,7 +216,7 @@ def test_blockwise_softmax_skips_blocks_that_the_mask_hides(small_blocks):
     def work(mask, **kwargs):
         queries, keys = places(masks.get(mask), 32, **kwargs)
         blocks = [
-            tuple(None if x is None else x[0] for x in _arrays(which, size))
+            tuple(None if x is None else x.swapaxes(0, 1) for x in _arrays(which, size))
             for which, size in ((queries, 8), (keys, 4))
         ]
         first, end = _bounds(_meetings(masks.get(mask), *blocks))

@@ -4,7 +4,7 @@ The forward pass goes over blocks of queries and, for each, over the blocks of k
 see, with a running maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al.
 2022, arXiv:2205.14135). The backward pass forms each block of weights again from the logarithm
 of the sums. Both are rolled loops whose bounds are computed, so one program serves every length
-of prefix and every packing. Rows of the batch are taken one after another.
+of prefix and every packing. The rows of the batch are taken two by two.
 """
 
 import functools
@@ -16,7 +16,8 @@ from kzoo.masks import And, Order
 from kzoo.ops.operands import ratio
 from kzoo.places import Places
 
-BLOCK = 128  # of queries and of keys: the scores of eight heads stay in a core's cache
+# The scores of so many rows of the batch, queries and keys stay in the cache with eight heads.
+ROWS, BLOCK = 2, 128
 HIDDEN = -1e30
 
 
@@ -67,7 +68,7 @@ def _attend(mask, q, k, v, queries, keys):
 
 
 def _forward(mask, q, k, v, queries, keys):
-    out, log_total = _each_row(functools.partial(_forward_row, mask), q, k, v, queries, keys)
+    out, log_total = _by_rows(functools.partial(_forward_row, mask), q, k, v, queries, keys)
     return out, (q, k, v, queries, keys, out, log_total)
 
 
@@ -76,7 +77,7 @@ def _backward(mask, saved, cotangent):
     inner = (out * cotangent).sum(-1)
     backward = functools.partial(_backward_row, mask)
     arguments = (q, k, v, queries, keys, log_total, inner, cotangent)
-    return *_each_row(backward, *arguments), None, None
+    return *_by_rows(backward, *arguments), None, None
 
 
 _attend.defvjp(_forward, _backward)
@@ -92,15 +93,15 @@ def _forward_row(mask, q, k, v, queries, keys):
         def step(j, carry):
             highest, total, out = carry
             seen = visible(i, j)
-            scores = jnp.where(seen, _dot("hqd,hkd->hqk", q, k[j]), HIDDEN)
+            scores = jnp.where(seen, _dot("bhqd,bhkd->bhqk", q, k[j]), HIDDEN)
             higher = jnp.maximum(highest, scores.max(-1))
             powers = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0)
             shrink = jnp.exp(highest - higher)
-            out = out * shrink[..., None] + _dot("hqk,hkd->hqd", powers, v[j])
+            out = out * shrink[..., None] + _dot("bhqk,bhkd->bhqd", powers, v[j])
             return higher, total * shrink + powers.sum(-1), out
 
-        empty = jnp.zeros(q.shape[:2], q.dtype)
-        start = (empty + HIDDEN, empty, jnp.zeros((*q.shape[:2], v.shape[-1]), q.dtype))
+        empty = jnp.zeros(q.shape[:3], q.dtype)
+        start = (empty + HIDDEN, empty, jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype))
         highest, total, out = jax.lax.fori_loop(first, end, step, start)
         log_total = jnp.where(total > 0, highest + jnp.log(jnp.where(total > 0, total, 1)), 0)
         return ratio(out, total[..., None]), log_total
@@ -119,14 +120,14 @@ def _backward_row(mask, q, k, v, queries, keys, log_total, inner, cotangent):
         # one of them instead of two.
         def step(i, carry):
             dq, dk, dv = carry
-            scores = _dot("hkd,hqd->hkq", k, q[i])
+            scores = _dot("bhkd,bhqd->bhkq", k, q[i])
             seen = jnp.swapaxes(visible(i, j), -1, -2)
-            weights = jnp.where(seen, jnp.exp(scores - log_total[i][:, None]), 0)
-            dv += _dot("hkq,hqd->hkd", weights, cotangent[i])
-            slope = _dot("hkd,hqd->hkq", v, cotangent[i]) - inner[i][:, None]
+            weights = jnp.where(seen, jnp.exp(scores - log_total[i][:, :, None]), 0)
+            dv += _dot("bhkq,bhqd->bhkd", weights, cotangent[i])
+            slope = _dot("bhkd,bhqd->bhkq", v, cotangent[i]) - inner[i][:, :, None]
             slope = weights * slope
-            dk += _dot("hkq,hqd->hkd", slope, q[i])
-            return dq.at[i].add(_dot("hkq,hkd->hqd", slope, k)), dk, dv
+            dk += _dot("bhkq,bhqd->bhkd", slope, q[i])
+            return dq.at[i].add(_dot("bhkq,bhkd->bhqd", slope, k)), dk, dv
 
         start = (dq, jnp.zeros_like(k), jnp.zeros_like(v))
         dq, dk, dv = jax.lax.fori_loop(first, end, step, start)
@@ -137,25 +138,32 @@ def _backward_row(mask, q, k, v, queries, keys, log_total, inner, cotangent):
     return dq, dk, dv
 
 
-def _each_row(function, *arguments):
-    """The function on each row of the batch: the scores of one fit into a core's cache."""
+def _by_rows(function, *arguments):
+    """The function on groups of rows of the batch, which it takes as [blocks, rows, ...]."""
     batch = len(arguments[0])
-    if batch == 1:
-        out = function(*jax.tree.map(lambda x: x[0], arguments))
-        return jax.tree.map(lambda x: x[None], out)
+    group = next(size for size in range(min(batch, ROWS), 0, -1) if batch % size == 0)
     arguments = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), arguments)
-    return jax.lax.map(lambda xs: function(*xs), arguments)
+
+    def of_group(xs):
+        out = function(*jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), xs))
+        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), out)
+
+    if group == batch:
+        return of_group(arguments)
+    groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), arguments)
+    out = jax.lax.map(of_group, groups)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
 
 
 def _visible(mask, queries, keys):
-    """The booleans [1, 1, block, block] of a function of its row and column of blocks."""
+    """The booleans of one block: a function of its row and column of blocks."""
 
     def visible(i, j):
         pair = (
-            Places(*(None if x is None else x[at][None] for x in xs))
+            Places(*(None if x is None else x[at] for x in xs))
             for xs, at in ((queries, i), (keys, j))
         )
-        return mask.between(*pair)[0]
+        return mask.between(*pair)
 
     return visible
 
@@ -165,7 +173,7 @@ def _meetings(mask, queries, keys):
 
     Never False where something is visible; True also where only the ranges of rank touch.
     """
-    meet = jnp.ones((len(queries[0]), len(keys[0])), bool)
+    meet = jnp.ones((len(queries[0]), len(keys[0]), 1), bool)
     if queries[1] is not None:
         (low, high), (key_low, key_high) = _documents(queries[1]), _documents(keys[1])
         meet = (low[:, None] <= key_high[None]) & (key_low[None] <= high[:, None])
@@ -173,12 +181,12 @@ def _meetings(mask, queries, keys):
         if isinstance(part, Order):
             low = _ranks(part, keys).min(-1)[None]
             meet = meet & (low <= _ranks(part, queries).max(-1)[:, None])
-    return meet
+    return meet.any(-1)
 
 
 def _ranks(order, places):
-    """[blocks, block]: the rank of each position."""
-    return order.rank(Places(*places))
+    """[blocks, rows, block]: the rank of each position."""
+    return jax.vmap(lambda xs: order.rank(Places(*xs)))(places)
 
 
 def _documents(segment):
