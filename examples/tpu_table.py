@@ -65,11 +65,12 @@ def page(rows):
         "`programs.jsonl` has the whole reports and the command of each. Dtype mixed_bfloat16",
         "unless said. No program has run: times at the peak are what none can beat.",
         "",
-        *_table(others, lambda row: [row["report"]["preset"], _mechanism(row), _mesh(row)]),
     ]
+    if others:
+        lines += _table(others, lambda row: [row["report"]["preset"], _mechanism(row), _mesh(row)])
     if saving:
         lines += [
-            "",
+            *[""] * bool(others),
             "## What saves memory at 1b",
             "",
             "gpt_1b on v5e:2x4, parameters split over eight chips (`--fsdp`). Donated buffers save",
