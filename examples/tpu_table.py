@@ -74,7 +74,8 @@ def page(rows):
             "## What saves memory at 1b",
             "",
             "gpt_1b on v5e:2x4, parameters split over eight chips (`--fsdp`). Donated buffers save",
-            "in every row what stands under donated: without them it would come on top.",
+            "in every row what stands under donated: without them it would come on top. A `?` are",
+            "bytes that were not counted when the row was made.",
             "",
             *_table(saving, lambda row: ["gpt_1b", row["label"], ""]),
         ]
@@ -107,7 +108,7 @@ def _table(rows, name):
         cells += [f"{flops['seconds'] * 1e3:.0f}"]
         found = program.get("collectives", {}).items()
         cells.append(
-            ", ".join(f"{kind} {one['count']}: {one['bytes'] / 2**20:.0f}" for kind, one in found)
+            ", ".join(f"{kind} {one['count']}: {_mib(one['bytes'])}" for kind, one in found)
         )
         cells.append(str(sum(one["calls"] for one in program.get("attention", {}).values())))
         quick = " (quick)" if report["quick"] else ""
@@ -121,6 +122,10 @@ def _mechanism(row):
 
 def _mesh(row):
     return " × ".join(f"{axis} {size}" for axis, size in row["report"]["mesh"].items())
+
+
+def _mib(count):
+    return "?" if count is None else f"{count / 2**20:.0f}"
 
 
 def _gib(count):

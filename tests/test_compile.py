@@ -209,6 +209,8 @@ replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add
   %all-gather-start.1 = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%z), \
 replica_groups=[2,4]<=[8]
   %all-gather-done.1 = f32[8,4]{1,0} all-gather-done(%all-gather-start.1)
+  %collective-permute-start = (bf16[8,2]{1,0}, bf16[8,2]{1,0}, u32[]{:S(2)}, u32[]{:S(2)}) \
+collective-permute-start(%z), source_target_pairs={{0,1},{1,0}}
   %custom-call.1 = f32[8]{0} custom-call(%x), custom_call_target="tpu_custom_call", metadata_={
 "xprof_metadata":"{}"
 }}, metadata={op_name="jit(step)/block_0/checkpoint/rematted_computation/attention/splash"}
@@ -218,11 +220,12 @@ replica_groups=[2,4]<=[8]
 
 def test_what_a_text_says():
     found = hlo.collectives(HLO)
-    assert [one["group"] for one in found] == [4, 4, 4]
+    assert [one["group"] for one in found] == [4, 4, 4, None]
     assert hlo.totals(found) == {
         "reduce-scatter": {"count": 1, "bytes": 32},
         "all-reduce": {"count": 1, "bytes": 4 + 30},
         "all-gather": {"count": 1, "bytes": 128},
+        "collective-permute": {"count": 1, "bytes": 32},
     }
     assert hlo.kernels(HLO) == ["jit(step)/block_0/attention/splash"]
 

@@ -45,7 +45,9 @@ def collectives(text):
             continue
         shapes = _SHAPE.findall(match["type"])
         if match["start"] and match["kind"] != "all-reduce":
-            # The start of what runs beside other work carries its operands too.
+            # The start of what runs beside other work carries its operands too; a permutation's
+            # also two scalars of its own.
+            shapes = [shape for shape in shapes if shape != ("u32", "")]
             shapes = shapes[len(shapes) // 2 :]
         group, kind, share = _group(line), match["kind"], 1
         if kind == "all-reduce" and _SCATTER.match(computation):  # each chip keeps a part of it
