@@ -68,22 +68,22 @@ def _attend(mask, q, k, v, queries, keys):
 
 
 def _forward(mask, q, k, v, queries, keys):
-    out, log_total = _by_rows(functools.partial(_forward_row, mask), q, k, v, queries, keys)
+    out, log_total = _in_groups(functools.partial(_forward_rows, mask), q, k, v, queries, keys)
     return out, (q, k, v, queries, keys, out, log_total)
 
 
 def _backward(mask, saved, cotangent):
     q, k, v, queries, keys, out, log_total = saved
     inner = (out * cotangent).sum(-1)
-    backward = functools.partial(_backward_row, mask)
+    backward = functools.partial(_backward_rows, mask)
     arguments = (q, k, v, queries, keys, log_total, inner, cotangent)
-    return *_by_rows(backward, *arguments), None, None
+    return *_in_groups(backward, *arguments), None, None
 
 
 _attend.defvjp(_forward, _backward)
 
 
-def _forward_row(mask, q, k, v, queries, keys):
+def _forward_rows(mask, q, k, v, queries, keys):
     visible = _visible(mask, queries, keys)
     first, end = _bounds(_meetings(mask, queries, keys))
 
@@ -109,7 +109,7 @@ def _forward_row(mask, q, k, v, queries, keys):
     return jax.lax.map(rows, (jnp.arange(len(q)), q, first, end))
 
 
-def _backward_row(mask, q, k, v, queries, keys, log_total, inner, cotangent):
+def _backward_rows(mask, q, k, v, queries, keys, log_total, inner, cotangent):
     visible = _visible(mask, queries, keys)
     first, end = _bounds(_meetings(mask, queries, keys).T)
 
@@ -138,7 +138,7 @@ def _backward_row(mask, q, k, v, queries, keys, log_total, inner, cotangent):
     return dq, dk, dv
 
 
-def _by_rows(function, *arguments):
+def _in_groups(function, *arguments):
     """The function on groups of rows of the batch, which it takes as [blocks, rows, ...]."""
     batch = len(arguments[0])
     group = next(size for size in range(min(batch, ROWS), 0, -1) if batch % size == 0)
