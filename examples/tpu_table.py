@@ -2,14 +2,15 @@
 
     python examples/tpu_table.py [SIZE ...] [--quick]
 
-Runs `kzoo compile` for every program among the families, base, large and 1b, with softmax and with
-linear attention, data parallel and split over data and model; and for gpt_1b with each way to save
+Runs `kzoo compile` for every preset of the sizes base, large and 1b, data parallel and split over
+data and model; for those of base with linear attention too; and for gpt_1b with each way to save
 memory. Writes examples/tpu/programs.jsonl, a report a line, and examples/tpu/README.md, its table.
 Stopped, it goes on where it was. SIZE (base, large, 1b, saving) chooses some programs.
 --quick is `kzoo compile --quick`: a fraction of the time, and more memory than the program that
 would run; a later run without it does those again.
 """
 
+import itertools
 import json
 import subprocess
 import sys
@@ -42,12 +43,11 @@ def programs():
     labelled = {}
     for size, batch in BATCHES.items():
         families = [name for name in presets.names() if name.endswith(f"_{size}")]
-        for mechanism in ("softmax", "linear"):
-            for mesh in MESHES:
-                for name in families:
-                    how = ["--topology", "v5e:2x4", "--mesh", mesh, "--batch", str(batch)]
-                    how += [*BFLOAT16, "--set", f"mechanism={mechanism}"]
-                    labelled[size, f"{name} {mechanism} {mesh}"] = [name, *how]
+        for mechanism in ("softmax", *["linear"] * (size == "base")):
+            for mesh, name in itertools.product(MESHES, families):
+                how = ["--topology", "v5e:2x4", "--mesh", mesh, "--batch", str(batch)]
+                how += [*BFLOAT16, "--set", f"mechanism={mechanism}"]
+                labelled[size, f"{name} {mechanism} {mesh}"] = [name, *how]
     for label, how in SAVINGS.items():
         labelled["saving", label] = ["gpt_1b", *SPLIT, *how]
     return labelled

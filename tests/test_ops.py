@@ -167,11 +167,12 @@ def small_blocks(monkeypatch):
     from kzoo.ops.kernels import blockwise
 
     monkeypatch.setattr(blockwise, "BLOCK", 4)
+    monkeypatch.setattr(blockwise, "MATRICES", 2)  # groups of several rows, several groups
 
 
 @pytest.mark.parametrize("time", [24, 21, 3])
 def test_blockwise_softmax_equals_the_oracle(small_blocks, time):
-    q, k, v, padding_mask, source_mask, cotangent = operands(time)
+    q, k, v, padding_mask, source_mask, cotangent = operands(time, batch=6)
     kwargs = {"mask": ORDERS, "source_mask": source_mask, "implementation": "blockwise"}
     oracle = {**kwargs}
     del oracle["implementation"]
@@ -216,10 +217,10 @@ def test_blockwise_softmax_skips_blocks_that_the_mask_hides(small_blocks):
     def work(mask, **kwargs):
         queries, keys = places(masks.get(mask), 32, **kwargs)
         blocks = [
-            tuple(None if x is None else x.swapaxes(0, 1) for x in _arrays(which, size))
+            tuple(None if x is None else x.swapaxes(0, 1) for x in _arrays(which, 1, size))
             for which, size in ((queries, 8), (keys, 4))
         ]
-        first, end = _bounds(_meetings(masks.get(mask), *blocks))
+        first, end = _bounds(_meetings(masks.get(mask), *blocks)[None])
         return int((end - first).sum())
 
     assert work("bidirectional") == 4 * 8

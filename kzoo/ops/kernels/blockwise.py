@@ -4,7 +4,8 @@ The forward pass goes over blocks of queries and, for each, over the blocks of k
 see, with a running maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al.
 2022, arXiv:2205.14135). The backward pass forms each block of weights again from the logarithm
 of the sums. Both are rolled loops whose bounds are computed, so one program serves every length
-of prefix and every packing. The rows of the batch are taken two by two.
+of prefix and every packing. Rows of the batch are taken in groups; the blocks of one group follow
+those of another, and blocks of two groups never meet.
 """
 
 import functools
@@ -16,8 +17,8 @@ from kzoo.masks import And, Order
 from kzoo.ops.operands import ratio
 from kzoo.places import Places
 
-# The scores of so many rows of the batch, queries and keys stay in the cache with eight heads.
-ROWS, BLOCK = 2, 128
+BLOCK = 128
+MATRICES = 32  # of scores, one for each row and head of a group: they stay in the cache
 HIDDEN = -1e30
 
 
@@ -47,77 +48,70 @@ def blockwise(q, k, v, mask, queries, keys):
 
 
 def _one_mask(q, k, v, mask, queries, keys):
-    query_time, dim = q.shape[1], v.shape[3]
-    query_block, key_block = min(BLOCK, q.shape[1]), min(BLOCK, k.shape[1])
-    queries, keys = _arrays(queries, query_block), _arrays(keys, key_block)
+    batch, query_time, heads, _ = q.shape
+    most = max(1, min(batch, MATRICES // heads))
+    rows = next(size for size in range(most, 0, -1) if batch % size == 0)
+    query_block, key_block = min(BLOCK, query_time), min(BLOCK, k.shape[1])
+    queries = _arrays(queries, batch, query_block)
+    keys = _arrays(keys, batch, key_block)
     if queries[1] is None and keys[1] is not None:  # the end of the keys is filled
         queries = (queries[0], jnp.ones_like(queries[0]), *queries[2:])
     if keys[1] is None and queries[1] is not None:
         keys = (keys[0], jnp.ones_like(keys[0]), *keys[2:])
-    q = _cut(q, query_block)
-    k, v = (_cut(x, key_block) for x in (k, v))
-    out = _attend(mask, q, k, v, queries, keys)
-    out = jnp.swapaxes(out, 2, 3).reshape(out.shape[0], -1, out.shape[2], dim)
-    return out[:, :query_time]
+    queries, keys = (jax.tree.map(lambda x: _group(x, rows), places) for places in (queries, keys))
+    meet = jax.vmap(functools.partial(_meetings, mask))(queries, keys)
+    bounds = _bounds(meet), _bounds(jnp.swapaxes(meet, 1, 2))
+    queries, keys = jax.tree.map(_chain, (queries, keys))
+    q = _cut(q, query_block, rows)
+    k, v = (_cut(x, key_block, rows) for x in (k, v))
+    return _join(_attend_alike(mask, q, k, v, queries, keys, bounds), batch, query_time)
+
+
+# From here on blocks are those of all groups: q, k and v are [blocks, rows, heads, block, dim],
+# places [blocks, rows, block], and bounds the first block that each meets and one past the last.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(mask, q, k, v, queries, keys):
-    """Blocks of q, k, v [batch, blocks, heads, block, dim], places [batch or 1, blocks, block]."""
-    return _forward(mask, q, k, v, queries, keys)[0]
+def _attend(mask, q, k, v, queries, keys, bounds):
+    return _forward(mask, q, k, v, queries, keys, bounds)[0]
 
 
-def _forward(mask, q, k, v, queries, keys):
-    out, log_total = _in_groups(functools.partial(_forward_rows, mask), q, k, v, queries, keys)
-    return out, (q, k, v, queries, keys, out, log_total)
-
-
-def _backward(mask, saved, cotangent):
-    q, k, v, queries, keys, out, log_total = saved
-    inner = (out * cotangent).sum(-1)
-    backward = functools.partial(_backward_rows, mask)
-    arguments = (q, k, v, queries, keys, log_total, inner, cotangent)
-    return *_in_groups(backward, *arguments), None, None
-
-
-_attend.defvjp(_forward, _backward)
-
-
-def _forward_rows(mask, q, k, v, queries, keys):
+def _forward(mask, q, k, v, queries, keys, bounds):
     visible = _visible(mask, queries, keys)
-    first, end = _bounds(_meetings(mask, queries, keys))
 
-    def rows(block):
+    def row(block):
         i, q, first, end = block
 
         def step(j, carry):
             highest, total, out = carry
-            seen = visible(i, j)
-            scores = jnp.where(seen, _dot("bhqd,bhkd->bhqk", q, k[j]), HIDDEN)
+            scores = jnp.where(visible(i, j), _dot("bhqd,bhkd->bhqk", q, k[j]), HIDDEN)
             higher = jnp.maximum(highest, scores.max(-1))
-            powers = jnp.where(seen, jnp.exp(scores - higher[..., None]), 0)
+            powers = jnp.exp(scores - higher[..., None])
             shrink = jnp.exp(highest - higher)
             out = out * shrink[..., None] + _dot("bhqk,bhkd->bhqd", powers, v[j])
             return higher, total * shrink + powers.sum(-1), out
 
         empty = jnp.zeros(q.shape[:3], q.dtype)
-        start = (empty + HIDDEN, empty, jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype))
+        # Above what is hidden, whose powers then are 0 in a row that has seen nothing too.
+        start = (empty + HIDDEN / 2, empty, jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype))
         highest, total, out = jax.lax.fori_loop(first, end, step, start)
         log_total = jnp.where(total > 0, highest + jnp.log(jnp.where(total > 0, total, 1)), 0)
         return ratio(out, total[..., None]), log_total
 
-    return jax.lax.map(rows, (jnp.arange(len(q)), q, first, end))
+    out, log_total = jax.lax.map(row, (jnp.arange(len(q)), q, *bounds[0]))
+    return out, (q, k, v, queries, keys, bounds, out, log_total)
 
 
-def _backward_rows(mask, q, k, v, queries, keys, log_total, inner, cotangent):
+def _backward(mask, saved, cotangent):
+    q, k, v, queries, keys, bounds, out, log_total = saved
     visible = _visible(mask, queries, keys)
-    first, end = _bounds(_meetings(mask, queries, keys).T)
+    inner = (out * cotangent).sum(-1)
 
-    def columns(dq, block):
-        j, k, v, first, end = block
+    # Weights stand with keys first and the slope of queries with `dim` first, since products with
+    # a transposed left side are slow on a CPU.
+    def column(dq, block):
+        j, k, turned, v, first, end = block
 
-        # Weights stand with keys first: transposed products are slow on a CPU, and so there is
-        # one of them instead of two.
         def step(i, carry):
             dq, dk, dv = carry
             scores = _dot("bhkd,bhqd->bhkq", k, q[i])
@@ -127,32 +121,19 @@ def _backward_rows(mask, q, k, v, queries, keys, log_total, inner, cotangent):
             slope = _dot("bhkd,bhqd->bhkq", v, cotangent[i]) - inner[i][:, :, None]
             slope = weights * slope
             dk += _dot("bhkq,bhqd->bhkd", slope, q[i])
-            return dq.at[i].add(_dot("bhkq,bhkd->bhqd", slope, k)), dk, dv
+            return dq.at[i].add(_dot("bhdk,bhkq->bhdq", turned, slope)), dk, dv
 
         start = (dq, jnp.zeros_like(k), jnp.zeros_like(v))
         dq, dk, dv = jax.lax.fori_loop(first, end, step, start)
         return dq, (dk, dv)
 
-    blocks = (jnp.arange(len(k)), k, v, first, end)
-    dq, (dk, dv) = jax.lax.scan(columns, jnp.zeros_like(q), blocks)
-    return dq, dk, dv
+    blocks = (jnp.arange(len(k)), k, jnp.swapaxes(k, -1, -2), v, *bounds[1])
+    dq, (dk, dv) = jax.lax.scan(column, jnp.zeros_like(jnp.swapaxes(q, -1, -2)), blocks)
+    return jnp.swapaxes(dq, -1, -2), dk, dv, None, None, None
 
 
-def _in_groups(function, *arguments):
-    """The function on groups of rows of the batch, which it takes as [blocks, rows, ...]."""
-    batch = len(arguments[0])
-    group = next(size for size in range(min(batch, ROWS), 0, -1) if batch % size == 0)
-    arguments = jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, *x.shape[1:])), arguments)
-
-    def of_group(xs):
-        out = function(*jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), xs))
-        return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), out)
-
-    if group == batch:
-        return of_group(arguments)
-    groups = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), arguments)
-    out = jax.lax.map(of_group, groups)
-    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), out)
+_attend.defvjp(_forward, _backward)
+_attend_alike = jax.jit(_attend, static_argnums=0)  # traced once for all layers that are alike
 
 
 def _visible(mask, queries, keys):
@@ -195,28 +176,67 @@ def _documents(segment):
 
 
 def _bounds(meet):
-    """The first block that each row meets, and one past the last; equal where it meets none."""
-    count = meet.shape[1]
-    any_ = meet.any(1)
-    first = jnp.where(any_, jnp.argmax(meet, axis=1), 0)
-    return first, jnp.where(any_, count - jnp.argmax(meet[:, ::-1], axis=1), 0)
+    """The first block that each meets, and one past the last; equal where it meets none.
+
+    Args:
+        meet: booleans [groups, blocks, other blocks].
+
+    Returns:
+        Two arrays of integers [groups · blocks], of the blocks of all groups.
+    """
+    groups, _, count = meet.shape
+    some = meet.any(2)
+    first = jnp.where(some, jnp.argmax(meet, axis=2), 0)
+    end = jnp.where(some, count - jnp.argmax(meet[:, :, ::-1], axis=2), 0)
+    before = jnp.arange(groups)[:, None] * count
+    return (before + first).reshape(-1), (before + end).reshape(-1)
 
 
-def _arrays(places, block):
-    """The tensors of `Places` in blocks, [batch or 1, blocks, block]; the filled end is hidden."""
+def _arrays(places, batch, block):
+    """The tensors of `Places`, [batch, time], the end filled up to whole blocks, and hidden."""
     segment = places.segment
-    if segment is None and places.position.shape[1] % block:
+    missing = -places.position.shape[1] % block
+    if segment is None and missing:
         segment = jnp.ones_like(places.position)
 
-    def cut(x, mode="edge"):
-        return None if x is None else _cut(x[:, :, None, None], block, mode)[:, :, 0, :, 0]
+    def fill(x, mode="edge"):
+        if x is None:
+            return None
+        x = jnp.pad(x, [(0, 0), (0, missing)], mode=mode)
+        return jnp.broadcast_to(x, (batch, x.shape[1])).reshape(batch, -1, block)
 
     return (
-        cut(places.position),
-        cut(segment, "constant"),
-        cut(places.document),
-        cut(places.in_source),
+        fill(places.position),
+        fill(segment, "constant"),
+        fill(places.document),
+        fill(places.in_source),
     )
+
+
+def _group(x, rows):
+    """[batch, blocks, ...] as [groups, blocks, rows, ...]."""
+    return jnp.swapaxes(x.reshape(-1, rows, *x.shape[1:]), 1, 2)
+
+
+def _chain(x):
+    """[groups, blocks, ...] as [groups · blocks, ...]."""
+    return x.reshape(-1, *x.shape[2:])
+
+
+def _cut(x, block, rows):
+    """[batch, time, heads, dim] as [groups · blocks, rows, heads, block, dim], the end filled."""
+    missing = -x.shape[1] % block
+    if missing:
+        x = jnp.pad(x, [(0, 0), (0, missing), (0, 0), (0, 0)])
+    x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
+    return _chain(_group(jnp.swapaxes(x, 2, 3), rows))
+
+
+def _join(x, batch, time):
+    """What `_cut` cut, [batch, time, heads, dim]."""
+    _, rows, heads, block, dim = x.shape
+    x = jnp.swapaxes(x.reshape(batch // rows, -1, rows, heads, block, dim), 1, 2)
+    return jnp.swapaxes(x, 3, 4).reshape(batch, -1, heads, dim)[:, :time]
 
 
 def _take_heads(x, index):
@@ -225,11 +245,3 @@ def _take_heads(x, index):
 
 def _dot(equation, a, b):
     return jnp.einsum(equation, a, b, preferred_element_type=a.dtype)
-
-
-def _cut(x, block, mode="constant"):
-    """[batch, time, heads, dim] as [batch, blocks, heads, block, dim], the end filled."""
-    missing = -x.shape[1] % block
-    if missing:
-        x = jnp.pad(x, [(0, 0), (0, missing), (0, 0), (0, 0)], mode=mode)
-    return jnp.swapaxes(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 2, 3)
