@@ -22,7 +22,7 @@ from kzoo.ops import linear_attention, softmax_attention
 from kzoo.ops.choice import compiling_for
 from kzoo.training import compile_only as module
 from kzoo.training import hlo
-from kzoo.training.compile_only import compile_only
+from kzoo.training.compile_only import compile_only, target
 from kzoo.training.flops import count_flops
 
 ONE_LAYER = {"num_layers": 1, "max_sequence_length": 128}
@@ -43,7 +43,7 @@ def texts(monkeypatch):
 
 def gradients(attention, times, **sizes):
     """A program for four chips: the gradients of an attention of all orders at some lengths."""
-    mesh = module._mesh("v5e:2x2", sizes)
+    mesh = target.mesh_of("v5e:2x2", sizes)
 
     def array(dtype, *sizes):
         axes = ("data", None, "model" if "model" in mesh.shape else None)[: len(sizes)]
@@ -191,7 +191,7 @@ def test_errors_are_one_line(arguments, said, capsys, monkeypatch):
 
 
 def test_without_libtpu(monkeypatch):
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(target.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'kzoo\[tpu\]'"):
         compile_only("gpt_nano", "v5e:2x4", 8)
 

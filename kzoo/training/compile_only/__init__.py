@@ -1,0 +1,223 @@
+"""Programs compiled for TPUs that are not there: what they need, and what is in them.
+
+The wheel `libtpu` compiles on any Linux machine. The model is made of shapes alone, so that one
+of billions of parameters takes no memory here; the program is the one that `fit` runs on such a
+machine under `kzoo.distribute`, or what `generate` repeats.
+"""
+
+import contextlib
+import logging
+import re
+import time
+
+from kzoo import presets
+from kzoo.errors import unknown
+from kzoo.layers import kernels as kernels_of
+from kzoo.ops.choice import compiling_for
+from kzoo.training import hlo
+from kzoo.training.compile_only.program import decoding, model_of_shapes, on_a_chip, train_step
+from kzoo.training.compile_only.remedies import other_remedies, smaller_batches
+from kzoo.training.compile_only.table import table
+from kzoo.training.compile_only.target import target_of
+from kzoo.training.distribution import DATA
+from kzoo.training.flops import count_flops
+
+__all__ = ["compile_only", "table"]
+
+log = logging.getLogger("kzoo")
+
+DTYPES = ("float32", "mixed_bfloat16", "bfloat16")
+
+
+def compile_only(
+    name,
+    topology,
+    batch,
+    *,
+    mesh=None,
+    fsdp=False,
+    dtype=None,
+    remat="none",
+    accumulate=None,
+    decode=False,
+    quick=False,
+    **overrides,
+):
+    """Compile a preset's train step, or its decoding, for a TPU that is not there.
+
+    Args:
+        name: of a preset; its weights are never made.
+        topology: one of `TOPOLOGIES`, such as `"v5e:2x4"`.
+        batch: rows of a step on all chips together, each `max_sequence_length` tokens.
+        mesh: sizes of the mesh axes, such as `{"data": 4, "model": 2}`; by default all chips
+            along "data".
+        fsdp: split parameters over "data" too.
+        dtype: a Keras dtype policy of `DTYPES`; by default Keras's own.
+        remat: as in `kzoo.presets.load`.
+        accumulate: steps whose gradients make one update, Keras's `gradient_accumulation_steps`.
+        decode: compile what `generate` does instead: the pass over prompts that fill the row but
+            for one token, and a step of one token.
+        quick: leave out XLA's search for the fastest program: a fraction of the time, and a
+            program that takes more memory, a little with softmax and up to twice with linear
+            attention.
+        **overrides: config fields, as in `kzoo.presets.load`.
+
+    Returns:
+        A dict of JSON values: the arguments; `parameters`; and `programs`, by name ("train_step",
+        or "prefill" and "token") a dict each:
+
+        - `fits`: whether XLA could lay it out in a chip's memory;
+        - `memory`: bytes on a chip: `arguments`, `outputs`, of which `donated` reuse arguments,
+          `temporaries`, `code`, what they make in `total`, and what the `chip` has;
+        - if it does not fit, `over`, bytes, and `remedies`, sentences;
+        - `flops`: `needed` by all chips (`count_flops`), the share of `a_chip`, and `compiled`,
+          what XLA counts in a chip's program outside of kernels; `seconds` at a chip's peak;
+        - `collectives`: by kind `count` and `bytes` of results on a chip;
+        - `attention`: by layer the `kernel`, and how many Pallas `calls` are in the program;
+        - `seconds`: that tracing and compiling took.
+
+    Raises:
+        InputError: if libtpu or JAX are missing; for an unknown preset, field or topology; for a
+            mesh that does not divide chips, batch or heads; for a masked LM's decoding.
+
+    Example:
+        >>> report = compile_only("gpt_base", "v5e:2x4", 256, dtype="mixed_bfloat16")
+        >>> report["programs"]["train_step"]["memory"]["total"] / 2**30
+    """
+    config = presets.config(name, **overrides)
+    target = target_of(topology, mesh, batch, config)
+    if dtype not in (None, *DTYPES):
+        raise unknown("dtype", dtype, DTYPES)
+    options = {"fsdp": fsdp, "dtype": dtype, "remat": remat, "accumulate": accumulate}
+    model = model_of_shapes(config, target, **options)
+    lower = decoding if decode else train_step
+    programs = {}
+    with _effort(-1.0 if quick else 0.0):
+        for part, program in lower(model, config, target, batch).items():
+            programs[part] = report = _report(part, program, model, config, target, batch)
+            if not report["fits"]:
+                half = None
+                if batch % (2 * target.sizes[DATA]) == 0:
+                    program = lower(model, config, target, batch // 2)[part]
+                    half = _report(part, program, model, config, target, batch // 2)
+                about = (model, config, target, batch)
+                report["remedies"] = smaller_batches(report, half, model, target, batch)
+                if part == "train_step":
+                    report["remedies"] += other_remedies(report, *about, options)
+    return {
+        "preset": name,
+        "overrides": overrides,
+        "topology": topology,
+        "chips": target.mesh.size,
+        "mesh": target.sizes,
+        "batch": batch,
+        "time": config["max_sequence_length"],
+        **{**options, "dtype": model.dtype_policy.name, "quick": quick},
+        "parameters": model.count_params(),
+        "programs": programs,
+    }
+
+
+@contextlib.contextmanager
+def _effort(effort):
+    """XLA's, from -1 to 1, for what is compiled inside."""
+    import jax
+
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", effort)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+def _report(part, make, model, config, target, batch):
+    """What `compile_only` says of a program."""
+    import jax
+
+    begin = time.perf_counter()
+    with compiling_for("tpu", target.mesh):
+        program, arguments = make()
+        lowered = program.lower(*arguments)
+    traced = time.perf_counter()
+    log.info("compiling %s for %d chips, %d rows", part, target.mesh.size, batch)
+    needed = _flops(part, config, batch)
+    a_chip = needed / target.mesh.size
+    flops = {"needed": needed, "a_chip": a_chip, "seconds": a_chip / target.chip.peak}
+    report = {"fits": True, "flops": flops}
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        memory = _refused(str(error), on_a_chip(arguments))
+        if memory is None:
+            raise
+        report |= {"fits": False, "over": memory["total"] - memory["available"]}
+        return {**report, "memory": {**memory, "chip": target.chip.memory}}
+    seconds = {"trace": traced - begin, "compile": time.perf_counter() - traced}
+    stats, text = compiled.memory_analysis(), compiled.as_text()
+    memory = {
+        "arguments": stats.argument_size_in_bytes,
+        "outputs": stats.output_size_in_bytes,
+        "donated": stats.alias_size_in_bytes,
+        "temporaries": stats.temp_size_in_bytes,
+        "code": stats.generated_code_size_in_bytes,
+    }
+    total = sum(memory.values()) - 2 * memory["donated"]
+    flops["compiled"] = compiled.cost_analysis()["flops"]
+    return {
+        **report,
+        "memory": {**memory, "total": total, "chip": target.chip.memory},
+        "collectives": hlo.totals(hlo.collectives(text)),
+        "attention": _attention(part, model, config, batch, hlo.kernels(text)),
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+
+
+def _refused(message, arguments):
+    """What XLA says it needs and has, if that is why it gave up; else None."""
+    size = r"([\d.]+)([KMGT]?)"
+    match = re.search(rf"temporaries \({size}\) exceeds available HBM \({size}\)", message)
+    besides = arguments
+    if match is None:
+        match, besides = re.search(rf"Used {size} of {size} hbm", message), 0
+    if match is None:
+        return None
+    scale = {unit: 2 ** (10 * i) for i, unit in enumerate(["", "K", "M", "G", "T"])}
+    needed, available = (
+        round(float(number) * scale[unit])
+        for number, unit in (match.group(1, 2), match.group(3, 4))
+    )
+    return {"arguments": arguments, "total": needed + besides, "available": available}
+
+
+def _flops(part, config, batch):
+    """What all chips together must do for a batch."""
+    row, time_ = sum(count_flops(config).values()), config["max_sequence_length"]
+    if part == "train_step":
+        return 3 * batch * row
+    prompt = row
+    if config["stack"] != "single":  # the prompt is the encoder's, a token the decoder's
+        head = 2 * config["hidden_dim"] * config["vocabulary_size"] * time_
+        prompt = sum(count_flops({**config, "stack": "single"}).values()) - head
+        row -= prompt
+    return batch * prompt if part == "prefill" else batch * row // time_
+
+
+def _attention(part, model, config, batch, calls):
+    """By layer the kernel that was chosen, and its calls in the compiled program."""
+    chosen = kernels_of(model, (batch, config["max_sequence_length"]), "tpu")
+    if part != "train_step":
+        # Decoding looks back at a cache, which no kernel does: what is not there is not chosen.
+        steps = {"splash": "dense", "chunked": "recurrent" if part == "token" else "chunked"}
+        chosen = {path: steps.get(kernel, kernel) for path, kernel in chosen.items()}
+    found = {}
+    for path, kernel in chosen.items():
+        if part == "token" and path.startswith("encoder_"):
+            continue  # it has read the prompt
+        count = sum(f"/{path}/" in call for call in calls)
+        if part == "prefill" and count:
+            kernel = "splash"
+        if (kernel == "splash") != (count > 0):
+            log.warning("%s was to run %s; the program has %d kernels", path, kernel, count)
+        found[path] = {"kernel": kernel, "calls": count}
+    return found
