@@ -324,3 +324,20 @@ def test_feature_maps_of_the_whole_sequence_need_a_mask_that_shows_it():
     with pytest.raises(ValueError, match="later keys"):
         linear_attention(q, k, v, "causal", feature_map="softmax")
     assert np.isfinite(linear_attention(q, k, v, feature_map="softmax")).all()
+
+
+def test_what_does_not_divide_over_devices_is_said(monkeypatch, caplog):
+    if keras.backend.backend() != "jax":
+        pytest.skip("only JAX splits attention over a mesh")
+    from jax.sharding import AbstractMesh
+
+    from kzoo.ops.kernels import mesh
+
+    q, k, v, *_ = operands(5, poison=False, batch=3)
+    want = linear_attention(q, k, v, "causal")
+    monkeypatch.setattr(mesh, "current_mesh", lambda: AbstractMesh((2,), ("data",)))
+    with caplog.at_level("INFO", "kzoo"):
+        for _ in range(2):
+            np.testing.assert_array_equal(linear_attention(q, k, v, "causal"), want)
+    (message,) = caplog.messages
+    assert "left to XLA's partitioner: a batch of 3 does not divide into 2" in message

@@ -10,6 +10,7 @@ across it. States are sums, never differences of sums, which would lose precisio
 
 import functools
 import itertools
+import logging
 import math
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
 from kzoo.ops import feature_maps
 from kzoo.ops.features import features_of
 from kzoo.ops.operands import prepare, ratio, zero_padding
+
+log = logging.getLogger("kzoo")
 
 CHUNKS = (64, 256)  # the least and the largest that is chosen
 
@@ -98,9 +101,11 @@ def linear_attention(
 
         mesh, heads = current_mesh(), (k.shape[2], q.shape[2])
         sizes = {"batch": q.shape[0], "num_heads": math.gcd(*heads), "mesh": mesh}
-        whole = isinstance(query_offset, int)
-        # Where it does not divide, XLA splits what it can.
-        if mesh is not None and whole and not refuses_mesh(masks.get(mask), **sizes):
+        if mesh is not None and not isinstance(query_offset, int):
+            _tell_of_partitioner("the queries begin at a column that is computed")
+        elif mesh is not None and (reason := refuses_mesh(masks.get(mask), **sizes)):
+            _tell_of_partitioner(reason)
+        elif mesh is not None:
 
             def attend(q, k, v, rows, weights):
                 own = {"query_offset": query_offset, "feature_weights": weights}
@@ -110,6 +115,12 @@ def linear_attention(
     own = {"query_offset": query_offset, "feature_weights": feature_weights}
     states = {"initial_state": initial_state, "return_state": return_state}
     return _linear_attention(q, k, v, mask, **rows, **own, **static, **states)
+
+
+@functools.cache
+def _tell_of_partitioner(reason):
+    """Say once that devices do not compute linear attention each for itself."""
+    log.info("linear attention on several devices is left to XLA's partitioner: %s", reason)
 
 
 def _linear_attention(

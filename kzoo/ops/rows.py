@@ -14,13 +14,6 @@ def by_rows(x):
     """
     if keras.backend.backend() != "jax":
         return x
-    from kzoo.ops.kernels.mesh import current_mesh
+    from kzoo.ops.kernels.mesh import rows_on_devices
 
-    mesh = current_mesh()
-    data = 1 if mesh is None else mesh.shape.get("data", 1)
-    if data == 1 or x.shape[0] % data:
-        return x
-    import jax
-
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    return jax.lax.with_sharding_constraint(x, rows)
+    return rows_on_devices(x)

@@ -6,7 +6,7 @@ branch that depends on the rows.
 
 import jax
 import keras
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from kzoo.masks import Heads
 from kzoo.ops.choice import compiled_for
@@ -45,6 +45,15 @@ def refuses_mesh(mask, *, batch, num_heads, mesh) -> str | None:
             f"whole repetitions of the {pattern} masks of the heads in each"
         )
     return None
+
+
+def rows_on_devices(x):
+    """`x` [batch, ...] split over the axis "data" of `current_mesh`, where it divides."""
+    mesh = current_mesh()
+    data = 1 if mesh is None else mesh.shape.get(DATA, 1)
+    if data == 1 or x.shape[0] % data:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(DATA)))
 
 
 def each_device(attend, mesh, q, k, v, rows, weights=None):
