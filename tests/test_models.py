@@ -71,8 +71,14 @@ def numpy(x):
 # Fit, evaluate ------------------------------------------------------------------------------
 
 
-@pytest.mark.backends
-@pytest.mark.parametrize("family", ["gpt", "unilm", "bert"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param("gpt", marks=pytest.mark.backends),
+        pytest.param("unilm", marks=pytest.mark.torch),
+        pytest.param("bert", marks=pytest.mark.torch),
+    ],
+)
 def test_fit_takes_strings_pairs_token_batches_and_grain(same_weights, family):
     model = same_weights[family]
     model.compile(optimizer=keras.optimizers.SGD(0.1))
