@@ -139,6 +139,17 @@ def test_data_and_model_parallel(texts):
     assert {one["group"] for one in hlo.collectives(texts[0])} <= {2, 4}
 
 
+def test_an_encoder_and_a_decoder_exchange_nothing_but_gradients(texts):
+    fields = {**ONE_LAYER, "tie_embeddings": False}
+    report = compile_only("t5_mixed_encoder_nano", "v5e:2x2", 8, **fields)
+    assert_only_gradients_are_exchanged(report, texts[0], report["parameters"])
+    found = report["programs"]["train_step"]["attention"]
+    looks = ("encoder_block_0/attention", "decoder_block_0/attention")
+    assert found == dict.fromkeys(
+        [*looks, "decoder_block_0/cross_attention"], {"kernel": "splash", "calls": 3}
+    )
+
+
 def test_decoding(texts):
     report = compile_only("gpt_nano", "v5e:2x2", 8, decode=True, **ONE_LAYER)
     prefill, token = report["programs"]["prefill"], report["programs"]["token"]
