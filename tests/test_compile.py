@@ -159,6 +159,9 @@ def test_decoding(texts):
     assert cache <= token["memory"]["donated"]  # written in place
     assert token["flops"]["needed"] == prefill["flops"]["needed"] // 128
     assert not token["collectives"] and not prefill["collectives"]
+    # A prompt from its first token on is a whole sequence; a token looks back at a cache.
+    assert prefill["attention"] == {"block_0/attention": {"kernel": "splash", "calls": 1}}
+    assert token["attention"] == {"block_0/attention": {"kernel": "dense", "calls": 0}}
 
 
 def test_what_does_not_fit_says_by_how_much_and_what_would(capsys):

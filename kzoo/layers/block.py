@@ -228,11 +228,13 @@ class Block(keras.layers.Layer):
         added = {}
 
         def attend(x):
-            x, added["attention"] = self.attention.extend(x, cache["attention"], window, bias)
+            with keras.name_scope(self.attention.name):
+                x, added["attention"] = self.attention.extend(x, cache["attention"], window, bias)
             return x
 
         def look(x):
-            return self.cross_attention.recall(x, cache["cross_attention"])
+            with keras.name_scope(self.cross_attention.name):
+                return self.cross_attention.recall(x, cache["cross_attention"])
 
         return self.assemble(inputs, attend, look), {**cache, **added}
 

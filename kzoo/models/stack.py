@@ -311,7 +311,8 @@ class Stack:
             time = window.key_time(caches[0]["attention"]["key"].shape[1])
             bias = self.relative_bias.between(window.columns(), ops.arange(time, dtype="int32"))
         for block, cache in zip(self.blocks, caches, strict=True):
-            x, cache = block.extend(x, cache, window, bias)
+            with keras.name_scope(block.name):  # as in a call: what a compiled program tells
+                x, cache = block.extend(x, cache, window, bias)
             extended.append(cache)
         return self._finish(x), extended
 

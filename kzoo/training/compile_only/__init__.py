@@ -207,7 +207,7 @@ def _attention(part, model, config, batch, calls):
     """By layer the kernel that was chosen, and its calls in the compiled program."""
     chosen = kernels_of(model, (batch, config["max_sequence_length"]), "tpu")
     if part != "train_step":
-        # Decoding looks back at a cache, which no kernel does: what is not there is not chosen.
+        # No kernel looks back at a cache; splash takes prompts from their first token on.
         steps = {"splash": "dense", "chunked": "recurrent" if part == "token" else "chunked"}
         chosen = {path: steps.get(kernel, kernel) for path, kernel in chosen.items()}
     found = {}
