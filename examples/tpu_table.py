@@ -88,8 +88,7 @@ def page(rows):
             "## What saves memory at 1b",
             "",
             "gpt_1b on v5e:2x4, parameters split over eight chips (`--fsdp`). Donated buffers save",
-            "in every row what stands under donated: without them it would come on top. A `?` are",
-            "bytes that were not counted when the row was made.",
+            "in every row what stands under donated: without them it would come on top.",
             "",
             *_table(saving, lambda row: ["gpt_1b", row["label"], ""]),
         ]
@@ -133,7 +132,7 @@ def _mesh(row):
 
 
 def _mib(count):
-    return "?" if count is None else f"{count / 2**20:.0f}"
+    return f"{count / 2**20:.0f}"
 
 
 def _gib(count):
