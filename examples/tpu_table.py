@@ -3,8 +3,8 @@
     python examples/tpu_table.py [SIZE ...] [--quick]
 
 Runs `kzoo compile` data parallel, and split over data and model: for every preset of size base, and
-for some of them with linear attention; of large and 1b for one preset of each stack, since at base
-the mask changes neither the memory nor what chips exchange. And for gpt_1b with each way to save
+for some of them with linear attention; of large and 1b for one preset of each stack: at base, masks
+change neither the memory nor what chips exchange. And for gpt_1b with each way to save
 memory. Writes examples/tpu/programs.jsonl, a report a line, and examples/tpu/README.md, its table.
 Stopped, it goes on where it was. SIZE (base, large, 1b, saving) chooses some programs.
 --quick is `kzoo compile --quick`: a fraction of the time, and more memory than the program that

@@ -126,10 +126,11 @@ def test_generation_equals_greedy_decoding_without_a_cache(family, overrides):
 
 
 @pytest.mark.torch
-def test_a_mask_in_its_place_tells_the_next_token():
+@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+def test_a_mask_in_its_place_tells_the_next_token(mechanism):
     """As UniLM's published weights do: the mask is read at each step, and forgotten."""
     fields = {"num_segments": 6, "positions": "learned", "prediction": "mask"}
-    model = load("unilm", eagerly=EAGERLY, mechanism="linear", **fields)
+    model = load("unilm", eagerly=EAGERLY, mechanism=mechanism, **fields)
     x = model.preprocessor.generate_preprocess(TEXTS[:2])
     got = rows(model.generate(x, stop_token_ids=None))
     assert any(len(set(row)) > 6 for row in got)

@@ -92,7 +92,7 @@ def checks(tmp_path):
     case.tearDown()
 
 
-@pytest.mark.parametrize("family", ["unilm", "t5_shared"])
+@pytest.mark.parametrize("family", PRESETS)
 def test_keras_hubs_check_of_backbones(checks, family):
     checks.check_backbone(family)
 

@@ -46,5 +46,6 @@ def _lines(program):
 
 
 def in_units(count):
+    """A number of bytes as text, such as "1.5 GiB"."""
     unit = max(i for i in range(4) if i == 0 or count >= 1024**i)
     return f"{count / 1024**unit:.3g} {('B', 'KiB', 'MiB', 'GiB')[unit]}"
