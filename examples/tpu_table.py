@@ -2,10 +2,8 @@
 
     python examples/tpu_table.py [SIZE ...] [--quick]
 
-Runs `kzoo compile` data parallel, and split over data and model: for every preset of size base, and
-for some of them with linear attention; of large and 1b for one preset of each stack: at base, masks
-change neither the memory nor what chips exchange. And for gpt_1b with each way to save
-memory. Writes examples/tpu/programs.jsonl, a report a line, and examples/tpu/README.md, its table.
+Runs `kzoo compile` for every preset of base, large and 1b, data parallel, and split over data and
+model; for some of base with linear attention too, and for gpt_1b with each way to save memory. Writes examples/tpu/programs.jsonl, a report a line, and examples/tpu/README.md, its table.
 Stopped, it goes on where it was. SIZE (base, large, 1b, saving) chooses some programs.
 --quick is `kzoo compile --quick`: a fraction of the time, and more memory than the program that
 would run; a later run without it does those again.
@@ -25,7 +23,6 @@ ROWS, PAGE = FOLDER / "programs.jsonl", FOLDER / "README.md"
 BATCHES = {"base": 64, "large": 32, "1b": 8}
 MESHES = ("data=8", "data=4,model=2")
 SPLIT = ["--topology", "v5e:2x4", "--mesh", "data=8", "--fsdp"]
-STACKS = ("gpt", "t5", "t5_shared")
 LINEAR = ("gpt_base", "unilm_base", "bert_mixed_heads_base")
 BFLOAT16 = ["--dtype", "mixed_bfloat16"]
 LARGE_VOCABULARY = ["--set", "vocabulary_size=32768"]
@@ -46,8 +43,6 @@ def programs():
     labelled = {}
     for size, batch in BATCHES.items():
         names = [name for name in presets.names() if name.endswith(f"_{size}")]
-        if size != "base":
-            names = [f"{stack}_{size}" for stack in STACKS]
         which = [(name, "softmax") for name in names]
         which += [(name, "linear") for name in names if name in LINEAR]
         for mesh, (name, mechanism) in itertools.product(MESHES, which):
@@ -71,8 +66,7 @@ def page(rows):
         *[f"{missing} programs are still missing."] * (missing > 0),
         "GiB are those of one chip, which has 16; `programs.jsonl` has the whole reports and the",
         "command of each. Dtype mixed_bfloat16 unless said. No program has run: times at the peak",
-        "are what none can beat. Of large and 1b there is one preset for each stack: at base the",
-        "mask changes neither the memory nor what chips exchange.",
+        "are what none can beat.",
         *[
             f"{quick} of {len(rows)} rows are compiled with `--quick`: what would run takes less",
             "memory, a little with softmax and down to half with linear attention.",

@@ -190,7 +190,10 @@ def _set_up(options):
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
     os.environ["KERAS_BACKEND"] = backend
-    if options.command != "compile":  # JAX cannot read programs for absent machines again
+    if options.command in ("bench", "compile"):
+        # One times compilation; the other's programs, for absent machines, JAX cannot read again.
+        os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
+    else:
         keep_programs()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GLOG_minloglevel", "2")

@@ -166,8 +166,8 @@ def small_blocks(monkeypatch):
         pytest.skip("the blockwise kernel is JAX's")
     from kzoo.ops.kernels import blockwise
 
-    monkeypatch.setattr(blockwise, "BLOCK", 4)
-    monkeypatch.setattr(blockwise, "MATRICES", 2)  # groups of several rows, several groups
+    monkeypatch.setattr(blockwise, "BLOCK", (4, 3))
+    monkeypatch.setattr(blockwise, "SCORES", 24)  # groups of two rows, several groups
 
 
 @pytest.mark.parametrize("time", [24, 21, 3])

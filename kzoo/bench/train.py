@@ -131,6 +131,8 @@ def _keras(model, tokens, targets):
 
     optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     model.compile(optimizer=optimizer, loss=token_loss(), weighted_metrics=[])
+    # Many small programs, which the next contestant finds compiled: they are nobody's step.
+    optimizer.build(model.trainable_variables)
     inputs = {"token_ids": tokens, "padding_mask": np.ones_like(tokens)}
 
     def step():

@@ -17,8 +17,10 @@ from kzoo.masks import And, Order
 from kzoo.ops.operands import ratio
 from kzoo.places import Places
 
-BLOCK = 128
-MATRICES = 32  # of scores, one for each row and head of a group: they stay in the cache
+BLOCK = 128, 128  # queries and keys: small ones hide more
+# In long sequences: XLA shares a product of matrices out over cores from 2**17 results.
+LONG, LONG_BLOCK = 1024, (512, 256)
+SCORES = 2**19  # of the rows and heads of a group in one block: they stay in the cache
 HIDDEN = -1e30
 
 
@@ -49,9 +51,11 @@ def blockwise(q, k, v, mask, queries, keys):
 
 def _one_mask(q, k, v, mask, queries, keys):
     batch, query_time, heads, _ = q.shape
-    most = max(1, min(batch, MATRICES // heads))
+    key_time = k.shape[1]
+    block = LONG_BLOCK if min(query_time, key_time) >= LONG else BLOCK
+    query_block, key_block = min(block[0], query_time), min(block[1], key_time)
+    most = max(1, min(batch, SCORES // (heads * query_block * key_block)))
     rows = next(size for size in range(most, 0, -1) if batch % size == 0)
-    query_block, key_block = min(BLOCK, query_time), min(BLOCK, k.shape[1])
     queries = _arrays(queries, batch, query_block)
     keys = _arrays(keys, batch, key_block)
     if queries[1] is None and keys[1] is not None:  # the end of the keys is filled
