@@ -88,11 +88,11 @@ def _forward(mask, q, k, v, queries, keys, bounds):
 
         def step(j, carry):
             highest, total, out = carry
-            scores = jnp.where(visible(i, j), _dot("bhqd,bhkd->bhqk", q, k[j]), HIDDEN)
+            scores = jnp.where(visible(i, j), _dot("bhqd,bhkd->bhqk", q, _at(k, j)), HIDDEN)
             higher = jnp.maximum(highest, scores.max(-1))
             powers = jnp.exp(scores - higher[..., None])
             shrink = jnp.exp(highest - higher)
-            out = out * shrink[..., None] + _dot("bhqk,bhkd->bhqd", powers, v[j])
+            out = out * shrink[..., None] + _dot("bhqk,bhkd->bhqd", powers, _at(v, j))
             return higher, total * shrink + powers.sum(-1), out
 
         empty = jnp.zeros(q.shape[:3], q.dtype)
@@ -118,14 +118,16 @@ def _backward(mask, saved, cotangent):
 
         def step(i, carry):
             dq, dk, dv = carry
-            scores = _dot("bhkd,bhqd->bhkq", k, q[i])
+            q_i, cotangent_i = _at(q, i), _at(cotangent, i)
+            scores = _dot("bhkd,bhqd->bhkq", k, q_i)
             seen = jnp.swapaxes(visible(i, j), -1, -2)
-            weights = jnp.where(seen, jnp.exp(scores - log_total[i][:, :, None]), 0)
-            dv += _dot("bhkq,bhqd->bhkd", weights, cotangent[i])
-            slope = _dot("bhkd,bhqd->bhkq", v, cotangent[i]) - inner[i][:, :, None]
+            weights = jnp.where(seen, jnp.exp(scores - _at(log_total, i)[:, :, None]), 0)
+            dv += _dot("bhkq,bhqd->bhkd", weights, cotangent_i)
+            slope = _dot("bhkd,bhqd->bhkq", v, cotangent_i) - _at(inner, i)[:, :, None]
             slope = weights * slope
-            dk += _dot("bhkq,bhqd->bhkd", slope, q[i])
-            return dq.at[i].add(_dot("bhdk,bhkq->bhdq", turned, slope)), dk, dv
+            dk += _dot("bhkq,bhqd->bhkd", slope, q_i)
+            dq_i = _at(dq, i) + _dot("bhdk,bhkq->bhdq", turned, slope)
+            return jax.lax.dynamic_update_index_in_dim(dq, dq_i, i, 0, **_INSIDE), dk, dv
 
         start = (dq, jnp.zeros_like(k), jnp.zeros_like(v))
         dq, dk, dv = jax.lax.fori_loop(first, end, step, start)
@@ -145,7 +147,7 @@ def _visible(mask, queries, keys):
 
     def visible(i, j):
         pair = (
-            Places(*(None if x is None else x[at] for x in xs))
+            Places(*(None if x is None else _at(x, at) for x in xs))
             for xs, at in ((queries, i), (keys, j))
         )
         return mask.between(*pair)
@@ -241,6 +243,14 @@ def _join(x, batch, time):
     _, rows, heads, block, dim = x.shape
     x = jnp.swapaxes(x.reshape(batch // rows, -1, rows, heads, block, dim), 1, 2)
     return jnp.swapaxes(x, 3, 4).reshape(batch, -1, heads, dim)[:, :time]
+
+
+# An index that jnp takes may count from the end: many operations more to compile.
+_INSIDE = {"allow_negative_indices": False}
+
+
+def _at(x, index):
+    return jax.lax.dynamic_index_in_dim(x, index, keepdims=False, **_INSIDE)
 
 
 def _take_heads(x, index):
