@@ -38,10 +38,13 @@ def blockwise(q, k, v, mask, queries, keys):
         Floats [batch, query_time, heads, value_dim]; 0 for queries that see no key.
     """
     heads = mask.per_head(q.shape[2])
+    queries, keys = (  # JAX takes tuples of arrays
+        (x.position, x.segment, x.document, x.in_source) for x in (queries, keys)
+    )
     outs, order = [], []
     for head in dict.fromkeys(heads):
         index = [i for i, other in enumerate(heads) if other == head]
-        outs.append(_one_mask(*(_take_heads(x, index) for x in (q, k, v)), head, queries, keys))
+        outs.append(_one_mask(head, *(_take_heads(x, index) for x in (q, k, v)), queries, keys))
         order += index
     if len(outs) == 1:
         return outs[0]
@@ -49,7 +52,8 @@ def blockwise(q, k, v, mask, queries, keys):
     return jnp.take(jnp.concatenate(outs, axis=2), jnp.array(back), axis=2)
 
 
-def _one_mask(q, k, v, mask, queries, keys):
+@functools.partial(jax.jit, static_argnums=0)  # traced once for all layers that are alike
+def _one_mask(mask, q, k, v, queries, keys):
     batch, query_time, heads, _ = q.shape
     key_time = k.shape[1]
     block = LONG_BLOCK if min(query_time, key_time) >= LONG else BLOCK
@@ -68,7 +72,7 @@ def _one_mask(q, k, v, mask, queries, keys):
     queries, keys = jax.tree.map(_chain, (queries, keys))
     q = _cut(q, query_block, rows)
     k, v = (_cut(x, key_block, rows) for x in (k, v))
-    return _join(_attend_alike(mask, q, k, v, queries, keys, bounds), batch, query_time)
+    return _join(_attend(mask, q, k, v, queries, keys, bounds), batch, query_time)
 
 
 # From here on blocks are those of all groups: q, k and v are [blocks, rows, heads, block, dim],
@@ -139,7 +143,6 @@ def _backward(mask, saved, cotangent):
 
 
 _attend.defvjp(_forward, _backward)
-_attend_alike = jax.jit(_attend, static_argnums=0)  # traced once for all layers that are alike
 
 
 def _visible(mask, queries, keys):
@@ -199,11 +202,11 @@ def _bounds(meet):
 
 
 def _arrays(places, batch, block):
-    """The tensors of `Places`, [batch, time], the end filled up to whole blocks, and hidden."""
-    segment = places.segment
-    missing = -places.position.shape[1] % block
+    """The tensors of `Places`, [batch, blocks, block]; the end is filled up, and hidden."""
+    position, segment, document, in_source = places
+    missing = -position.shape[1] % block
     if segment is None and missing:
-        segment = jnp.ones_like(places.position)
+        segment = jnp.ones_like(position)
 
     def fill(x, mode="edge"):
         if x is None:
@@ -211,12 +214,7 @@ def _arrays(places, batch, block):
         x = jnp.pad(x, [(0, 0), (0, missing)], mode=mode)
         return jnp.broadcast_to(x, (batch, x.shape[1])).reshape(batch, -1, block)
 
-    return (
-        fill(places.position),
-        fill(segment, "constant"),
-        fill(places.document),
-        fill(places.in_source),
-    )
+    return fill(position), fill(segment, "constant"), fill(document), fill(in_source)
 
 
 def _group(x, rows):
