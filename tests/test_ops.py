@@ -214,13 +214,13 @@ def test_blockwise_softmax_takes_custom_masks_windows_and_two_sequences(small_bl
 
 
 def test_blockwise_softmax_skips_blocks_that_the_mask_hides(small_blocks):
-    from kzoo.ops.kernels.blockwise import _arrays, _bounds, _meetings
+    from kzoo.ops.kernels.blockwise import _arrays, _bounds, _fields, _meetings
     from kzoo.places import places
 
     def work(mask, **kwargs):
         queries, keys = places(masks.get(mask), 32, **kwargs)
         blocks = [
-            tuple(None if x is None else x.swapaxes(0, 1) for x in _arrays(which, 1, size))
+            tuple(None if x is None else x.swapaxes(0, 1) for x in _arrays(_fields(which), 1, size))
             for which, size in ((queries, 8), (keys, 4))
         ]
         first, end = _bounds(_meetings(masks.get(mask), *blocks)[None])

@@ -38,9 +38,7 @@ def blockwise(q, k, v, mask, queries, keys):
         Floats [batch, query_time, heads, value_dim]; 0 for queries that see no key.
     """
     heads = mask.per_head(q.shape[2])
-    queries, keys = (  # JAX takes tuples of arrays
-        (x.position, x.segment, x.document, x.in_source) for x in (queries, keys)
-    )
+    queries, keys = _fields(queries), _fields(keys)
     outs, order = [], []
     for head in dict.fromkeys(heads):
         index = [i for i, other in enumerate(heads) if other == head]
@@ -201,8 +199,13 @@ def _bounds(meet):
     return (before + first).reshape(-1), (before + end).reshape(-1)
 
 
+def _fields(places):
+    """The tensors of `Places`, in a tuple as JAX takes it."""
+    return places.position, places.segment, places.document, places.in_source
+
+
 def _arrays(places, batch, block):
-    """The tensors of `Places`, [batch, blocks, block]; the end is filled up, and hidden."""
+    """The tensors of `Places` as [batch, blocks, block]; the end is filled up, and hidden."""
     position, segment, document, in_source = places
     missing = -position.shape[1] % block
     if segment is None and missing:
