@@ -353,6 +353,7 @@ class Attention(keras.layers.Layer):
             padded=padded,
             same_places=not self.across and key_time is None,
             bias=self.relative,
+            dtype=self.compute_dtype,
         )
         return kernel_for(self.mechanism, shape, keras.backend.backend(), platform)
 

@@ -5,6 +5,7 @@
 | `dense`     | softmax   | everywhere                   | all; quadratic memory            |
 | `blockwise` | softmax   | JAX                          | all, no bias                     |
 | `splash`    | softmax   | JAX on TPU                   | orders, no bias                  |
+| `cudnn`     | softmax   | JAX on GPU, 16-bit floats    | all, no bias                     |
 | `sdpa`      | softmax   | torch                        | all                              |
 | `chunked`   | linear    | everywhere                   | orders                           |
 """
@@ -17,7 +18,7 @@ import keras
 
 from kzoo.errors import InputError, unknown
 
-KERNELS = {"softmax": ("dense", "blockwise", "splash", "sdpa"), "linear": ("chunked",)}
+KERNELS = {"softmax": ("dense", "blockwise", "splash", "cudnn", "sdpa"), "linear": ("chunked",)}
 # Up to it one block holds all scores, and XLA's dense softmax compiles sooner.
 DENSE_TIME = 128
 
@@ -79,6 +80,7 @@ class Shape:
         padded: whether a padding mask says documents and padding.
         same_places: whether queries and keys are one sequence.
         bias: whether a bias is added to the scores.
+        dtype: of the layer's computation.
     """
 
     query_time: int | None
@@ -90,6 +92,7 @@ class Shape:
     padded: bool = False
     same_places: bool = True
     bias: bool = False
+    dtype: str = "float32"
 
 
 def kernel_for(mechanism, shape, backend, platform, implementation="auto"):
@@ -129,7 +132,7 @@ def kernel_for(mechanism, shape, backend, platform, implementation="auto"):
 
 def refusal(name, shape, backend):
     """Why a kernel cannot compute this, in words; None if it can."""
-    home = {"blockwise": "jax", "splash": "jax", "sdpa": "torch"}.get(name, backend)
+    home = {"dense": backend, "chunked": backend, "sdpa": "torch"}.get(name, "jax")
     if backend != home:
         return f"the kernel {name!r} runs on the {home} backend, not on {backend}"
     if name == "blockwise" and shape.bias:
@@ -148,6 +151,20 @@ def refusal(name, shape, backend):
             same_places=shape.same_places,
             padded=shape.padded,
         )
+    if name == "cudnn":
+        from kzoo.ops.kernels.cudnn import refuses
+
+        return refuses(
+            shape.mask,
+            query_time=shape.query_time,
+            key_time=shape.key_time,
+            num_heads=shape.num_heads,
+            dim=shape.dim,
+            value_dim=shape.value_dim,
+            dtype=shape.dtype,
+            bias=shape.bias,
+            whole=shape.same_places and not shape.padded,
+        )
     return None
 
 
@@ -156,7 +173,7 @@ def _best(backend, platform):
     if backend == "torch":
         return ("sdpa",)
     if backend == "jax":
-        return {"tpu": ("splash",), "cpu": ("blockwise",)}.get(platform, ())
+        return {"tpu": ("splash",), "gpu": ("cudnn",), "cpu": ("blockwise",)}[platform]
     return ()
 
 

@@ -52,7 +52,7 @@ def softmax_attention(
     Example:
         >>> out = softmax_attention(q, k, v, {"heads": ["causal", "reversed"]})
     """
-    dtype = ops.convert_to_tensor(v).dtype
+    dtype = keras.backend.standardize_dtype(ops.convert_to_tensor(v).dtype)
     q, k, v, mask, queries, keys = prepare(
         q,
         k,
@@ -77,12 +77,13 @@ def softmax_attention(
         padded=keys.segment is not None,
         same_places=queries is keys,
         bias=bias is not None,
+        dtype=dtype,
     )
     bias = bias if bias is None else ops.cast(bias, q.dtype)
     backend = keras.backend.backend()
     name = kernel_for("softmax", shape, backend, platform(), implementation)
-    if name == "splash" and keras.backend.standardize_dtype(dtype) == "bfloat16":
-        # A TPU multiplies bfloat16 and adds up in float32; float32 would only take more memory.
+    if name == "cudnn" or (name == "splash" and dtype == "bfloat16"):
+        # They multiply 16-bit floats and add up in float32; float32 would only take more memory.
         q, k, v = (ops.cast(x, dtype) for x in (q, k, v))
     return ops.cast(_kernel(name, bias)(q, k, v, mask, queries, keys), dtype)
 
@@ -98,6 +99,10 @@ def _kernel(name, bias):
         from kzoo.ops.kernels.blockwise import blockwise
 
         return blockwise
+    if name == "cudnn":
+        from kzoo.ops.kernels.cudnn import cudnn
+
+        return cudnn if platform() == "gpu" else functools.partial(cudnn, implementation="xla")
     from kzoo.ops.kernels.splash import splash
 
     return functools.partial(splash, interpret=platform() != "tpu")

@@ -1,0 +1,87 @@
+"""Softmax attention by cuDNN's fused kernel on an NVIDIA GPU, through `jax.nn`."""
+
+import jax
+import jax.numpy as jnp
+
+from kzoo.masks import Bidirectional, Causal
+
+DTYPES = ("float16", "bfloat16")
+LARGEST_DIM = 128  # of heads, on every GPU that has the kernel
+CAPABILITY = 8.0  # that of Ampere
+
+
+def refuses(mask, *, query_time, key_time, num_heads, dim, value_dim, dtype, bias, whole):
+    """Why cuDNN cannot compute an attention, in words for its user, or None if it can.
+
+    The conditions are those that `jax.nn.dot_product_attention` checks, for training too.
+
+    Args:
+        mask: a `Mask`.
+        query_time, key_time, num_heads, dim, value_dim: sizes of q, k and v.
+        dtype: of the layer's computation.
+        bias: whether a bias is added to the scores.
+        whole: whether queries and keys are one sequence without padding.
+    """
+    if bias:
+        return "cuDNN's kernel adds no bias that is learned; use 'dense'"
+    if dtype not in DTYPES:
+        return f"cuDNN's kernel computes in {' or '.join(DTYPES)}, not in {dtype}"
+    if dim != value_dim or dim > LARGEST_DIM or dim % 8:
+        return (
+            f"cuDNN takes heads of 8, 16, … {LARGEST_DIM} dimensions, the same in q, k and v, "
+            f"not {dim} and {value_dim}"
+        )
+    flags = _flags(mask, num_heads, whole)
+    if flags is None and (query_time % 2 or key_time % 2):
+        return f"cuDNN takes a mask for even times only, not for {query_time} and {key_time}"
+    capability = _capability()
+    if capability is not None and capability < CAPABILITY:
+        return f"cuDNN's kernel needs a GPU of compute capability {CAPABILITY}, not {capability}"
+    return None
+
+
+def cudnn(q, k, v, mask, queries, keys, *, implementation="cudnn"):
+    """softmax(q kᵀ) v over the visible keys.
+
+    Flags are used where they say exactly what the mask says, else a mask tensor.
+
+    Args:
+        q: floats [batch, query_time, heads, dim], scaled.
+        k, v: floats [batch, key_time, heads, dim].
+        mask: a `Mask` that does not differ by layer.
+        queries, keys: their `Places`.
+        implementation: of `jax.nn.dot_product_attention`; `"xla"` runs anywhere, for tests.
+
+    Returns:
+        Floats [batch, query_time, heads, dim]; 0 for queries that see no key.
+    """
+    flags = _flags(mask, q.shape[2], queries is keys and keys.segment is None)
+    seen = some = None
+    if flags is None:
+        flags = {}
+        seen = mask.between(queries, keys, q.shape[2])
+        some = seen.any(axis=-1, keepdims=True)
+        # A row of nothing but hidden keys has no softmax: it sees all, and is hidden after.
+        seen = seen | ~some
+    out = jax.nn.dot_product_attention(
+        q, k, v, mask=seen, scale=1.0, implementation=implementation, **flags
+    )
+    return out if some is None else jnp.where(jnp.swapaxes(some, 1, 2), out, 0)
+
+
+def _flags(mask, num_heads, whole):
+    """What says the mask without a tensor: arguments of `jax.nn`'s function; None if nothing."""
+    heads = set(mask.per_head(num_heads))
+    if not whole or heads not in ({Causal()}, {Bidirectional()}):
+        return None
+    return {"is_causal": heads == {Causal()}}
+
+
+def _capability():
+    """Of this process's GPU; None where there is none, and programs are made for another."""
+    if jax.default_backend() != "gpu":
+        return None
+    try:
+        return float(jax.local_devices()[0].compute_capability)
+    except ValueError:  # AMD's have names
+        return 0.0

@@ -1,0 +1,107 @@
+"""cuDNN's kernel without a GPU: its values through XLA, its programs lowered for CUDA."""
+
+import keras
+import numpy as np
+import pytest
+from autodiff import value_and_gradients
+from test_ops import ORDERS, _round, operands
+
+from kzoo import masks
+from kzoo.ops import reference_attention, softmax_attention
+from kzoo.ops.choice import Shape, compiling_for, kernel_for
+
+HALF = {"heads": ["causal", "reversed"]}
+
+
+@pytest.mark.parametrize(
+    ("mask", "padded"),
+    [
+        (ORDERS, True),
+        (ORDERS, False),
+        ("causal", False),
+        ("causal", True),
+        ("bidirectional", False),
+    ],
+    ids=lambda x: x if isinstance(x, str | bool) else "orders",
+)
+def test_it_equals_the_oracle(mask, padded):
+    q, k, v, padding_mask, source_mask, cotangent = operands(
+        24, dim=8, value_dim=8, poison=padded, batch=7 if padded else 2
+    )
+    kwargs = {"mask": mask, "source_mask": source_mask if mask is ORDERS else None}
+    if padded:
+        kwargs["padding_mask"] = padding_mask
+    arrays = [_round(x, "bfloat16") for x in (q, k, v)]
+    expected, slopes = value_and_gradients(
+        lambda *x: reference_attention(*x, mechanism="softmax", dtype="float64", **kwargs),
+        arrays,
+        cotangent,
+        "float64",
+    )
+    value, gradients = value_and_gradients(
+        lambda *x: softmax_attention(*x, implementation="cudnn", **kwargs),
+        arrays,
+        cotangent,
+        "bfloat16",
+    )
+    for got, want in zip([value, *gradients], [expected, *slopes], strict=True):
+        np.testing.assert_allclose(got, want, rtol=4e-2, atol=4e-2 * max(1, np.abs(want).max()))
+        if padded:
+            assert (got[padding_mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "padded", "flag"),
+    [("causal", False, "CAUSAL"), ("bidirectional", False, "NO_MASK"), (HALF, True, "NO_MASK")],
+)
+def test_jax_takes_it_for_cuda(monkeypatch, mask, padded, flag):
+    import jax
+    import jax.numpy as jnp
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    # What JAX asks of the machine; the shapes and dtypes it checks itself.
+    monkeypatch.setattr(cudnn, "check_cudnn_version", lambda: 91100)
+    monkeypatch.setattr(cudnn, "check_compute_capability", lambda capability: capability == "8.0")
+
+    def loss(q, k, v, padding_mask):
+        kwargs = {"padding_mask": padding_mask} if padded else {}
+        return softmax_attention(q, k, v, mask, **kwargs).astype("float32").sum()
+
+    x = jnp.ones((2, 64, 4, 32), "bfloat16")
+    with compiling_for("gpu"):
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(
+            x, x, x, jnp.ones((2, 64), "int32")
+        )
+        text = traced.lower(lowering_platforms=("cuda",)).as_text()
+    kind = "ScaleBiasSoftmax" if padded else "Softmax"
+    assert f"__cudnn$fmha{kind}" in text and f"__cudnn$fmha{kind}Backward" in text
+    assert f"\\22mask_type\\22: \\22{flag}\\22" in text
+
+
+def test_where_it_runs():
+    def shape(mask="causal", dtype="bfloat16", time=64, dim=64, **kwargs):
+        return Shape(time, time, 4, dim, dim, masks.get(mask), dtype=dtype, **kwargs)
+
+    assert kernel_for("softmax", shape(), "jax", "gpu") == "cudnn"
+    assert kernel_for("softmax", shape(HALF, padded=True), "jax", "gpu") == "cudnn"
+    assert kernel_for("softmax", shape(time=63), "jax", "gpu") == "cudnn"  # a flag says the mask
+    assert kernel_for("softmax", shape(), "torch", "gpu") == "sdpa"
+    for other, reason in [
+        (shape(dtype="float32"), "float16 or bfloat16, not in float32"),
+        (shape(bias=True), "bias"),
+        (shape(dim=160), "128 dimensions"),
+        (shape(dim=20), "128 dimensions"),
+        (shape(time=63, padded=True), "even times"),
+    ]:
+        assert kernel_for("softmax", other, "jax", "gpu") == "dense"
+        with pytest.raises(ValueError, match=reason):
+            kernel_for("softmax", other, "jax", "gpu", "cudnn")
+
+
+def test_layers_say_so():
+    import kzoo
+
+    layer = kzoo.layers.SoftmaxAttention(4, 8, mask="prefix", dtype="mixed_bfloat16", name="a")
+    x = keras.Input((64, 32))
+    model = keras.Model(x, layer(x, source_mask=keras.ops.ones((1, 64), "int32")))
+    assert kzoo.layers.kernels(model, (2, 64), "gpu") == {"a": "cudnn"}
