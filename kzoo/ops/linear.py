@@ -22,7 +22,7 @@ from kzoo.errors import InputError
 from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
 from kzoo.ops import feature_maps
 from kzoo.ops.features import features_of
-from kzoo.ops.operands import prepare, ratio, zero_padding
+from kzoo.ops.operands import prepare, ratio, take_heads, zero_padding
 
 log = logging.getLogger("kzoo")
 
@@ -255,9 +255,9 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
     for _, members in itertools.groupby(orders, kind):
         members = list(members)
         index = [i for order in members for i, head in enumerate(heads) if head == order]
-        own = [_take_heads(x, index, 2) for x in (q, k, v)]
-        own_weights = {name: _take_heads(x, index, 0) for name, x in (weights or {}).items()}
-        own_state = None if state is None else tuple(_take_heads(x, index, 1) for x in state)
+        own = [take_heads(x, index, 2) for x in (q, k, v)]
+        own_weights = {name: take_heads(x, index, 0) for name, x in (weights or {}).items()}
+        own_state = None if state is None else tuple(take_heads(x, index, 1) for x in state)
         in_order = [heads[i] for i in index]
         out, last = _same_kind(core, own, own_weights, in_order, places, turns, own_state)
         outs.append(out)
@@ -265,8 +265,8 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
         taken += index
     back = sorted(range(len(heads)), key=taken.__getitem__)
     return (
-        _take_heads(_join(outs, 2), back, 2),
-        tuple(_take_heads(_join(parts, 1), back, 1) for parts in zip(*states, strict=True)),
+        take_heads(_join(outs, 2), back, 2),
+        tuple(take_heads(_join(parts, 1), back, 1) for parts in zip(*states, strict=True)),
     )
 
 
@@ -532,10 +532,6 @@ def _shift(x, first):
 def _swap(x):
     """Time and heads change places."""
     return ops.transpose(x, (0, 2, 1, 3))
-
-
-def _take_heads(x, index, axis):
-    return x if list(index) == list(range(x.shape[axis])) else ops.take(x, index, axis=axis)
 
 
 def _all_equal(a, b):

@@ -80,6 +80,29 @@ def zero_padding(x, places):
     return ops.where(places.segment[:, :, None, None] != 0, x, ops.zeros_like(x))
 
 
+def take_heads(x, index, axis=2):
+    """The heads `index`, a list of integers, along `axis`.
+
+    In slices with steps, as few as there are: the gradient of `take` is a scatter, and slow.
+    """
+    before = (slice(None),) * axis
+    parts = [x[(*before, part)] for part in _steps(index)]
+    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=axis)
+
+
+def _steps(index):
+    """Integers as slices, each as long as equal steps forward go."""
+    parts, start = [], 0
+    while start < len(index):
+        end = start + 1
+        step = max(1, index[end] - index[start]) if end < len(index) else 1
+        while end < len(index) and index[end] - index[end - 1] == step:
+            end += 1
+        parts.append(slice(index[start], index[end - 1] + 1, step))
+        start = end
+    return parts
+
+
 def ratio(numerator, normaliser):
     """numerator / normaliser, exactly 0 with finite gradients where the normaliser is 0."""
     positive = normaliser > 0

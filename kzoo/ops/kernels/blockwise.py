@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kzoo.masks import And, Order
-from kzoo.ops.operands import ratio
+from kzoo.ops.operands import ratio, take_heads
 from kzoo.places import Places
 
 BLOCK = 128, 128  # queries and keys: small ones hide more
@@ -42,12 +42,10 @@ def blockwise(q, k, v, mask, queries, keys):
     outs, order = [], []
     for head in dict.fromkeys(heads):
         index = [i for i, other in enumerate(heads) if other == head]
-        outs.append(_one_mask(head, *(_take_heads(x, index) for x in (q, k, v)), queries, keys))
+        outs.append(_one_mask(head, *(take_heads(x, index) for x in (q, k, v)), queries, keys))
         order += index
-    if len(outs) == 1:
-        return outs[0]
     back = sorted(range(len(order)), key=order.__getitem__)
-    return jnp.take(jnp.concatenate(outs, axis=2), jnp.array(back), axis=2)
+    return take_heads(jnp.concatenate(outs, axis=2), back)
 
 
 @functools.partial(jax.jit, static_argnums=0)  # traced once for all layers that are alike
@@ -252,10 +250,6 @@ _INSIDE = {"allow_negative_indices": False}
 
 def _at(x, index):
     return jax.lax.dynamic_index_in_dim(x, index, keepdims=False, **_INSIDE)
-
-
-def _take_heads(x, index):
-    return x if index == list(range(x.shape[2])) else jnp.take(x, jnp.array(index), axis=2)
 
 
 def _dot(equation, a, b):
