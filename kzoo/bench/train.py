@@ -41,8 +41,9 @@ def bench_train(steps=5, sizes=None, *, say=lambda text: None):
     Returns:
         A dict of JSON values: `settings`, `machine` and `rows`, one for each contestant:
         `contestant`, `reason` (why it did not run, else None), `median_seconds`, `iqr_seconds`,
-        `seconds`, `first_seconds`, `compile_seconds` (the first step less a median one),
-        `tokens_per_second`, `parameters`, `first_loss`, and `ratio` to kzoo's time.
+        `seconds`, `first_seconds`, `compile_seconds` (the first step less a median one;
+        where JAX has been told to keep programs, the time of reading them), `tokens_per_second`,
+        `parameters`, `first_loss`, and `ratio` to kzoo's time.
 
     Raises:
         InputError: for steps or sizes that are no positive integers or make no model, or another

@@ -1,4 +1,6 @@
-"""Which kernel computes an attention: one pure function, for the dispatch and for the logs.
+"""Which kernel computes an attention: one function, for the dispatch and for the logs.
+
+It looks at shapes alone, and for `cudnn` at the compute capability of this process's GPU.
 
 | kernel      | mechanism | where                        | masks                            |
 |-------------|-----------|------------------------------|----------------------------------|
@@ -154,17 +156,7 @@ def refusal(name, shape, backend):
     if name == "cudnn":
         from kzoo.ops.kernels.cudnn import refuses
 
-        return refuses(
-            shape.mask,
-            query_time=shape.query_time,
-            key_time=shape.key_time,
-            num_heads=shape.num_heads,
-            dim=shape.dim,
-            value_dim=shape.value_dim,
-            dtype=shape.dtype,
-            bias=shape.bias,
-            whole=shape.same_places and not shape.padded,
-        )
+        return refuses(shape)
     return None
 
 

@@ -10,30 +10,28 @@ LARGEST_DIM = 128  # of heads, on every GPU that has the kernel
 CAPABILITY = 8.0  # that of Ampere
 
 
-def refuses(mask, *, query_time, key_time, num_heads, dim, value_dim, dtype, bias, whole):
+def refuses(shape):
     """Why cuDNN cannot compute an attention, in words for its user, or None if it can.
 
     The conditions are those that `jax.nn.dot_product_attention` checks, for training too.
 
     Args:
-        mask: a `Mask`.
-        query_time, key_time, num_heads, dim, value_dim: sizes of q, k and v.
-        dtype: of the layer's computation.
-        bias: whether a bias is added to the scores.
-        whole: whether queries and keys are one sequence without padding.
+        shape: a `kzoo.ops.choice.Shape`.
     """
-    if bias:
+    if shape.bias:
         return "cuDNN's kernel adds no bias that is learned; use 'dense'"
-    if dtype not in DTYPES:
-        return f"cuDNN's kernel computes in {' or '.join(DTYPES)}, not in {dtype}"
+    if shape.dtype not in DTYPES:
+        return f"cuDNN's kernel computes in {' or '.join(DTYPES)}, not in {shape.dtype}"
+    dim, value_dim = shape.dim, shape.value_dim
     if dim != value_dim or dim > LARGEST_DIM or dim % 8:
         return (
             f"cuDNN takes heads of 8, 16, … {LARGEST_DIM} dimensions, the same in q, k and v, "
             f"not {dim} and {value_dim}"
         )
-    flags = _flags(mask, num_heads, whole)
-    if flags is None and (query_time % 2 or key_time % 2):
-        return f"cuDNN takes a mask for even times only, not for {query_time} and {key_time}"
+    times = shape.query_time, shape.key_time
+    flags = _flags(shape.mask, shape.num_heads, shape.same_places and not shape.padded)
+    if flags is None and any(time % 2 for time in times):
+        return f"cuDNN takes a mask for even times only, not for {times[0]} and {times[1]}"
     capability = _capability()
     if capability is not None and capability < CAPABILITY:
         return f"cuDNN's kernel needs a GPU of compute capability {CAPABILITY}, not {capability}"
@@ -43,7 +41,8 @@ def refuses(mask, *, query_time, key_time, num_heads, dim, value_dim, dtype, bia
 def cudnn(q, k, v, mask, queries, keys, *, implementation="cudnn"):
     """softmax(q kᵀ) v over the visible keys.
 
-    Flags are used where they say exactly what the mask says, else a mask tensor.
+    Flags are used where they say exactly what the mask says, else a mask tensor. Source: Dao et
+    al. 2022, arXiv:2205.14135, as cuDNN has it.
 
     Args:
         q: floats [batch, query_time, heads, dim], scaled.
