@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -78,6 +79,7 @@ def test_records_say_what_was_measured(finished):
         origin = record["provenance"]
         assert origin["backend"] == "jax" and origin["versions"]["keras"]
         assert origin["kernels"] == ["dense", "dense"]
+        assert origin["xla_flags"] == os.environ["XLA_FLAGS"]
         assert record["facts"]["sha256"]
     gpt, _, bert, _ = records
     assert gpt["group"] == "continuation on synthetic:copy"

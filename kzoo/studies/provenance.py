@@ -35,6 +35,7 @@ def provenance(model, time):
         "platform": platform.platform(),
         "processors": os.cpu_count(),
         "python": platform.python_version(),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "dtype": model.dtype_policy.name,
         "kernels": list(kernels(model, (None, time), choice.platform()).values()),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
