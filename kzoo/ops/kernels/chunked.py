@@ -17,8 +17,10 @@ from kzoo.ops.operands import ratio
 class Chunks(NamedTuple):
     """What a chunk begins with; each array has the chunks on its first axis.
 
+    Heads stand before time, as products take them: turned once, and not in every step.
+
     Attributes:
-        q, k, v: floats [chunks, batch, chunk, heads, dim].
+        q, k, v: floats [chunks, batch, heads, chunk, dim].
     """
 
     q: jax.Array
@@ -64,7 +66,7 @@ def chunked(features, q, k, v, weights, tokens, initial_state, *, chunk_size, re
     shown = tokens.shown
     if shown is None and time % chunk:  # the filled end holds no keys
         shown = jnp.ones((1, time), bool)
-    chunks = Chunks(*(_cut(x, 1, "constant", chunk) for x in (q, k, v)))
+    chunks = Chunks(*(_cut(_swap(x), 2, "constant", chunk) for x in (q, k, v)))
     where = jax.tree.map(lambda x: _cut(x, 1, "constant", chunk), (tokens.turns, shown))
     labels = (tokens.document, tokens.rank)
     labels = Labels(*(None if x is None else _cut(x, 2, "edge", chunk) for x in labels))
@@ -80,7 +82,7 @@ def chunked(features, q, k, v, weights, tokens, initial_state, *, chunk_size, re
         if initial_state is None:
             initial_state = _zero_state(static, weights, chunks, where)
         out, state = _attend(static, weights, initial_state, chunks, later, where, labels)
-    out = jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *v.shape[2:])
+    out = jnp.transpose(out, (1, 0, 3, 2, 4)).reshape(q.shape[0], -1, *v.shape[2:])
     return out[:, :time], state
 
 
@@ -99,23 +101,23 @@ def _step(static, weights, state, chunk, later, where, labels, arriving):
         arriving: [batch or 1, heads or 1, 1], the document that `state` belongs to.
     """
     features, reverse = static
-    q, k, q_norm, k_norm = features(chunk.q, chunk.k, weights, *where)
+    q, k, q_norm, k_norm = _features(features, chunk, weights, where)
     v = chunk.v
-    visible, reached, staying, grouped, joined = _relations(reverse, labels, arriving, k.shape[1])
-    products = _hide(_dot("bihd,bjhd->bhij", q, k), visible)
-    numerator = _dot("bhij,bjhe->bihe", products, v)
+    visible, reached, staying, grouped, joined = _relations(reverse, labels, arriving, k.shape[2])
+    products = _hide(_dot("bhid,bhjd->bhij", q, k), visible)
+    numerator = _dot("bhij,bhje->bhie", products, v)
     if q_norm is None:
         q_norm, k_norm = q, k
-        normaliser = jnp.swapaxes(_sum(products), 1, 2)
+        normaliser = _sum(products)
     else:
         sums = jnp.broadcast_to(visible, (*products.shape[:2], *visible.shape[-2:]))
-        sums = _dot("bhij,bjhd->bihd", sums.astype(q.dtype), k_norm)
+        sums = _dot("bhij,bhjd->bhid", sums.astype(q.dtype), k_norm)
         normaliser = _sum(q_norm * sums)
 
     def gather(sums, state, seen):
         matrix, vector = state
-        numerator = _dot("bihd,bhde->bihe", _hide_rows(q, seen), matrix)
-        normaliser = _dot("bihd,bhd->bih", _hide_rows(q_norm, seen), vector)
+        numerator = _dot("bhid,bhde->bhie", _hide_rows(q, seen), matrix)
+        normaliser = _dot("bhid,bhd->bhi", _hide_rows(q_norm, seen), vector)
         return sums[0] + numerator, sums[1] + normaliser
 
     sums = numerator, normaliser
@@ -190,7 +192,7 @@ def _later(static, weights, chunks, where, labels):
         own = tuple(_hide_all(x, goes_on) for x in state)
 
         def add(own, chunk):
-            _, k, _, k_norm = static[0](chunk.q, chunk.k, weights, *where)
+            _, k, _, k_norm = _features(static[0], chunk, weights, where)
             through = [_hide_all(x, _same(edges, firsts)) for x in own]
             k_norm = k if k_norm is None else k_norm
             return _added(*through, k, chunk.v, k_norm, _same(labels, firsts))
@@ -202,6 +204,10 @@ def _later(static, weights, chunks, where, labels):
     xs = (chunks, where, labels, firsts, edges, goes_on, begun)
     _, states = jax.lax.scan(step, state, xs, reverse=True)
     return goes_on.any(axis=(1, 2, 3)), *states
+
+
+def _features(features, chunk, weights, where):
+    return jax.tree.map(_swap, features(_swap(chunk.q), _swap(chunk.k), weights, *where))
 
 
 def _zero_state(static, weights, chunks, where):
@@ -256,9 +262,9 @@ def _end(label, reverse):
 
 
 def _added(matrix, vector, k, v, k_norm, staying):
-    matrix += _dot("bjhd,bjhe->bhde", _hide_rows(k, staying), v)
-    ones = jnp.ones(k.shape[1], k.dtype)
-    return matrix, vector + _dot("bjhd,j->bhd", _hide_rows(k_norm, staying), ones)
+    matrix += _dot("bhjd,bhje->bhde", _hide_rows(k, staying), v)
+    ones = jnp.ones(k.shape[2], k.dtype)
+    return matrix, vector + _dot("bhjd,j->bhd", _hide_rows(k_norm, staying), ones)
 
 
 def _same(labels, others):
@@ -271,12 +277,17 @@ def _hide(x, seen):
 
 
 def _hide_rows(x, seen):
-    """`x` [batch, chunk, heads, dim] where `seen` [batch or 1, heads or 1, chunk]."""
-    return x if seen is None else _hide(x, jnp.swapaxes(seen, 1, 2)[..., None])
+    """`x` [batch, heads, chunk, dim] where `seen` [batch or 1, heads or 1, chunk]."""
+    return x if seen is None else _hide(x, seen[..., None])
 
 
 def _hide_all(x, seen):
     return x if seen is None else _hide(x, seen.reshape(*seen.shape[:2], *[1] * (x.ndim - 2)))
+
+
+def _swap(x):
+    """Time and heads change places."""
+    return jnp.swapaxes(x, 1, 2)
 
 
 def _sum(x):
