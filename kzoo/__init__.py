@@ -1,12 +1,10 @@
 """A Keras 3 model zoo for controlled comparisons of attention masks and mechanisms.
 
 Submodules load when they are first named: `import kzoo` loads neither Keras nor keras-hub, so
-that the backend is the user's to choose until a model is made. What it does do is in `kzoo.onednn`.
+that the backend is the user's to choose until a model is made.
 """
 
 import importlib
-
-from kzoo.onednn import use_onednn
 
 __version__ = "0.1.0"
 
@@ -25,8 +23,6 @@ _SUBMODULES = (
     "training",
 )
 __all__ = [*_SUBMODULES, "check", "compare", "distribute"]
-
-use_onednn()
 
 
 def __getattr__(name):

@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 
 from kzoo.errors import InputError, Preempted, unknown
-from kzoo.onednn import use_onednn
 from kzoo.program_cache import keep_programs
 
 BACKENDS = ("jax", "tensorflow", "torch")
@@ -203,7 +202,6 @@ def _set_up(options):
     log = logging.getLogger("kzoo")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
-    use_onednn()
 
 
 def _leave_tensorflow(sources):

@@ -34,11 +34,11 @@ def _machine():
     threads = os.environ.get("NPROC")  # as XLA counts them
     if threads is None and hasattr(os, "sched_getaffinity"):
         threads = len(os.sched_getaffinity(0))
-    features = hashlib.sha256(cpu_features().encode()).hexdigest()[:12]
+    features = hashlib.sha256(_features().encode()).hexdigest()[:12]
     return f"{platform.machine()}-{features}-{threads or os.cpu_count()}"
 
 
-def cpu_features():
+def _features():
     """The instructions that the CPU has, as far as the system tells."""
     about = Path("/proc/cpuinfo")
     lines = about.read_text().splitlines() if about.exists() else []

@@ -16,7 +16,6 @@ LEAVES = {"errors", "vocabulary"}
 BELOW = {
     "errors": set(),
     "program_cache": set(),
-    "onednn": {"program_cache"},
     "vocabulary": set(),
     "places": {"errors"},
     "masks": {"errors", "places"},
@@ -33,14 +32,11 @@ BELOW["training"] = BELOW["presets"] | {"presets", "data"}
 BELOW["analysis"] = BELOW["presets"] | {"presets", "data"}
 BELOW["bench"] = BELOW["presets"] | {"presets"}
 BELOW["studies"] = BELOW["training"] | {"training", "analysis", "program_cache"}
-BELOW["cli"] = BELOW["studies"] | {"studies", "bench", "onednn"}
+BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}
 BELOW["__main__"] = {"cli"}
 KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 # Rooms that answer without Keras, so that names and mistakes are told at once.
-LIGHT = (
-    *("errors", "vocabulary", "program_cache", "onednn"),
-    *("masks", "objectives", "config", "data", "presets", "cli"),
-)
+LIGHT = ("errors", "vocabulary", "masks", "objectives", "config", "data", "presets", "cli")
 
 
 def room(path):
@@ -74,7 +70,7 @@ def test_there_is_something_to_look_at():
 def test_imports_run_one_way(path):
     here = room(path)
     if here == "__init__":
-        assert [*imports(path)] == ["importlib", "kzoo.onednn.use_onednn"]
+        assert [*imports(path)] == ["importlib"]
         return
     assert here in BELOW, "a new room has a place among the others"
     rooms = set()

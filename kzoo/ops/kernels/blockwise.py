@@ -18,8 +18,8 @@ from kzoo.ops.operands import ratio, take_heads
 from kzoo.places import Places
 
 BLOCK = 128, 128  # queries and keys: small ones hide more
-# In long sequences: where XLA multiplies itself, it shares a product out from 2**17 results.
-LONG, LONG_BLOCK = 2048, (512, 256)
+# In long sequences: XLA shares a product of matrices out over cores from 2**17 results.
+LONG, LONG_BLOCK = 1024, (512, 256)
 SCORES = 2**19  # of the rows and heads of a group in one block: they stay in the cache
 HIDDEN = -1e30
 
