@@ -188,20 +188,22 @@ def _later(static, weights, chunks, where, labels):
 
     @jax.checkpoint
     def step(state, chunk):
-        chunk, where, labels, firsts, edges, goes_on, begun = chunk
+        keys, where, labels, firsts, edges, goes_on, begun = chunk
         own = tuple(_hide_all(x, goes_on) for x in state)
 
-        def add(own, chunk):
-            _, k, _, k_norm = _features(static[0], chunk, weights, where)
+        def add(own, keys):
+            k, v = keys
+            _, k, _, k_norm = _features(static[0], Chunks(k, k, v), weights, where)
             through = [_hide_all(x, _same(edges, firsts)) for x in own]
             k_norm = k if k_norm is None else k_norm
-            return _added(*through, k, chunk.v, k_norm, _same(labels, firsts))
+            return _added(*through, k, v, k_norm, _same(labels, firsts))
 
         # What no earlier chunk can see is not summed.
-        return jax.lax.cond(begun.any(), add, lambda own, _: own, own, chunk), own
+        return jax.lax.cond(begun.any(), add, lambda own, _: own, own, keys), own
 
     state = _zero_state(static, weights, chunks, where)
-    xs = (chunks, where, labels, firsts, edges, goes_on, begun)
+    keys = chunks.k, chunks.v  # with queries, their gradient would be zeros to add
+    xs = (keys, where, labels, firsts, edges, goes_on, begun)
     _, states = jax.lax.scan(step, state, xs, reverse=True)
     return goes_on.any(axis=(1, 2, 3)), *states
 
