@@ -209,6 +209,7 @@ def _later(static, weights, chunks, where, labels):
 
 
 def _features(features, chunk, weights, where):
+    """`features`, which have time before heads, of a chunk, which has heads before time."""
     return jax.tree.map(_swap, features(_swap(chunk.q), _swap(chunk.k), weights, *where))
 
 
