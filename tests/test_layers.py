@@ -3,11 +3,13 @@ import itertools
 import keras
 import numpy as np
 import pytest
+from autodiff import value_and_gradients
 from keras import ops
 
 from kzoo import layers, masks
 from kzoo.errors import InputError
-from kzoo.layers.block import NORMALIZATIONS, norm
+from kzoo.layers.normalization import NORMALIZATIONS, norm
+from kzoo.ops.normalization import layer_norm
 
 pytestmark = pytest.mark.backends
 
@@ -296,6 +298,28 @@ def test_norms_compute_in_float32(name, dtype):
     assert keras.backend.standardize_dtype(got.dtype) == "bfloat16"
     want = numpy(high(x))
     np.testing.assert_allclose(numpy(got), want, rtol=2**-8, atol=2**-8)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("bfloat16", 2**-7)])
+def test_layer_norm_and_its_gradients_are_those_of_the_formula(dtype, tolerance):
+    rng = np.random.default_rng(1)
+    x, cotangent = rng.normal(3, 2, size=(2, 5, 64)), rng.normal(size=(2, 5, 64))
+    arrays = x, rng.normal(1, 0.3, size=64), rng.normal(size=64)
+    arrays = [numpy(ops.cast(array, dtype)) for array in arrays]
+    cotangent = numpy(ops.cast(cotangent, dtype))
+
+    def formula(x, scale, offset):
+        centred = x - ops.mean(x, axis=-1, keepdims=True)
+        variance = ops.mean(ops.square(centred), axis=-1, keepdims=True)
+        return centred / ops.sqrt(variance + 1e-5) * scale + offset
+
+    def ours(*arrays):
+        return layer_norm(*(ops.cast(array, dtype) for array in arrays), 1e-5)
+
+    right, slopes = value_and_gradients(formula, arrays, cotangent, "float64")
+    value, gradients = value_and_gradients(ours, arrays, cotangent)
+    for got, want in zip((value, *gradients), (right, *slopes), strict=True):
+        np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
 
 
 # Positions ----------------------------------------------------------------------------------

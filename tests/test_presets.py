@@ -144,12 +144,12 @@ def test_a_missing_field():
 
 
 def test_choices_are_what_layers_accept():
-    from kzoo.layers import attention, block, feed_forward
+    from kzoo.layers import attention, block, feed_forward, normalization
     from kzoo.ops import feature_maps
 
     assert config.CHOICES["mechanism"] == attention.MECHANISMS
     assert config.CHOICES["feature_map"] == feature_maps.NAMES
-    assert config.CHOICES["normalization"] == tuple(block.NORMALIZATIONS)
+    assert config.CHOICES["normalization"] == tuple(normalization.NORMALIZATIONS)
     assert config.CHOICES["norm_placement"] == block.NORM_PLACEMENTS
     assert config.CHOICES["activation"] == tuple(feed_forward.ACTIVATIONS)
     gated = [name for name, (_, gates) in feed_forward.ACTIVATIONS.items() if gates]

@@ -11,7 +11,7 @@ from kzoo.bench.measure import Ready, Skip, check_jax, machine, peer_torch, race
 from kzoo.errors import InputError
 
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.01
-LOSS_ROWS = 2048  # of ours: tokens whose logits exist at once, which changes no value
+LOSS_ROWS = 1024  # of ours: tokens whose logits exist at once, which changes no value
 
 
 class Sizes(NamedTuple):
@@ -31,7 +31,7 @@ def bench_train(steps=5, sizes=None, *, say=lambda text: None):
     Contestants: our GPT with softmax and with linear attention; keras-hub's GPT-2 on JAX; a
     GPT-2 in JAX alone; HF transformers' GPT-2 on torch, with its SDPA attention. The loss is the
     mean cross-entropy over all positions. All have learned positions and the gelu of GPT-2. They
-    step by turns, after one step each that is not counted. Ours have `loss_rows=2048`.
+    step by turns, after one step each that is not counted. Ours have `loss_rows=1024`.
 
     Args:
         steps: how often each contestant steps.

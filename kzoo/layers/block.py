@@ -6,21 +6,10 @@ from kzoo.errors import unknown
 from kzoo.layers.attention import Attention
 from kzoo.layers.feed_forward import FeedForward
 from kzoo.layers.initializers import derive_seed
+from kzoo.layers.normalization import norm
 
-# Both compute in float32 whatever the dtype policy.
-NORMALIZATIONS = {
-    "layer_norm": keras.layers.LayerNormalization,
-    "rms_norm": keras.layers.RMSNormalization,
-}
 NORM_PLACEMENTS = ("pre", "post")
 REMAT = ("none", "block", "attention")
-
-
-def norm(normalization, epsilon=1e-5, **kwargs):
-    """A normalisation layer by name: `"layer_norm"` or `"rms_norm"`."""
-    if normalization not in NORMALIZATIONS:
-        raise unknown("normalization", normalization, NORMALIZATIONS)
-    return NORMALIZATIONS[normalization](epsilon=epsilon, **kwargs)
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from kzoo.layers.block import norm
 from kzoo.layers.feed_forward import ACTIVATIONS
 from kzoo.layers.initializers import by_token, dense
+from kzoo.layers.normalization import norm
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

@@ -15,8 +15,8 @@ from kzoo.layers import (
     TokenEmbedding,
     derive_seed,
 )
-from kzoo.layers.block import norm
 from kzoo.layers.initializers import SeededNormal, stddevs
+from kzoo.layers.normalization import norm
 from kzoo.models.devices import mesh_axes
 from kzoo.models.weights import PathWeights
 from kzoo.ops import feature_maps

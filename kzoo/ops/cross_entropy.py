@@ -56,13 +56,15 @@ def terms(hidden, kernel, labels, weights):
     return _terms(hidden, kernel, labels, weights)[0]
 
 
-def terms_and_gradients(hidden, kernel, labels, weights):
-    """`terms`, and the gradients of their sum with respect to hidden and kernel."""
+def terms_and_slopes(hidden, kernel, labels, weights):
+    """`terms`, and the gradient of their sum with respect to the logits: [tokens, vocabulary].
+
+    Each backend multiplies it with `kernel` and `hidden` in the way that is fast there.
+    """
     nats, powers, total = _terms(hidden, kernel, labels, weights)
     weights = weights[:, None]
     chosen = labels[:, None] == ops.arange(kernel.shape[0], dtype="int32")
-    slope = powers * (weights / total) - ops.where(chosen, weights, 0.0)
-    return nats, ops.matmul(slope, kernel), ops.matmul(ops.transpose(slope), hidden)
+    return nats, powers * (weights / total) - ops.where(chosen, weights, 0.0)
 
 
 def _terms(hidden, kernel, labels, weights):

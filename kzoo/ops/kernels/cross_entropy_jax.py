@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kzoo.ops.cross_entropy import terms, terms_and_gradients
+from kzoo.ops.cross_entropy import terms, terms_and_slopes
 
 
 # Compiled by itself too, so that calls outside of a program share one compilation.
@@ -27,16 +27,19 @@ def _sum(rows, hidden, kernel, labels, weights):
 
 
 def _forward(rows, hidden, kernel, labels, weights):
-    def step(kernel_gradient, chunk):
+    def step(summed, chunk):
         hidden, labels, weights = _flat(chunk)
-        nats, slope, summand = terms_and_gradients(hidden, kernel, labels, weights)
-        out = nats.reshape(chunk[1].shape), slope.reshape(chunk[0].shape)
-        return kernel_gradient + summand, out
+        nats, slopes = terms_and_slopes(hidden, kernel, labels, weights)
+        # [width, vocabulary], of a left side that stands turned in memory: 60 ms where XLA on a
+        # CPU takes 90 to turn it within the product, and 117 for [vocabulary, width].
+        turned = jax.lax.optimization_barrier(hidden.T)
+        out = nats.reshape(chunk[1].shape), (slopes @ kernel).reshape(chunk[0].shape)
+        return summed + turned @ slopes, out
 
     chunks = [_cut(x, rows) for x in (hidden, labels, weights)]
-    kernel_gradient, (nats, hidden_gradient) = _loop(step, jnp.zeros_like(kernel), chunks)
+    summed, (nats, hidden_gradient) = _loop(step, jnp.zeros_like(kernel.T), chunks)
     nats = _join(nats, labels.shape)
-    return (nats.sum(), nats), (_join(hidden_gradient, hidden.shape), kernel_gradient)
+    return (nats.sum(), nats), (_join(hidden_gradient, hidden.shape), summed.T)
 
 
 def _backward(rows, gradients, cotangents):

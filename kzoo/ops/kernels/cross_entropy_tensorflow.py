@@ -1,6 +1,6 @@
 """Cross-entropy in chunks on TensorFlow: loops over any number of chunks, logits formed again."""
 
-from kzoo.ops.cross_entropy import terms, terms_and_gradients
+from kzoo.ops.cross_entropy import terms, terms_and_slopes
 
 
 def cross_entropy(hidden, kernel, labels, weights, rows):
@@ -41,9 +41,9 @@ def cross_entropy(hidden, kernel, labels, weights, rows):
 
         def gradient(cotangent, _):
             def step(i, gathered, summed):
-                chunk = (x[i] for x in chunks)
-                _, here, summand = terms_and_gradients(pieces[i], kernel, *chunk)
-                return i + 1, gathered.write(i, here), summed + summand
+                _, slopes = terms_and_slopes(pieces[i], kernel, *(x[i] for x in chunks))
+                summed += tf.matmul(slopes, pieces[i], transpose_a=True)
+                return i + 1, gathered.write(i, tf.matmul(slopes, kernel)), summed
 
             start = (0, tf.TensorArray("float32", count), tf.zeros_like(kernel))
             _, gathered, summed = tf.while_loop(

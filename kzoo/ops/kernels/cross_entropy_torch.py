@@ -2,7 +2,7 @@
 
 import torch
 
-from kzoo.ops.cross_entropy import terms, terms_and_gradients
+from kzoo.ops.cross_entropy import terms, terms_and_slopes
 
 
 def cross_entropy(hidden, kernel, labels, weights, rows):
@@ -22,9 +22,9 @@ class _CrossEntropy(torch.autograd.Function):
             y, w = labels[here], weights[here]
             chunk = hidden[here].flatten(0, 1), kernel, y.flatten(), w.flatten()
             if learns:
-                out, slope, summand = terms_and_gradients(*chunk)
-                gradients[0][here] = slope.unflatten(0, y.shape)
-                gradients[1].add_(summand)
+                out, slopes = terms_and_slopes(*chunk)
+                gradients[0][here] = (slopes @ kernel).unflatten(0, y.shape)
+                gradients[1].addmm_(slopes.T, chunk[0])
             else:
                 out = terms(*chunk)
             nats[here] = out.unflatten(0, y.shape)
