@@ -1,11 +1,12 @@
 """One layer of a stack: attention, a look at another sequence where there is one, feed-forward."""
 
 import keras
+from keras import ops
 
 from kzoo.errors import unknown
 from kzoo.layers.attention import Attention
 from kzoo.layers.feed_forward import FeedForward
-from kzoo.layers.initializers import derive_seed
+from kzoo.layers.initializers import by_token, derive_seed
 from kzoo.layers.normalization import norm
 
 NORM_PLACEMENTS = ("pre", "post")
@@ -228,9 +229,18 @@ class Block(keras.layers.Layer):
         return self.assemble(inputs, attend, look), {**cache, **added}
 
     def _add(self, x, part, norm, seed):
+        # The residual stream and its gradient are added up by token, as the projections give
+        # them: XLA would move the reshapes between past one sum at a time, and simplify the whole
+        # program again after each, 4 times more in two layers.
+        tokens = ops.reshape(x, (-1, x.shape[-1]))
+        x = ops.reshape(tokens, ops.shape(x))
+
+        def add(part):
+            return by_token(lambda added: tokens + added, self._drop(part(x), seed))
+
         if self.norm_placement == "pre":
-            return x + self._drop(part(norm(x)), seed)
-        return norm(x + self._drop(part(x), seed))
+            return add(lambda x: part(norm(x)))
+        return norm(add(part))
 
     def _draw_seeds(self, training):
         if not training or not self.dropout:
