@@ -322,6 +322,12 @@ def test_layer_norm_and_its_gradients_are_those_of_the_formula(dtype, tolerance)
         np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
 
 
+@pytest.mark.parametrize("asked", [{"axis": 1}, {"center": False}, {"scale": False}])
+def test_a_layer_norm_of_another_kind_is_refused(asked):
+    with pytest.raises(InputError, match="keras.layers.LayerNormalization has others"):
+        norm("layer_norm", **asked)
+
+
 # Positions ----------------------------------------------------------------------------------
 
 

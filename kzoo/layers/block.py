@@ -231,7 +231,7 @@ class Block(keras.layers.Layer):
     def _add(self, x, part, norm, seed):
         # The residual stream and its gradient are added up by token, as the projections give
         # them: XLA would move the reshapes between past one sum at a time, and simplify the whole
-        # program again after each, 4 times more in two layers.
+        # program again after each, in six layers 13 times instead of 8.
         tokens = ops.reshape(x, (-1, x.shape[-1]))
         x = ops.reshape(tokens, ops.shape(x))
 

@@ -2,13 +2,28 @@
 
 import keras
 
-from kzoo.errors import unknown
+from kzoo.errors import InputError, unknown
 from kzoo.ops.normalization import layer_norm
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
 class LayerNormalization(keras.layers.LayerNormalization):
-    """Keras's layer, over the last axis, computed by `kzoo.ops.normalization.layer_norm`."""
+    """Keras's layer, over the last axis, computed by `kzoo.ops.normalization.layer_norm`.
+
+    Arguments and call are Keras's: floats [..., width] to the same shape, in the compute dtype.
+
+    Raises:
+        InputError: for another axis, or without scale or offset.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        asked = {name: getattr(self, name) for name in ("axis", "center", "scale", "rms_scaling")}
+        if asked != {"axis": -1, "center": True, "scale": True, "rms_scaling": False}:
+            raise InputError(
+                "a layer norm has a scale and an offset and goes over the last axis, -1; "
+                f"keras.layers.LayerNormalization has others. Received: {asked}"
+            )
 
     def call(self, inputs):
         return keras.ops.cast(
