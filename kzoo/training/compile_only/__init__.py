@@ -92,7 +92,7 @@ def compile_only(
     model = model_of_shapes(config, target, **options)
     lower = decoding if decode else train_step
     programs = {}
-    with _effort(-1.0 if quick else 0.0):
+    with _optimization("O0" if quick else "UNKNOWN"):
         for part, program in lower(model, config, target, batch).items():
             programs[part] = report = _report(part, program, model, config, target, batch)
             if not report["fits"]:
@@ -119,16 +119,16 @@ def compile_only(
 
 
 @contextlib.contextmanager
-def _effort(effort):
-    """XLA's, from -1 to 1, for what is compiled inside."""
+def _optimization(level):
+    """XLA's, `"O0"` to `"O3"` or `"UNKNOWN"` for its own choice, for what is compiled inside."""
     import jax
 
-    before = jax.config.jax_exec_time_optimization_effort
-    jax.config.update("jax_exec_time_optimization_effort", effort)
+    before = jax.config.jax_optimization_level
+    jax.config.update("jax_optimization_level", level)
     try:
         yield
     finally:
-        jax.config.update("jax_exec_time_optimization_effort", before)
+        jax.config.update("jax_optimization_level", before)
 
 
 def _report(part, make, model, config, target, batch):
