@@ -1,4 +1,4 @@
-"""Where JAX keeps compiled programs, so that a command that is started again need not compile."""
+"""Where compiled programs are kept, so that what is started again need not compile."""
 
 import hashlib
 import os
@@ -12,15 +12,14 @@ _BYTES = 2**30
 def keep_programs():
     """Have JAX keep programs in a folder of the user's; call it before JAX is imported.
 
-    They go to `kzoo/jax` in XDG_CACHE_HOME or ~/.cache, in a folder for the kind of machine and
-    the number of threads, since programs for a CPU are made for both. A folder that the user has
-    named in JAX_COMPILATION_CACHE_DIR is left as it is. JAX's locks let processes share it, and
-    it holds a gigabyte at most.
+    They go to `folder("jax")`, one for each number of threads, for which they are made too. A
+    folder that the user has named in JAX_COMPILATION_CACHE_DIR is left as it is. JAX's locks let
+    processes share it, and it holds a gigabyte at most.
     """
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kzoo" / "jax"
+    base = folder("jax")
     if not os.environ.get(_DIRECTORY, str(base)).startswith(str(base)):
         return
-    os.environ[_DIRECTORY] = str(base / _machine())
+    os.environ[_DIRECTORY] = f"{base}-{_threads()}"
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_BYTES))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
@@ -30,12 +29,18 @@ def keeps_programs():
     return bool(os.environ.get(_DIRECTORY))
 
 
-def _machine():
+def folder(name):
+    """The path of `kzoo/name` in XDG_CACHE_HOME or ~/.cache, with a part for this kind of CPU."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kzoo" / name
+    features = hashlib.sha256(_features().encode()).hexdigest()[:12]
+    return base / f"{platform.machine()}-{features}"
+
+
+def _threads():
     threads = os.environ.get("NPROC")  # as XLA counts them
     if threads is None and hasattr(os, "sched_getaffinity"):
         threads = len(os.sched_getaffinity(0))
-    features = hashlib.sha256(_features().encode()).hexdigest()[:12]
-    return f"{platform.machine()}-{features}-{threads or os.cpu_count()}"
+    return threads or os.cpu_count()
 
 
 def _features():

@@ -22,7 +22,7 @@ BELOW = {
     "objectives": LEAVES,
     "config": LEAVES | {"masks", "objectives"},
     "data": LEAVES | {"masks", "objectives", "config"},
-    "ops": LEAVES | {"places", "masks"},
+    "ops": LEAVES | {"places", "masks", "program_cache"},
     "layers": LEAVES | {"places", "masks", "ops"},
     "models": LEAVES | {"places", "masks", "objectives", "config", "ops", "layers"},
 }

@@ -56,12 +56,12 @@ def operands(time, heads=6, kv_heads=6, dim=4, value_dim=3, poison=True, batch=7
 
 def fast(mechanism, **kwargs):
     if mechanism == "linear":
-        return lambda q, k, v: linear_attention(q, k, v, chunk_size=CHUNK, **kwargs)
+        return lambda q, k, v: linear_attention(q, k, v, **{"chunk_size": CHUNK, **kwargs})
     kwargs.pop("feature_map", None)
     return lambda q, k, v: softmax_attention(q, k, v, **kwargs)
 
 
-def assert_equals_oracle(arrays, cotangent, mechanism, dtype="float32", **kwargs):
+def assert_equals_oracle(arrays, cotangent, mechanism, dtype="float32", ours=None, **kwargs):
     # The oracle starts from the same rounded operands and computes in float64.
     arrays = [_round(x, dtype) for x in arrays]
 
@@ -69,7 +69,8 @@ def assert_equals_oracle(arrays, cotangent, mechanism, dtype="float32", **kwargs
         return reference_attention(q, k, v, mechanism=mechanism, dtype="float64", **kwargs)
 
     expected, expected_gradients = value_and_gradients(oracle, arrays, cotangent, "float64")
-    value, gradients = value_and_gradients(fast(mechanism, **kwargs), arrays, cotangent, dtype)
+    attend = fast(mechanism, **kwargs, **(ours or {}))
+    value, gradients = value_and_gradients(attend, arrays, cotangent, dtype)
     tolerance = {"float32": 2e-5, "bfloat16": 2e-2}[dtype]
     for got, want in zip([value, *gradients], [expected, *expected_gradients], strict=True):
         assert np.isfinite(got).all() and np.isfinite(want).all()

@@ -354,6 +354,7 @@ class Attention(keras.layers.Layer):
             same_places=not self.across and key_time is None,
             bias=self.relative,
             dtype=self.compute_dtype,
+            features=self.feature_map.size(self.head_dim) if self.mechanism == "linear" else None,
         )
         return kernel_for(self.mechanism, shape, keras.backend.backend(), platform)
 

@@ -1,10 +1,12 @@
 """Which kernel computes an attention: one function, for the dispatch and for the logs.
 
-It looks at shapes alone, and for `cudnn` at the compute capability of this process's GPU.
+It looks at shapes alone; for `cudnn` also at the compute capability of this process's GPU, and for
+`native` at its C++ compiler.
 
 | kernel      | mechanism | where                        | masks                            |
 |-------------|-----------|------------------------------|----------------------------------|
 | `dense`     | softmax   | everywhere                   | all; quadratic memory            |
+| `native`    | both      | JAX on CPU, one device       | orders, no bias                  |
 | `blockwise` | softmax   | JAX                          | all, no bias                     |
 | `splash`    | softmax   | JAX on TPU                   | orders, no bias                  |
 | `cudnn`     | softmax   | JAX on GPU, 16-bit floats    | all, no bias                     |
@@ -20,7 +22,10 @@ import keras
 
 from kzoo.errors import InputError, unknown
 
-KERNELS = {"softmax": ("dense", "blockwise", "splash", "cudnn", "sdpa"), "linear": ("chunked",)}
+KERNELS = {
+    "softmax": ("dense", "native", "blockwise", "splash", "cudnn", "sdpa"),
+    "linear": ("chunked", "native"),
+}
 # Up to it one block holds all scores, and XLA's dense softmax compiles sooner.
 DENSE_TIME = 128
 
@@ -83,6 +88,7 @@ class Shape:
         same_places: whether queries and keys are one sequence.
         bias: whether a bias is added to the scores.
         dtype: of the layer's computation.
+        features: of a head, in linear attention.
     """
 
     query_time: int | None
@@ -95,6 +101,7 @@ class Shape:
     same_places: bool = True
     bias: bool = False
     dtype: str = "float32"
+    features: int | None = None
 
 
 def kernel_for(mechanism, shape, backend, platform, implementation="auto"):
@@ -118,9 +125,10 @@ def kernel_for(mechanism, shape, backend, platform, implementation="auto"):
     names = KERNELS[mechanism]
     if implementation == "auto":
         if mechanism == "linear":
-            return "chunked"
+            native = (backend, platform) == ("jax", "cpu") and not refusal("native", shape, backend)
+            return "native" if native else "chunked"
         for name in _best(backend, platform):
-            short = name == "blockwise" and _short(shape)
+            short = name in ("native", "blockwise") and _short(shape)
             if not short and not refusal(name, shape, backend):
                 return name
         return "dense"
@@ -139,6 +147,10 @@ def refusal(name, shape, backend):
         return f"the kernel {name!r} runs on the {home} backend, not on {backend}"
     if name == "blockwise" and shape.bias:
         return "the blockwise kernel takes no bias (its gradient is quadratic); use 'dense'"
+    if name == "native":
+        from kzoo.ops.kernels.native import refuses
+
+        return refuses(shape)
     if name == "splash":
         from kzoo.ops.kernels.splash import refuses
 
@@ -165,7 +177,7 @@ def _best(backend, platform):
     if backend == "torch":
         return ("sdpa",)
     if backend == "jax":
-        best = {"tpu": ("splash",), "gpu": ("cudnn",), "cpu": ("blockwise",)}
+        best = {"tpu": ("splash",), "gpu": ("cudnn",), "cpu": ("native", "blockwise")}
         return best.get(platform, ())  # JAX may run on others
     return ()
 

@@ -21,6 +21,7 @@ from kzoo import masks
 from kzoo.errors import InputError
 from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
 from kzoo.ops import feature_maps
+from kzoo.ops.choice import Shape, kernel_for, platform
 from kzoo.ops.features import features_of
 from kzoo.ops.operands import prepare, ratio, take_heads, zero_padding
 
@@ -45,6 +46,7 @@ def linear_attention(
     initial_state=None,
     return_state=False,
     chunk_size=None,
+    implementation="auto",
 ):
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j, in linear time.
 
@@ -71,6 +73,7 @@ def linear_attention(
             mask without a `padding_mask`.
         chunk_size: tokens whose products are formed at once; the result is the same. By
             default chosen from the shapes.
+        implementation: for tests and benchmarks, a kernel by name (`kzoo.ops.choice`).
 
     Returns:
         [batch, query_time, heads, value_dim] in the dtype of v. Padded queries, and queries
@@ -96,6 +99,7 @@ def linear_attention(
         "key_padding_mask": key_padding_mask,
     }
     static = {"feature_map": feature_map, "rotary": rotary, "chunk_size": chunk_size}
+    static["implementation"] = implementation
     if keras.backend.backend() == "jax" and initial_state is None and not return_state:
         from kzoo.ops.kernels.mesh import current_mesh, each_device, refuses_mesh
 
@@ -137,6 +141,7 @@ def _linear_attention(
     feature_weights,
     rotary,
     chunk_size,
+    implementation,
     initial_state=None,
     return_state=False,
 ):
@@ -169,7 +174,17 @@ def _linear_attention(
         out = ops.cast(out, dtype)
         return (out, {"matrix": state[0], "normaliser": state[1]}) if return_state else out
     chunk_size = chunk_size or choose_chunk(phi.size(q.shape[3]), v.shape[3])
-    core = functools.partial(_core(), features, chunk_size=chunk_size)
+    shape = Shape(
+        query_time=q.shape[1],
+        key_time=k.shape[1],
+        num_heads=q.shape[2],
+        dim=q.shape[3],
+        value_dim=v.shape[3],
+        mask=mask,
+        dtype=keras.backend.standardize_dtype(q.dtype),
+        features=phi.size(q.shape[3]),
+    )
+    core = functools.partial(_core(shape, implementation), features, chunk_size=chunk_size)
     if queries is not keys:
         out = _merged(core, q, k, v, feature_weights, heads, queries, keys)
         return ops.cast(zero_padding(out, queries), dtype)
@@ -316,9 +331,15 @@ class Tokens(NamedTuple):
     shown: object
 
 
-def _core():
-    """What attends in sorted time: the kernel of this backend."""
-    if keras.backend.backend() == "jax":
+def _core(shape, implementation):
+    """What attends in sorted time."""
+    backend = keras.backend.backend()
+    name = kernel_for("linear", shape, backend, platform(), implementation)
+    if name == "native":
+        from kzoo.ops.kernels import native
+
+        return native.linear
+    if backend == "jax":
         from kzoo.ops.kernels.chunked import chunked
 
         return chunked

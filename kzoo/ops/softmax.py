@@ -77,7 +77,7 @@ def softmax_attention(
         padded=keys.segment is not None,
         same_places=queries is keys,
         bias=bias is not None,
-        dtype=dtype,
+        dtype=dtype if q.dtype == "float32" else "float64",
     )
     bias = bias if bias is None else ops.cast(bias, q.dtype)
     backend = keras.backend.backend()
@@ -95,6 +95,10 @@ def _kernel(name, bias):
         from kzoo.ops.kernels.sdpa import sdpa
 
         return functools.partial(sdpa, bias=bias)
+    if name == "native":
+        from kzoo.ops.kernels import native
+
+        return native.softmax
     if name == "blockwise":
         from kzoo.ops.kernels.blockwise import blockwise
 

@@ -1,0 +1,229 @@
+"""The kernels in C++ against the oracle, and what is said where they cannot be had."""
+
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_ops import ONE_BY_ONE, ORDERS, assert_equals_oracle, operands
+
+from kzoo import masks
+from kzoo.ops import linear_attention, softmax_attention
+from kzoo.ops.choice import Shape, kernel_for
+from kzoo.ops.kernels.native import library
+
+NATIVE = {"implementation": "native"}
+# Blocks of softmax are 64 x 64: one part of a block, whole blocks, some and a part.
+TIMES = [1, 21, 128, 150]
+
+
+@pytest.fixture(autouse=True)
+def made():
+    if reason := library.missing():
+        pytest.skip(reason)
+
+
+def large(time, **sizes):
+    return operands(time, **{"dim": 16, "value_dim": 32, **sizes})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("time", TIMES)
+@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+def test_every_order_packed_and_padded_equals_the_oracle(mechanism, time, dtype):
+    q, k, v, padding_mask, source_mask, cotangent = large(time)
+    kwargs = {"mask": ORDERS, "padding_mask": padding_mask, "source_mask": source_mask}
+    value, gradients = assert_equals_oracle(
+        (q, k, v), cotangent, mechanism, dtype, NATIVE, **kwargs
+    )
+    for x in (value, *gradients):
+        assert (x[padding_mask == 0] == 0).all()
+
+
+@pytest.mark.parametrize("mask", ONE_BY_ONE, ids=str)
+@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+def test_one_order_in_all_heads_equals_the_oracle(mechanism, mask):
+    q, k, v, padding_mask, source_mask, cotangent = large(70, heads=2, kv_heads=1, value_dim=16)
+    source = {"source_mask": source_mask} if mask == "prefix" else {}
+    for rows, padding in ((slice(1), {}), (slice(None), {"padding_mask": padding_mask})):
+        kwargs = {"mask": mask, "rotary": True, **padding}
+        kwargs |= {name: x[rows] for name, x in source.items()}
+        arrays = [x[rows] for x in (q, k, v)]
+        assert_equals_oracle(arrays, cotangent[rows], mechanism, ours=NATIVE, **kwargs)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 16, 64])
+def test_groups_shorter_and_longer_than_a_chunk(chunk_size):
+    q, k, v, padding_mask, source_mask, cotangent = large(45)
+    kwargs = {"mask": ORDERS, "padding_mask": padding_mask, "source_mask": source_mask}
+    ours = {**NATIVE, "chunk_size": chunk_size}
+    for rotary in (False, True):
+        assert_equals_oracle((q, k, v), cotangent, "linear", ours=ours, rotary=rotary, **kwargs)
+
+
+@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+def test_two_sequences_and_a_window_of_queries(mechanism):
+    q, k, v, padding_mask, source_mask, cotangent = large(75)
+    short, short_slope = q[:, 65:69], cotangent[:, 65:69]
+    window = {"query_offset": 65, "source_mask": source_mask, "padding_mask": padding_mask}
+    assert_equals_oracle((short, k, v), short_slope, mechanism, ours=NATIVE, mask=ORDERS, **window)
+    _, k, v, key_padding_mask, _, _ = large(130)
+    mask = masks.heads("bidirectional", "causal", "reversed")
+    both = {"padding_mask": padding_mask, "key_padding_mask": key_padding_mask}
+    assert_equals_oracle((q, k, v), cotangent, mechanism, ours=NATIVE, mask=mask, **both)
+
+
+def test_a_state_goes_on_with_its_gradient():
+    q, k, v, *_, cotangent = large(50, poison=False, batch=2)
+    kwargs = {"mask": "causal", "chunk_size": 16}
+
+    def whole(q, k, v, implementation):
+        return linear_attention(q, k, v, implementation=implementation, **kwargs)
+
+    def resumed(q, k, v):
+        own = {**kwargs, **NATIVE, "return_state": True}
+        first, state = linear_attention(q[:, :21], k[:, :21], v[:, :21], **own)
+        rest, last = linear_attention(q[:, 21:], k[:, 21:], v[:, 21:], initial_state=state, **own)
+        return jnp.concatenate([first, rest], axis=1), last
+
+    arrays = [jnp.asarray(x, "float32") for x in (q, k, v)]
+    want, pull = jax.vjp(lambda *x: whole(*x, "chunked"), *arrays)
+    (got, last), pull_resumed = jax.vjp(resumed, *arrays)
+    zeros = jax.tree.map(jnp.zeros_like, last)
+    slopes = pull(jnp.asarray(cotangent, "float32"))
+    resumed_slopes = pull_resumed((jnp.asarray(cotangent, "float32"), zeros))
+    for a, b in zip((got, *resumed_slopes), (want, *slopes), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
+    # The state's own gradient: of its sum by values, by keys.
+    for ours, theirs in zip(
+        *(_state_slopes(arrays, name) for name in ("native", "chunked")), strict=True
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-3)
+
+
+def _state_slopes(arrays, implementation):
+    def total(q, k, v):
+        own = {"return_state": True, "implementation": implementation, "chunk_size": 16}
+        _, state = linear_attention(q, k, v, "causal", **own)
+        return (state["matrix"] ** 2).sum() + (state["normaliser"] ** 2).sum()
+
+    return jax.grad(total, argnums=(0, 1, 2))(*arrays)
+
+
+def test_vmap_and_jit_and_remat():
+    q, k, v, *_ = large(70, poison=False, batch=3, heads=2, kv_heads=2)
+    arrays = [jnp.asarray(x, "float32") for x in (q, k, v)]
+    for attend in (softmax_attention, linear_attention):
+
+        def total(q, k, v, attend=attend):
+            return (attend(q, k, v, "causal", **NATIVE) ** 2).sum()
+
+        want = jax.grad(total)(*arrays)
+        got = jax.jit(jax.grad(jax.checkpoint(total)))(*arrays)
+        np.testing.assert_array_equal(got, want)
+        rows = [x[:, None] for x in arrays]
+        got = jax.vmap(jax.grad(total))(*rows)[:, 0]
+        np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_equal_calls_give_equal_bits():
+    q, k, v, padding_mask, source_mask, _ = large(150, poison=False)
+    kwargs = {"padding_mask": padding_mask, "source_mask": source_mask, **NATIVE}
+    for attend in (softmax_attention, linear_attention):
+
+        def total(q, k, v, attend=attend):
+            return attend(q, k, v, ORDERS, **kwargs).sum()
+
+        step = jax.jit(jax.grad(total, argnums=(0, 1, 2)))
+        first = step(q, k, v)
+        for _ in range(20):
+            jax.tree.map(np.testing.assert_array_equal, step(q, k, v), first)
+
+
+def test_nothing_that_is_not_finite_is_made_zero():
+    q, k, v, *_ = large(70, poison=False, batch=1)
+    q[0, 3, 0, 0] = np.nan
+    for attend in (softmax_attention, linear_attention):
+        out = np.asarray(attend(q, k, v, "causal", **NATIVE))
+        assert np.isnan(out[0, 3, 0]).all()
+        assert np.isfinite(np.delete(out, 3, axis=1)).all()
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"bias": True}, "adds no bias"),
+        ({"dtype": "float64"}, "not in float64"),
+        ({"dim": 24}, "multiples of 16: {'dim': 24, 'value_dim': 32}"),
+        ({"mask": masks.get("causal") & masks.get("reversed")}, "custom masks nor &"),
+    ],
+)
+def test_what_does_not_apply_is_refused_and_passed_over(change, words):
+    shape = Shape(**{**_SHAPE, **change})
+    with pytest.raises(ValueError, match=words):
+        kernel_for("softmax", shape, "jax", "cpu", "native")
+    assert kernel_for("softmax", shape, "jax", "cpu") in ("blockwise", "dense")
+    if "features" in change:
+        assert kernel_for("linear", shape, "jax", "cpu") == "chunked"
+
+
+_SHAPE = {
+    "query_time": 512,
+    "key_time": 512,
+    "num_heads": 4,
+    "dim": 32,
+    "value_dim": 32,
+    "mask": masks.get("causal"),
+}
+
+
+def test_many_features_are_left_to_chunks():
+    for features, kernel in ((64, "native"), (33, "chunked"), (272, "chunked")):
+        shape = Shape(**_SHAPE, features=features)
+        assert kernel_for("linear", shape, "jax", "cpu") == kernel
+    with pytest.raises(ValueError, match="at most 256 features: 272"):
+        kernel_for("linear", Shape(**_SHAPE, features=272), "jax", "cpu", "native")
+
+
+# Without a compiler -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """A user's empty cache, and a library that was not asked for yet."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library.missing.cache_clear()
+    yield monkeypatch
+    library.missing.cache_clear()
+
+
+def test_without_a_compiler_attention_runs_in_xla_and_says_so(fresh, caplog):
+    fresh.setattr(library, "COMPILERS", ("no-such-compiler",))
+    for _ in range(2):
+        assert kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu") == "blockwise"
+    (message,) = caplog.messages
+    assert "no C++ compiler is found, none of no-such-compiler; attention runs in XLA's" in message
+    with pytest.raises(ValueError, match="no C\\+\\+ compiler is found.*'native'"):
+        kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu", "native")
+
+
+def test_what_the_compiler_complains_of_is_said_and_nothing_is_left(fresh, caplog, tmp_path):
+    fresh.setattr(library, "FLAGS", (*library.FLAGS, "--no-such-flag"))
+    assert kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu") == "blockwise"
+    assert "--no-such-flag" in caplog.text
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_library_that_is_there_is_not_made_again(fresh, tmp_path):
+    fresh.setattr(library, "FLAGS", (*library.FLAGS, "-O0"))  # sooner made
+    path = library._compiled()
+    run = subprocess.run
+    fresh.setattr(subprocess, "run", lambda command, **kw: run(_only_version(command), **kw))
+    assert library._compiled() == path
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
+
+
+def _only_version(command):
+    assert command[1:] == ["--version"]
+    return command
