@@ -3,6 +3,7 @@
 import subprocess
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from test_ops import ONE_BY_ONE, ORDERS, assert_equals_oracle, operands
 
 from kzoo import masks
 from kzoo.ops import linear_attention, softmax_attention
-from kzoo.ops.choice import Shape, kernel_for
+from kzoo.ops.choice import Shape, compiling_for, kernel_for
 from kzoo.ops.kernels.native import library
 
 NATIVE = {"implementation": "native"}
@@ -184,6 +185,21 @@ def test_many_features_are_left_to_chunks():
         assert kernel_for("linear", shape, "jax", "cpu") == kernel
     with pytest.raises(ValueError, match="at most 256 features: 272"):
         kernel_for("linear", Shape(**_SHAPE, features=272), "jax", "cpu", "native")
+
+
+def test_programs_for_others_have_none_of_it():
+    """Exported for any number of rows, or made for another machine."""
+    (rows,) = jax.export.symbolic_shape("rows")
+    x = jax.ShapeDtypeStruct((rows, 256, 4, 16), "float32")
+    for attend in (softmax_attention, linear_attention):
+        exported = jax.export.export(jax.jit(lambda x, attend=attend: attend(x, x, x, "causal")))
+        again = jax.export.deserialize(exported(x).serialize())
+        q = jnp.asarray(large(256, batch=2)[0][:, :, :4], "float32")
+        q = jnp.where(jnp.isnan(q), 0, q)
+        want = attend(q, q, q, "causal", **NATIVE)
+        np.testing.assert_allclose(again.call(q), want, rtol=2e-5, atol=2e-5)
+    with compiling_for("cpu"):
+        assert kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu") == "blockwise"
 
 
 # Without a compiler -------------------------------------------------------------------------

@@ -89,6 +89,7 @@ class Shape:
         bias: whether a bias is added to the scores.
         dtype: of the layer's computation.
         features: of a head, in linear attention.
+        batch: rows; None where not known, as in a program that is exported for any number.
     """
 
     query_time: int | None
@@ -102,6 +103,12 @@ class Shape:
     bias: bool = False
     dtype: str = "float32"
     features: int | None = None
+    batch: int | None = 1
+
+
+def known(size):
+    """A size of a tensor if it is an integer, else None."""
+    return size if isinstance(size, int) else None
 
 
 def kernel_for(mechanism, shape, backend, platform, implementation="auto"):
@@ -145,6 +152,9 @@ def refusal(name, shape, backend):
     home = {"dense": backend, "chunked": backend, "sdpa": "torch"}.get(name, "jax")
     if backend != home:
         return f"the kernel {name!r} runs on the {home} backend, not on {backend}"
+    unknown_sizes = None in (shape.batch, shape.query_time, shape.key_time)
+    if name in ("native", "blockwise") and unknown_sizes:
+        return f"the {name} kernel needs to know batch and time when the program is made"
     if name == "blockwise" and shape.bias:
         return "the blockwise kernel takes no bias (its gradient is quadratic); use 'dense'"
     if name == "native":

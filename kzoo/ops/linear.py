@@ -21,7 +21,7 @@ from kzoo import masks
 from kzoo.errors import InputError
 from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
 from kzoo.ops import feature_maps
-from kzoo.ops.choice import Shape, kernel_for, platform
+from kzoo.ops.choice import Shape, kernel_for, known, platform
 from kzoo.ops.features import features_of
 from kzoo.ops.operands import prepare, ratio, take_heads, zero_padding
 
@@ -175,8 +175,9 @@ def _linear_attention(
         return (out, {"matrix": state[0], "normaliser": state[1]}) if return_state else out
     chunk_size = chunk_size or choose_chunk(phi.size(q.shape[3]), v.shape[3])
     shape = Shape(
-        query_time=q.shape[1],
-        key_time=k.shape[1],
+        batch=known(q.shape[0]),
+        query_time=known(q.shape[1]),
+        key_time=known(k.shape[1]),
         num_heads=q.shape[2],
         dim=q.shape[3],
         value_dim=v.shape[3],
@@ -184,7 +185,7 @@ def _linear_attention(
         dtype=keras.backend.standardize_dtype(q.dtype),
         features=phi.size(q.shape[3]),
     )
-    core = functools.partial(_core(shape, implementation), features, chunk_size=chunk_size)
+    core = Core(features, chunk_size, _kernel(shape, implementation))
     if queries is not keys:
         out = _merged(core, q, k, v, feature_weights, heads, queries, keys)
         return ops.cast(zero_padding(out, queries), dtype)
@@ -249,7 +250,7 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
     """Bring the time of every head into the order of its rank, attend, and bring it back.
 
     Args:
-        core: what attends in sorted time, `_portable` say, with its features and chunk.
+        core: the `Core`.
         q, k, v: floats [batch, time, heads, dim].
         weights: of a learned feature map, by name, heads first; or None.
         heads: the order of each head.
@@ -262,14 +263,17 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
     """
 
     def kind(order):  # what one pass can do
-        in_time = order.ascending or isinstance(order, Reversed)
-        return order.grouped, isinstance(order, Reversed), "" if in_time else repr(order)
+        if not order.ascending and not isinstance(order, Reversed):
+            return repr(order), False, False
+        if core.any_direction:
+            return "", False, False
+        return "", order.grouped, isinstance(order, Reversed)
 
     orders = sorted(set(heads), key=lambda order: (*kind(order), repr(order)))
     outs, states, taken = [], [], []
     for _, members in itertools.groupby(orders, kind):
         members = list(members)
-        index = [i for order in members for i, head in enumerate(heads) if head == order]
+        index = [i for i, head in enumerate(heads) if head in members]
         own = [take_heads(x, index, 2) for x in (q, k, v)]
         own_weights = {name: take_heads(x, index, 0) for name, x in (weights or {}).items()}
         own_state = None if state is None else tuple(take_heads(x, index, 1) for x in state)
@@ -301,16 +305,18 @@ def _same_kind(core, operands, weights, heads, places, turns, state):
             document = ops.where(document == 0, _first_document(places), document)
         document = forth(document)[:, None]
     rank = None
-    if order.grouped:
+    if any(head.grouped for head in heads):
         ranks = {head: head.rank(places)[:, None] for head in set(heads)}
         rank = _join([ranks[head] for head in heads] if len(ranks) > 1 else [ranks[order]], 1)
     turns = None if turns is None else tuple(forth(x) for x in turns)
     tokens = Tokens(document, rank, turns, forth(shown))
     operands = [forth(x) for x in operands]
-    if document is None and set(heads) == {Bidirectional()}:
+    if document is None and set(heads) == {Bidirectional()} and not core.any_direction:
         q, k, v = operands
-        return _total(*core.args[0](q, k, weights, tokens.turns, shown), v, state)
-    out, state = core(*operands, weights, tokens, state, reverse=isinstance(order, Reversed))
+        return _total(*core.features(q, k, weights, tokens.turns, shown), v, state)
+    reverse = [isinstance(head, Reversed) for head in heads]
+    reverse = reverse if core.any_direction else reverse[0]
+    out, state = core(*operands, weights, tokens, state, reverse)
     return out if permutation is None else _take_time(out, ops.argsort(permutation, axis=1)), state
 
 
@@ -331,19 +337,42 @@ class Tokens(NamedTuple):
     shown: object
 
 
-def _core(shape, implementation):
-    """What attends in sorted time."""
-    backend = keras.backend.backend()
-    name = kernel_for("linear", shape, backend, platform(), implementation)
-    if name == "native":
-        from kzoo.ops.kernels import native
+class Core(NamedTuple):
+    """What attends in sorted time.
 
-        return native.linear
-    if backend == "jax":
-        from kzoo.ops.kernels.chunked import chunked
+    Attributes:
+        features: a `kzoo.ops.features.Features`.
+        chunk_size: tokens in a chunk.
+        kernel: its name, of `kzoo.ops.choice`.
+    """
 
-        return chunked
-    return _portable
+    features: object
+    chunk_size: int
+    kernel: str
+
+    @property
+    def any_direction(self):
+        """Whether one pass serves all orders that go through time, forwards or backwards."""
+        return self.kernel == "native"
+
+    def __call__(self, q, k, v, weights, tokens, state, reverse=False):
+        operands = self.features, q, k, v, weights, tokens, state
+        return self._function()(*operands, chunk_size=self.chunk_size, reverse=reverse)
+
+    def _function(self):
+        if self.kernel == "native":
+            from kzoo.ops.kernels import native
+
+            return native.linear
+        if keras.backend.backend() == "jax":
+            from kzoo.ops.kernels.chunked import chunked
+
+            return chunked
+        return _portable
+
+
+def _kernel(shape, implementation):
+    return kernel_for("linear", shape, keras.backend.backend(), platform(), implementation)
 
 
 def _total(q, k, q_norm, k_norm, v, state):
@@ -497,7 +526,7 @@ def _merged(core, q, k, v, weights, heads, queries, keys):
         sorted_document, sorted_shown = tokens
         if document is not None:
             sorted_document = sorted_document[:, None]
-        turns = core.args[0].turns(_take_time(position, permutation), q.shape[3], q.dtype)
+        turns = core.features.turns(_take_time(position, permutation), q.shape[3], q.dtype)
         tokens = Tokens(sorted_document, None, turns, sorted_shown)
         head = [_take_time(x[:, :, i : i + 1], permutation) for x in (q, k, v)]
         own = {name: x[i : i + 1] for name, x in (weights or {}).items()}

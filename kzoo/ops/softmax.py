@@ -5,7 +5,7 @@ import functools
 import keras
 from keras import ops
 
-from kzoo.ops.choice import Shape, kernel_for, platform
+from kzoo.ops.choice import Shape, kernel_for, known, platform
 from kzoo.ops.operands import prepare
 from kzoo.ops.reference import masked_softmax, softmax_scale
 from kzoo.ops.rotary import rotate
@@ -68,8 +68,9 @@ def softmax_attention(
         q, k = rotate(q, queries.position, bound), rotate(k, keys.position, bound)
     q = q * softmax_scale(q, scale)
     shape = Shape(
-        query_time=q.shape[1],
-        key_time=k.shape[1],
+        batch=known(q.shape[0]),
+        query_time=known(q.shape[1]),
+        key_time=known(k.shape[1]),
         num_heads=q.shape[2],
         dim=q.shape[3],
         value_dim=v.shape[3],

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from kzoo.masks import Order
+from kzoo.ops.choice import compiled_for
 from kzoo.ops.kernels.mesh import current_mesh
 from kzoo.ops.kernels.native.library import missing
 
@@ -39,6 +40,8 @@ def refuses(shape) -> str | None:
     for order in shape.mask.per_head(shape.num_heads):
         if not isinstance(order, Order):
             return f"the native kernel follows orders, neither custom masks nor &: {order!r}"
+    if compiled_for()[0] is not None:
+        return "the native kernel is this machine's; the program is for another"
     if current_mesh() is not None:
         return "the native kernel runs on one device, not on a mesh of several"
     return missing()
@@ -100,11 +103,14 @@ _softmax.defvjp(_softmax_forward, _softmax_backward)
 
 
 def linear(features, q, k, v, weights, tokens, initial_state, *, chunk_size, reverse=False):
-    """`kzoo.ops.kernels.chunked.chunked`, but that features of all time are held."""
+    """`kzoo.ops.kernels.chunked.chunked`, but features of all time are held.
+
+    Here `reverse` may differ by head, booleans [heads], and a rank need not ascend: it matters
+    only which neighbours share it.
+    """
     q, k, *norms = features(q, k, weights, tokens.turns, tokens.shown)
     norms = [x for x in norms if x is not None]
     batch, time, heads, size = q.shape
-    # Sorted, so that it matters only who shares a rank or a document with whom.
     document, rank = tokens.document, tokens.rank
     document = jnp.zeros((1, 1, time), "int32") if document is None else document
     rank = jnp.arange(time, dtype="int32")[None, None] if rank is None else rank
@@ -112,36 +118,40 @@ def linear(features, q, k, v, weights, tokens, initial_state, *, chunk_size, rev
         shapes = (batch, heads, size, v.shape[3]), (batch, heads, size)
         initial_state = tuple(jnp.zeros(shape, q.dtype) for shape in shapes)
     labels = document.astype("int32"), rank.astype("int32")
-    return _linear(min(chunk_size, time), reverse, (q, k, v, *norms), labels, initial_state)
+    static = min(chunk_size, time), tuple(np.broadcast_to(reverse, heads).tolist())
+    return _linear(static, (q, k, v, *norms), labels, initial_state)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _linear(chunk, reverse, operands, labels, state):
-    return _linear_forward(chunk, reverse, operands, labels, state)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _linear(static, operands, labels, state):
+    return _linear_forward(static, operands, labels, state)[0]
 
 
-def _linear_forward(chunk, reverse, operands, labels, state):
+def _linear_forward(static, operands, labels, state):
     q, k, v, *norms = operands
     batch, time, heads, _ = q.shape
     shapes = [_floats(*v.shape), _floats(batch, heads, time), *(_floats(*x.shape) for x in state)]
-    static = {"chunk": np.int64(chunk), "reverse": np.bool_(reverse)}
     arrays = (q, k, v, *labels, *state, *norms)
-    out, normaliser, *after = _call("kzoo_linear_forward", shapes, *arrays, **static)
+    out, normaliser, *after = _call("kzoo_linear_forward", shapes, *arrays, **_fields(static))
     return (out, tuple(after)), (operands, labels, state, out, normaliser)
 
 
-def _linear_backward(chunk, reverse, saved, slopes):
+def _linear_backward(static, saved, slopes):
     (q, k, v, *norms), labels, state, out, normaliser = saved
     slope, after = slopes
     shapes = [_floats(*x.shape) for x in (q, k, v, *state, *norms)]
-    static = {"chunk": np.int64(chunk), "reverse": np.bool_(reverse)}
     arrays = (q, k, v, *labels, *state, out, normaliser, slope, *after, *norms)
-    results = _call("kzoo_linear_backward", shapes, *arrays, **static)
+    results = _call("kzoo_linear_backward", shapes, *arrays, **_fields(static))
     dq, dk, dv, matrix, vector, *dnorms = results
     return (dq, dk, dv, *dnorms), None, (matrix, vector)
 
 
 _linear.defvjp(_linear_forward, _linear_backward)
+
+
+def _fields(static):
+    chunk, reverse = static
+    return {"chunk": np.int64(chunk), "reverse": np.array(reverse, "int32")}
 
 
 def _call(name, shapes, *operands, **static):

@@ -18,6 +18,7 @@ using kzoo::Out;
 using Array = ffi::Buffer<ffi::F32>;
 using Integers = ffi::Buffer<ffi::S32>;
 using Filled = ffi::Result<Array>;
+using Flags = ffi::Span<const int32_t>;  // one for each head
 
 // run(task) for every task below `count`. The caller works too, and waits for tasks that others
 // have begun: never for a thread to become free.
@@ -113,12 +114,12 @@ ffi::Error SoftmaxBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Inte
 // One head of one example of a call, in the order of rank.
 class Order {
  public:
-  Order(const Array& q, const Array& v, int64_t head, bool reverse)
+  Order(const Array& q, int64_t head, Flags reverse)
       : time_(q.dimensions()[1]),
         heads_(q.dimensions()[2]),
         b_(head / heads_),
         h_(head % heads_),
-        reverse_(reverse) {}
+        reverse_(reverse[h_]) {}
 
   In operator()(const Array& x) const { return line(const_cast<const float*>(x.typed_data()), dim(x)); }
   Out operator()(Filled& x) const { return line(x->typed_data(), dim(*x)); }
@@ -154,12 +155,12 @@ Array norm(const Array& x, ffi::RemainingArgs& norms, int i) {
 ffi::Error LinearForward(ffi::ThreadPool pool, Array q, Array k, Array v, Integers document,
                          Integers rank, Array matrix, Array vector, ffi::RemainingArgs norms,
                          Filled out, Filled normaliser, Filled matrix_after, Filled vector_after,
-                         int64_t chunk, bool reverse) {
+                         int64_t chunk, Flags reverse) {
   const int64_t time = q.dimensions()[1];
   const int features = q.dimensions()[3], value_dim = v.dimensions()[3];
   const Array q_norm = norm(q, norms, 0), k_norm = norm(k, norms, 1);
   parallel(pool, q.dimensions()[0] * q.dimensions()[2], [&](int64_t task) {
-    const Order order(q, v, task, reverse);
+    const Order order(q, task, reverse);
     const auto chunks = kzoo::cut(order(document), order(rank), time, chunk);
     const kzoo::Head head{features,      value_dim,     int(chunk), order(q),    order(k),
                           order(q_norm), order(k_norm), order(v),   order(rank), &chunks};
@@ -177,7 +178,7 @@ ffi::Error LinearBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integ
                           Array slope, Array matrix_after, Array vector_after,
                           ffi::RemainingArgs norms, Filled dq, Filled dk, Filled dv,
                           Filled matrix_slope, Filled vector_slope, ffi::RemainingRets dnorms,
-                          int64_t chunk, bool reverse) {
+                          int64_t chunk, Flags reverse) {
   const int64_t time = q.dimensions()[1];
   const int features = q.dimensions()[3], value_dim = v.dimensions()[3];
   const Array q_norm = norm(q, norms, 0), k_norm = norm(k, norms, 1);
@@ -185,7 +186,7 @@ ffi::Error LinearBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integ
   Filled dk_norm = dnorms.size() ? *dnorms.get<Array>(1) : dk;
   const int64_t state = features * value_dim;
   parallel(pool, q.dimensions()[0] * q.dimensions()[2], [&](int64_t task) {
-    const Order order(q, v, task, reverse);
+    const Order order(q, task, reverse);
     const auto chunks = kzoo::cut(order(document), order(rank), time, chunk);
     const kzoo::Head head{features,      value_dim,     int(chunk), order(q),    order(k),
                           order(q_norm), order(k_norm), order(v),   order(rank), &chunks};
@@ -248,7 +249,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(kzoo_linear_forward, LinearForward,
                                   .Ret<Array>()
                                   .Ret<Array>()
                                   .Attr<int64_t>("chunk")
-                                  .Attr<bool>("reverse"));
+                                  .Attr<Flags>("reverse"));
 XLA_FFI_DEFINE_HANDLER_SYMBOL(kzoo_linear_backward, LinearBackward,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
@@ -272,4 +273,4 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(kzoo_linear_backward, LinearBackward,
                                   .Ret<Array>()
                                   .RemainingRets()
                                   .Attr<int64_t>("chunk")
-                                  .Attr<bool>("reverse"));
+                                  .Attr<Flags>("reverse"));
