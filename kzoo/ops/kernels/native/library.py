@@ -9,6 +9,7 @@ import functools
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -24,7 +25,9 @@ log = logging.getLogger("kzoo")
 
 SOURCES = ("handlers.cc", "linear.h", "softmax.h", "tile.h")
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared")
+# For ARM, compilers take the kind of CPU by another name.
+TUNED = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
+FLAGS = ("-std=c++17", "-O3", TUNED, "-fPIC", "-shared")
 TARGETS = (
     "kzoo_softmax_forward",
     "kzoo_softmax_backward",
