@@ -5,11 +5,13 @@ import subprocess
 import jax
 import jax.export
 import jax.numpy as jnp
+import keras
 import numpy as np
 import pytest
 from test_ops import ONE_BY_ONE, ORDERS, assert_equals_oracle, operands
 
 from kzoo import masks
+from kzoo.layers import Attention, kernels
 from kzoo.ops import linear_attention, softmax_attention
 from kzoo.ops.choice import Shape, compiling_for, kernel_for
 from kzoo.ops.kernels.native import library
@@ -200,6 +202,14 @@ def test_programs_for_others_have_none_of_it():
         np.testing.assert_allclose(again.call(q), want, rtol=2e-5, atol=2e-5)
     with compiling_for("cpu"):
         assert kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu") == "blockwise"
+
+
+def test_layers_name_it():
+    for mechanism, short in (("softmax", "dense"), ("linear", "native")):
+        model = keras.Sequential([Attention(4, 16, mechanism=mechanism, mask="half_heads")])
+        model.build((2, 512, 64))
+        for time, kernel in ((512, "native"), (64, short)):
+            assert list(kernels(model, (2, time), "cpu").values()) == [kernel]
 
 
 # Without a compiler -------------------------------------------------------------------------

@@ -37,8 +37,8 @@ inline std::vector<Chunk> cut(Line<const int32_t> document, Line<const int32_t> 
                               int size) {
   std::vector<Chunk> chunks;
   for (int64_t t = 0, end; t < time; t = end) {
-    for (end = t + 1; end < time && *rank.at(end) == *rank.at(t) &&
-                      *document.at(end) == *document.at(t);)
+    for (end = t + 1;
+         end < time && *rank.at(end) == *rank.at(t) && *document.at(end) == *document.at(t);)
       ++end;
     const bool begins = t == 0 || *document.at(t) != *document.at(t - 1), group = end - t > size;
     if (begins || group || chunks.back().group || end - chunks.back().start > size)
@@ -104,7 +104,8 @@ inline void pairs(const Head& head, const Chunk& chunk, const float* x, const fl
 }
 
 // `out` and `normaliser` of one head; `matrix` and `vector` are the state before, and then after.
-inline void linear_forward(const Head& head, Out out, Out normaliser, float* matrix, float* vector) {
+inline void linear_forward(const Head& head, Out out, Out normaliser, float* matrix,
+                           float* vector) {
   const int features = head.features, value_dim = head.value_dim, size = head.size;
   const Buffer turned(features * round_up(size));
   const Buffer weights(size * round_up(size));

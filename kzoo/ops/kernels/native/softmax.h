@@ -41,7 +41,8 @@ struct Ranges {
 
   Ranges(const int32_t* labels, int64_t time) {
     for (int64_t t = 0; t < time; t += kBlock) {
-      const auto [least, most] = std::minmax_element(labels + t, labels + std::min(t + kBlock, time));
+      const auto [least, most] =
+          std::minmax_element(labels + t, labels + std::min(t + kBlock, time));
       low.push_back(*least);
       high.push_back(*most);
     }
@@ -72,14 +73,15 @@ struct Visible {
     return one && key_ranks.high[j] <= query_ranks.low[i] ? kAll : kSome;
   }
 
-  // Of the query at `t`, lanes of keys from `at` on: -1 wown it sees them, else 0.
+  // Of the query at `t`, lanes of keys from `at` on: -1 where it sees them, else 0.
   Ints lanes(int64_t t, int64_t at) const {
     const Ints segment = load(key_segment + at);
     return (load(key_rank + at) <= query_rank[t]) & (segment == query_segment[t]) & (segment != 0);
   }
 };
 
-inline void hide(const Visible& visible, int64_t t, int64_t first, int count, int width, Ints* seen) {
+inline void hide(const Visible& visible, int64_t t, int64_t first, int count, int width,
+                 Ints* seen) {
   for (int n = 0; n < width; n += kLanes) {
     if (n + kLanes <= count) {
       seen[n / kLanes] = visible.lanes(t, first + n);
@@ -202,8 +204,8 @@ inline void softmax_backward(const Sizes& sizes, const Visible& visible, const f
       }
       product(keys, value_dim, rows, {weights, 1, kBlock}, {given, value_dim}, to_values, begun);
       product(keys, dim, rows, {slopes, 1, kBlock}, {queries, dim}, to_keys, begun);
-      product(rows, dim, keys, {slopes, kBlock, 1}, {own, dim},
-              {dq + start * stride, stride}, true);
+      product(rows, dim, keys, {slopes, kBlock, 1}, {own, dim}, {dq + start * stride, stride},
+              true);
       begun = true;
     }
     for (int r = 0; !begun && r < keys; ++r) {  // keys that nobody sees

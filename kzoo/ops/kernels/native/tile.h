@@ -63,8 +63,10 @@ inline __attribute__((always_inline)) void tile(int depth, Left a, Right b, Resu
 template <int kTile, int kVectors>
 inline void rest(int rows, int depth, Left a, Right b, Result c, bool add) {
   if constexpr (kTile > 0) {
-    if (rows == kTile) tile<kTile, kVectors>(depth, a, b, c, add);
-    else rest<kTile - 1, kVectors>(rows, depth, a, b, c, add);
+    if (rows == kTile)
+      tile<kTile, kVectors>(depth, a, b, c, add);
+    else
+      rest<kTile - 1, kVectors>(rows, depth, a, b, c, add);
   }
 }
 
@@ -79,7 +81,8 @@ inline void columns(int rows, int depth, Left a, Right b, Result c, bool add) {
 }
 
 // c = a b, or c += a b. `width`, the columns of b and c, is a multiple of kMultiple.
-__attribute__((noinline)) inline void product(int rows, int width, int depth, Left a, Right b, Result c, bool add) {
+__attribute__((noinline)) inline void product(int rows, int width, int depth, Left a, Right b,
+                                              Result c, bool add) {
   int n = 0;
   for (; n + 2 * kLanes <= width; n += 2 * kLanes)
     columns<2>(rows, depth, a, {b.data + n, b.rows}, {c.data + n, c.rows}, add);
