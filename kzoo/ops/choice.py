@@ -26,7 +26,7 @@ KERNELS = {
     "softmax": ("dense", "native", "blockwise", "splash", "cudnn", "sdpa"),
     "linear": ("chunked", "native"),
 }
-# Up to it one block holds all scores, and XLA's dense softmax compiles sooner.
+# Up to it one block holds all scores, and XLA's dense softmax compiles sooner than its blocks.
 DENSE_TIME = 128
 
 
@@ -135,7 +135,7 @@ def kernel_for(mechanism, shape, backend, platform, implementation="auto"):
             native = (backend, platform) == ("jax", "cpu") and not refusal("native", shape, backend)
             return "native" if native else "chunked"
         for name in _best(backend, platform):
-            short = name in ("native", "blockwise") and _short(shape)
+            short = name == "blockwise" and _short(shape)
             if not short and not refusal(name, shape, backend):
                 return name
         return "dense"

@@ -13,7 +13,6 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import time
 from importlib import metadata
 from pathlib import Path
 
@@ -65,7 +64,7 @@ def _compiled():
     path = folder("native") / f"{key}.so"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        begin = time.perf_counter()
+        log.info("compiling attention for this CPU, once: some ten seconds")
         # Beside the final path, so that it takes its name in one step.
         with tempfile.TemporaryDirectory(dir=path.parent) as work:
             made = Path(work) / path.name
@@ -73,6 +72,4 @@ def _compiled():
             command = [compiler, *FLAGS, *include, str(here / SOURCES[0]), "-o", str(made)]
             subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
             os.replace(made, path)
-        seconds = time.perf_counter() - begin
-        log.info("compiled attention for this CPU in %.0f s: %s", seconds, path)
     return path
