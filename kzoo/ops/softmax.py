@@ -78,7 +78,7 @@ def softmax_attention(
         padded=keys.segment is not None,
         same_places=queries is keys,
         bias=bias is not None,
-        dtype=dtype if q.dtype == "float32" else "float64",
+        dtype="float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else dtype,
     )
     bias = bias if bias is None else ops.cast(bias, q.dtype)
     backend = keras.backend.backend()
