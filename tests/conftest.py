@@ -10,5 +10,7 @@ flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split
 if metadata.version("jaxlib").startswith("0.10."):  # later ones end the process at its name
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
+# Two processes share the processors: torch's threads would wait for one another, busily.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Commands that tests start keep no compiled programs in the home of who runs them.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
