@@ -164,8 +164,6 @@ def test_what_does_not_apply_is_refused_and_passed_over(change, words):
     with pytest.raises(ValueError, match=words):
         kernel_for("softmax", shape, "jax", "cpu", "native")
     assert kernel_for("softmax", shape, "jax", "cpu") in ("blockwise", "dense")
-    if "features" in change:
-        assert kernel_for("linear", shape, "jax", "cpu") == "chunked"
 
 
 _SHAPE = {
@@ -184,6 +182,13 @@ def test_many_features_are_left_to_chunks():
         assert kernel_for("linear", shape, "jax", "cpu") == kernel
     with pytest.raises(ValueError, match="at most 256 features: 272"):
         kernel_for("linear", Shape(**_SHAPE, features=272), "jax", "cpu", "native")
+
+
+def test_a_wrong_name_is_refused_with_the_nearest():
+    q, k, v, *_ = large(5, poison=False)
+    for mask, rows in (("causal", {}), ("bidirectional", {"key_padding_mask": np.ones((7, 5))})):
+        with pytest.raises(ValueError, match="did you mean 'native'"):
+            linear_attention(q, k, v, mask, implementation="natve", **rows)
 
 
 def test_programs_for_others_have_none_of_it():

@@ -106,9 +106,22 @@ class Shape:
     batch: int | None = 1
 
 
-def known(size):
-    """A size of a tensor if it is an integer, else None."""
-    return size if isinstance(size, int) else None
+def shape_of(q, k, v, mask, **others):
+    """The `Shape` of q, k and v [batch, time, heads, dim]; `others` are its other attributes."""
+
+    def known(size):
+        return size if isinstance(size, int) else None
+
+    return Shape(
+        batch=known(q.shape[0]),
+        query_time=known(q.shape[1]),
+        key_time=known(k.shape[1]),
+        num_heads=q.shape[2],
+        dim=q.shape[3],
+        value_dim=v.shape[3],
+        mask=mask,
+        **others,
+    )
 
 
 def kernel_for(mechanism, shape, backend, platform, implementation="auto"):

@@ -21,7 +21,7 @@ from kzoo import masks
 from kzoo.errors import InputError
 from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
 from kzoo.ops import feature_maps
-from kzoo.ops.choice import Shape, kernel_for, known, platform
+from kzoo.ops.choice import kernel_for, platform, shape_of
 from kzoo.ops.features import features_of
 from kzoo.ops.operands import prepare, ratio, take_heads, zero_padding
 
@@ -98,8 +98,12 @@ def linear_attention(
         "source_mask": source_mask,
         "key_padding_mask": key_padding_mask,
     }
-    static = {"feature_map": feature_map, "rotary": rotary, "chunk_size": chunk_size}
-    static["implementation"] = implementation
+    static = {
+        "feature_map": feature_map,
+        "rotary": rotary,
+        "chunk_size": chunk_size,
+        "implementation": implementation,
+    }
     if keras.backend.backend() == "jax" and initial_state is None and not return_state:
         from kzoo.ops.kernels.mesh import current_mesh, each_device, refuses_mesh
 
@@ -160,6 +164,10 @@ def _linear_attention(
         query_offset=0 if stateful else query_offset,
     )
     heads = mask.per_head(q.shape[2])
+    size = phi.size(q.shape[3])
+    computed = {"dtype": keras.backend.standardize_dtype(q.dtype), "features": size}
+    shape = shape_of(q, k, v, mask, **computed)
+    kernel = kernel_for("linear", shape, keras.backend.backend(), platform(), implementation)
     # All of a second sequence, by queries of one document: one state, made of its keys.
     whole = key_padding_mask is not None and padding_mask is None
     whole = whole and initial_state is None and set(heads) == {Bidirectional()}
@@ -173,19 +181,8 @@ def _linear_attention(
         out, state = _total(*operands, v, None)
         out = ops.cast(out, dtype)
         return (out, {"matrix": state[0], "normaliser": state[1]}) if return_state else out
-    chunk_size = chunk_size or choose_chunk(phi.size(q.shape[3]), v.shape[3])
-    shape = Shape(
-        batch=known(q.shape[0]),
-        query_time=known(q.shape[1]),
-        key_time=known(k.shape[1]),
-        num_heads=q.shape[2],
-        dim=q.shape[3],
-        value_dim=v.shape[3],
-        mask=mask,
-        dtype=keras.backend.standardize_dtype(q.dtype),
-        features=phi.size(q.shape[3]),
-    )
-    core = Core(features, chunk_size, _kernel(shape, implementation))
+    chunk_size = chunk_size or choose_chunk(size, v.shape[3])
+    core = Core(features, chunk_size, kernel)
     if queries is not keys:
         out = _merged(core, q, k, v, feature_weights, heads, queries, keys)
         return ops.cast(zero_padding(out, queries), dtype)
@@ -369,10 +366,6 @@ class Core(NamedTuple):
 
             return chunked
         return _portable
-
-
-def _kernel(shape, implementation):
-    return kernel_for("linear", shape, keras.backend.backend(), platform(), implementation)
 
 
 def _total(q, k, q_norm, k_norm, v, state):

@@ -5,7 +5,7 @@ import functools
 import keras
 from keras import ops
 
-from kzoo.ops.choice import Shape, kernel_for, known, platform
+from kzoo.ops.choice import kernel_for, platform, shape_of
 from kzoo.ops.operands import prepare
 from kzoo.ops.reference import masked_softmax, softmax_scale
 from kzoo.ops.rotary import rotate
@@ -67,14 +67,11 @@ def softmax_attention(
         bound = q.shape[1] if queries is keys else None
         q, k = rotate(q, queries.position, bound), rotate(k, keys.position, bound)
     q = q * softmax_scale(q, scale)
-    shape = Shape(
-        batch=known(q.shape[0]),
-        query_time=known(q.shape[1]),
-        key_time=known(k.shape[1]),
-        num_heads=q.shape[2],
-        dim=q.shape[3],
-        value_dim=v.shape[3],
-        mask=mask,
+    shape = shape_of(
+        q,
+        k,
+        v,
+        mask,
         padded=keys.segment is not None,
         same_places=queries is keys,
         bias=bias is not None,

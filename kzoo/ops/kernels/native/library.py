@@ -44,8 +44,9 @@ def missing() -> str | None:
             capsule = jax.ffi.pycapsule(getattr(library, name))
             jax.ffi.register_ffi_target(name, capsule, platform="cpu")
     except (OSError, subprocess.SubprocessError) as error:
-        detail = getattr(error, "stderr", None) or str(error)
-        reason = f"kzoo's kernels in C++ could not be made: {detail.strip().splitlines()[0]}"
+        lines = str(getattr(error, "stderr", None) or error).strip().splitlines()
+        line = next((line for line in lines if "error" in line), lines[0])
+        reason = f"kzoo's kernels in C++ could not be made: {line}"
         log.warning("%s; attention runs in XLA's operations, which are slower", reason)
         return reason
     return None

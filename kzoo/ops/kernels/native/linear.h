@@ -61,9 +61,8 @@ inline void add(int size, float factor, const float* x, float* sum) {
 }
 
 // The rows of a stretch of time, beside each other, and back.
-inline const float* fetch(const Chunk& part, In x, int dim, float* rows) {
+inline void fetch(const Chunk& part, In x, int dim, float* rows) {
   copy(part.end - part.start, dim, x.at(part.start), x.stride, rows, dim);
-  return rows;
 }
 
 inline void put(const Chunk& part, const float* rows, int dim, Out x) {
