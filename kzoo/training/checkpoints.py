@@ -12,6 +12,7 @@ from kzoo.errors import InputError, Preempted
 from kzoo.training.checkpoint import Store
 from kzoo.training.preemption import Notice, is_in_fit
 from kzoo.training.stream import Stream, read_ahead
+from kzoo.values import is_count, plain
 
 log = logging.getLogger("kzoo")
 
@@ -61,10 +62,10 @@ class Checkpoints(keras.callbacks.Callback):
     def __init__(self, directory, *, every="60s", keep=3, settings=None):
         super().__init__()
         self._steps, self._seconds = interval(every)
-        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        if not is_count(keep):
             raise InputError(f"keep is a positive integer. Received: {keep!r}")
-        self._store = Store(directory, keep)
-        self._extra = settings or {}
+        self._store = Store(directory, int(keep))
+        self._extra = plain(settings or {})
         self._notice = Notice()
         self._stream = None
         self._fits = False
