@@ -15,7 +15,8 @@ from matplotlib.lines import Line2D
 from kzoo import objectives
 from kzoo.analysis import draw_masks
 from kzoo.errors import InputError
-from kzoo.studies.records import REPORT_FILE, read, write_atomically
+from kzoo.files import write
+from kzoo.studies.records import REPORT_FILE, read
 
 # Okabe and Ito's colours, told apart by the colour-blind, without yellow; then four more.
 COLOURS = (
@@ -266,7 +267,7 @@ def report(directory):
     )
     page = environment.get_template("page.html.jinja").render(_content(study, records))
     path = directory / REPORT_FILE
-    write_atomically(path, page)
+    write(path, page)
     return path
 
 

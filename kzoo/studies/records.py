@@ -59,13 +59,6 @@ def read(directory):
     return study, sorted(runs.values(), key=place)
 
 
-def write_atomically(path, text):
-    """Replace the file at `path` in one step: a reader sees the old text or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def append(directory, record):
     """Add a run's record, in one write that reaches the disk before this returns.
 

@@ -14,9 +14,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from kzoo import data, presets
 from kzoo.analysis import attention_spectrum
 from kzoo.errors import InputError
+from kzoo.files import write
 from kzoo.ops.choice import platform
 from kzoo.studies.provenance import provenance
-from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read, write_atomically
+from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read
 from kzoo.studies.study import measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
@@ -65,7 +66,7 @@ def run(study, directory, *, progress=True, at_once=None):
         load_splits(study, source, arm.config(study.seeds[0]))  # unusable data are refused here
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(directory / STUDY_FILE, text)
+    write(directory / STUDY_FILE, text)
     (directory / RESULTS_FILE).touch()
 
     done = {record["run"]: record for record in read(directory)[1]}
