@@ -158,6 +158,16 @@ def _remove(folders):
             made.rmdir()
 
 
+def taken(directory):
+    """Bytes of all files under a folder; 0 where there is none."""
+    total = 0
+    for above, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # gone since
+                total += os.lstat(os.path.join(above, name)).st_size
+    return total
+
+
 def found(directory):
     """What a folder holds, in a few words: `"a.txt, b.txt and 3 more"`; empty if nothing."""
     directory = Path(directory)
@@ -260,8 +270,7 @@ def _naming(path):
     try:
         yield
     except OSError as error:
-        if ".part" in str(error.filename) or error.filename is None:
-            if error.errno is None:
-                raise
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise
+        ours = error.filename is None or ".part" in str(error.filename)
+        if error.errno is None or not ours:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error

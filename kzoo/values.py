@@ -1,5 +1,6 @@
 """What kind of value was given: Python's own numbers and NumPy's alike."""
 
+import json
 import math
 import numbers
 from collections.abc import Mapping
@@ -55,3 +56,19 @@ def plain(value):
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def differences(saved, received, name=""):
+    """Where two JSON values differ: an iterable of `"name is 1 there and 2 here"`."""
+    if isinstance(saved, dict) and isinstance(received, dict):
+        for key in {**saved, **received}:
+            inner = f"{name}.{key}" if name else key
+            yield from differences(saved.get(key), received.get(key), inner)
+    elif saved != received:
+        yield f"{name} is {json.dumps(saved)} there and {json.dumps(received)} here"
+
+
+def shown(value):
+    """A value as an error shows it: on one line, and cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}…"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from kzoo import config as fields
@@ -159,7 +160,10 @@ def to_huggingface(model, directory):
         log.info("no tokenizer is written: %s reads none of bytes", theirs["architectures"][0])
 
     with whole_folder(directory) as part:
-        save_file(arrays, part / SAFETENSORS, metadata={"format": "pt"})
+        try:
+            save_file(arrays, part / SAFETENSORS, metadata={"format": "pt"})
+        except SafetensorError as error:  # of the system, which it does not tell as such
+            raise OSError(f"{error}: {directory}") from error
         for name, content in files.items():
             (part / name).write_text(json.dumps(content, indent=2) + "\n")
         shutil.copymode(part / CONFIG_FILE, part / SAFETENSORS)  # safetensors keeps it to the user

@@ -19,6 +19,9 @@ from kzoo.files import write
 from kzoo.studies.records import REPORT_FILE, read
 
 # Okabe and Ito's colours, told apart by the colour-blind, without yellow; then four more.
+# What the page says of a run.
+SHOWN = ("group", "measure", "status", "held_out", "bits", "scored_tokens", "parameters", "seconds")
+SHOWN += ("config", "spectrum", "facts", "provenance")
 COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
     *("#5e3c99", "#7f7f7f", "#8c564b", "#000000"),
@@ -250,7 +253,8 @@ def report(directory):
         The `Path` of the page.
 
     Raises:
-        InputError: as `kzoo.studies.records.read`.
+        InputError: as `kzoo.studies.records.read`; and if a record is none of a study.
+        OSError: if the page cannot be written.
 
     Example:
         >>> report("runs/quick")
@@ -258,6 +262,13 @@ def report(directory):
     """
     directory = Path(directory)
     study, records = read(directory)
+    for record in records:
+        missing = [field for field in SHOWN if field not in record]
+        if missing:
+            raise InputError(
+                f"a record has {', '.join(SHOWN)}; that of {record['run']} lacks "
+                f"{', '.join(missing)}. Received: {directory}"
+            )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
