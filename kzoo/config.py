@@ -5,6 +5,7 @@ Plain Python over JSON, so that names and mistakes are answered without loading 
 
 from kzoo import masks, objectives
 from kzoo.errors import InputError, unknown
+from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain
 from kzoo.vocabulary import VOCABULARY_SIZE
 
 CONFIG_VERSION = 1
@@ -81,6 +82,7 @@ POSITIVE = (
     "relative_buckets",
     "relative_distance",
 )
+MOST = {"num_layers": 10_000, "num_heads": 10_000}  # each has a mask of its own
 BOOLEAN = ("embedding_norm", "use_bias", "pooler", "tie_embeddings")
 GATED = ("geglu", "geglu_tanh", "swiglu")
 # What the backbone takes; the rest belongs to the task and its preprocessor.
@@ -126,7 +128,7 @@ def _complete(fields, defaults):
     for field in fields:
         if field not in defaults:
             raise unknown("field", field, defaults)
-    config = {**defaults, **fields}
+    config = {**defaults, **plain(fields)}
     missing = [field for field, value in config.items() if value is REQUIRED]
     if missing:
         raise InputError(f"a config needs the fields {', '.join(missing)}. Received: {fields!r}")
@@ -143,23 +145,22 @@ def _check_values(config):
             raise unknown(f"value of {field}", value, valid)
     _resolve_heads(config)
     for field in POSITIVE:
-        if not _is_integer(config[field]) or config[field] < 1:
-            raise InputError(f"{field} is a positive integer. Received: {config[field]!r}")
+        _check_count(config, field)
     for field in BOOLEAN:
-        if not isinstance(config[field], bool):
+        if not is_boolean(config[field]):
             raise InputError(f"{field} is true or false. Received: {config[field]!r}")
     for field in ("dropout", "identity_mix"):
-        if not _is_number(config[field]) or not 0 <= config[field] < 1:
+        if not is_number(config[field]) or not 0 <= config[field] < 1:
             raise InputError(f"{field} is a number in [0, 1). Received: {config[field]!r}")
     for field in ("norm_epsilon", "attention_scale"):
         given = config[field] is not None or DEFAULTS[field] is not None
-        if given and not (_is_number(config[field]) and config[field] > 0):
+        if given and not (is_number(config[field]) and config[field] > 0):
             raise InputError(f"{field} is a positive number. Received: {config[field]!r}")
-    if not _is_integer(config["num_segments"]) or config["num_segments"] < 0:
+    if not is_count(config["num_segments"], least=0):
         raise InputError(
             f"num_segments is an integer, 0 or more. Received: {config['num_segments']!r}"
         )
-    if not _is_integer(config["seed"]) or not 0 <= config["seed"] < 2**31:
+    if not is_integer(config["seed"]) or not 0 <= config["seed"] < 2**31:
         raise InputError(f"seed is an integer in [0, 2^31). Received: {config['seed']!r}")
     if config["vocabulary_size"] < VOCABULARY_SIZE and config.get("tokenizer") == "bytes":
         raise InputError(
@@ -279,11 +280,11 @@ def check_head(config):
     rows, scale, prediction = (config[f] for f in ("loss_rows", "output_scale", "prediction"))
     if prediction not in CHOICES["prediction"]:
         raise unknown("value of prediction", prediction, CHOICES["prediction"])
-    if not _is_integer(rows) or rows < 0:
+    if not is_count(rows, least=0):
         raise InputError(f"loss_rows is a positive integer, or 0 for all. Received: {rows!r}")
-    if not _is_number(scale) or not scale > 0:
+    if not is_number(scale) or not scale > 0:
         raise InputError(f"output_scale is a positive number. Received: {scale!r}")
-    if not isinstance(config["output_transform"], bool):
+    if not is_boolean(config["output_transform"]):
         raise InputError(
             f"output_transform is true or false. Received: {config['output_transform']!r}"
         )
@@ -332,16 +333,23 @@ def count_parameters(config):
     return stacks + embeddings + pooler + transform
 
 
+def _check_count(config, field):
+    most = MOST.get(field, LARGEST)
+    if not is_count(config[field]) or config[field] > most:
+        raise InputError(
+            f"{field} is a positive integer, at most {most}. Received: {config[field]!r}"
+        )
+
+
 def _resolve_heads(config):
     heads, width = config["num_heads"], config["hidden_dim"]
     config["kv_heads"] = heads if config["kv_heads"] is None else config["kv_heads"]
     for field in ("num_heads", "kv_heads", "hidden_dim"):
-        if not _is_integer(config[field]) or config[field] < 1:
-            raise InputError(f"{field} is a positive integer. Received: {config[field]!r}")
+        _check_count(config, field)
     if config["head_dim"] is None:
         if width % heads:
-            divisors = [n for n in range(1, width + 1) if width % n == 0]
-            nearest = min(divisors, key=lambda n: abs(n - heads))
+            near = sorted(range(1, min(width, MOST["num_heads"]) + 1), key=lambda n: abs(n - heads))
+            nearest = next(n for n in near if width % n == 0)
             raise InputError(
                 f"num_heads divides hidden_dim={width}, or head_dim is given; the nearest is "
                 f"{nearest}. Received: num_heads={heads}"
@@ -349,14 +357,6 @@ def _resolve_heads(config):
         config["head_dim"] = width // heads
     if heads % config["kv_heads"]:
         raise InputError(f"kv_heads divides num_heads={heads}. Received: {config['kv_heads']}")
-    odd = _is_integer(config["head_dim"]) and config["head_dim"] % 2
+    odd = is_integer(config["head_dim"]) and config["head_dim"] % 2
     if config["positions"] == "rotary" and odd:
         raise InputError(f"rotary positions need an even head_dim. Received: {config['head_dim']}")
-
-
-def _is_integer(value):
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)

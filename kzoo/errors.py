@@ -36,8 +36,8 @@ def unknown(kind, received, valid):
 
 
 class Preempted(SystemExit):
-    """SIGTERM came while a run trained, and the run has been saved: the same script or command,
-    started again, goes on from there. Unless it is caught, the process exits with status 75
+    """SIGTERM or SIGHUP came while a run trained, and the run has been saved: the same script or
+    command, started again, goes on from there. Unless it is caught, the process exits with status 75
     (EX_TEMPFAIL: try again)."""
 
     STATUS = 75

@@ -26,7 +26,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 
 from kzoo.errors import InputError, unknown
-from kzoo.places import is_integer, places
+from kzoo.places import places
+from kzoo.values import is_integer
 
 
 class Mask:
@@ -223,6 +224,7 @@ class Block(Order):
     def __post_init__(self):
         if not is_integer(self.size) or self.size < 1:
             raise InputError(f"a block's size is an integer of at least 1. Received: {self.size!r}")
+        object.__setattr__(self, "size", int(self.size))  # NumPy's is no JSON
 
     def rank(self, places):
         return places.position // self.size
@@ -237,6 +239,7 @@ class Permuted(Order):
     def __post_init__(self):
         if not is_integer(self.seed):
             raise InputError(f"a permutation's seed is an integer. Received: {self.seed!r}")
+        object.__setattr__(self, "seed", int(self.seed))
 
     def rank(self, places):
         from keras import ops

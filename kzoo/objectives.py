@@ -24,6 +24,7 @@ from typing import ClassVar
 import numpy as np
 
 from kzoo.errors import InputError, unknown
+from kzoo.values import is_number, plain
 from kzoo.vocabulary import BYTES
 
 # What stands at a position, in the order in which a row holds them: the kind of a
@@ -245,11 +246,12 @@ class MaskedLM(Objective):
     next_token = False
 
     def __post_init__(self):
-        if not (isinstance(self.rate, (int, float)) and 0 < self.rate <= 1):
+        if not (is_number(self.rate) and 0 < self.rate <= 1):
             raise InputError(
                 "the rate of masked_lm is a number above 0, at most 1; the usual one is 0.15. "
                 f"Received: {self.rate!r}"
             )
+        object.__setattr__(self, "rate", plain(self.rate))
 
     def encode(
         self,

@@ -6,6 +6,7 @@ What masks rank. Documents are runs of equal, ascending ids in a row; 0 is paddi
 import dataclasses
 
 from kzoo.errors import InputError
+from kzoo.values import is_integer
 
 BLOCK = 256  # the tokens of which each looks back at each in `_cumulative_max`
 
@@ -160,8 +161,3 @@ def _cumulative_max(x):
 
 def _agree(received, expected):
     return received is None or not is_integer(expected) or received == expected
-
-
-def is_integer(value):
-    """Whether a value is a static integer, and not a boolean or a tensor."""
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from kzoo import config as fields
 from kzoo.errors import InputError, unknown
+from kzoo.files import whole_folder
 
 log = logging.getLogger("kzoo")
 TASK_FILE, CONFIG_FILE, WEIGHTS_FILE = "task.json", "config.json", "model.weights.h5"
@@ -137,9 +138,14 @@ def load_backbone(name, *, dtype=None, remat="none", **overrides):
 def save(model, directory):
     """Write a model's config, tokenizer and weights to a directory, as keras-hub presets do.
 
-    `load(directory)` reads it, and so does `keras_hub.models.CausalLM.from_preset`.
+    `load(directory)` reads it, and so does `keras_hub.models.CausalLM.from_preset`. The model is
+    there whole or not at all; other files in the directory stay.
+
+    Raises:
+        OSError: if it cannot be written, such as on a full disk.
     """
-    model.save_to_preset(str(directory))
+    with whole_folder(directory, last=TASK_FILE) as part:
+        model.save_to_preset(str(part))
 
 
 def build(complete, dtype=None, tokenizer=None, remat="none"):

@@ -12,13 +12,15 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kzoo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room and what it may import, one way: a room sees what stands on a line above it.
-LEAVES = {"errors", "vocabulary"}
+LEAVES = {"errors", "files", "values", "vocabulary"}
 BELOW = {
     "errors": set(),
+    "values": set(),
+    "files": {"errors"},
     "program_cache": set(),
     "vocabulary": set(),
-    "places": {"errors"},
-    "masks": {"errors", "places"},
+    "places": {"errors", "values"},
+    "masks": {"errors", "places", "values"},
     "objectives": LEAVES,
     "config": LEAVES | {"masks", "objectives"},
     "data": LEAVES | {"masks", "objectives", "config"},
@@ -36,7 +38,7 @@ BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}
 BELOW["__main__"] = {"cli"}
 KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 # Rooms that answer without Keras, so that names and mistakes are told at once.
-LIGHT = ("errors", "vocabulary", "masks", "objectives", "config", "data", "presets", "cli")
+LIGHT = (*sorted(LEAVES), "masks", "objectives", "config", "data", "presets", "cli")
 
 
 def room(path):

@@ -16,6 +16,8 @@ from kzoo.bench.measure import (
     Ready,
     Skip,
     check_jax,
+    counts,
+    lengths,
     machine,
     matmul_peak,
     peer_torch,
@@ -23,7 +25,7 @@ from kzoo.bench.measure import (
     race,
     ratio,
 )
-from kzoo.errors import InputError, unknown
+from kzoo.errors import unknown
 from kzoo.ops import linear_attention, softmax_attention
 from kzoo.ops.choice import Shape, kernel_for, platform
 from kzoo.ops.linear import choose_chunk
@@ -118,12 +120,8 @@ def bench_attention(
     if dtype not in DTYPES:
         raise unknown("dtype", dtype, DTYPES)
     settings = {"heads": heads, "dim": dim, "batch": batch, "repeats": repeats}
-    times = sorted(set(times))
-    for name, value in [*(("times", length) for length in times), *settings.items()]:
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}: a positive integer. Received: {value!r}")
-    if not times:
-        raise InputError("times: at least one length. Received: none")
+    settings, times = counts(settings), lengths("times", times)
+    heads, dim, batch, repeats = settings.values()
     about = machine()
     peak = matmul_peak(say)
     rows, medians = [], {}

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kzoo import presets
+from kzoo.bench import measure
 from kzoo.bench.measure import PAUSE, Ready, check_jax, machine, race, statistics
 from kzoo.errors import InputError
 from kzoo.models.conversation import Conversation, Session
@@ -84,13 +85,11 @@ def bench_generate(
         >>> {row["contestant"]: row["ratio"] for row in result["rows"] if row["time"] == 1024}
     """
     check_jax()
-    lengths = sorted(set(lengths))
+    lengths = measure.lengths("lengths", lengths)
     numbers = {"steps": steps, "turns": turns, "turn_tokens": turn_tokens}
     numbers |= {"reply_tokens": reply_tokens, "repeats": repeats}
-    checked = [*(("lengths", n) for n in lengths), *numbers.items(), *sizes._asdict().items()]
-    for name, value in checked:
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}: a positive integer. Received: {value!r}")
+    numbers, sizes = measure.counts(numbers), sizes._replace(**measure.counts(sizes._asdict()))
+    steps, turns, turn_tokens, reply_tokens, repeats = numbers.values()
     if len(lengths) < 2 or lengths[0] < 3:
         raise InputError(f"lengths: at least two, of 3 tokens or more. Received: {lengths}")
     about = machine()

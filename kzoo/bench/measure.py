@@ -15,6 +15,7 @@ import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.ops import choice
+from kzoo.values import LARGEST, is_count, plain
 
 PEAK_SIZE, PEAK_ROUNDS = 2048, 5
 PAUSE = 0.05  # seconds, in which the last contestant's threads stop waiting for work
@@ -36,6 +37,24 @@ class Ready:
 
     run: Callable
     facts: dict = dataclasses.field(default_factory=dict)
+
+
+def counts(values):
+    """`{name: value}` with Python's integers; `InputError` for what is no positive integer."""
+    for name, value in values.items():
+        if not is_count(value):
+            raise InputError(f"{name}: a positive integer, at most {LARGEST}. Received: {value!r}")
+    return plain(values)
+
+
+def lengths(name, values):
+    """Distinct positive integers, in order; `InputError` for anything else."""
+    values = plain(values)
+    if not isinstance(values, list) or not values:
+        raise InputError(f"{name}: at least one length, in a list. Received: {values!r}")
+    for value in values:
+        counts({name: value})
+    return sorted(set(values))
 
 
 def race(entries, rounds, *, limit=float("inf"), say=lambda text: None):

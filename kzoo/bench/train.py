@@ -7,8 +7,7 @@ import keras
 import numpy as np
 
 from kzoo import presets
-from kzoo.bench.measure import Ready, Skip, check_jax, machine, peer_torch, race, ratio
-from kzoo.errors import InputError
+from kzoo.bench.measure import Ready, Skip, check_jax, counts, machine, peer_torch, race, ratio
 
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.01
 LOSS_ROWS = 1024  # of ours: tokens whose logits exist at once, which changes no value
@@ -54,9 +53,7 @@ def bench_train(steps=5, sizes=None, *, say=lambda text: None):
     """
     check_jax()
     sizes = sizes or Sizes()
-    for name, value in {"steps": steps, **sizes._asdict()}.items():
-        if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}: a positive integer. Received: {value!r}")
+    steps, sizes = counts({"steps": steps})["steps"], sizes._replace(**counts(sizes._asdict()))
     presets.config("gpt_nano", **_overrides(sizes))  # sizes that make no model are told at once
     about = machine()
     ids = np.random.default_rng(0).integers(

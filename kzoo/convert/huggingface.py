@@ -2,13 +2,12 @@
 
 import json
 import logging
-import os
 import shutil
-import tempfile
 from pathlib import Path
 
 import keras
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from kzoo import config as fields
@@ -19,6 +18,7 @@ from kzoo.convert.t5 import T5
 from kzoo.convert.tensors import FLOATS, SAFETENSORS, Tensors, read_json
 from kzoo.convert.tokenizers import read_tokenizer
 from kzoo.errors import InputError, unknown
+from kzoo.files import check_new, whole_folder
 from kzoo.models.tokenizer_file import FileTokenizer
 from kzoo.models.weights import by_path
 
@@ -143,9 +143,7 @@ def to_huggingface(model, directory):
         >>> kzoo.convert.to_huggingface(model, "mine")
         >>> transformers.AutoModelForMaskedLM.from_pretrained("mine")
     """
-    directory = Path(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise InputError(f"an export needs a new or empty folder. Received: {directory}")
+    check_new(directory)
     config = model.config
     family, theirs = _family_of(config)
     arrays = _arrays(model, family.rows(config))
@@ -161,17 +159,16 @@ def to_huggingface(model, directory):
     else:
         log.info("no tokenizer is written: %s reads none of bytes", theirs["architectures"][0])
 
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as part:
-        part = Path(part) / "export"
-        part.mkdir()
-        save_file(arrays, part / SAFETENSORS, metadata={"format": "pt"})
+    with whole_folder(directory) as part:
+        try:
+            save_file(arrays, part / SAFETENSORS, metadata={"format": "pt"})
+        except SafetensorError as error:  # of the system, which it does not tell as such
+            raise OSError(f"{error}: {directory}") from error
         for name, content in files.items():
             (part / name).write_text(json.dumps(content, indent=2) + "\n")
         shutil.copymode(part / CONFIG_FILE, part / SAFETENSORS)  # safetensors keeps it to the user
         if isinstance(tokenizer, FileTokenizer):
             tokenizer.save_assets(part)
-        os.replace(part, directory)
     log.info("written to %s for transformers' %s", directory, theirs["architectures"][0])
 
 

@@ -7,6 +7,7 @@ from keras import ops
 from kzoo.errors import InputError
 from kzoo.models.compiled import compiled
 from kzoo.models.rows import bucket
+from kzoo.values import is_count
 
 
 class Programs:
@@ -155,7 +156,7 @@ class Conversation:
         session, model = self._session, self._session.model
         if not isinstance(text, str):
             raise InputError(f"what is said is a string. Received: {text!r}")
-        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
+        if max_length is not None and not is_count(max_length):
             raise InputError(f"max_length is a positive integer. Received: {max_length!r}")
         (ids,) = model.preprocessor.tokens(text)
         sep = model.preprocessor.tokenizer.vocabulary.sep

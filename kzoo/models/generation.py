@@ -14,6 +14,7 @@ from keras import ops
 from kzoo.errors import InputError, unknown
 from kzoo.models.conversation import Conversation, Programs, Session, pieces
 from kzoo.models.rows import Prompt, aligned_left, aligned_right, bucket, until
+from kzoo.values import is_integer
 
 DRAWING = ("top_k", "top_p", "random")
 ONE_BY_ONE = ("greedy", *DRAWING)  # choose a token for good, given one distribution
@@ -267,11 +268,9 @@ class Generates:
                     "Received: stop_token_ids='auto'"
                 )
             return (self.preprocessor.tokenizer.end_token_id,)
-        ids = (ids,) if isinstance(ids, int | np.integer) else ids
+        ids = (ids,) if is_integer(ids) else ids
         size = self.backbone.vocabulary_size
-        known = isinstance(ids, list | tuple) and all(
-            isinstance(i, int | np.integer) and 0 <= i < size for i in ids
-        )
+        known = isinstance(ids, list | tuple) and all(is_integer(i) and 0 <= i < size for i in ids)
         if not known or not ids:
             raise InputError(
                 f"stop_token_ids are 'auto', None, or ids in [0, {size}). Received: {ids!r}"
@@ -282,7 +281,7 @@ class Generates:
         longest = self.longest_row()
         if given is None:
             return longest
-        if isinstance(given, bool) or not isinstance(given, int | np.integer):
+        if not is_integer(given):
             raise InputError(f"max_length is an integer. Received: {given!r}")
         if not 1 <= given <= longest:
             raise InputError(

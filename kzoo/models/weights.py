@@ -1,5 +1,6 @@
 """Weights by variable path, in HDF5."""
 
+import io
 import os
 
 import h5py
@@ -7,6 +8,7 @@ import keras
 import numpy as np
 
 from kzoo.errors import InputError
+from kzoo.files import whole
 
 
 class PathWeights:
@@ -51,13 +53,50 @@ def by_path(model):
 
 
 def write_weights(filepath, variables):
-    """Write variables, by path, to an HDF5 file, replacing it in one step."""
-    temporary = f"{filepath}.{os.getpid()}.tmp"
-    with h5py.File(temporary, "w") as file:
-        for path, variable in variables.items():
-            # HDF5 has no bfloat16; float32 holds its values exactly.
-            file[path] = keras.ops.convert_to_numpy(keras.ops.cast(variable, _storage(variable)))
-    os.replace(temporary, filepath)
+    """Write variables, by path, to an HDF5 file, replacing it in one step.
+
+    Raises:
+        OSError: if it cannot be written, such as on a full disk; nothing has changed then.
+    """
+    with whole(filepath) as part, _DefersErrors(part, "w+b") as disk:
+        with h5py.File(disk, "w") as file:
+            for path, variable in variables.items():
+                # HDF5 has no bfloat16; float32 holds its values exactly.
+                value = keras.ops.cast(variable, _storage(variable))
+                file[path] = keras.ops.convert_to_numpy(value)
+                disk.check()
+        disk.check()
+
+
+class _DefersErrors(io.FileIO):
+    """A file that keeps the first error of a write, to be raised by `check`.
+
+    HDF5 does not survive a write that fails: the process ends in a segmentation fault when the
+    file is closed.
+    """
+
+    error = None
+
+    def write(self, data):
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while len(left) and self.error is None:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size=None):
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.error = self.error or error
+            return size
+
+    def check(self):
+        if self.error is not None:
+            raise self.error
 
 
 def read_weights(filepath, variables):

@@ -18,7 +18,8 @@ from keras import ops
 
 from kzoo.errors import InputError, unknown
 from kzoo.masks import Bidirectional
-from kzoo.places import document_positions, is_integer
+from kzoo.places import document_positions
+from kzoo.values import is_integer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +232,7 @@ class Favor(FeatureMap):
         for value, least, field in ((self.features, 1, "features"), (self.seed, 0, "seed")):
             if not is_integer(value) or value < least:
                 raise InputError(f"{field} is an integer of at least {least}. Received: {value!r}")
+            object.__setattr__(self, field, int(value))
 
     def size(self, dim):
         return self.features

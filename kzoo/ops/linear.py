@@ -24,6 +24,7 @@ from kzoo.ops import feature_maps
 from kzoo.ops.choice import kernel_for, platform, shape_of
 from kzoo.ops.features import features_of
 from kzoo.ops.operands import prepare, ratio, take_heads, zero_padding
+from kzoo.values import is_count, is_integer, plain
 
 log = logging.getLogger("kzoo")
 
@@ -91,8 +92,11 @@ def linear_attention(
         >>> first, state = linear_attention(q, k, v, "causal", return_state=True)
         >>> second = linear_attention(q2, k2, v2, "causal", initial_state=state)
     """
-    if chunk_size is not None and chunk_size < 1:
-        raise InputError(f"chunk_size is at least 1. Received: {chunk_size}")
+    if chunk_size is not None and not is_count(chunk_size):
+        raise InputError(f"chunk_size is an integer of at least 1. Received: {chunk_size!r}")
+    chunk_size = plain(chunk_size)
+    if is_integer(query_offset):
+        query_offset = int(query_offset)  # NumPy's are static, too
     rows = {
         "padding_mask": padding_mask,
         "source_mask": source_mask,

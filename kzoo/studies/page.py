@@ -15,9 +15,13 @@ from matplotlib.lines import Line2D
 from kzoo import objectives
 from kzoo.analysis import draw_masks
 from kzoo.errors import InputError
-from kzoo.studies.records import REPORT_FILE, read, write_atomically
+from kzoo.files import write
+from kzoo.studies.records import REPORT_FILE, read
 
 # Okabe and Ito's colours, told apart by the colour-blind, without yellow; then four more.
+# What the page says of a run.
+SHOWN = ("group", "measure", "status", "held_out", "bits", "scored_tokens", "parameters", "seconds")
+SHOWN += ("config", "spectrum", "facts", "provenance")
 COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
     *("#5e3c99", "#7f7f7f", "#8c564b", "#000000"),
@@ -249,7 +253,8 @@ def report(directory):
         The `Path` of the page.
 
     Raises:
-        InputError: as `kzoo.studies.records.read`.
+        InputError: as `kzoo.studies.records.read`; and if a record is none of a study.
+        OSError: if the page cannot be written.
 
     Example:
         >>> report("runs/quick")
@@ -257,6 +262,13 @@ def report(directory):
     """
     directory = Path(directory)
     study, records = read(directory)
+    for record in records:
+        missing = [field for field in SHOWN if field not in record]
+        if missing:
+            raise InputError(
+                f"a record has {', '.join(SHOWN)}; that of {record['run']} lacks "
+                f"{', '.join(missing)}. Received: {directory}"
+            )
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -266,7 +278,7 @@ def report(directory):
     )
     page = environment.get_template("page.html.jinja").render(_content(study, records))
     path = directory / REPORT_FILE
-    write_atomically(path, page)
+    write(path, page)
     return path
 
 

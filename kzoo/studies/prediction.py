@@ -2,11 +2,16 @@
 
 import dataclasses
 import time
-from pathlib import Path
 
 from kzoo.analysis import attention_spectrum
-from kzoo.studies.records import RESULTS_FILE, read
-from kzoo.studies.runner import SPECTRUM_ROWS, Trainer, check_directory, jobs_left, load_splits
+from kzoo.studies.runner import (
+    SPECTRUM_ROWS,
+    Trainer,
+    check_directory,
+    finished_runs,
+    jobs_left,
+    load_splits,
+)
 from kzoo.studies.threads import devices, on_the_first, share_out
 from kzoo.training.timing import measure
 
@@ -55,11 +60,10 @@ def predict(study, directory=None):
         >>> print(predict(Study.from_json("study.json")))
         about 12 minutes for 8 runs on 8 devices, compilation included
     """
-    done = set()
+    done = {}
     if directory is not None:
         check_directory(study, directory)
-        if (Path(directory) / RESULTS_FILE).is_file():
-            done = {record["run"] for record in read(directory)[1]}
+        done = finished_runs(directory)
     jobs = jobs_left(study, done)
     places = max(1, len(devices()))
     starting, running = {}, {}

@@ -6,10 +6,14 @@ import os
 from pathlib import Path
 
 from kzoo.errors import InputError
+from kzoo.files import read_json
 
 log = logging.getLogger("kzoo")
 
 STUDY_FILE, RESULTS_FILE, REPORT_FILE = "study.json", "results.jsonl", "report.html"
+_OF_A_STUDY = {"name": str, "description": str, "arms": dict, "data": list, "seeds": list}
+_OF_A_STUDY |= {"steps": int, "batch_size": int, "learning_rate": int | float}
+_OF_A_RUN = ("run", "arm", "data", "seed")
 
 
 def read(directory):
@@ -23,7 +27,7 @@ def read(directory):
         written is left out with a warning.
 
     Raises:
-        InputError: if one of the files is missing, or `study.json` is no JSON.
+        InputError: if one of the files is missing, or `study.json` is no JSON of a study.
     """
     directory = Path(directory)
     for name in (STUDY_FILE, RESULTS_FILE):
@@ -32,16 +36,21 @@ def read(directory):
                 f"a study's directory has {STUDY_FILE} and {RESULTS_FILE}; {name} is missing. "
                 f"Received: {directory}"
             )
-    try:
-        study = json.loads((directory / STUDY_FILE).read_text(encoding="utf-8"))
-    except ValueError:
-        raise InputError(f"{STUDY_FILE} is JSON. Received: {directory / STUDY_FILE}") from None
+    study = read_json(directory / STUDY_FILE)
+    if not isinstance(study, dict) or any(
+        not isinstance(study.get(field), kind) for field, kind in _OF_A_STUDY.items()
+    ):
+        raise InputError(
+            f"a study has {', '.join(_OF_A_STUDY)}. Received: {directory / STUDY_FILE}"
+        )
     runs = {}
-    lines = (directory / RESULTS_FILE).read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, start=1):
+    lines = (directory / RESULTS_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(filter(None, lines), start=1):
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not set(_OF_A_RUN) <= set(record):
             log.warning("%s: line %d is cut short and left out", directory / RESULTS_FILE, number)
             continue
         runs[record["run"]] = record
@@ -59,23 +68,25 @@ def read(directory):
     return study, sorted(runs.values(), key=place)
 
 
-def write_atomically(path, text):
-    """Replace the file at `path` in one step: a reader sees the old text or the new."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def append(directory, record):
-    """Add a run's record, in one write that reaches the disk before this returns.
+    """Add a run's record, which reaches the disk, whole, before this returns.
 
     What a kill left of a line that was being written is cut off first.
+
+    Raises:
+        OSError: if it cannot be written; the file is then what it was.
     """
     line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    with open(Path(directory) / RESULTS_FILE, "ab+") as file:
+    path = Path(directory) / RESULTS_FILE
+    with open(path, "ab+", buffering=0) as file:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
-        file.write(line.encode())
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            left = line.encode()
+            while left:
+                left = left[file.write(left) :]
+            os.fsync(file.fileno())
+        except OSError as error:  # of a full disk; a part of the line may stand there
+            os.ftruncate(file.fileno(), whole)
+            raise OSError(error.errno, error.strerror, str(path)) from error

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import hashlib
 import json
 import logging
 import shutil
@@ -13,17 +14,25 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from kzoo import data, presets
 from kzoo.analysis import attention_spectrum
+from kzoo.config import count_parameters
 from kzoo.errors import InputError
+from kzoo.files import check_folder, found, read_json, reason, taken, write
 from kzoo.ops.choice import platform
 from kzoo.studies.provenance import provenance
-from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read, write_atomically
+from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read
 from kzoo.studies.study import measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
 from kzoo.training import Checkpoints, prepare, train
+from kzoo.training.checkpoint import checkpoint_bytes
+from kzoo.values import differences
 
 log = logging.getLogger("kzoo")
 SPECTRUM_ROWS = 8
+CHECKPOINTS = "checkpoints"  # the folder of those of the runs that are under way
+KEEP = 2  # of each
+OF_A_RECORD = 100_000  # bytes, about
+_LONGEST = 200  # bytes of a folder's name
 # Keras may change base classes of models while it makes one, which no two threads should do.
 _making = threading.Lock()
 
@@ -49,7 +58,10 @@ def run(study, directory, *, progress=True, at_once=None):
 
     Raises:
         InputError: if the directory holds another study or something else, the data are
-            unusable, or several runs shall share an accelerator. Nothing is written then.
+            unusable, several runs shall share an accelerator, or the directory cannot be written
+            or has too little space. Nothing is written then.
+        OSError: if a record cannot be written; those before it are kept.
+        ChildProcessError: if a process of the study is killed.
 
     Example:
         >>> records = run(Study.from_json("study.json"), "runs/mine")
@@ -60,16 +72,16 @@ def run(study, directory, *, progress=True, at_once=None):
     at_once = at_once or len(places) or 1
     if at_once > 1 and not places and platform() != "cpu":
         raise InputError(f"an accelerator takes one run at a time. Received: at_once={at_once}")
-    programs = study.runs()
-    for source, _, arm in programs:
-        load_splits(study, source, arm.config(study.seeds[0]))  # unusable data are refused here
-    directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    write_atomically(directory / STUDY_FILE, text)
-    (directory / RESULTS_FILE).touch()
-
-    done = {record["run"]: record for record in read(directory)[1]}
+    programs, done = study.runs(), finished_runs(directory)
     jobs = jobs_left(study, done)
+    if jobs:
+        for source, _, arm in programs:
+            load_splits(study, source, arm.config(study.seeds[0]))  # the unusable are refused here
+        check_folder(directory, _bytes(study, directory, min(at_once, len(programs))))
+        directory.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        write(directory / STUDY_FILE, text)
+        (directory / RESULTS_FILE).touch()
 
     with _Bars(progress, len(programs) * len(study.seeds), len(done)) as bars:
 
@@ -96,9 +108,23 @@ def run(study, directory, *, progress=True, at_once=None):
         else:
             for job in jobs:
                 work(job, say)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
     return [done[name] for name in order]
+
+
+def finished_runs(directory):
+    """The records of a study's directory by name; none if it is new."""
+    if not (Path(directory) / RESULTS_FILE).is_file():
+        return {}
+    return {record["run"]: record for record in read(directory)[1]}
+
+
+def _bytes(study, directory, at_once):
+    """Bytes that a study needs besides those it has taken, about: for the runs under way."""
+    largest = max(count_parameters(arm.config(study.seeds[0])) for arm in study.arms.values())
+    needed = at_once * checkpoint_bytes(largest, KEEP) + OF_A_RECORD * len(study.runs())
+    return max(OF_A_RECORD, needed - taken(directory / CHECKPOINTS))
 
 
 def jobs_left(study, done):
@@ -139,17 +165,22 @@ def run_program(study, directory, source, label, seeds, say):
 def check_directory(study, directory):
     """`InputError` unless the directory is new, empty, or holds this very study."""
     directory = Path(directory)
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"the output is a folder. Received: {directory}, which is a file")
-    path = directory / STUDY_FILE
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != study.to_dict():
+    try:
+        known = (directory / STUDY_FILE).is_file()
+        held = found(directory) if directory.is_dir() else ""
+    except OSError as error:
+        raise InputError(
+            f"the output is a folder; {reason(error)}. Received: {directory}"
+        ) from error
+    if known:
+        other = list(differences(read_json(directory / STUDY_FILE), study.to_dict()))
+        if other:
             raise InputError(
-                "the output folder holds another study; name a new one with --out. "
-                f"Received: {directory}"
+                f"the output folder holds another study ({'; '.join(other):.300}); name a new one "
+                f"with --out. Received: {directory}"
             )
-    elif directory.is_dir() and any(directory.iterdir()):
-        raise InputError(f"the output folder holds other files. Received: {directory}")
+    elif held:
+        raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
 
 
 class Trainer:
@@ -174,7 +205,7 @@ class Trainer:
             splits,
             study.steps,
             evaluations=study.evaluations,
-            checkpoints=Checkpoints(path, keep=2),
+            checkpoints=Checkpoints(path, keep=KEEP),
             on_step=on_step,
         )
         unit, group = measure(config["objective"], self.source)
@@ -216,7 +247,11 @@ def _load(source, fields, batch_size, valid, seed):
 
 
 def _checkpoint(directory, name):
-    return directory / "checkpoints" / f"{name.replace('/', ' - ').replace(':', ' ')}"
+    folder = name.replace("/", " - ").replace(":", " ")
+    if " - " in name or len(folder.encode()) > _LONGEST:  # else another's name, or no name at all
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        folder = f"{folder.encode()[: _LONGEST - 20].decode(errors='ignore')} {digest}"
+    return directory / CHECKPOINTS / folder
 
 
 class _Bars(contextlib.AbstractContextManager):

@@ -1,15 +1,19 @@
 """A study: what is compared, on what, how long. JSON both ways, checked before anything runs."""
 
 import dataclasses
-import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from kzoo import objectives, presets
 from kzoo.errors import InputError, unknown
+from kzoo.files import read_json
+from kzoo.values import LARGEST, is_count, is_number, plain, shown
 
 QUICK = Path(__file__).parent / "quick.json"
 ARM_FIELDS = ("preset", "overrides", "data")
+_LONGEST = 100  # characters of a name
+_MOST_SEEDS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,8 @@ class Study:
     """Arms × data × seeds.
 
     Attributes:
-        name, description: for people.
+        name: of the study, and of its folder in `runs` on the command line.
+        description: for people.
         arms: label -> `Arm`.
         data: sources as `kzoo.data.load` takes them.
         seeds: of initial values, order of data, masked positions; a number n means 0 to n-1.
@@ -61,33 +66,18 @@ class Study:
     @classmethod
     def from_dict(cls, fields):
         """A study from JSON; `InputError` for unknown fields, values, presets or overrides."""
-        names = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(fields, Mapping):
-            raise InputError(f"a study is a JSON object. Received: {type(fields).__name__}")
+            raise InputError(f"a study is a JSON object. Received: {shown(fields)}")
         for field in fields:
-            if field not in names:
-                raise unknown("field of a study", field, names)
-        fields = dict(fields)
+            if field not in _CHECKS:
+                raise unknown("field of a study", field, _CHECKS)
         for field in ("arms", "data", "steps"):
-            if not fields.get(field):
+            if field not in fields:
                 raise InputError(f"a study needs the field {field!r}. Received: {sorted(fields)}")
-        for field, least in (("steps", 1), ("batch_size", 1), ("evaluations", 1)):
-            if not _is_integer(fields.get(field, 1)) or fields.get(field, 1) < least:
-                raise InputError(f"{field} is a positive integer. Received: {fields[field]!r}")
-        rate = fields.get("learning_rate", 0.01)
-        if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
-            raise InputError(f"learning_rate is a positive number. Received: {rate!r}")
-        fields["data"] = _names("data", fields["data"])
-        fields["seeds"] = _seeds(fields.get("seeds", 2))
-        if not isinstance(fields["arms"], Mapping):
-            raise InputError(f"arms are a JSON object of labels. Received: {fields['arms']!r}")
-        fields["arms"] = {
-            label: _arm(label, arm, fields["data"]) for label, arm in fields["arms"].items()
-        }
-        study = cls(**fields)
+        given = {field: _CHECKS[field](field, plain(value)) for field, value in fields.items()}
+        study = cls(**{**given, "arms": _arms(given["arms"], given["data"])})
         for arm in study.arms.values():
-            for seed in study.seeds:
-                arm.config(seed)  # refuses what does not fit, before anything is written
+            arm.config(study.seeds[0])  # refuses what does not fit, before anything is written
         return study
 
     @classmethod
@@ -95,21 +85,13 @@ class Study:
         """A study from a JSON file.
 
         Raises:
-            InputError: if the file is missing, no JSON, or no study.
+            InputError: if the file is missing, no JSON (with line and column), or no study.
 
         Example:
             >>> Study.from_json(QUICK).name
             'quick'
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"no such file; a study is a JSON file. Received: {path}")
-        try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"not JSON ({error}). Received: {path}") from None
+        return cls.from_dict(read_json(path))
 
     def to_dict(self):
         """JSON of everything that the study says, defaults filled in."""
@@ -146,40 +128,126 @@ def measure(objective, source):
     return unit, f"{what} on {source}"
 
 
+# Fields: each check returns the value as it is kept, or raises `InputError` ------------------
+
+
+def _count(field, value):
+    if is_count(value):
+        return value
+    try:
+        near = min(max(int(float(value)), 1), LARGEST)
+    except (TypeError, ValueError, OverflowError):
+        near = {"steps": 300, "batch_size": 16, "evaluations": 5}[field]
+    raise InputError(
+        f"{field} is a positive integer, at most {LARGEST}, such as {near}. "
+        f"Received: {shown(value)}"
+    )
+
+
+def _rate(field, value):
+    if is_number(value) and value > 0:
+        return value
+    raise InputError(f"{field} is a positive number, such as 0.003. Received: {shown(value)}")
+
+
+def _share(field, value):
+    if is_number(value) and 0 < value < 1:
+        return value
+    raise InputError(
+        f"{field} is the part held out, a number between 0 and 1, such as 0.1. "
+        f"Received: {shown(value)}"
+    )
+
+
+def _text(field, value):
+    if isinstance(value, str):
+        return value
+    raise InputError(f"{field} is a string. Received: {shown(value)}")
+
+
+def _name(field, value):
+    """Also the name of a folder, which stands where the user means it to stand."""
+    name = value if isinstance(value, str) else ""
+    fit = re.sub(r"[/\\]+|\s+", " ", "".join(c for c in name if c.isprintable())).strip(" .")
+    fit = fit[:_LONGEST] or "study"
+    if name == fit:
+        return name
+    raise InputError(
+        f"{field} names a folder too: up to {_LONGEST} characters, no slashes, and no dots or "
+        f"spaces at its ends, such as {fit!r}. Received: {shown(value)}"
+    )
+
+
+def _sources(field, value):
+    names = [value] if isinstance(value, str) else value
+    strings = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
+    if strings and names and len(set(names)) == len(names):
+        return tuple(names)
+    raise InputError(
+        f"{field} is a source or a list of distinct ones, such as 'pydoc'. Received: {shown(value)}"
+    )
+
+
+def _seeds(field, value):
+    if is_count(value) and value <= _MOST_SEEDS:
+        return tuple(range(value))
+    seeds = value if isinstance(value, list) else []
+    distinct = seeds and all(is_count(seed, least=0) for seed in seeds)
+    if distinct and len(set(seeds)) == len(seeds) <= _MOST_SEEDS:
+        return tuple(seeds)
+    raise InputError(
+        f"{field} are a number up to {_MOST_SEEDS:,}, or a list of distinct integers in [0, 2^31), "
+        f"such as 2 or [0, 1]. Received: {shown(value)}"
+    )
+
+
+def _mapping(field, value):
+    if isinstance(value, dict) and value:
+        return value
+    raise InputError(f"{field} are a JSON object of labels. Received: {shown(value)}")
+
+
+_CHECKS = {
+    "arms": _mapping,
+    "data": _sources,
+    "steps": _count,
+    "seeds": _seeds,
+    "name": _name,
+    "description": _text,
+    "batch_size": _count,
+    "learning_rate": _rate,
+    "valid": _share,
+    "evaluations": _count,
+}
+
+
+def _arms(arms, data):
+    return {_label(label): _arm(label, arm, data) for label, arm in arms.items()}
+
+
+def _label(label):
+    if isinstance(label, str) and label.strip() and label.isprintable():
+        return label
+    raise InputError(f"the label of an arm is a line of text. Received: {shown(label)}")
+
+
 def _arm(label, arm, data):
     if isinstance(arm, str):
         arm = {"preset": arm}
-    if not isinstance(arm, Mapping) or "preset" not in arm:
-        raise InputError(f"the arm {label!r} is an object with a preset. Received: {arm!r}")
+    if not isinstance(arm, dict) or "preset" not in arm:
+        raise InputError(f"the arm {label!r} is an object with a preset. Received: {shown(arm)}")
     for field in arm:
         if field not in ARM_FIELDS:
             raise unknown("field of an arm", field, ARM_FIELDS)
-    own = _names("data", arm.get("data", data))
+    own = _sources("data", arm.get("data", list(data)))
     for source in own:
         if source not in data:
             raise unknown(f"data of the arm {label!r}", source, data)
     overrides = arm.get("overrides", {})
-    if not isinstance(overrides, Mapping) or "seed" in overrides:
+    fields = isinstance(overrides, dict) and all(isinstance(field, str) for field in overrides)
+    if not fields or "seed" in overrides:
         raise InputError(
             f"overrides of {label!r} are config fields; seeds are the study's. "
-            f"Received: {overrides!r}"
+            f"Received: {shown(overrides)}"
         )
-    return Arm(arm["preset"], dict(overrides), own)
-
-
-def _names(field, value):
-    value = [value] if isinstance(value, str) else value
-    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"{field} is a source or a list of them. Received: {value!r}")
-    return tuple(value)
-
-
-def _seeds(value):
-    seeds = tuple(range(value)) if _is_integer(value) else tuple(value or ())
-    if not seeds or len(set(seeds)) != len(seeds) or not all(map(_is_integer, seeds)):
-        raise InputError(f"seeds are a number or a list of distinct integers. Received: {value!r}")
-    return seeds
-
-
-def _is_integer(value):
-    return isinstance(value, int) and not isinstance(value, bool)
+    return Arm(arm["preset"], overrides, own)

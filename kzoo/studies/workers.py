@@ -3,6 +3,7 @@
 Nothing here imports Keras: a process sets what it needs in its environment first.
 """
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -11,6 +12,7 @@ import sys
 import time
 import traceback
 
+from kzoo.errors import InputError
 from kzoo.program_cache import keep_programs, keeps_programs
 
 MOST = 8  # processes: each holds a backend of its own, some hundred MB
@@ -32,7 +34,9 @@ def in_processes(study, directory, jobs, say, count):
         count: among how many processes the cores are shared out; as many run as there are jobs.
 
     Raises:
-        RuntimeError: if a process fails or dies. Runs that are finished are kept.
+        InputError, OSError: what a process raised, such as on a full disk.
+        ChildProcessError: if a process dies.
+        RuntimeError: if a process fails in another way. Runs that are finished are always kept.
     """
     context = multiprocessing.get_context("spawn")
     waiting, messages = context.Queue(), context.Queue()
@@ -52,11 +56,14 @@ def in_processes(study, directory, jobs, say, count):
                 kind, *what = messages.get(timeout=1)
             except queue.Empty:
                 if any(worker.exitcode for worker in workers):
-                    raise RuntimeError(
-                        "a process of the study died; start it again and it goes on from there. "
+                    raise ChildProcessError(
+                        "a process of the study died, of too little memory perhaps; start the "
+                        "study again and it goes on from there. "
                         f"Received: exit codes {[worker.exitcode for worker in workers]}"
                     ) from None
                 continue
+            if kind == "refused":
+                raise what[0]
             if kind == "failed":
                 raise RuntimeError(f"a process of the study failed:\n{what[0]}")
             if kind == "end":
@@ -71,6 +78,7 @@ def in_processes(study, directory, jobs, say, count):
 
 def _work(study, directory, waiting, messages, threads, without_tensorflow):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    logging.getLogger("kzoo.preemption").setLevel(logging.ERROR)  # and says what is saved
     os.environ["NPROC"] = str(threads)  # of XLA's pool
     os.environ["OMP_NUM_THREADS"] = str(threads)
     if keeps_programs():
@@ -94,6 +102,11 @@ def _work(study, directory, waiting, messages, threads, without_tensorflow):
         while (job := waiting.get()) is not None:
             run_program(study, directory, *job, say)
         messages.put(("end",))
+    except InputError as error:
+        messages.put(("refused", InputError(str(error))))
+    except OSError as error:
+        what = (error.errno, error.strerror, error.filename) if error.errno else (str(error),)
+        messages.put(("refused", OSError(*what)))
     except Exception:
         messages.put(("failed", traceback.format_exc()))
 

@@ -10,6 +10,8 @@ import copy
 import hashlib
 import json
 import logging
+import math
+import re
 import shutil
 from pathlib import Path
 
@@ -18,12 +20,28 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from kzoo.errors import InputError
+from kzoo.files import check_folder, reason, taken
+from kzoo.values import differences
 
 log = logging.getLogger("kzoo")
 
 _SUMS = "sha256.json"
 _STATE, _FACTS = "state", "facts"
 _BESIDES = 100_000  # bytes that a checkpoint takes besides its arrays, about
+
+
+def checkpoint_bytes(parameters, keep):
+    """Bytes that the checkpoints of a run take, about: those that are kept, and a new one.
+
+    Args:
+        parameters: of the model; in float32, with the two of AdamW for each.
+        keep: how many are kept.
+
+    Example:
+        >>> checkpoint_bytes(124_672, keep=3)
+        6384256
+    """
+    return (keep + 1) * (12 * parameters + _BESIDES)
 
 
 class _Summed:
@@ -174,7 +192,7 @@ class Store:
             if self._manager is None:
                 self._manager = self._open()
             self._manager.wait_until_finished()
-            self._writing = step, sum(value.nbytes for value in values.values()) + _BESIDES
+            self._writing = step, _size(variables)
             if self._free() < self._writing[1]:
                 raise OSError("too little space")
             self._manager.save(
@@ -182,6 +200,11 @@ class Store:
                 force=True,
                 args=ocp.args.Composite(**{_STATE: _SaveArrays(values), _FACTS: _SaveJson(facts)}),
             )
+
+    def check_room(self, model):
+        """`InputError` unless the folder can be written and has room for what is kept in it."""
+        needed = (self.keep + 1) * _size(state_variables(model)) - taken(self.directory)
+        check_folder(self.directory, needed, "A smaller `keep` needs less.")
 
     @property
     def busy(self):
@@ -229,18 +252,20 @@ class Store:
             if self._writing is None:
                 raise
             step, needed = self._writing
-            reason = " ".join(str(error).split())[:200]
+            saved = self._steps()
+            rest = f"Step {saved[0]} is saved" if saved else "None is saved"
             raise InputError(
-                f"the checkpoint of step {step} could not be written ({reason}): it takes about "
-                f"{needed:,} bytes, and {self._free():,} are free. Those before it are whole, and "
-                f"the run goes on from there. Received: {self.directory}"
+                f"the checkpoint of step {step} could not be written ({reason(error)}): it takes "
+                f"about {needed:,} bytes, and {self._free():,} are free. {rest}, and the run "
+                f"{'goes on from there' if saved else 'begins anew'}. Received: {self.directory}"
             ) from error
 
     def _free(self):
-        there = next(
-            folder for folder in (self.directory, *self.directory.parents) if folder.exists()
+        return next(
+            shutil.disk_usage(folder).free
+            for folder in (self.directory, *self.directory.parents)
+            if folder.exists()
         )
-        return shutil.disk_usage(there).free
 
     def _steps(self):
         """Newest first."""
@@ -254,11 +279,10 @@ class Store:
 
     def _check(self, facts, settings, variables):
         # Through JSON, where a tuple is a list.
-        differences = list(_differences(facts["settings"], json.loads(json.dumps(settings))))
-        if differences:
+        found = list(differences(facts["settings"], json.loads(json.dumps(settings))))
+        if found:
             raise InputError(
-                f"the checkpoints are another run's: {'; '.join(differences)}. "
-                f"Received: {self.directory}"
+                f"the checkpoints are another run's: {'; '.join(found)}. Received: {self.directory}"
             )
         saved = facts["variables"]
         for name, variable in variables.items():
@@ -272,6 +296,15 @@ class Store:
                 f"the checkpoints are another model's, which has {len(saved)} variables and this "
                 f"one {len(variables)}. Received: {self.directory}"
             )
+
+
+def _size(variables):
+    """Bytes of a checkpoint, about."""
+    total = _BESIDES
+    for variable in variables.values():
+        bits = re.search(r"\d+", keras.backend.standardize_dtype(variable.dtype))
+        total += math.prod(variable.shape) * (int(bits[0]) if bits else 8) // 8
+    return total
 
 
 def _value(variable):
@@ -304,13 +337,3 @@ def _damage(path):
         except ValueError:
             return f"{item}/{_SUMS} is not what was written"
     return None
-
-
-def _differences(saved, received, name=""):
-    """Where two JSON values differ: an iterable of "name: 1 there, 2 here"."""
-    if isinstance(saved, dict) and isinstance(received, dict):
-        for key in {**saved, **received}:
-            inner = f"{name}.{key}" if name else key
-            yield from _differences(saved.get(key), received.get(key), inner)
-    elif saved != received:
-        yield f"{name} is {json.dumps(saved)} there and {json.dumps(received)} here"

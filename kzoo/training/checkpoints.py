@@ -12,6 +12,7 @@ from kzoo.errors import InputError, Preempted
 from kzoo.training.checkpoint import Store
 from kzoo.training.preemption import Notice, is_in_fit
 from kzoo.training.stream import Stream, read_ahead
+from kzoo.values import is_count, plain
 
 log = logging.getLogger("kzoo")
 
@@ -26,8 +27,8 @@ class Checkpoints(keras.callbacks.Callback):
     metrics, and the position in the data. Orbax writes it while training goes on, and a process
     that is killed at any moment leaves whole ones: the same script, run again, makes the steps
     that are left, with the same losses (on a CPU to the last bit). SIGTERM, which machines send
-    before they are taken away, saves at the end of the step and raises `kzoo.errors.Preempted`:
-    the process exits with status 75. Checkpoints restore onto another number of devices.
+    before they are taken away, and SIGHUP, which comes where a terminal is closed, save at the end
+    of the step and raise `kzoo.errors.Preempted`: the process exits with status 75. Checkpoints restore onto another number of devices.
     (On torch, a Dropout of Keras without a seed draws from torch's own generator, which is not
     kept; kzoo's layers have seeds.)
 
@@ -47,8 +48,8 @@ class Checkpoints(keras.callbacks.Callback):
 
     Raises:
         InputError: for another `every` or `keep`. By `fit`: if the folder's checkpoints belong to
-            another model or settings, or none is whole; if a checkpoint cannot be written, such
-            as on a full disk. Checkpoints that are there stay as they are.
+            another model or settings, or none is whole; before the first step, if the folder
+            cannot be written or has too little space; if a checkpoint cannot be written. Checkpoints that are there stay as they are.
 
     Example:
         >>> model = kzoo.presets.load("gpt_nano")
@@ -61,10 +62,10 @@ class Checkpoints(keras.callbacks.Callback):
     def __init__(self, directory, *, every="60s", keep=3, settings=None):
         super().__init__()
         self._steps, self._seconds = interval(every)
-        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        if not is_count(keep):
             raise InputError(f"keep is a positive integer. Received: {keep!r}")
-        self._store = Store(directory, keep)
-        self._extra = settings or {}
+        self._store = Store(directory, int(keep))
+        self._extra = plain(settings or {})
         self._notice = Notice()
         self._stream = None
         self._fits = False
@@ -98,7 +99,7 @@ class Checkpoints(keras.callbacks.Callback):
     # The run: what `fit` and `kzoo.training.train` are built on --------------------------------
 
     def begin(self, model, settings, training=lambda frame: True):
-        """Restore the newest checkpoint into a compiled model, and note SIGTERM from now on.
+        """Restore the newest checkpoint into a compiled model, and note signals from now on.
 
         Returns:
             `(step, progress)` of the checkpoint; `(0, None)` where there is none.
@@ -108,6 +109,7 @@ class Checkpoints(keras.callbacks.Callback):
         step, progress = self._store.restore(model, self._settings) or (0, None)
         if progress is not None:
             log.info("going on from step %d, the checkpoint in %s", step, self._store.directory)
+        self._store.check_room(model)
         self._saved, self._time = step, time.monotonic()
         self._calls = step
         self._processes = _processes(model)
@@ -125,13 +127,13 @@ class Checkpoints(keras.callbacks.Callback):
             progress: function without arguments; what `begin` is to return.
 
         Raises:
-            Preempted: if SIGTERM has come, when the checkpoint is written.
+            Preempted: if a signal has come, when the checkpoint is written.
             InputError: if a checkpoint cannot be written.
         """
         self._calls += 1
         asked = self.asked_to_end
         if self._processes > 1:  # JAX spreads the word, and finds a step that none has made yet
-            asked = multihost.reached_preemption(self._calls)
+            asked = multihost.reached_preemption(self._calls) and "SIGTERM"
         if asked or self._due(step):
             self._save(step, model, progress())
         else:
@@ -139,19 +141,19 @@ class Checkpoints(keras.callbacks.Callback):
         if asked:
             self.end()
             message = (
-                f"asked to end by SIGTERM: step {step} is saved in {self._store.directory}; the "
+                f"asked to end by {asked}: step {step} is saved in {self._store.directory}; the "
                 "same run, started again, goes on from there"
             )
-            log.warning("%s", message)
+            logging.getLogger("kzoo.preemption").warning("%s", message)
             raise Preempted(message)
 
     @property
     def asked_to_end(self):
-        """Whether SIGTERM has come. Several processes agree on the step, and not here."""
+        """The signal that has come, SIGTERM or SIGHUP, or None. Several processes agree on the step, and not here."""
         return self._notice.received
 
     def end(self):
-        """Wait for what is being written, and leave SIGTERM to what it was."""
+        """Wait for what is being written, and leave the signals to what they were."""
         self._notice.end()
         self._store.close()
 

@@ -15,6 +15,7 @@ import re
 import keras
 
 from kzoo.errors import InputError
+from kzoo.values import is_count, plain
 
 log = logging.getLogger("kzoo")
 
@@ -112,8 +113,9 @@ def distribute(data=None, model=1, fsdp=False):
     names = keras.distribution.list_devices()
     received = f"Received: data={data!r}, model={model!r} and {len(names)} devices"
     for parts in (model, 1 if data is None else data):
-        if not isinstance(parts, int) or isinstance(parts, bool) or parts < 1:
+        if not is_count(parts):
             raise InputError(f"data and model are positive integers. {received}")
+    data, model = plain(data), plain(model)
     if data is None and len(names) % model:
         raise InputError(f"model divides the number of devices. {received}")
     data = len(names) // model if data is None else data

@@ -85,7 +85,8 @@ def prepare(model, learning_rate, steps, optimizer="adamw", schedule="cosine"):
         optimizer: `"adamw"` or `"muon"`.
 
     Returns:
-        A `Program`. A model of less than 10 million parameters makes 16 steps in a call.
+        A `Program`. A model of less than 10 million parameters makes 16 steps in a call (not on torch,
+        where Keras takes one).
 
     Raises:
         InputError: for an unknown optimizer or schedule.
@@ -94,7 +95,8 @@ def prepare(model, learning_rate, steps, optimizer="adamw", schedule="cosine"):
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     optimizer = OPTIMIZERS[optimizer](learning_rate, steps, schedule)
     optimizer.build(model.trainable_variables)
-    size = STEPS_PER_EXECUTION if model.count_params() < _SMALL else 1
+    several = keras.backend.backend() != "torch" and model.count_params() < _SMALL
+    size = STEPS_PER_EXECUTION if several else 1
     model.compile(optimizer=optimizer, weighted_metrics=[], steps_per_execution=size)
     # Its own task over the same layers: compiled, as every task is, with its loss and bits.
     evaluator = model.twin()

@@ -1,15 +1,20 @@
-"""SIGTERM, which a machine sends before it takes itself away: the run is saved first."""
+"""SIGTERM, which a machine sends before it takes itself away, and SIGHUP, which comes where a
+terminal is closed: the run is saved first."""
 
 import os
 import signal
 import threading
 
 
-class Notice:
-    """Notes SIGTERM, where it would end the process at once.
+SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-    Only between `begin` and `end`, only in the main thread, and not where something that is not
-    Python handles SIGTERM already (JAX does, where several processes train together).
+
+class Notice:
+    """Notes SIGTERM and SIGHUP, where they would end the process at once.
+
+    Only between `begin` and `end`, only in the main thread, not where something that is not
+    Python handles them already (JAX does, where several processes train together), and not where
+    they are ignored (as `nohup` has it).
 
     Args:
         training: called with the frame that a signal interrupts; whether a training is under
@@ -17,28 +22,29 @@ class Notice:
             it did before.
 
     Attributes:
-        received: whether SIGTERM has come.
+        received: the name of the signal that has come, or None.
     """
 
     def __init__(self, training=lambda frame: True):
-        self.received = False
+        self.received = None
         self._training = training
-        self._before = None
+        self._before = {}
 
     def begin(self):
-        self.received = False
-        ours = threading.current_thread() is threading.main_thread()
-        if ours and self._before is None and signal.getsignal(signal.SIGTERM) is not None:
-            self._before = signal.signal(signal.SIGTERM, self._note)
+        self.received = None
+        if self._before or threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (None, signal.SIG_IGN):
+                self._before[number] = signal.signal(number, self._note)
 
     def end(self):
-        if self._before is not None:
-            signal.signal(signal.SIGTERM, self._before)
-            self._before = None
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def _note(self, number, frame):
         if self._training(frame):
-            self.received = True
+            self.received = signal.Signals(number).name
         else:
             self.end()
             os.kill(os.getpid(), number)

@@ -1,0 +1,74 @@
+"""What kind of value was given: Python's own numbers and NumPy's alike."""
+
+import json
+import math
+import numbers
+from collections.abc import Mapping
+
+import numpy as np
+
+LARGEST = 2**31 - 1  # of the integers that count something
+
+
+def is_integer(value):
+    """Whether a value is a static integer, of Python or NumPy, and not a boolean or a tensor.
+
+    Example:
+        >>> is_integer(3), is_integer(np.int64(3)), is_integer(True), is_integer(3.0)
+        (True, True, False, False)
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value):
+    """Whether a value is a finite real number, of Python or NumPy, and not a boolean."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer that no float reaches
+        return False
+
+
+def is_boolean(value):
+    """Whether a value is True or False, of Python or NumPy."""
+    return isinstance(value, bool | np.bool_)
+
+
+def is_count(value, least=1):
+    """Whether a value is an integer from `least` to `LARGEST`."""
+    return is_integer(value) and least <= value <= LARGEST
+
+
+def plain(value):
+    """A value with NumPy's numbers and arrays as Python's, so that JSON can hold it.
+
+    Mappings become dicts, tuples lists, at any depth; what is neither is left as it is.
+
+    Example:
+        >>> plain({"size": np.int64(4), "seeds": np.arange(2)})
+        {'size': 4, 'seeds': [0, 1]}
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def differences(saved, received, name=""):
+    """Where two JSON values differ: an iterable of `"name is 1 there and 2 here"`."""
+    if isinstance(saved, dict) and isinstance(received, dict):
+        for key in {**saved, **received}:
+            inner = f"{name}.{key}" if name else key
+            yield from differences(saved.get(key), received.get(key), inner)
+    elif saved != received:
+        yield f"{name} is {json.dumps(saved)} there and {json.dumps(received)} here"
+
+
+def shown(value):
+    """A value as an error shows it: on one line, and cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 200 else f"{text[:200]}…"
