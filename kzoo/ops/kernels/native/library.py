@@ -22,7 +22,7 @@ from kzoo.program_cache import folder
 
 log = logging.getLogger("kzoo")
 
-SOURCES = ("handlers.cc", "linear.h", "softmax.h", "tile.h")
+SOURCES = ("handlers.cc", "checks.h", "linear.h", "softmax.h", "tile.h")
 COMPILERS = ("c++", "g++", "clang++")
 # For ARM, compilers take the kind of CPU by another name.
 TUNED = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
