@@ -1,7 +1,5 @@
 """The kernels in C++ against the oracle, and what is said where they cannot be had."""
 
-import subprocess
-
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -242,17 +240,3 @@ def test_what_the_compiler_complains_of_is_said_and_nothing_is_left(fresh, caplo
     assert kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu") == "blockwise"
     assert "--no-such-flag" in caplog.text
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_a_library_that_is_there_is_not_made_again(fresh, tmp_path):
-    fresh.setattr(library, "FLAGS", (*library.FLAGS, "-O0"))  # sooner made
-    path = library._compiled()
-    run = subprocess.run
-    fresh.setattr(subprocess, "run", lambda command, **kw: run(_only_version(command), **kw))
-    assert library._compiled() == path
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
-
-
-def _only_version(command):
-    assert command[1:] == ["--version"]
-    return command

@@ -23,7 +23,14 @@ from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
 from kzoo.ops import feature_maps
 from kzoo.ops.choice import kernel_for, platform, shape_of
 from kzoo.ops.features import features_of
-from kzoo.ops.operands import prepare, ratio, take_heads, zero_padding
+from kzoo.ops.operands import (
+    check_batch,
+    check_state,
+    prepare,
+    ratio,
+    take_heads,
+    zero_padding,
+)
 from kzoo.values import is_count, is_integer, plain
 
 log = logging.getLogger("kzoo")
@@ -67,8 +74,9 @@ def linear_attention(
         feature_weights: the tensors of a learned feature map, by name.
         rotary: rotate φ(q) and φ(k) in the numerator by the place within the document; q and k
             themselves under a map of their product (`FeatureMap.of_products`).
-        initial_state: the state that an earlier call returned. Its keys come before all of
-            these, in the row's first document, and every query of that document sees them.
+        initial_state: the state that an earlier call returned, of as many examples as q or of
+            one, which all go on from. Its keys come before all of these, in the row's first
+            document, and every query of that document sees them.
         return_state: also return the state after the last key, for masks that let later tokens
             see all of it: bidirectional, causal and prefix; of two sequences, for a bidirectional
             mask without a `padding_mask`.
@@ -190,11 +198,10 @@ def _linear_attention(
     if queries is not keys:
         out = _merged(core, q, k, v, feature_weights, heads, queries, keys)
         return ops.cast(zero_padding(out, queries), dtype)
-    state = None
-    if initial_state is not None:
-        state = (initial_state["matrix"], initial_state["normaliser"])
+    state = None if initial_state is None else check_state(initial_state, q, size, v.shape[3])
     position, bound = queries.position, q.shape[1]
     if stateful and not (isinstance(query_offset, int) and query_offset == 0):
+        check_batch("query_offset", ops.convert_to_tensor(query_offset), q.shape[0])
         position, bound = _shifted(queries, query_offset), None
     turns = features.turns(position, q.shape[3], q.dtype, bound)
     out, state = _sorted(core, q, k, v, feature_weights, heads, queries, turns, state)

@@ -1,5 +1,7 @@
 """What all attention functions do first: check the operands and make padding harmless."""
 
+from collections.abc import Mapping
+
 import keras
 from keras import ops
 
@@ -51,6 +53,13 @@ def prepare(
         raise InputError(f"q, k and v have the same batch size. Received: {shapes}")
     if q.shape[2] % k.shape[2]:
         raise InputError(f"the heads of q are a multiple of those of k. Received: {shapes}")
+    rows = {
+        "padding_mask": padding_mask,
+        "source_mask": source_mask,
+        "key_padding_mask": key_padding_mask,
+    }
+    for name, x in rows.items():
+        check_batch(name, x, q.shape[0])
 
     # TensorFlow may not know the time; then queries and keys of no other place are one sequence.
     apart = not _equal(q.shape[1], k.shape[1]) or key_padding_mask is not None
@@ -71,6 +80,43 @@ def prepare(
     if repeats > 1:
         k, v = (ops.repeat(x, repeats, axis=2) for x in (k, v))
     return q, k, v, mask, queries, keys
+
+
+def check_batch(name, x, batch):
+    """Refuse a tensor `x` [batch or 1, ..] of another batch size; one of 1 serves all examples."""
+    size = None if x is None or len(x.shape) == 0 else x.shape[0]
+    if not _equal(size, 1) and not _equal(size, batch):
+        raise InputError(
+            f"`{name}` has the batch size of q, {batch}, or 1, which serves all examples. "
+            f"Received: shape {list(x.shape)}"
+        )
+
+
+def check_state(initial_state, q, features, value_dim):
+    """The matrix and the normaliser that `linear_attention` was given, of every example."""
+    heads = q.shape[2]
+    shapes = {"matrix": (heads, features, value_dim), "normaliser": (heads, features)}
+    if not isinstance(initial_state, Mapping) or set(initial_state) != set(shapes):
+        known = isinstance(initial_state, Mapping)
+        received = sorted(initial_state) if known else type(initial_state).__name__
+        raise InputError(
+            "an initial_state is a dict of 'matrix' and 'normaliser', as return_state=True "
+            f"returns it. Received: {received}"
+        )
+    state = []
+    for name, shape in shapes.items():
+        x = ops.cast(ops.convert_to_tensor(initial_state[name]), q.dtype)
+        if tuple(x.shape[1:]) != shape:
+            raise InputError(
+                f"the {name} of an initial_state has the shape [batch or 1, "
+                f"{', '.join(map(str, shape))}]: heads, features and value_dim are those of q and "
+                f"v. Received: shape {list(x.shape)}"
+            )
+        check_batch(f"initial_state['{name}']", x, q.shape[0])
+        if x.shape[0] != q.shape[0]:  # one serves all, as of a prompt that many go on from
+            x = ops.broadcast_to(x, (ops.shape(q)[0], *shape))
+        state.append(x)
+    return tuple(state)
 
 
 def zero_padding(x, places):

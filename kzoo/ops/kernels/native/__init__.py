@@ -17,7 +17,10 @@ from kzoo.ops.kernels.mesh import current_mesh
 from kzoo.ops.kernels.native.library import missing
 
 MULTIPLE = 16  # of columns, whatever vectors the CPU has: `kMultiple` in tile.h
+# `kMost...` in checks.h
 MOST_FEATURES = 256  # features of all time are held
+MOST_DIM = 2**14
+MOST_CHUNK = 1024
 
 
 def refuses(shape) -> str | None:
@@ -35,8 +38,10 @@ def refuses(shape) -> str | None:
         sizes = {"features": shape.features, "value_dim": shape.value_dim}
         if shape.features > MOST_FEATURES:
             return f"the native kernel takes at most {MOST_FEATURES} features: {shape.features}"
-    if any(size % MULTIPLE for size in sizes.values()):
+    if any(size % MULTIPLE or size == 0 for size in sizes.values()):
         return f"the native kernel takes heads of multiples of {MULTIPLE}: {sizes}"
+    if max(sizes.values()) > MOST_DIM:
+        return f"the native kernel takes heads of at most {MOST_DIM}: {sizes}"
     for order in shape.mask.per_head(shape.num_heads):
         if not isinstance(order, Order):
             return f"the native kernel follows orders, neither custom masks nor &: {order!r}"
@@ -118,7 +123,8 @@ def linear(features, q, k, v, weights, tokens, initial_state, *, chunk_size, rev
         shapes = (batch, heads, size, v.shape[3]), (batch, heads, size)
         initial_state = tuple(jnp.zeros(shape, q.dtype) for shape in shapes)
     labels = document.astype("int32"), rank.astype("int32")
-    static = min(chunk_size, time), tuple(np.broadcast_to(reverse, heads).tolist())
+    chunk = max(1, min(chunk_size, time, MOST_CHUNK))  # any size gives the same result
+    static = chunk, tuple(np.broadcast_to(reverse, heads).tolist())
     return _linear(static, (q, k, v, *norms), labels, initial_state)
 
 

@@ -1,4 +1,4 @@
-// The calls that XLA makes, their operands checked in Python: tasks shared out over its threads.
+// The calls that XLA makes: what it hands over checked, then tasks shared out over its threads.
 
 #include <atomic>
 #include <condition_variable>
@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 
+#include "checks.h"
 #include "linear.h"
 #include "softmax.h"
 #include "xla/ffi/api/ffi.h"
@@ -13,6 +14,7 @@
 namespace ffi = xla::ffi;
 namespace {
 
+using kzoo::Checks;
 using kzoo::In;
 using kzoo::Out;
 using Array = ffi::Buffer<ffi::F32>;
@@ -77,10 +79,41 @@ std::vector<kzoo::Visible> visible(const kzoo::Sizes& sizes, const Integers& que
   return heads;
 }
 
+// What both passes take; the checks of everything else begin with it.
+Checks check_softmax(const Array& q, const Array& k, const Array& v, const Integers& query_rank,
+                     const Integers& query_segment, const Integers& key_rank,
+                     const Integers& key_segment) {
+  Checks checks;
+  checks.rank("q", q.dimensions(), 4);
+  checks.rank("v", v.dimensions(), 4);
+  if (!checks.hold()) return checks;
+  const kzoo::Sizes s = sizes(q, v);
+  checks.columns("dim", s.dim, kzoo::kMostDim);
+  checks.columns("value_dim", s.value_dim, kzoo::kMostDim);
+  checks.dims("k", k.dimensions(), {s.batch, s.key_time, s.heads, s.dim});
+  checks.dims("v", v.dimensions(), {s.batch, s.key_time, s.heads, s.value_dim});
+  checks.dims("query_rank", query_rank.dimensions(), {s.batch, s.heads, s.query_time}, true);
+  checks.dims("query_segment", query_segment.dimensions(), {s.batch, 1, s.query_time}, true);
+  checks.dims("key_rank", key_rank.dimensions(), {s.batch, s.heads, s.key_time}, true);
+  checks.dims("key_segment", key_segment.dimensions(), {s.batch, 1, s.key_time}, true);
+  return checks;
+}
+
+// Whether nothing is to be computed, though the number of heads may be beyond all memory.
+bool empty(const kzoo::Sizes& s) {
+  return s.batch == 0 || s.heads == 0 || (s.query_time == 0 && s.key_time == 0);
+}
+
 ffi::Error SoftmaxForward(ffi::ThreadPool pool, Array q, Array k, Array v, Integers query_rank,
                           Integers query_segment, Integers key_rank, Integers key_segment,
                           Filled out, Filled log_total) {
+  Checks checks = check_softmax(q, k, v, query_rank, query_segment, key_rank, key_segment);
+  if (!checks.hold()) return checks.error();
   const kzoo::Sizes s = sizes(q, v);
+  checks.dims("out", out->dimensions(), {s.batch, s.query_time, s.heads, s.value_dim});
+  checks.dims("log_total", log_total->dimensions(), {s.batch, s.heads, s.query_time});
+  if (!checks.hold()) return checks.error();
+  if (empty(s)) return ffi::Error::Success();
   const auto seen = visible(s, query_rank, query_segment, key_rank, key_segment);
   const int64_t blocks = (s.query_time + kzoo::kBlock - 1) / kzoo::kBlock;
   parallel(pool, s.batch * s.heads * blocks, [&](int64_t task) {
@@ -96,7 +129,17 @@ ffi::Error SoftmaxBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Inte
                            Integers query_segment, Integers key_rank, Integers key_segment,
                            Array out, Array log_total, Array slope, Filled dq, Filled dk,
                            Filled dv) {
+  Checks checks = check_softmax(q, k, v, query_rank, query_segment, key_rank, key_segment);
+  if (!checks.hold()) return checks.error();
   const kzoo::Sizes s = sizes(q, v);
+  checks.dims("out", out.dimensions(), {s.batch, s.query_time, s.heads, s.value_dim});
+  checks.dims("log_total", log_total.dimensions(), {s.batch, s.heads, s.query_time});
+  checks.dims("slope", slope.dimensions(), {s.batch, s.query_time, s.heads, s.value_dim});
+  checks.dims("dq", dq->dimensions(), {s.batch, s.query_time, s.heads, s.dim});
+  checks.dims("dk", dk->dimensions(), {s.batch, s.key_time, s.heads, s.dim});
+  checks.dims("dv", dv->dimensions(), {s.batch, s.key_time, s.heads, s.value_dim});
+  if (!checks.hold()) return checks.error();
+  if (empty(s)) return ffi::Error::Success();
   const auto seen = visible(s, query_rank, query_segment, key_rank, key_segment);
   parallel(pool, s.batch * s.heads, [&](int64_t head) {
     kzoo::softmax_backward(s, seen[head], at(q, head), at(k, head), at(v, head), at(out, head),
@@ -121,7 +164,8 @@ struct Order {
 
   template <typename T>
   kzoo::Line<T> line(T* first, int64_t stride) const {
-    return {reverse ? first + (time - 1) * stride : first, reverse ? -stride : stride};
+    if (!reverse || time == 0) return {first, stride};
+    return {first + (time - 1) * stride, -stride};
   }
   In operator()(const Array& x) const { return line(at(x, head), heads * x.dimensions()[3]); }
   Out operator()(Filled& x) const { return line(at(x, head), heads * x->dimensions()[3]); }
@@ -134,18 +178,62 @@ struct Order {
   }
 };
 
-// The features of the normaliser, which remain of the operands where they are others.
-Array norm(const Array& x, ffi::RemainingArgs& norms, int i) {
-  return norms.size() ? *norms.get<Array>(i) : x;
+// What both passes take; the checks of everything else begin with it.
+Checks check_linear(const Array& q, const Array& k, const Array& v, const Integers& document,
+                    const Integers& rank, const Array& matrix, const Array& vector, int64_t chunk,
+                    Flags reverse) {
+  Checks checks;
+  checks.rank("q", q.dimensions(), 4);
+  checks.rank("v", v.dimensions(), 4);
+  if (!checks.hold()) return checks;
+  const kzoo::Sizes s = sizes(q, v);
+  checks.columns("features", s.dim, kzoo::kMostFeatures);
+  checks.columns("value_dim", s.value_dim, kzoo::kMostDim);
+  checks.range("chunk", chunk, 1, kzoo::kMostChunk);
+  checks.dims("k", k.dimensions(), {s.batch, s.query_time, s.heads, s.dim});
+  checks.dims("v", v.dimensions(), {s.batch, s.query_time, s.heads, s.value_dim});
+  checks.dims("document", document.dimensions(), {s.batch, s.heads, s.query_time}, true);
+  checks.dims("rank", rank.dimensions(), {s.batch, s.heads, s.query_time}, true);
+  checks.dims("matrix", matrix.dimensions(), {s.batch, s.heads, s.dim, s.value_dim});
+  checks.dims("vector", vector.dimensions(), {s.batch, s.heads, s.dim});
+  const int64_t flags[] = {static_cast<int64_t>(reverse.size())};
+  checks.dims("reverse", Checks::Dims(flags, 1), {s.heads});
+  return checks;
+}
+
+Checks::Dims dims(const Array& x) { return x.dimensions(); }
+Checks::Dims dims(Filled x) { return x->dimensions(); }
+
+// The features of the normaliser, or their gradients: those that remain of the arrays, two of the
+// shape of q, or none where they are the same as those of the numerator.
+template <typename Type, typename Remaining>
+std::pair<Type, Type> both(Checks& checks, Type q, Type k, const Remaining& remaining) {
+  if (remaining.size() == 0) return {q, k};
+  const auto q_norm = remaining.template get<Array>(0), k_norm = remaining.template get<Array>(1);
+  checks.require(remaining.size() == 2 && q_norm.has_value() && k_norm.has_value(), [] {
+    return std::string("the normaliser has float32 features of queries and keys, or none");
+  });
+  if (!checks.hold()) return {q, k};
+  checks.dims("q_norm", dims(*q_norm), dims(q));
+  checks.dims("k_norm", dims(*k_norm), dims(q));
+  return {*q_norm, *k_norm};
 }
 
 ffi::Error LinearForward(ffi::ThreadPool pool, Array q, Array k, Array v, Integers document,
                          Integers rank, Array matrix, Array vector, ffi::RemainingArgs norms,
                          Filled out, Filled normaliser, Filled matrix_after, Filled vector_after,
                          int64_t chunk, Flags reverse) {
-  const int features = q.dimensions()[3], value_dim = v.dimensions()[3];
+  Checks checks = check_linear(q, k, v, document, rank, matrix, vector, chunk, reverse);
+  if (!checks.hold()) return checks.error();
+  const kzoo::Sizes s = sizes(q, v);
+  checks.dims("out", out->dimensions(), v.dimensions());
+  checks.dims("normaliser", normaliser->dimensions(), {s.batch, s.heads, s.query_time});
+  checks.dims("matrix_after", matrix_after->dimensions(), matrix.dimensions());
+  checks.dims("vector_after", vector_after->dimensions(), vector.dimensions());
+  const auto norm = both(checks, q, k, norms);
+  if (!checks.hold()) return checks.error();
+  const int features = s.dim, value_dim = s.value_dim;
   const int64_t state = features * value_dim;
-  const Array q_norm = norm(q, norms, 0), k_norm = norm(k, norms, 1);
   parallel(pool, q.dimensions()[0] * q.dimensions()[2], [&](int64_t head) {
     const Order order(head, q, reverse);
     const auto chunks = kzoo::cut(order(document), order(rank), order.time, chunk);
@@ -153,8 +241,8 @@ ffi::Error LinearForward(ffi::ThreadPool pool, Array q, Array k, Array v, Intege
     float* norm_sums = vector_after->typed_data() + head * features;
     std::copy_n(matrix.typed_data() + head * state, state, sums);
     std::copy_n(vector.typed_data() + head * features, features, norm_sums);
-    kzoo::linear_forward({features, value_dim, int(chunk), order(q), order(k), order(q_norm),
-                          order(k_norm), order(v), order(rank), &chunks},
+    kzoo::linear_forward({features, value_dim, int(chunk), order(q), order(k), order(norm.first),
+                          order(norm.second), order(v), order(rank), &chunks},
                          order(out), order.scalars(normaliser->typed_data()), sums, norm_sums);
   });
   return ffi::Error::Success();
@@ -166,11 +254,27 @@ ffi::Error LinearBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integ
                           ffi::RemainingArgs norms, Filled dq, Filled dk, Filled dv,
                           Filled matrix_slope, Filled vector_slope, ffi::RemainingRets dnorms,
                           int64_t chunk, Flags reverse) {
-  const int features = q.dimensions()[3], value_dim = v.dimensions()[3];
+  Checks checks = check_linear(q, k, v, document, rank, matrix, vector, chunk, reverse);
+  if (!checks.hold()) return checks.error();
+  const kzoo::Sizes s = sizes(q, v);
+  checks.dims("out", out.dimensions(), v.dimensions());
+  checks.dims("normaliser", normaliser.dimensions(), {s.batch, s.heads, s.query_time});
+  checks.dims("slope", slope.dimensions(), v.dimensions());
+  checks.dims("matrix_after", matrix_after.dimensions(), matrix.dimensions());
+  checks.dims("vector_after", vector_after.dimensions(), vector.dimensions());
+  checks.dims("dq", dq->dimensions(), q.dimensions());
+  checks.dims("dk", dk->dimensions(), q.dimensions());
+  checks.dims("dv", dv->dimensions(), v.dimensions());
+  checks.dims("matrix_slope", matrix_slope->dimensions(), matrix.dimensions());
+  checks.dims("vector_slope", vector_slope->dimensions(), vector.dimensions());
+  const auto norm = both(checks, q, k, norms);
+  auto norm_slopes = both(checks, dq, dk, dnorms);
+  checks.require(norms.size() == dnorms.size(), [] {
+    return std::string("there is a gradient for each of the features of the normaliser");
+  });
+  if (!checks.hold()) return checks.error();
+  const int features = s.dim, value_dim = s.value_dim;
   const int64_t state = features * value_dim;
-  const Array q_norm = norm(q, norms, 0), k_norm = norm(k, norms, 1);
-  Filled dq_norm = dnorms.size() ? *dnorms.get<Array>(0) : dq;
-  Filled dk_norm = dnorms.size() ? *dnorms.get<Array>(1) : dk;
   parallel(pool, q.dimensions()[0] * q.dimensions()[2], [&](int64_t head) {
     const Order order(head, q, reverse);
     const auto chunks = kzoo::cut(order(document), order(rank), order.time, chunk);
@@ -179,12 +283,13 @@ ffi::Error LinearBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integ
     std::copy_n(matrix_after.typed_data() + head * state, state, sums);
     std::copy_n(vector_after.typed_data() + head * features, features, norm_sums);
     const float* normalisers = normaliser.typed_data();
-    kzoo::linear_backward({features, value_dim, int(chunk), order(q), order(k), order(q_norm),
-                           order(k_norm), order(v), order(rank), &chunks},
+    kzoo::linear_backward({features, value_dim, int(chunk), order(q), order(k),
+                           order(norm.first), order(norm.second), order(v), order(rank), &chunks},
                           order(out), order.scalars(normalisers), order(slope),
                           matrix.typed_data() + head * state, vector.typed_data() + head * features,
                           sums, norm_sums,
-                          {order(dq), order(dk), order(dq_norm), order(dk_norm), order(dv)});
+                          {order(dq), order(dk), order(norm_slopes.first),
+                           order(norm_slopes.second), order(dv)});
   });
   return ffi::Error::Success();
 }
