@@ -223,7 +223,7 @@ def test_a_block_from_its_config_is_the_same_block(kwargs):
     x, args = inputs(2, 7), who("causal", [[1] * 7, [1] * 4 + [0] * 3])
     block = layers.Block(HEADS, 4, 16, **kwargs)
     out = block(x, **args)
-    assert out.shape == block.compute_output_spec(x).shape == x.shape
+    assert out.shape == block.compute_output_shape(x.shape) == x.shape
     copy = layers.Block.from_config(block.get_config())
     copy(x, **args)
     assert copy.get_config() == block.get_config()

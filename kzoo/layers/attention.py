@@ -1,27 +1,31 @@
 """Attention under any mask, softmax or linear, of one sequence or of two."""
 
+from numbers import Integral
+
 import keras
 from keras import ops
 
 from kzoo import masks
 from kzoo.errors import InputError, unknown
+from kzoo.layers.decoding import Decodes
 from kzoo.layers.initializers import by_token, dense
+from kzoo.layers.keras_arguments import counted, narrowed, refuse
 from kzoo.ops import feature_maps, linear_attention, reference_attention, softmax_attention
 from kzoo.ops.choice import Shape, kernel_for
-from kzoo.ops.decoding import linear_read, linear_step, softmax_step
-from kzoo.ops.features import Features
-from kzoo.ops.rotary import rotate
 from kzoo.ops.rows import by_rows
 
 MECHANISMS = ("softmax", "linear")
+MASKS_OF_KEYS = ("key_padding_mask", "value_mask", "key_mask")
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class Attention(keras.layers.Layer):
+class Attention(Decodes, keras.layers.Layer):
     """Multi-head attention under any mask, of one sequence or of a second one.
 
     Its variables, their shapes and their initial values are the same for every mask and
-    mechanism (a learned feature map has weights of its own besides).
+    mechanism (a learned feature map has weights of its own besides). It stands in for
+    `keras.layers.MultiHeadAttention` in a model: same calls, same results from the same weights
+    (its kernels are those of `MultiHeadAttention` with heads and their sizes in one axis).
 
     Args:
         num_heads: number of heads.
@@ -44,7 +48,8 @@ class Attention(keras.layers.Layer):
     Call arguments:
         query: floats [batch, query_time, width].
         value: floats [batch, key_time, value_width]: another sequence, which the queries look
-            at. By default they look at their own.
+            at. By default they look at their own; so they do where `value` is the query itself,
+            and neither a `key` nor a mask of keys is given.
         key: like `value`, which it is by default.
         padding_mask: integers [batch, query_time]: 0 padding, k the k-th document of the row.
         source_mask: integers [batch, query_time], 1 for source; needed by a prefix mask.
@@ -52,25 +57,39 @@ class Attention(keras.layers.Layer):
             k-th document of the queries looks at. Without a `padding_mask` the queries are
             one document.
         bias: floats [batch or 1, heads or 1, query_time, key_time], added to softmax's scores.
-        query_mask, value_mask: the masks that Keras hands on, from `Embedding(mask_zero=True)`
-            say; they stand in where `padding_mask` and `key_padding_mask` are not given.
+        mask, query_mask, value_mask, key_mask: booleans [batch, time], the masks that Keras
+            hands on, from `Embedding(mask_zero=True)` say; `mask` is that of the query, and
+            replaces `query_mask`. What one of them hides is padding, also where
+            `padding_mask` or `key_padding_mask` has a document.
+        attention_mask: of softmax attention, booleans [query_time, key_time], [batch,
+            query_time, key_time] or [batch, 1 or heads, query_time, key_time], True where a
+            query may see a key that the layer's mask shows; memory is quadratic in the time.
+        use_causal_mask: hide keys at later positions of the document too.
+        return_attention_scores: also return the weights, dense, floats [batch, heads,
+            query_time, key_time]; the output is the same.
         initial_state, return_state, query_offset: of linear attention, as in
             `kzoo.ops.linear_attention`: to go on where an earlier call ended.
 
     Returns:
         Floats [batch, query_time, width]; at padded positions the bias of the output
-        projection. With `return_state` also the state.
+        projection. With `return_state` also the state, with `return_attention_scores` the
+        weights. The output carries on Keras's mask of the query.
 
     Raises:
-        InputError: for an unknown mechanism or feature map, heads that do not divide, a mask
+        InputError: for an unknown mechanism or feature map, an argument that
+            `MultiHeadAttention` has and this layer has not, heads that do not divide, a mask
             that does not tile the heads, or one that linear attention or the feature map
-            cannot follow; a state of softmax attention.
+            cannot follow; a state of softmax attention; tensors of other shapes.
 
     Example:
         >>> layer = Attention(4, 16, mechanism="linear", mask="half_heads")
         >>> layer(np.zeros((2, 10, 64))).shape
         (2, 10, 64)
     """
+
+    def __new__(cls, *args, **kwargs):
+        refuse(kwargs)  # before Python says that head_dim is missing where key_dim was given
+        return super().__new__(cls, *args, **kwargs)
 
     def __init__(
         self,
@@ -91,12 +110,17 @@ class Attention(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
+        kv_heads = num_heads if kv_heads is None else kv_heads
+        sizes = {"num_heads": num_heads, "head_dim": head_dim, "kv_heads": kv_heads}
+        for name, size in sizes.items():
+            if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+                raise InputError(f"{name} is a positive integer. Received: {size!r}")
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.mechanism = mechanism
         self.mask = masks.get(mask)
         self.feature_map = feature_maps.get(feature_map)
-        self.kv_heads = kv_heads or num_heads
+        self.kv_heads = kv_heads
         self.rotary = rotary
         self.scale = scale
         self.relative = relative
@@ -110,7 +134,7 @@ class Attention(keras.layers.Layer):
         self.supports_masking = True
         if mechanism not in MECHANISMS:
             raise unknown("mechanism", mechanism, MECHANISMS)
-        if num_heads % self.kv_heads:
+        if num_heads % kv_heads:
             raise InputError(f"kv_heads divides num_heads={num_heads}. Received: {kv_heads}")
         if rotary and head_dim % 2:
             raise InputError(f"rotary positions need an even head_dim. Received: {head_dim}")
@@ -156,8 +180,35 @@ class Attention(keras.layers.Layer):
                     initializer=lambda shape, dtype, matrix=matrix: ops.cast(matrix, dtype),
                 )
 
-    def compute_output_spec(self, query, *args, return_state=False, **kwargs):
-        out = keras.KerasTensor(query.shape, dtype=self.compute_dtype)
+    def __call__(self, query, value=None, key=None, **kwargs):
+        # Before Keras converts them, which gives one tensor back as two.
+        own = key is None or key is query
+        if value is query and own and kwargs.keys().isdisjoint(MASKS_OF_KEYS):
+            value = key = None
+        others = {"value": value, "key": key}
+        kwargs |= {name: x for name, x in others.items() if x is not None}
+        return super().__call__(query, **kwargs)
+
+    def compute_output_shape(self, query_shape, value_shape=None, key_shape=None):
+        _check_shapes(query_shape, value_shape, key_shape)
+        return tuple(query_shape)
+
+    def compute_output_spec(
+        self,
+        query,
+        value=None,
+        key=None,
+        *args,
+        return_state=False,
+        return_attention_scores=False,
+        **kwargs,
+    ):
+        shapes = (None if x is None else x.shape for x in (query, value, key))
+        out = keras.KerasTensor(self.compute_output_shape(*shapes), dtype=self.compute_dtype)
+        if return_attention_scores:
+            times = query.shape[1], (query if value is None else value).shape[1]
+            shape = (query.shape[0], self.num_heads, *times)
+            return out, keras.KerasTensor(shape, dtype=self.compute_dtype)
         if not return_state:
             return out
         shape = (query.shape[0], self.num_heads, self.feature_map.size(self.head_dim))
@@ -180,40 +231,52 @@ class Attention(keras.layers.Layer):
         initial_state=None,
         return_state=False,
         query_offset=0,
+        mask=None,
+        key_mask=None,
+        attention_mask=None,
+        use_causal_mask=False,
+        return_attention_scores=False,
     ):
-        padding_mask = query_mask if padding_mask is None else padding_mask
-        if value is not None and key_padding_mask is None:
-            key_padding_mask = value_mask
-        x = self.attend(
-            query,
-            value,
-            key,
-            padding_mask=padding_mask,
-            source_mask=source_mask,
-            key_padding_mask=key_padding_mask,
-            query_offset=query_offset,
+        mask = query_mask if mask is None else mask
+        if value is None:
+            padding_mask = counted(padding_mask, mask, key_mask)
+        else:
+            padding_mask = counted(padding_mask, mask)
+            key_padding_mask = counted(key_padding_mask, value_mask, key_mask)
+        arguments = {
+            "padding_mask": padding_mask,
+            "source_mask": source_mask,
+            "key_padding_mask": key_padding_mask,
+            "query_offset": query_offset,
             **self._biased(bias),
-            **self._states(initial_state, return_state),
-        )
+            **self._states(initial_state, return_state, return_attention_scores),
+        }
+        if use_causal_mask or attention_mask is not None:
+            sizes = (*query.shape[:2], (query if value is None else value).shape[1])
+            hides = {"use_causal_mask": use_causal_mask, "attention_mask": attention_mask}
+            arguments["mask"] = narrowed(self.mask, self.num_heads, self.mechanism, sizes, **hides)
+        if return_attention_scores:
+            x, weights = self._weighed(query, value, key, **arguments)
+            return self._output(x), ops.cast(weights, self.compute_dtype)
+        if attention_mask is not None:
+            arguments["implementation"] = "dense"  # others take a mask apart by positions
+        x = self.attend(query, value, key, **arguments)
         if not return_state:
             return self._output(x)
         x, state = x
         return self._output(x), state
 
-    def attend(self, query, value=None, key=None, **kwargs):
+    def attend(self, query, value=None, key=None, mask=None, **kwargs):
         """What the heads gather, before the output projection: [batch, time, heads, head_dim].
 
-        Further arguments are those of `kzoo.ops.softmax_attention` or `linear_attention`.
+        Further arguments are those of `kzoo.ops.softmax_attention` or `linear_attention`; a
+        `mask` stands in for the layer's own.
         """
+        mask = self.mask if mask is None else mask
         operands = self._project(query, value, key)
-        if value is not None and kwargs.get("key_padding_mask") is None:
-            # Two sequences even where they are equally long: all of it is there.
-            kwargs["key_padding_mask"] = ops.ones((1, ops.shape(value)[1]), dtype="int32")
-        if self.mechanism == "softmax":
-            softmax = {"rotary": self.rotary, "scale": self.scale}
-            x = softmax_attention(*operands, self.mask, **softmax, **kwargs)
-        else:
-            x = linear_attention(*operands, self.mask, **self._linear(), **kwargs)
+        kwargs = _two_sequences(value, kwargs)
+        run = softmax_attention if self.mechanism == "softmax" else linear_attention
+        x = run(*operands, mask, **self._options(), **kwargs)
         if not self.identity_mix:
             return x
         x, *state = x if isinstance(x, tuple) else (x,)
@@ -226,120 +289,6 @@ class Attention(keras.layers.Layer):
         if padding_mask is not None:
             v = ops.where(ops.cast(padding_mask, "bool")[:, :, None, None], v, ops.zeros_like(v))
         return (1 - self.identity_mix) * x + self.identity_mix * v
-
-    def empty_cache(self, batch, time):
-        """What `extend` adds to: a dict of zeros, batch first.
-
-        Softmax keeps `key` and `value` [batch, time, kv_heads, head_dim]; linear attention
-        keeps a state whose size does not depend on the time.
-        """
-        if self.mechanism == "softmax":
-            shape = (batch, time, self.kv_heads, self.head_dim)
-            return {name: ops.zeros(shape, self.compute_dtype) for name in ("key", "value")}
-        shape = (batch, self.num_heads, self.feature_map.size(self.head_dim))
-        return {
-            "matrix": ops.zeros((*shape, self.head_dim), "float32"),
-            "normaliser": ops.zeros(shape, "float32"),
-        }
-
-    def extend(self, x, cache, window, bias=None):
-        """The call for new columns of rows whose earlier columns are in a cache.
-
-        Args:
-            x: floats [batch, window.size, width].
-            cache: from `empty_cache` or an earlier call; keys are rotated by their place.
-            window: the `kzoo.ops.decoding.Window` of the new columns.
-            bias: floats [1, heads, window.size, window.key_time(time)], as in the call.
-
-        Returns:
-            Floats [batch, window.size, width], and the cache with the new columns.
-        """
-        q, k, v = self._project(x, None, None)
-        queries = window.queries()
-        if self.mechanism == "linear":
-            out, cache = self._extend_state(q, k, v, cache, window, queries)
-        else:
-            if self.rotary:
-                q, k = (rotate(ops.cast(x, "float32"), queries.position) for x in (q, k))
-            written = zip(("key", "value"), (k, v), strict=True)
-            cache = {name: window.write(cache[name], x) for name, x in written}
-            out = self._look_back(q, cache, window, queries, bias)
-        if self.identity_mix:
-            out = self._mixed(out, v, queries.segment)
-        return self._output(out), cache
-
-    def _look_back(self, q, cache, window, queries, bias):
-        """Of rotated queries, over cached keys."""
-        time = window.key_time(cache["key"].shape[1])
-        key, value = (cache[name][:, :time] for name in ("key", "value"))
-        keys = window.keys(time)
-        if window.size == 1:
-            visible = self.mask.between(queries, keys, self.num_heads)
-            return softmax_step(q, key, value, visible, self.scale, bias)
-        who = {"query_offset": window.index, **self._who(keys), **self._biased(bias)}
-        return softmax_attention(q, key, value, self.mask, scale=self.scale, **who)
-
-    def _extend_state(self, q, k, v, cache, window, queries):
-        if window.size == 1:
-            features = Features(self.feature_map, self.rotary)
-            weights = self._linear()["feature_weights"]
-            args = (weights, queries.position, window.writes(), cache)
-            return linear_step(features, q, k, v, *args)
-        beginning = isinstance(window.index, int) and window.index == 0
-        return linear_attention(
-            q,
-            k,
-            v,
-            self.mask,
-            query_offset=0 if beginning else ops.maximum(window.index - window.start, 0),
-            initial_state=None if beginning else cache,
-            return_state=True,
-            **self._who(queries),
-            **self._linear(),
-        )
-
-    def remember(self, value, key_padding_mask):
-        """What `recall` needs of another sequence, batch first: keys and values, or a state.
-
-        Args:
-            value: floats [batch, key_time, width].
-            key_padding_mask: integers [batch, key_time], 1 for what counts.
-        """
-        q, k, v = self._project(value[:, :1], value, None)
-        if self.mechanism == "softmax":
-            shown = ops.cast(key_padding_mask, "int32")
-            # Zeros, not whatever stands in padding: 0 · NaN is NaN.
-            counts = shown[:, :, None, None] != 0
-            k, v = (ops.where(counts, x, ops.zeros_like(x)) for x in (k, v))
-            return {"key": k, "value": v, "shown": shown}
-        own = {"key_padding_mask": key_padding_mask, "return_state": True}
-        return linear_attention(q, k, v, self.mask, **own, **self._linear())[1]
-
-    def recall(self, x, cache):
-        """The call with another sequence that `remember` made a cache of.
-
-        Args:
-            x: floats [batch, time, width].
-
-        Returns:
-            The same shape.
-        """
-        q = self._heads(by_token(self.query, x), self.num_heads)
-        if self.mechanism == "linear":
-            features = self.feature_map.query(
-                ops.cast(q, "float32"), self._linear()["feature_weights"]
-            )
-            return self._output(linear_read(features, features, cache))
-        k, v, shown = (cache[name] for name in ("key", "value", "shown"))
-        if x.shape[1] == 1:
-            visible = shown[:, None, None, :] != 0
-            return self._output(softmax_step(q, k, v, visible, self.scale))
-        out = softmax_attention(q, k, v, self.mask, key_padding_mask=shown, scale=self.scale)
-        return self._output(out)
-
-    def _who(self, places):
-        source = ops.cast(places.in_source, "int32") if self.mask.needs_source else None
-        return {"padding_mask": places.segment, "source_mask": source}
 
     def kernel_for(self, query_time, platform, key_time=None, padded=True):
         """The kernel that computes this attention, a name of `kzoo.ops.choice.KERNELS`."""
@@ -363,17 +312,18 @@ class Attention(keras.layers.Layer):
 
         Arguments as in the call: `padding_mask`, `source_mask`, `key_padding_mask`, `bias`.
         """
-        if self.mechanism == "linear":
-            own = self._linear()
-        else:
-            own = {"rotary": self.rotary, "scale": self.scale}
-        _, weights = reference_attention(
-            *self._project(query, value, key),
-            self.mask,
+        return self._weighed(query, value, key, **kwargs)[1]
+
+    def _weighed(self, query, value, key, mask=None, **kwargs):
+        """`attend`, and the weights [batch, heads, query_time, key_time], densely."""
+        operands = self._project(query, value, key)
+        x, weights = reference_attention(
+            *operands,
+            self.mask if mask is None else mask,
             mechanism=self.mechanism,
             return_weights=True,
-            **own,
-            **kwargs,
+            **self._options(),
+            **_two_sequences(value, kwargs),
         )
         if self.identity_mix:
             itself = ops.eye(ops.shape(weights)[-1], dtype=weights.dtype)
@@ -381,7 +331,14 @@ class Attention(keras.layers.Layer):
                 real = ops.cast(kwargs["padding_mask"], "bool")[:, None, :, None]
                 itself = ops.where(real, itself, ops.zeros_like(itself))
             weights = (1 - self.identity_mix) * weights + self.identity_mix * itself
-        return weights
+            x = self._mixed(x, ops.cast(operands[2], x.dtype), kwargs.get("padding_mask"))
+        return x, weights
+
+    def _options(self):
+        """What the mechanism takes beside q, k, v and who stands where."""
+        if self.mechanism == "linear":
+            return self._linear()
+        return {"rotary": self.rotary, "scale": self.scale}
 
     def _linear(self):
         weights = {
@@ -402,7 +359,14 @@ class Attention(keras.layers.Layer):
             )
         return {} if bias is None else {"bias": bias}
 
-    def _states(self, initial_state, return_state):
+    def _states(self, initial_state, return_state, return_attention_scores):
+        if return_attention_scores and (return_state or initial_state is not None):
+            raise InputError(
+                "weights are of the keys of one call, and a state is of those before it too; ask "
+                "for one of them. Received: return_attention_scores=True with a state"
+            )
+        if return_attention_scores:
+            return {}
         if self.mechanism == "linear":
             return {"initial_state": initial_state, "return_state": return_state}
         if initial_state is not None or return_state:
@@ -413,9 +377,9 @@ class Attention(keras.layers.Layer):
         return {}
 
     def _project(self, query, value, key):
+        _check_shapes(*(None if x is None else x.shape for x in (query, value, key)))
         value = query if value is None else value
         key = value if key is None else key
-
         return (
             self._heads(by_token(self.query, query), self.num_heads),
             self._heads(by_token(self.key, key), self.kv_heads),
@@ -423,11 +387,11 @@ class Attention(keras.layers.Layer):
         )
 
     def _heads(self, x, heads):
-        return ops.reshape(x, (-1, ops.shape(x)[1], heads, self.head_dim))
+        return ops.reshape(x, (*ops.shape(x)[:2], heads, self.head_dim))
 
     def _output(self, x):
         """What the heads gathered, [batch, time, heads, head_dim], projected."""
-        x = ops.reshape(x, (-1, ops.shape(x)[1], self.num_heads * self.head_dim))
+        x = ops.reshape(x, (*ops.shape(x)[:2], self.num_heads * self.head_dim))
         return by_rows(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
 
     def get_config(self):
@@ -447,6 +411,23 @@ class Attention(keras.layers.Layer):
             "stddev": self.stddev,
             "seed": self.seed,
         }
+
+
+def _two_sequences(value, who):
+    """Two sequences even where they are equally long: all of the second is there."""
+    if value is None or who.get("key_padding_mask") is not None:
+        return who
+    return {**who, "key_padding_mask": ops.ones((1, ops.shape(value)[1]), dtype="int32")}
+
+
+def _check_shapes(*shapes):
+    named = dict(zip(("query", "value", "key"), shapes, strict=False))
+    named = {name: tuple(shape) for name, shape in named.items() if shape is not None}
+    if any(len(shape) != 3 for shape in named.values()):
+        raise InputError(
+            "query, value and key have the shape [batch, time, width]; "
+            f"keras.layers.TimeDistributed takes one axis more. Received: {named}"
+        )
 
 
 class _OneMechanism(Attention):

@@ -7,6 +7,7 @@ from kzoo.errors import unknown
 from kzoo.layers.attention import Attention
 from kzoo.layers.feed_forward import FeedForward
 from kzoo.layers.initializers import by_token, derive_seed
+from kzoo.layers.keras_arguments import counted
 from kzoo.layers.normalization import norm
 
 NORM_PLACEMENTS = ("pre", "post")
@@ -44,9 +45,11 @@ class Block(keras.layers.Layer):
         bias: floats [1, heads, time, time], with `relative`.
         encoded: floats [batch, encoder_time, hidden_dim], with `cross_attention`.
         encoder_padding_mask: integers [batch, encoder_time], 1 for what counts of it.
+        mask, inputs_mask, encoded_mask: booleans [batch, time], the masks that Keras hands on,
+            as in `Attention`; `mask` is that of the inputs, and replaces `inputs_mask`.
 
     Returns:
-        The shape of `inputs`.
+        The shape of `inputs`. It carries on Keras's mask of them.
 
     Raises:
         InputError: as `Attention` and `FeedForward`, or for an unknown name.
@@ -89,6 +92,7 @@ class Block(keras.layers.Layer):
         self.dropout = dropout
         self.remat = remat
         self.seed = seed
+        self.supports_masking = True
         common = {"dtype": self.dtype_policy}
 
         def child(name):
@@ -144,8 +148,8 @@ class Block(keras.layers.Layer):
             if not layer.built:
                 layer.build(inputs_shape)
 
-    def compute_output_spec(self, inputs, **kwargs):
-        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+    def compute_output_shape(self, inputs_shape):
+        return tuple(inputs_shape)
 
     def call(
         self,
@@ -156,7 +160,12 @@ class Block(keras.layers.Layer):
         encoded=None,
         encoder_padding_mask=None,
         training=None,
+        mask=None,
+        inputs_mask=None,
+        encoded_mask=None,
     ):
+        padding_mask = counted(padding_mask, inputs_mask if mask is None else mask)
+        encoder_padding_mask = counted(encoder_padding_mask, encoded_mask)
         others = {
             "padding_mask": padding_mask,
             "source_mask": source_mask,

@@ -51,6 +51,10 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
         vectors = ops.take(self.embeddings * 1.0, inputs, axis=0)
         return ops.cast(vectors, self.compute_dtype)
 
+    def compute_mask(self, inputs, previous_mask=None):
+        ids = not keras.backend.is_float_dtype(inputs.dtype)
+        return ops.not_equal(inputs, 0) if self.mask_zero and ids else previous_mask
+
     def compute_output_spec(self, inputs, reverse=False):
         if reverse:
             return keras.KerasTensor((*inputs.shape[:-1], self.input_dim), dtype="float32")
@@ -91,6 +95,7 @@ class SegmentEmbedding(keras.layers.Layer):
         self.num_segments = num_segments
         self.stddev = stddev
         self.seed = seed
+        self.supports_masking = True
 
     def build(self, inputs_shape, segment_ids_shape=None):
         width = inputs_shape[-1]
@@ -102,8 +107,8 @@ class SegmentEmbedding(keras.layers.Layer):
             ),
         )
 
-    def compute_output_spec(self, inputs, segment_ids):
-        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+    def compute_output_shape(self, inputs_shape, segment_ids_shape=None):
+        return tuple(inputs_shape)
 
     def call(self, inputs, segment_ids):
         vectors = ops.take(self.embeddings * 1.0, segment_ids, axis=0)

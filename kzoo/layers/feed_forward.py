@@ -63,6 +63,7 @@ class FeedForward(keras.layers.Layer):
         self.stddev = stddev and tuple(stddev)
         self.seed = seed
         self.function, self.gated = ACTIVATIONS[activation]
+        self.supports_masking = True
 
     def build(self, input_shape):
         width, inner = input_shape[-1], self.intermediate_dim
@@ -75,8 +76,8 @@ class FeedForward(keras.layers.Layer):
         self.intermediate = project(width, inner, "intermediate")
         self.output_dense = project(inner, width, "output_dense", residual=True)
 
-    def compute_output_spec(self, inputs, **kwargs):
-        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
 
     def call(self, inputs):
         return by_rows(by_token(self._transformed, inputs))

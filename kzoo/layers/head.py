@@ -55,6 +55,7 @@ class Head(keras.layers.Layer):
         self.scale = scale
         self.dense_dtype = dense_dtype
         self.seed = seed
+        self.supports_masking = True
 
     def build(self, hidden_shape):
         if not self.transform:
@@ -68,9 +69,11 @@ class Head(keras.layers.Layer):
             name="bias", shape=(self.embedding.input_dim,), initializer="zeros"
         )
 
+    def compute_output_shape(self, hidden_shape):
+        return (*hidden_shape[:-1], self.embedding.input_dim)
+
     def compute_output_spec(self, hidden):
-        shape = (*hidden.shape[:-1], self.embedding.input_dim)
-        return keras.KerasTensor(shape, dtype="float32")
+        return keras.KerasTensor(self.compute_output_shape(hidden.shape), dtype="float32")
 
     def call(self, hidden):
         logits = by_token(self._logits, self._transformed(hidden))

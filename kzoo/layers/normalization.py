@@ -42,4 +42,6 @@ def norm(normalization, epsilon=1e-5, **kwargs):
     """A normalisation layer by name: `"layer_norm"` or `"rms_norm"`."""
     if normalization not in NORMALIZATIONS:
         raise unknown("normalization", normalization, NORMALIZATIONS)
-    return NORMALIZATIONS[normalization](epsilon=epsilon, **kwargs)
+    layer = NORMALIZATIONS[normalization](epsilon=epsilon, **kwargs)
+    layer.supports_masking = True  # Keras's RMSNormalization would drop a mask that it is handed
+    return layer
