@@ -2,9 +2,9 @@
 
 A mask is an order of positions: the query i sees the key j exactly when
 
-    rank[j] <= rank[i]  and  segment[i] == segment[j] != 0
+    level[j] <= level[i]  and  document[i] == document[j] != 0
 
-where the rank of a position depends on its place t within its document:
+where the level of a token depends on its position t within its document:
 
     bidirectional    0
     causal           t
@@ -15,16 +15,18 @@ where the rank of a position depends on its place t within its document:
 
 A mask's structure is static: hashable, comparable and JSON (`get`, `get_config`).
 What differs from example to example comes as two integer tensors [batch, time]:
-`padding_mask` (0 is padding, k >= 1 the k-th document packed into the row, in
-ascending order; an ordinary 0/1 mask is one document) and `source_mask` (1 is source).
+`padding_mask` (0 is padding, k >= 1 the k-th document packed into the row; an ordinary 0/1
+mask is one document) and `source_mask` (1 is source). A document is a run of equal ids, in
+whatever order. Padding, also between the tokens of a document, changes nothing for the rest.
 
-Where a position stands (its document, its place, its source) is found by `kzoo.places`. Neither
+Where a token stands (its document, its position, its source) is found by `kzoo.places`. Neither
 needs anything but `keras.ops`, and that only where tensors are made.
 """
 
 import dataclasses
 from collections.abc import Callable, Mapping
 
+from kzoo import levels
 from kzoo.errors import InputError, unknown
 from kzoo.places import places
 from kzoo.values import is_integer
@@ -35,12 +37,16 @@ class Mask:
 
     Attributes:
         needs_source: whether a model with this mask takes a `source_mask`.
-        autoregressive: whether no position outside the source sees a later one, so that
+        autoregressive: whether no position sees a later one outside the source, so that
             a next-token loss on the positions after the source is not shown its answer.
+        is_full: whether every token sees its whole document.
+        is_causal: whether every token sees itself and what comes before it, no more and no less.
     """
 
     needs_source = False
     autoregressive = False
+    is_full = False
+    is_causal = False
 
     def get_config(self):
         """The JSON spec of this mask: `get(mask.get_config()) == mask`."""
@@ -119,6 +125,10 @@ class Mask:
         """Booleans [batch or 1, query_time, key_time] of one head, documents left aside."""
         raise NotImplementedError
 
+    def orders(self):
+        """The orders that each show all that the mask of a head shows, a tuple."""
+        return ()
+
     def __and__(self, other):
         if not isinstance(other, Mask):
             return NotImplemented
@@ -152,64 +162,152 @@ class Mask:
 
 
 class Order(Mask):
-    """A mask given by ranks: what linear attention can follow in linear time.
+    """A mask given by levels: what linear attention can follow in linear time.
+
+    `level` is all that an order needs; every kernel then follows it, by sorting time. What else
+    it can declare lets kernels do without, and is checked against `level` (`kzoo.levels`) where
+    the order is first used.
 
     Attributes:
-        ascending: whether ranks never fall along a document, so that groups of equal
-            rank are runs of time.
-        grouped: whether several positions of a document can share a rank.
+        ascending: declares that levels never fall along a document.
+        descending: declares that they never rise.
+        grouped: False declares that no two positions of a document share a level.
+        lookahead: declares that a token sees at most so many tokens ahead; None for no bound.
+        resumable: declares that tokens that come later see all that came before, wherever the
+            sequence is cut in two, so that a state of linear attention can go on.
+        time_reversed: whether a token sees itself and what comes after it.
     """
 
-    ascending = True
-    grouped = False
+    ascending = False
+    descending = False
+    grouped = True
+    lookahead = None
 
-    def rank(self, places):
-        """The rank of each position, integers [batch or 1, time], from its `Places`."""
+    def level(self, places):
+        """The level of each position.
+
+        Args:
+            places: a `kzoo.places.Places`. A position's level depends on its own
+                `places.position` and, where `needs_source`, `places.in_source` alone.
+
+        Returns:
+            Integers [batch or 1, time], within int32.
+        """
         raise NotImplementedError
 
+    @property
+    def is_full(self):
+        return self.ascending and self.descending
+
+    @property
+    def is_causal(self):
+        return self.ascending and not self.grouped
+
+    @property
+    def time_reversed(self):
+        return self.descending and not self.grouped
+
+    @property
+    def resumable(self):
+        return self.is_full or self.is_causal
+
+    def levels(self, places):
+        """`level` as int32, of the shape of `places.position`."""
+        from keras import ops
+
+        return ops.cast(self.level(places), "int32") + ops.zeros_like(places.position)
+
     def visible(self, queries, keys):
-        return self.rank(keys)[:, None, :] <= self.rank(queries)[:, :, None]
+        return self.levels(keys)[:, None, :] <= self.levels(queries)[:, :, None]
+
+    def orders(self):
+        return (self,)
 
     def get_config(self):
+        if _ORDERS.get(getattr(self, "name", None)) is not type(self):
+            raise InputError(
+                "an order has JSON once `kzoo.masks.register` knows its name. "
+                f"Received: {self!r}, not registered"
+            )
         fields = dataclasses.asdict(self)
         return {self.name: fields} if fields else self.name
+
+
+_ORDERS = {}
+
+
+def register(order):
+    """Give a class of orders its name, so that `get`, configs, presets and studies take it.
+
+    Args:
+        order: a subclass of `Order`, a frozen dataclass whose fields are its arguments in JSON,
+            with a `name`. It is returned, so that this is a decorator.
+
+    Raises:
+        InputError: for what is no such class, or a name that another has.
+
+    Example:
+        >>> @register
+        ... @dataclasses.dataclass(frozen=True)
+        ... class OddLast(Order):
+        ...     name = "odd_last"
+        ...
+        ...     def level(self, places):
+        ...         return places.position % 2
+        >>> get("odd_last")
+        OddLast()
+    """
+    if not isinstance(order, type) or not issubclass(order, Order):
+        raise InputError(f"a subclass of `kzoo.masks.Order` is registered. Received: {order!r}")
+    levels.check_class(order)
+    name = levels.check_name(order)
+    known = _ORDERS.get(name, order)
+    again = (known.__module__, known.__qualname__) == (order.__module__, order.__qualname__)
+    if not again or name in _NAMED or name in _LISTS:  # a cell of a notebook may run again
+        raise InputError(
+            f"a mask called {name!r} exists already; give this one another name. Received: {order}"
+        )
+    _ORDERS[name] = order
+    return order
 
 
 @dataclasses.dataclass(frozen=True)
 class Bidirectional(Order):
     name = "bidirectional"
-    grouped = True
+    ascending = descending = True
 
-    def rank(self, places):
+    def level(self, places):
         return places.position * 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Order):
     name = "causal"
-    autoregressive = True
+    ascending = autoregressive = True
+    grouped = False
+    lookahead = 0
 
-    def rank(self, places):
+    def level(self, places):
         return places.position
 
 
 @dataclasses.dataclass(frozen=True)
 class Reversed(Order):
     name = "reversed"
-    ascending = False
+    descending = True
+    grouped = False
 
-    def rank(self, places):
+    def level(self, places):
         return -places.position
 
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(Order):
     name = "prefix"
-    grouped = True
+    ascending = autoregressive = resumable = True
     needs_source = True
-    autoregressive = True
 
-    def rank(self, places):
+    def level(self, places):
         from keras import ops
 
         return ops.where(places.in_source, 0, places.position + 1)
@@ -219,14 +317,18 @@ class Prefix(Order):
 class Block(Order):
     size: int
     name = "block"
-    grouped = True
+    ascending = True
 
     def __post_init__(self):
         if not is_integer(self.size) or self.size < 1:
             raise InputError(f"a block's size is an integer of at least 1. Received: {self.size!r}")
         object.__setattr__(self, "size", int(self.size))  # NumPy's is no JSON
 
-    def rank(self, places):
+    @property
+    def lookahead(self):
+        return self.size - 1
+
+    def level(self, places):
         return places.position // self.size
 
 
@@ -234,26 +336,15 @@ class Block(Order):
 class Permuted(Order):
     seed: int = 0
     name = "permuted"
-    ascending = False
+    grouped = False
 
     def __post_init__(self):
         if not is_integer(self.seed):
             raise InputError(f"a permutation's seed is an integer. Received: {self.seed!r}")
         object.__setattr__(self, "seed", int(self.seed))
 
-    def rank(self, places):
-        from keras import ops
-
-        # The 32-bit finalizer of MurmurHash3 (A. Appleby): a bijection, so that no two
-        # positions tie, and the order of two positions is the same whatever stands around.
-        def fold(x, shift):
-            low_bits = 2 ** (32 - shift) - 1  # makes the shift of a signed integer logical
-            return ops.bitwise_xor(x, ops.bitwise_and(ops.right_shift(x, shift), low_bits))
-
-        x = ops.bitwise_xor(places.position, (self.seed * 0x9E3779B1 + 0x7F4A7C15) % 2**31)
-        x = fold(x, 16) * -0x7A143595  # 0x85EBCA6B as a signed integer
-        x = fold(x, 13) * -0x3D4D51CB  # 0xC2B2AE35
-        return fold(x, 16)
+    def level(self, places):
+        return levels.scattered(places.position, self.seed)
 
 
 # Compositions ---------------------------------------------------------------------------
@@ -288,6 +379,9 @@ class And(Mask):
     @property
     def autoregressive(self):
         return any(mask.autoregressive for mask in self.masks)
+
+    def orders(self):
+        return sum((mask.orders() for mask in self.masks), ())
 
     def visible(self, queries, keys):
         from keras import ops
@@ -433,17 +527,11 @@ def alternating():
     return layers(causal(), reversed())
 
 
-_FACTORIES = {
-    "bidirectional": bidirectional,
-    "causal": causal,
-    "reversed": reversed,
-    "prefix": prefix,
-    "block": block,
-    "permuted": permuted,
-    "half_heads": half_heads,
-    "alternating": alternating,
-}
+_NAMED = {"half_heads": half_heads, "alternating": alternating}
 _LISTS = {"heads": heads, "layers": layers, "and": lambda *specs: _all(specs)}
+_BUILT_IN = {
+    register(order) for order in (Bidirectional, Causal, Reversed, Prefix, Block, Permuted)
+}
 
 
 def get(spec):
@@ -458,13 +546,15 @@ def get(spec):
         A `Mask`.
 
     Raises:
-        InputError: for an unknown name, a wrong argument, or a wrong nesting.
+        InputError: for an unknown name, a wrong argument, a wrong nesting, or an order whose
+            levels are not what it declares.
 
     Example:
         >>> get({"heads": ["causal", "reversed"]}) == half_heads()
         True
     """
     if isinstance(spec, Mask):
+        _check_orders(spec)
         return spec
     if isinstance(spec, str):
         name, arguments = spec, {}
@@ -476,15 +566,33 @@ def get(spec):
         if not isinstance(arguments, list | tuple) or not arguments:
             raise InputError(f"{name!r} takes a list of masks. Received: {spec!r}")
         return _LISTS[name](*arguments)
-    if name not in _FACTORIES:
-        raise unknown("mask", name, [*_FACTORIES, *_LISTS])
+    if name not in _ORDERS and name not in _NAMED:
+        raise unknown("mask", name, [*_ORDERS, *_NAMED, *_LISTS])
     if not isinstance(arguments, Mapping):
         raise InputError(f"the arguments of {name!r} are a JSON object. Received: {spec!r}")
-    try:
-        return _FACTORIES[name](**arguments)
-    except TypeError:
-        takes = {"block": "'size'", "permuted": "'seed'"}.get(name, "no arguments")
-        raise InputError(f"the mask {name!r} takes {takes}. Received: {spec!r}") from None
+    if name in _NAMED and not arguments:
+        return _NAMED[name]()
+    return get(_order(name, arguments, spec))
+
+
+def _order(name, arguments, spec):
+    """The order of a name; its arguments are the fields of the class."""
+    fields = dataclasses.fields(_ORDERS[name]) if name in _ORDERS else ()
+    empty = dataclasses.MISSING
+    needed = {f.name for f in fields if f.default is empty and f.default_factory is empty}
+    names = [field.name for field in fields]
+    if not needed <= set(arguments) <= set(names):
+        takes = ", ".join(map(repr, names)) or "no arguments"
+        raise InputError(f"the mask {name!r} takes {takes}. Received: {spec!r}")
+    return _ORDERS[name](**arguments)
+
+
+def _check_orders(mask):
+    """`InputError` unless all orders in a mask are what they declare; ours are, by tests."""
+    for part in getattr(mask, "masks", ()):
+        _check_orders(part)
+    if isinstance(mask, Order) and type(mask) not in _BUILT_IN:
+        levels.check(mask)
 
 
 def per_layer(spec, num_layers):

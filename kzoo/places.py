@@ -1,14 +1,18 @@
 """Where each position of a sequence stands: in which document, how far in, in its source or not.
 
-What masks rank. Documents are runs of equal, ascending ids in a row; 0 is padding.
+What masks order by levels. A document is a run of equal ids in a row, and 0 is padding: it belongs
+to no document, parts none in two, and counts as no position.
 """
 
 import dataclasses
+import numbers
+
+import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.values import is_integer
 
-BLOCK = 256  # the tokens of which each looks back at each in `_cumulative_max`
+BLOCK = 256  # the tokens of which each looks back at each in `_cumulative`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +20,11 @@ class Places:
     """Where each position of a sequence stands; tensors of [batch or 1, time].
 
     Attributes:
-        position: integers, the place within the document, from 0.
+        position: integers, how many tokens of the document come before, padding left aside.
         segment: integers, the document, 0 for padding; None where there is one document
-            and no padding.
-        document: like `segment`, but padding belongs to the document before it.
+            and no padding. Of one sequence 1, 2, 3, … in the order of the row, whatever the ids;
+            of two, the ids, by which the documents of one find those of the other.
+        document: 1, 2, 3, …, where padding belongs to the document before it; 0 before the first.
         in_source: booleans, the document's initial run of source tokens; None without
             a `source_mask`.
     """
@@ -31,23 +36,100 @@ class Places:
 
 
 def document_positions(padding_mask):
-    """The place of each token within its document.
+    """The position of each token within its document, over tokens only: padding does not count.
 
     Args:
-        padding_mask: integers [batch, time], 0 for padding, k for the k-th document;
-            documents stand in ascending order.
+        padding_mask: integers [batch, time], 0 for padding; a document is a run of equal ids.
 
     Returns:
-        Integers [batch, time]: 0 for a document's first token, then 1, 2, 3, …
+        Integers [batch, time]: 0 for a document's first token, then 1, 2, 3, …; at padding the
+        position that the document's next token would have.
+
+    Raises:
+        InputError: for ids whose values are known and wrong, as in `check_documents`.
 
     Example:
-        >>> document_positions([[0, 1, 1, 1, 2, 2, 0]])
-        [[0, 0, 1, 2, 0, 1, 2]]
+        >>> document_positions([[0, 1, 1, 0, 1, 2, 2, 0]])
+        [[0, 0, 1, 2, 2, 0, 1, 2]]
     """
-    from keras import ops
+    segment = _ids("padding_mask", padding_mask)
+    return _documents(segment)[1]
 
-    segment = ops.cast(padding_mask, "int32")
-    return _places(ops.shape(segment)[1], segment).position
+
+def document_index(segment):
+    """`Places.document` of ids [batch, time]."""
+    return _documents(segment)[0]
+
+
+def check_documents(name, ids):
+    """`InputError` unless ids [batch, time] say which document each token belongs to.
+
+    Of a tensor that is being traced, as inside `fit`, nothing is known and nothing said: there a
+    negative id is a document like any other, and an id that comes again begins a new document.
+
+    Args:
+        name: of the argument, for the message.
+        ids: NumPy arrays, lists or tensors; 0 for padding.
+
+    Raises:
+        InputError: for ids that are no whole numbers from 0 on, and for an id that comes again
+            after another document.
+
+    Example:
+        >>> check_documents("padding_mask", np.array([[1, 1, 0, 1, 2, 2, 0]]))
+        >>> check_documents("padding_mask", np.array([[2, 2, 1, 1]]))  # in any order
+    """
+    ids = concrete(ids)
+    if ids is None or ids.ndim != 2 or not ids.size or ids.dtype.kind not in "bifu":
+        return  # a wrong shape is told where the right one is known
+    if ids.dtype.kind == "b":
+        return
+    wrong = (ids < 0) | (ids % 1 != 0)
+    if wrong.any():
+        raise InputError(
+            f"`{name}` is 0 for padding and a whole number from 1 on for each document. "
+            f"Received: {ids[wrong][0]}"
+        )
+    real = ids != 0
+    if not (real & (ids < np.maximum.accumulate(ids, axis=1))).any():
+        return  # ascending, as nearly always
+    for row, values in enumerate(ids):
+        values = values[values != 0]
+        firsts = values[np.r_[True, values[1:] != values[:-1]][: len(values)]].tolist()
+        again = [one for i, one in enumerate(firsts) if one in firsts[:i]]
+        if again:
+            raise InputError(
+                f"in a row of `{name}` a document is one run of equal ids, so an id does not come "
+                f"again after another. Received: {again[0]} again in row {row}, whose documents "
+                f"are {firsts[:8]}"
+            )
+
+
+def concrete(x):
+    """`x` as a NumPy array if its values are known now, None for one of a program being made."""
+    if isinstance(x, np.ndarray | np.generic | numbers.Number | list | tuple):
+        return np.asarray(x)
+    import keras
+
+    backend = keras.backend.backend()
+    if backend == "jax":
+        import jax
+
+        known = isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)
+        return np.asarray(x) if known and x.is_fully_addressable else None
+    if backend == "torch":
+        import torch
+
+        # On another device it would be waited for, in every layer.
+        if type(x) is not torch.Tensor or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return None
+        try:
+            return x.numpy()
+        except RuntimeError:  # inside `torch.func.vmap`
+            return None
+    import tensorflow as tf
+
+    return x.numpy() if tf.is_tensor(x) and hasattr(x, "numpy") else None
 
 
 def places(
@@ -66,14 +148,24 @@ def places(
     same = key_time is None or (is_integer(key_time) and key_time == query_time)
     key_time = query_time if key_time is None else key_time
     cross = key_padding_mask is not None
+    query_offset = _offset(query_offset)
     if mask.needs_source and source_mask is None:
-        raise InputError("a prefix mask needs a `source_mask` [batch, time]. Received: None")
+        raise InputError(
+            f"the mask {mask!r} needs a `source_mask` [batch, time], as a prefix does. "
+            "Received: None"
+        )
     if not mask.needs_source:
         source_mask = None
     if cross and source_mask is not None:
         raise InputError(
-            "a prefix mask orders one sequence and has no meaning across two. "
-            f"Received: {mask.get_config()!r} with a key_padding_mask"
+            "a mask with a source orders one sequence and has no meaning across two. "
+            f"Received: {mask!r} with a key_padding_mask"
+        )
+    if cross and not _is_zero(query_offset):
+        raise InputError(
+            "`query_offset` is the first query's position among keys of the same sequence; of two "
+            "sequences (with a `key_padding_mask`) both begin at 0. "
+            f"Received: query_offset={query_offset}"
         )
     if cross and padding_mask is None:
         padding_mask = ops.ones((1, query_time), dtype="int32")
@@ -83,80 +175,174 @@ def places(
         "key_padding_mask": (key_padding_mask, key_time),
     }
     for name, (tensor, time) in expected.items():
-        shape = None if tensor is None else tuple(tensor.shape)
+        shape = None if tensor is None else tuple(np.shape(tensor))
         if shape is not None and (len(shape) != 2 or not _agree(shape[1], time)):
             raise InputError(
                 f"`{name}` has the shape [batch, {time}]. Received: shape {list(shape)}"
             )
-
+    padding_mask = _ids("padding_mask", padding_mask)
     if cross:
-        return _places(query_time, padding_mask), _places(key_time, key_padding_mask)
+        keys = _places(key_time, _ids("key_padding_mask", key_padding_mask), numbered=False)
+        return _places(query_time, padding_mask, numbered=False), keys
     keys = _places(key_time, padding_mask, source_mask)
-    if same and is_integer(query_offset) and query_offset == 0:
+    if same and _is_zero(query_offset):
         return keys, keys
-    if padding_mask is None and source_mask is None:
-        position = ops.arange(query_time, dtype="int32")[None] + query_offset
-        return Places(position), keys
-    static = all(map(is_integer, (query_offset, query_time, key_time)))
-    if static and query_offset + query_time > key_time:
-        raise InputError(
-            f"queries beyond the last key: {query_time} queries from {query_offset} on are not "
-            f"among the {key_time} keys that padding_mask or source_mask describes. "
-            f"Received: query_offset={query_offset}"
-        )
-    window = ops.arange(query_time, dtype="int32") + query_offset
+    return _window(keys, query_time, key_time, query_offset), keys
+
+
+def _window(keys, query_time, key_time, offset):
+    """The `Places` of `query_time` queries, the first of which stands at the key `offset`."""
+    from keras import ops
+
+    if keys.segment is None and keys.in_source is None:
+        position = ops.arange(query_time, dtype="int32")[None] + offset
+        return Places(position)
+    if all(map(is_integer, (offset, query_time, key_time))):
+        if offset + query_time > key_time:
+            raise InputError(
+                f"queries beyond the last key: {query_time} queries from {offset} on are not "
+                f"among the {key_time} keys that padding_mask or source_mask describes. "
+                f"Received: query_offset={offset}"
+            )
+    else:
+        offset = ops.minimum(offset, key_time - query_time)
+    window = ops.arange(query_time, dtype="int32") + offset
     parts = (keys.position, keys.segment, keys.document, keys.in_source)
-    return Places(*(None if x is None else ops.take(x, window, axis=1) for x in parts)), keys
+    return Places(*(None if x is None else ops.take(x, window, axis=1) for x in parts))
 
 
-def _places(time, padding_mask=None, source_mask=None):
+def _offset(offset):
+    """`query_offset` checked: an integer of at least 0, of which a tensor being traced is made one.
+
+    Raises:
+        InputError: for one that is known to be negative, or is no single integer.
+    """
+    from keras import ops
+
+    known = concrete(offset)
+    if known is not None:
+        if known.ndim or known.dtype.kind not in "iu" or known < 0:
+            raise InputError(
+                "`query_offset` is the first query's position among the keys, an integer of at "
+                f"least 0. Received: {offset!r}"
+            )
+        return int(known)
+    shape = tuple(offset.shape)
+    if shape or "int" not in str(offset.dtype):
+        raise InputError(
+            "`query_offset` is one integer for all rows. "
+            f"Received: {offset.dtype} of shape {list(shape)}"
+        )
+    return ops.maximum(ops.cast(offset, "int32"), 0)
+
+
+def _is_zero(offset):
+    return is_integer(offset) and offset == 0
+
+
+def _ids(name, mask):
+    """A padding mask as a tensor of int32; None for None."""
+    from keras import ops
+
+    if mask is None:
+        return None
+    check_documents(name, mask)
+    return ops.cast(mask, "int32")
+
+
+def _places(time, segment=None, source_mask=None, *, numbered=True):
+    """The `Places` of one sequence; `numbered` as `Places.segment` is of one sequence."""
     from keras import ops
 
     clock = ops.arange(time, dtype="int32")[None]
-    if padding_mask is None:
-        start, segment, document = 0, None, None
-    else:
-        segment = ops.cast(padding_mask, "int32")
-        document, start = _documents(segment)
+    document, position, start = None, clock, 0
+    if segment is not None:
+        document, position, start = _documents(segment)
+    real = None if segment is None else segment != 0
+    if numbered and segment is not None:
+        segment = ops.where(real, document, 0)
     if source_mask is None:
-        return Places(clock - start, segment, document)
+        return Places(position, segment, document)
     target = ops.cast(source_mask, "int32") == 0
     clock = clock + ops.zeros_like(source_mask, dtype="int32")
-    if segment is not None:
-        target = ops.logical_and(target, segment != 0)
-    last_target = _cumulative_max(ops.where(target, clock, -1))
-    return Places(clock - start, segment, document, in_source=last_target < start)
+    if real is not None:
+        target = ops.logical_and(target, real)
+    last_target = _cumulative(ops.where(target, clock, -1))
+    position = position + ops.zeros_like(source_mask, dtype="int32")
+    return Places(position, segment, document, in_source=last_target < start)
 
 
 def _documents(segment):
-    """The document of each token, padding included, and the time at which it begins."""
+    """Of each token its document, its position in it, and the time at which the document begins.
+
+    Padding has the document before it, and the position of the token that it stands before.
+    """
     from keras import ops
 
-    document = _cumulative_max(segment)
-    before = ops.concatenate([ops.zeros_like(document[:, :1]), document[:, :-1]], axis=1)
+    real = segment != 0
+    before = _before(_filled(segment), 0)  # the id of the last token before each
+    begins = ops.logical_and(real, segment != before)
+    document = _cumulative(ops.cast(begins, "int32"), ops.sum, 0)
+    earlier = _before(_cumulative(ops.cast(real, "int32"), ops.sum, 0), 0)
+    first = _cumulative(ops.where(begins, earlier, 0))
     clock = ops.arange(ops.shape(segment)[1], dtype="int32")[None]
-    return document, _cumulative_max(ops.where(document != before, clock, 0))
+    return document, earlier - first, _cumulative(ops.where(begins, clock, 0))
 
 
-def _cumulative_max(x):
-    """Along the last axis, time, of integers of at least -1.
+def _cumulative(x, reduce=None, empty=-1):
+    """The greatest so far (or another `reduce`, of nothing `empty`) along the last axis, time.
 
     In two or three steps with a fused loop in each; a scan is a tower of slices to compile.
     """
     from keras import ops
 
+    reduce = reduce or ops.max
     time = x.shape[-1]
     if time is None or time <= BLOCK:
         clock = ops.arange(ops.shape(x)[-1])
-        return ops.max(ops.where(clock[:, None] >= clock, x[..., None, :], -1), axis=-1)
+        return reduce(ops.where(clock[:, None] >= clock, x[..., None, :], empty), axis=-1)
+    within = _cumulative(_blocks(x, empty), reduce, empty)
+    before = _before(_cumulative(within[..., -1], reduce, empty), empty)[..., None]
+    before = before + ops.zeros_like(within)
+    return _whole(reduce(ops.stack([within, before], axis=-1), axis=-1), time)
+
+
+def _filled(x):
+    """`x` [.., time], each 0 replaced by the last number before it that is not 0."""
+    from keras import ops
+
+    time = x.shape[-1]
+    if time is None or time <= BLOCK:
+        clock = ops.arange(ops.shape(x)[-1], dtype="int32")
+        last = _cumulative(ops.where(x != 0, clock, -1))[..., None]
+        return ops.sum(ops.where(last == clock, x[..., None, :], 0), axis=-1)
+    within = _filled(_blocks(x, 0))
+    before = _before(_filled(within[..., -1]), 0)[..., None]
+    return _whole(ops.where(within != 0, within, before), time)
+
+
+def _blocks(x, empty):
+    """[.., time] as [.., blocks, BLOCK], the end filled with `empty`."""
+    from keras import ops
+
+    time = x.shape[-1]
     blocks = -(-time // BLOCK)
     widths = [[0, 0]] * (len(x.shape) - 1) + [[0, blocks * BLOCK - time]]
-    x = ops.pad(x, widths, constant_values=-1)
-    within = _cumulative_max(ops.reshape(x, (-1, blocks, BLOCK)))
-    before = _cumulative_max(within[..., -1])
-    before = ops.concatenate([ops.full_like(before[:, :1], -1), before[:, :-1]], axis=1)
-    whole = ops.maximum(within, before[..., None])
-    return ops.reshape(whole, (-1, blocks * BLOCK))[:, :time]
+    return ops.reshape(ops.pad(x, widths, constant_values=empty), (-1, blocks, BLOCK))
+
+
+def _whole(x, time):
+    """What `_blocks` cut."""
+    from keras import ops
+
+    return ops.reshape(x, (-1, x.shape[-2] * x.shape[-1]))[:, :time]
+
+
+def _before(x, empty):
+    """`x` [.., time] one step later: `empty` before the first."""
+    from keras import ops
+
+    return ops.concatenate([ops.full_like(x[..., :1], empty), x[..., :-1]], axis=-1)
 
 
 def _agree(received, expected):

@@ -17,8 +17,7 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError, unknown
-from kzoo.masks import Bidirectional
-from kzoo.places import document_positions
+from kzoo.places import document_index
 from kzoo.values import is_integer
 
 
@@ -74,7 +73,7 @@ class FeatureMap:
     def check(self, orders):
         """`InputError` if the map cannot stand under one of `orders`, the masks of the heads."""
         for order in orders:
-            if self.whole_sequence and order != Bidirectional():
+            if self.whole_sequence and not order.is_full:
                 raise InputError(
                     f"the feature map {self.name!r} normalises keys over time, so a key's weight "
                     "would depend on later keys, or on others that the query must not see; it "
@@ -317,16 +316,15 @@ def _softmax_of_documents(x, segment):
     """Softmax over the time of each document; x [batch, time, ..], padding becomes 0."""
     segment = ops.cast(segment, "int32")
     segment = segment + ops.zeros((ops.shape(x)[0], 1), dtype="int32")
-    time = ops.shape(x)[1]
-    # The time at which a document begins names it, and is below the number of segments.
-    start = ops.arange(time, dtype="int32")[None] - document_positions(segment)
+    count = ops.shape(x)[1] + 1
+    document = document_index(segment)
 
     def row(elements):
-        x, start, real = elements
+        x, document, real = elements
         real = ops.reshape(real, (-1,) + (1,) * (len(x.shape) - 1))
 
         def of_document(reduce, x):
-            return ops.take(reduce(x, start, num_segments=time), start, axis=0)
+            return ops.take(reduce(x, document, num_segments=count), document, axis=0)
 
         lowest = ops.where(real, x, ops.full_like(x, -1e30))
         highest = of_document(ops.segment_max, ops.stop_gradient(lowest))
@@ -335,7 +333,7 @@ def _softmax_of_documents(x, segment):
         total = of_document(ops.segment_sum, powers)
         return powers / ops.where(real, total, ops.ones_like(x))
 
-    return ops.vectorized_map(row, (x, start, segment != 0))
+    return ops.vectorized_map(row, (x, document, segment != 0))
 
 
 @functools.cache

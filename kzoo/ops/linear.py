@@ -1,15 +1,14 @@
 """Linear attention in linear time, for every order.
 
-Queries sorted by rank see everything before their group of equal ranks, plus the group, inside
-their document. So time is brought into the order of rank (reversed: gone through from its end;
-permuted: sorted) and cut into chunks. Inside a chunk the products are dense; the chunks before
-add one state, summed over their keys in the document that reaches across the boundary; where
-ranks are shared, the chunks after add another, summed over their keys in the group that reaches
-across it. States are sums, never differences of sums, which would lose precision.
+Queries sorted by level see everything before their group of equal levels, plus the group, inside
+their document. So time is brought into the order of level (where levels fall with time, gone
+through from its end; where they do neither, sorted) and cut into chunks. Inside a chunk the
+products are dense; the chunks before add one state, summed over their keys in the document that
+reaches across the boundary; where levels are shared, the chunks after add another, summed over
+their keys in the group that reaches across it. States are sums, never differences of sums, which would lose precision.
 """
 
 import functools
-import itertools
 import logging
 import math
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from keras import ops
 
 from kzoo import masks
 from kzoo.errors import InputError
-from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
+from kzoo.masks import Order
 from kzoo.ops import feature_maps
 from kzoo.ops.choice import kernel_for, platform, shape_of
 from kzoo.ops.features import features_of
@@ -182,7 +181,7 @@ def _linear_attention(
     kernel = kernel_for("linear", shape, keras.backend.backend(), platform(), implementation)
     # All of a second sequence, by queries of one document: one state, made of its keys.
     whole = key_padding_mask is not None and padding_mask is None
-    whole = whole and initial_state is None and set(heads) == {Bidirectional()}
+    whole = whole and initial_state is None and all(head.is_full for head in heads)
     _check(heads, phi, stateful, whole or queries is keys)
     features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
     if whole:
@@ -224,10 +223,10 @@ def _check(heads, phi, stateful, same_places):
                 "linear attention follows orders (bidirectional, causal, reversed, prefix, "
                 f"block, permuted), not custom masks or &; use softmax. Received: {head!r}"
             )
-        if stateful and not isinstance(head, Bidirectional | Causal | Prefix):
+        if stateful and not head.resumable:
             raise InputError(
                 "a state sums keys that all later tokens see: of a bidirectional, causal or "
-                f"prefix mask. Received: {head!r}"
+                f"prefix mask, or an order that declares `resumable`. Received: {head!r}"
             )
     phi.check(heads)
     if stateful and (phi.whole_sequence or not same_places):
@@ -243,19 +242,14 @@ def _shifted(places, offset):
     moved = places.position + ops.reshape(ops.cast(offset, "int32"), (-1, 1))
     if places.segment is None:
         return moved
-    return ops.where(places.document == _first_document(places), moved, places.position)
-
-
-def _first_document(places):
-    unpadded = ops.where(places.segment == 0, 2**30, places.segment)
-    return ops.min(unpadded, axis=1, keepdims=True)
+    return ops.where(places.document <= 1, moved, places.position)
 
 
 # Queries and keys at the same places ------------------------------------------------------
 
 
 def _sorted(core, q, k, v, weights, heads, places, turns, state):
-    """Bring the time of every head into the order of its rank, attend, and bring it back.
+    """Bring the time of every head into the order of its level, attend, and bring it back.
 
     Args:
         core: the `Core`.
@@ -271,17 +265,15 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
     """
 
     def kind(order):  # what one pass can do
-        if not order.ascending and not isinstance(order, Reversed):
-            return repr(order), False, False
-        if core.any_direction:
-            return "", False, False
-        return "", order.grouped, isinstance(order, Reversed)
+        if not _in_time(order):
+            return order
+        return None if core.any_direction else (order.grouped, _backwards(order))
 
-    orders = sorted(set(heads), key=lambda order: (*kind(order), repr(order)))
+    groups = {}
+    for i, head in enumerate(heads):
+        groups.setdefault(kind(head), []).append(i)
     outs, states, taken = [], [], []
-    for _, members in itertools.groupby(orders, kind):
-        members = list(members)
-        index = [i for i, head in enumerate(heads) if head in members]
+    for index in groups.values():
         own = [take_heads(x, index, 2) for x in (q, k, v)]
         own_weights = {name: take_heads(x, index, 0) for name, x in (weights or {}).items()}
         own_state = None if state is None else tuple(take_heads(x, index, 1) for x in state)
@@ -297,50 +289,75 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
     )
 
 
+def _in_time(order):
+    """Whether an order goes through time, forwards or backwards, so that nothing is sorted."""
+    return order.ascending or order.descending
+
+
+def _backwards(order):
+    return order.descending and not order.ascending
+
+
 def _same_kind(core, operands, weights, heads, places, turns, state):
     """Heads whose orders go through time in the same way, in one pass."""
-    order, permutation = heads[0], None
-    if not order.ascending and not isinstance(order, Reversed):
-        permutation = _stable_sort(order.rank(places), places.document)
-
-    def forth(x):
-        return x if permutation is None or x is None else _take_time(x, permutation)
-
+    order = heads[0]
+    forth, back, reverse = _ways(order, places)
+    if core.any_direction:
+        forth, back, reverse = _ways(order, places, flip=False)
+        reverse = [_backwards(head) for head in heads]
     document, shown = places.document, None
     if places.segment is not None:
         shown = places.segment != 0
         if state is not None:  # padding at the row's beginning parts no state from its document
-            document = ops.where(document == 0, _first_document(places), document)
+            document = ops.maximum(document, 1)
         document = forth(document)[:, None]
-    rank = None
+    level = None
     if any(head.grouped for head in heads):
-        ranks = {head: head.rank(places)[:, None] for head in set(heads)}
-        rank = _join([ranks[head] for head in heads] if len(ranks) > 1 else [ranks[order]], 1)
+        levels = {head: forth(head.levels(places))[:, None] for head in dict.fromkeys(heads)}
+        level = _join([levels[head] for head in heads] if len(levels) > 1 else [levels[order]], 1)
     turns = None if turns is None else tuple(forth(x) for x in turns)
-    tokens = Tokens(document, rank, turns, forth(shown))
+    tokens = Tokens(document, level, turns, forth(shown))
     operands = [forth(x) for x in operands]
-    if document is None and set(heads) == {Bidirectional()} and not core.any_direction:
+    if document is None and all(head.is_full for head in heads) and not core.any_direction:
         q, k, v = operands
         return _total(*core.features(q, k, weights, tokens.turns, shown), v, state)
-    reverse = [isinstance(head, Reversed) for head in heads]
-    reverse = reverse if core.any_direction else reverse[0]
     out, state = core(*operands, weights, tokens, state, reverse)
-    return out if permutation is None else _take_time(out, ops.argsort(permutation, axis=1)), state
+    return back(out), state
+
+
+def _ways(order, places, flip=True):
+    """How time is brought into the order of level and back, and whether it then goes backwards.
+
+    Returns:
+        Two functions of [batch or 1, time, ..], which let None be None, and a boolean. Without
+        `flip` time is never turned round, and may go backwards whatever levels are shared.
+    """
+
+    def way(move, *args, **kwargs):
+        return lambda x: x if x is None else move(x, *args, **kwargs)
+
+    if not _in_time(order):
+        permutation = _stable_sort(order.levels(places), places.document)
+        inverse = ops.argsort(permutation, axis=1)
+        return way(_take_time, permutation), way(_take_time, inverse), False
+    if flip and _backwards(order) and order.grouped:
+        return way(ops.flip, axis=1), way(ops.flip, axis=1), False
+    return way(lambda x: x), way(lambda x: x), _backwards(order)
 
 
 class Tokens(NamedTuple):
-    """What is known of each token, integers, sorted by (document, rank).
+    """What is known of each token, integers, sorted by (document, level).
 
     Attributes:
         document: [batch or 1, 1, time], filled so that padding belongs to a neighbour and never
             parts a document in two; None for one document.
-        rank: [batch or 1, heads or 1, time]; None where no two of a document share one.
+        level: [batch or 1, heads or 1, time]; None where no two of a document share one.
         turns: floats [batch or 1, time, ..], sines and cosines of rotary positions, or None.
         shown: booleans [batch or 1, time], the keys that count; None for all.
     """
 
     document: object
-    rank: object
+    level: object
     turns: object
     shown: object
 
@@ -397,13 +414,13 @@ def _portable(features, q, k, v, weights, tokens, state, *, chunk_size, reverse=
     if reverse:
         operands = (None if x is None else ops.flip(x, axis=2) for x in operands)
         document = None if document is None else ops.flip(document, axis=2)
-    out, state = _normalised(*operands, document, tokens.rank, state, chunk_size)
+    out, state = _normalised(*operands, document, tokens.level, state, chunk_size)
     return _swap(ops.flip(out, axis=2) if reverse else out), state
 
 
-def _normalised(q, k, v, q_norm, k_norm, document, rank, state, chunk_size):
+def _normalised(q, k, v, q_norm, k_norm, document, level, state, chunk_size):
     """Numerators over normalisers; arrays are [batch, heads, time, dim] from here on."""
-    sums = functools.partial(_sums, document=document, rank=rank, chunk_size=chunk_size)
+    sums = functools.partial(_sums, document=document, level=level, chunk_size=chunk_size)
     matrix, vector = (None, None) if state is None else (state[0], state[1][..., None])
     ones = ops.ones_like(v[..., :1])
     if q_norm is not None:
@@ -415,28 +432,28 @@ def _normalised(q, k, v, q_norm, k_norm, document, rank, state, chunk_size):
     return ratio(out[..., :-1], out[..., -1:]), (state[..., :-1], state[..., -1])
 
 
-def _sums(q, k, v, state, *, document, rank, chunk_size):
-    """Σ_j (q_i·k_j) v_j over the j of i's document with rank[j] <= rank[i], and Σ k vᵀ.
+def _sums(q, k, v, state, *, document, level, chunk_size):
+    """Σ_j (q_i·k_j) v_j over the j of i's document with level[j] <= level[i], and Σ k vᵀ.
 
     Args:
-        q, k: floats [batch, heads, time, features], time sorted by (document, rank).
+        q, k: floats [batch, heads, time, features], time sorted by (document, level).
         v: floats [batch, heads, time, value_dim].
         state: Σ k vᵀ of the keys before, in the first document; None for zeros.
         document: integers [batch or 1, heads or 1, time], or None for one document.
-        rank: likewise; None where no two positions of a document share a rank.
+        level: likewise; None where no two positions of a document share a level.
         chunk_size: tokens in a chunk.
     """
     time = q.shape[2]
     chunk = chunk_size if time is None else min(chunk_size, time)
     time = ops.shape(q)[2]
     q, k, v = (_cut(x, chunk, time, 0) for x in (q, k, v))
-    document, rank = (x if x is None else _cut(x, chunk, time, "edge") for x in (document, rank))
+    document, level = (x if x is None else _cut(x, chunk, time, "edge") for x in (document, level))
 
     step = ops.arange(chunk)
-    if rank is None:
+    if level is None:
         visible = step[None, :] <= step[:, None]
     else:
-        visible = rank[..., None, :] <= rank[..., :, None]
+        visible = level[..., None, :] <= level[..., :, None]
     if document is not None:
         visible = ops.logical_and(visible, document[..., None, :] == document[..., :, None])
     scores = ops.matmul(q, ops.swapaxes(k, -1, -2))
@@ -446,9 +463,9 @@ def _sums(q, k, v, state, *, document, rank, chunk_size):
     first, last = (None, None) if document is None else (document[..., :1], document[..., -1:])
     before, state = _from_neighbours(q, k, v, [document], [last], [first], state)
     out = out + before
-    if rank is not None and q.shape[2] != 1:
+    if level is not None and q.shape[2] != 1:
         flipped = [ops.flip(x, axis=2) for x in (q, k, v)]
-        keys = [x if x is None else ops.flip(x, axis=2) for x in (document, rank)]
+        keys = [x if x is None else ops.flip(x, axis=2) for x in (document, level)]
         firsts = [x if x is None else x[..., :1] for x in keys]
         after, _ = _from_neighbours(*flipped, keys, firsts, firsts, None)
         out = out + ops.flip(after, axis=2)
@@ -504,7 +521,7 @@ def _from_neighbours(q, k, v, labels, edges, facing, state):
 
 
 def _merged(core, q, k, v, weights, heads, queries, keys):
-    """Queries and keys as one sequence in order of (document, rank, keys first).
+    """Queries and keys as one sequence in order of (document, level, keys first).
 
     Then whatever a query sees stands before it, and one causal pass does for every order.
     Arrays are [batch, time, heads, dim].
@@ -524,8 +541,8 @@ def _merged(core, q, k, v, weights, heads, queries, keys):
     position = _concatenate_time(keys.position, queries.position)
     outs = []
     for i, order in enumerate(heads):
-        rank = _concatenate_time(order.rank(keys), order.rank(queries))
-        permutation = _stable_sort(rank, document)
+        level = _concatenate_time(order.levels(keys), order.levels(queries))
+        permutation = _stable_sort(level, document)
         tokens = (None if x is None else _take_time(x, permutation) for x in (document, shown))
         sorted_document, sorted_shown = tokens
         if document is not None:
@@ -542,9 +559,9 @@ def _merged(core, q, k, v, weights, heads, queries, keys):
 # Helpers ------------------------------------------------------------------------------------
 
 
-def _stable_sort(rank, document):
-    """The permutation [batch or 1, time] that sorts by document, then rank, then time."""
-    permutation = ops.argsort(rank, axis=1)
+def _stable_sort(level, document):
+    """The permutation [batch or 1, time] that sorts by document, then level, then time."""
+    permutation = ops.argsort(level, axis=1)
     if document is None:
         return permutation
     second = ops.argsort(_take_time(document, permutation), axis=1)

@@ -52,6 +52,6 @@ def _visible(spec, config):
     time, pairs = config["max_sequence_length"], 0
     for layer in masks.per_layer(spec, config["num_layers"]):
         for order in layer.per_head(config["num_heads"]):
-            whole = isinstance(order, masks.Bidirectional) or not isinstance(order, masks.Order)
+            whole = order.is_full or not isinstance(order, masks.Order)
             pairs += time * time if whole else time * (time + 1) // 2
     return pairs

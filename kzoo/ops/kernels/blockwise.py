@@ -13,7 +13,6 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kzoo.masks import And, Order
 from kzoo.ops.operands import ratio, take_heads
 from kzoo.places import Places
 
@@ -157,22 +156,21 @@ def _visible(mask, queries, keys):
 def _meetings(mask, queries, keys):
     """Which blocks of queries may see which blocks of keys: booleans [query blocks, key blocks].
 
-    Never False where something is visible; True also where only the ranges of rank touch.
+    Never False where something is visible; True also where only the ranges of levels touch.
     """
     meet = jnp.ones((len(queries[0]), len(keys[0]), 1), bool)
     if queries[1] is not None:
         (low, high), (key_low, key_high) = _documents(queries[1]), _documents(keys[1])
         meet = (low[:, None] <= key_high[None]) & (key_low[None] <= high[:, None])
-    for part in mask.masks if isinstance(mask, And) else [mask]:
-        if isinstance(part, Order):
-            low = _ranks(part, keys).min(-1)[None]
-            meet = meet & (low <= _ranks(part, queries).max(-1)[:, None])
+    for order in mask.orders():
+        low = _levels(order, keys).min(-1)[None]
+        meet = meet & (low <= _levels(order, queries).max(-1)[:, None])
     return meet.any(-1)
 
 
-def _ranks(order, places):
-    """[blocks, rows, block]: the rank of each position."""
-    return jax.vmap(lambda xs: order.rank(Places(*xs)))(places)
+def _levels(order, places):
+    """[blocks, rows, block]: the level of each position."""
+    return jax.vmap(lambda xs: order.levels(Places(*xs)))(places)
 
 
 def _documents(segment):

@@ -33,29 +33,29 @@ class Labels(NamedTuple):
 
     Attributes:
         document: ascending along time.
-        rank: ascending within a document; None where no two positions share one, so that
-            time is the rank.
+        level: ascending within a document; None where no two positions share one, so that
+            time is the level.
     """
 
     document: jax.Array | None
-    rank: jax.Array | None
+    level: jax.Array | None
 
 
 def chunked(features, q, k, v, weights, tokens, initial_state, *, chunk_size, reverse=False):
-    """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over i's document, rank[j] <= rank[i].
+    """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over i's document, level[j] <= level[i].
 
     Features are made in each step, so that those of all time are never held.
 
     Args:
         features: a `kzoo.ops.features.Features`.
-        q, k: floats [batch, time, heads, dim], time sorted by (document, rank).
+        q, k: floats [batch, time, heads, dim], time sorted by (document, level).
         v: floats [batch, time, heads, value_dim].
         weights: of a learned feature map, by name.
         tokens: `kzoo.ops.linear.Tokens`.
         initial_state: (Σ φ(k) vᵀ, Σ φ(k)) of earlier keys, which the first document sees:
             [batch, heads, features, value_dim] and [batch, heads, features]. None for zeros.
         chunk_size: tokens in a chunk.
-        reverse: time is sorted by descending rank, and no two positions share one.
+        reverse: time is sorted by descending level, and no two positions share one.
 
     Returns:
         Floats [batch, time, heads, value_dim], and the state after the document that is last
@@ -68,7 +68,7 @@ def chunked(features, q, k, v, weights, tokens, initial_state, *, chunk_size, re
         shown = jnp.ones((1, time), bool)
     chunks = Chunks(*(_cut(_swap(x), 2, "constant", chunk) for x in (q, k, v)))
     where = jax.tree.map(lambda x: _cut(x, 1, "constant", chunk), (tokens.turns, shown))
-    labels = (tokens.document, tokens.rank)
+    labels = (tokens.document, tokens.level)
     labels = Labels(*(None if x is None else _cut(x, 2, "edge", chunk) for x in labels))
     static = (features, reverse)
     if len(chunks.q) == 1 and initial_state is None:  # nothing to loop over
@@ -77,7 +77,7 @@ def chunked(features, q, k, v, weights, tokens, initial_state, *, chunk_size, re
         out = ratio(numerator, normaliser[..., None])[None]
     else:
         later = None
-        if tokens.rank is not None and len(chunks.q) > 1:
+        if tokens.level is not None and len(chunks.q) > 1:
             later = _later(static, weights, chunks, where, labels)
         if initial_state is None:
             initial_state = _zero_state(static, weights, chunks, where)
@@ -231,12 +231,12 @@ def _relations(reverse, labels, arriving, chunk):
         grouped: [.., chunk], the queries that see the state of later chunks.
         joined: [.., 1], whether the state before belongs to the state after.
     """
-    document, rank = labels
-    if rank is None:
+    document, level = labels
+    if level is None:
         half = jnp.triu if reverse else jnp.tril
         visible = half(jnp.ones((1, 1, chunk, chunk), bool))
     else:
-        visible = rank[..., None, :] <= rank[..., :, None]
+        visible = level[..., None, :] <= level[..., :, None]
     if document is not None:
         visible &= document[..., None, :] == document[..., :, None]
     last = [None if x is None else _end(x, reverse) for x in labels]

@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from kzoo.masks import Bidirectional, Causal
-
 DTYPES = ("float16", "bfloat16")
 LARGEST_DIM = 128  # of heads, on every GPU that has the kernel
 CAPABILITY = 8.0  # that of Ampere
@@ -70,10 +68,9 @@ def cudnn(q, k, v, mask, queries, keys, *, implementation="cudnn"):
 
 def _flags(mask, num_heads, whole):
     """What says the mask without a tensor: arguments of `jax.nn`'s function; None if nothing."""
-    heads = set(mask.per_head(num_heads))
-    if not whole or heads not in ({Causal()}, {Bidirectional()}):
-        return None
-    return {"is_causal": heads == {Causal()}}
+    heads = mask.per_head(num_heads)
+    causal, full = all(head.is_causal for head in heads), all(head.is_full for head in heads)
+    return {"is_causal": causal} if whole and (causal or full) else None
 
 
 def _capability():

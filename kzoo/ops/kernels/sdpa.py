@@ -2,8 +2,6 @@
 
 import torch
 
-from kzoo.masks import Bidirectional, Causal
-
 
 def sdpa(q, k, v, mask, queries, keys, bias=None):
     """softmax(q kᵀ + bias) v over the visible keys.
@@ -21,11 +19,11 @@ def sdpa(q, k, v, mask, queries, keys, bias=None):
     Returns:
         Floats [batch, query_time, heads, value_dim]; 0 for queries that see no key.
     """
-    heads = set(mask.per_head(q.shape[2]))
+    heads = mask.per_head(q.shape[2])
     whole = keys.segment is None and bias is None
-    causal = whole and queries is keys and heads == {Causal()}
+    causal = whole and queries is keys and all(head.is_causal for head in heads)
     seen = None
-    if not causal and not (whole and heads == {Bidirectional()}):
+    if not causal and not (whole and all(head.is_full for head in heads)):
         seen = mask.between(queries, keys, q.shape[2])
     some = None if seen is None else seen.any(dim=-1, keepdim=True)
     if bias is not None:

@@ -4,16 +4,16 @@ Splash takes a mask that is known when the program is traced, a function of the 
 and of the key; and segments, integers of each row: a query sees keys of its own segment only.
 Segments carry documents and padding. The orders become
 
-    bidirectional    the full mask
+    full             the full mask
     causal           key <= query
-    reversed         key >= query
-    block, prefix    key <= last[query], the last row that the query sees
-    permuted         causal, once the rows of each example stand in ascending rank
+    time reversed    key >= query
+    levels that ascend with time    key <= last[query], the last row that the query sees
+    others           the same, once the rows of each example stand in order of level
 
-Positions restart in each document, so what a query of a block or of a prefix sees last differs
-from example to example. Splash compares the key's row with a number that it keeps for each query
-(`q_sequence`), the query's own row unless it is replaced: here by `last`. Which tiles of scores
-are skipped stays static: for blocks those beyond `size - 1` rows ahead, for a prefix none.
+What a query of a group sees last differs from example to example. Splash compares the key's row
+with a number that it keeps for each query (`q_sequence`), the query's own row unless it is
+replaced: here by `last`. Which tiles of scores are skipped stays static: those beyond the order's
+`lookahead` rows ahead, without one none.
 
 Source: the softmax by tiles is Dao et al. 2022, arXiv:2205.14135.
 """
@@ -27,7 +27,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as tile_masks
 
 from kzoo.errors import InputError
-from kzoo.masks import Bidirectional, Block, Causal, Order, Permuted, Prefix, Reversed
+from kzoo.masks import Order
 from kzoo.ops.kernels.mesh import current_mesh, each_device, refuses_mesh
 from kzoo.places import Places
 
@@ -36,8 +36,6 @@ LANES = 128  # splash works on whole registers
 TILES = (512, 384, 256)  # sizes of a tile of scores where time does not fit into the largest
 LARGEST_DIM = 1024  # at 2048 in float32 the vector memory overflows
 SCALAR_BYTES = 2**20  # of scalar memory, for the tables of tiles
-
-ALONE = Block | Prefix | Permuted  # orders whose heads need a kernel of their own
 
 
 def refuses(
@@ -66,7 +64,7 @@ def refuses(
     for order in orders:
         if not isinstance(order, Order):
             return f"splash follows orders, neither custom masks nor masks by &: {order!r}"
-        if not same_places and not isinstance(order, Bidirectional):
+        if not same_places and not order.is_full:
             return (
                 f"splash follows the order {order.name!r} inside one whole sequence only; here "
                 "queries and keys are two sequences, or the queries begin later"
@@ -106,7 +104,7 @@ def splash(q, k, v, mask, queries, keys, *, interpret=False):
         >>> out = splash(q * 64**-0.5, k, v, mask, queries, keys)
     """
     batch, _, num_heads, _ = q.shape
-    rows = (queries.segment, keys.segment, keys.position, keys.in_source)
+    rows = (queries.segment, keys.segment, keys.document, keys.position, keys.in_source)
     rows = [None if x is None else jnp.broadcast_to(x, (batch, x.shape[1])) for x in rows]
     attend = partial(_attend, mask=mask, interpret=interpret)
     mesh = current_mesh()
@@ -130,7 +128,7 @@ def _attend(q, k, v, rows, weights=None, *, mask, interpret):
     """`splash` on one device: one kernel for the heads that can share it, one for each other."""
     groups = {}
     for head, order in enumerate(mask.per_head(q.shape[2])):
-        groups.setdefault(order if isinstance(order, ALONE) else None, []).append((head, order))
+        groups.setdefault(None if _is_static(order) else order, []).append((head, order))
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
     parts, places = [], []
     for group in groups.values():
@@ -142,73 +140,101 @@ def _attend(q, k, v, rows, weights=None, *, mask, interpret):
     return jnp.swapaxes(out, 1, 2)
 
 
+def _is_static(order):
+    """Whether what an order shows is known when the program is traced, up to documents."""
+    return order.is_full or order.is_causal or order.time_reversed
+
+
 def _together(q, k, v, rows, orders, interpret):
     """Heads of one kernel: q, k, v [batch, heads, time, dim], rows [batch, time], their orders."""
-    query_segment, key_segment, position, in_source = rows
-    order, query_time, key_time = orders[0], q.shape[2], k.shape[2]
-    if isinstance(order, Permuted):
-        turn = jnp.argsort(order.rank(Places(position)), axis=1)
-        segment = None if key_segment is None else jnp.take_along_axis(key_segment, turn, axis=1)
+    query_segment, key_segment, document, position, in_source = rows
+    order = orders[0]
+    if _is_static(order):
+        windows = [_window(order) for order in orders]
+        return _call(q, k, v, (query_segment, key_segment), windows, interpret)
+    level = order.levels(Places(position, in_source=in_source))
+    # Padding inside a document would stretch how far ahead a token sees: it goes to the front.
+    ahead, turn = order.lookahead, None
+    if not order.ascending or (ahead is not None and key_segment is not None):
+        labels = (level,) if key_segment is None else (level, key_segment)
+        turn = jnp.lexsort(labels, axis=1)
+        labels = [jnp.take_along_axis(x, turn, axis=1) for x in labels]
+        level, document = labels[0], labels[1] if len(labels) > 1 else None
+        key_segment = document
         q, k, v = (_reorder(x, turn) for x in (q, k, v))
-        orders = (Causal(),) * len(orders)
-        out = _together(q, k, v, (segment, segment, position, None), orders, interpret)
-        return _reorder(out, jnp.argsort(turn, axis=1))
+    segments = (key_segment, key_segment)
+    if order.grouped:
+        ahead = position.shape[1] if ahead is None else min(ahead, position.shape[1])
+        last = _last(level, document)
+    else:
+        ahead, last = 0, None
+    out = _call(q, k, v, segments, [(None, ahead)] * len(orders), interpret, last)
+    return out if turn is None else _reorder(out, jnp.argsort(turn, axis=1))
 
-    segments = (query_segment, key_segment)
-    if query_segment is None:
+
+def _call(q, k, v, segments, windows, interpret, last=None):
+    """Of each head what its window shows; with `last` the keys up to that row.
+
+    Args:
+        q, k, v: [batch, heads, time, dim].
+        segments: integers [batch, time] of queries and of keys, or None and None.
+        windows: for each head, from how many rows before a query to how many behind it keys are
+            seen; None for all on that side. None for all keys.
+        last: integers [batch, time], no more than the window's end, or None.
+    """
+    query_time, key_time = q.shape[2], k.shape[2]
+    whole = segments[0] is None
+    if whole:
         segments = [jnp.ones((q.shape[0], time), "int32") for time in (query_time, key_time)]
     segments = kernels.SegmentIds(*(_pad(x, axis=1) for x in segments))
     q, k, v = (_pad(x, axis=2) for x in (q, k, v))
-    if query_segment is None and (q.shape[2], k.shape[2]) == (query_time, key_time):
+    if whole and (q.shape[2], k.shape[2]) == (query_time, key_time):
         segments = None
-    ahead, last = _reach(order, position, in_source)
     last = None if last is None else _pad(last, axis=1)
-    kernel = _kernel(orders, (q.shape[2], k.shape[2]), ahead, interpret)
+    kernel = _kernel(windows, (q.shape[2], k.shape[2]), interpret)
 
     def example(q, k, v, segments, last):
-        return _until(kernel, last, ahead)(q, k, v, segment_ids=segments)
+        return _until(kernel, last, windows[0])(q, k, v, segment_ids=segments)
 
     return jax.vmap(example)(q, k, v, segments, last)[:, :, :query_time]
 
 
-def _reach(order, position, in_source):
-    """How many rows ahead of its own a query sees at most, and the last row that each sees.
-
-    Beyond the query's document the last row may lie too far: segments hide what is there.
-
-    Returns:
-        A static integer, and integers [batch, time], None where all see `ahead` rows ahead.
-    """
-    time = position.shape[1]
+def _last(level, document):
+    """The last row of each row's group of equal levels, in rows sorted by level: [batch, time]."""
+    time = level.shape[1]
+    ends = level[:, 1:] != level[:, :-1]
+    if document is not None:
+        ends |= document[:, 1:] != document[:, :-1]
     row = jnp.arange(time, dtype="int32")
-    if isinstance(order, Block):
-        return min(order.size - 1, time), row - position % order.size + (order.size - 1)
-    if isinstance(order, Prefix):
-        # The source of a document is one run: it ends before the next row that is not source.
-        target = jnp.where(in_source, time, row)
-        return time, jnp.maximum(row, jax.lax.cummin(target, axis=1, reverse=True) - 1)
-    return 0, None
+    ends = jnp.pad(ends, [(0, 0), (0, 1)], constant_values=True)
+    return jax.lax.cummin(jnp.where(ends, row, time), axis=1, reverse=True)
 
 
-def _until(kernel, last, ahead):
+def _until(kernel, last, window):
     """The kernel that sees `key <= row + ahead`, as one that sees `key <= last[row]`."""
     if last is None:
         return kernel
+    ahead = window[1]
     infos = (kernel.fwd_mask_info, kernel.dq_mask_info, kernel.dkv_mask_info)
     infos = (info._replace(q_sequence=last - ahead) for info in infos)
     return kernels.SplashAttentionKernel(*infos, **kernel.kwargs)
 
 
-def _kernel(orders, shape, ahead, interpret):
-    def tile_mask(order):
-        if isinstance(order, Bidirectional):
-            return tile_masks.FullMask(shape)
-        window = (0, None) if isinstance(order, Reversed) else (None, ahead)
-        return _HalfPlane(shape, window, offset=0)
+def _window(order):
+    """The window of a static order, as `_call` takes it."""
+    if order.is_full:
+        return None
+    return (None, 0) if order.is_causal else (0, None)
+
+
+def _kernel(windows, shape, interpret):
+    def tile_mask(window):
+        full = tile_masks.FullMask(shape)
+        return full if window is None else _HalfPlane(shape, window, offset=0)
 
     q, kv = (_tile(time) for time in shape)
     return kernels.make_splash_mha(
-        tile_masks.MultiHeadMask([tile_mask(order) for order in orders]),
+        tile_masks.MultiHeadMask([tile_mask(window) for window in windows]),
         block_sizes=kernels.BlockSizes(q, kv, None, q, kv, None, q, kv),
         head_shards=1,
         q_seq_shards=1,
@@ -244,8 +270,8 @@ def _tiles(time):
 
 def _table_bytes(orders, query_tiles, key_tiles):
     """At most what splash's tables take: the next tile, how full it is, where its mask is."""
-    shared = [order for order in orders if not isinstance(order, ALONE)]
-    heads = len(shared) if len(set(shared)) > 1 else 1
+    shared = [order for order in orders if _is_static(order)]
+    heads = len(shared) if len(set(map(_window, shared))) > 1 else 1
     entries = heads * (query_tiles + -query_tiles % 8) * (key_tiles + -key_tiles % LANES)
     return entries * (3 if max(query_tiles, key_tiles) <= LANES else 5)
 

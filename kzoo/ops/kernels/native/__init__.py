@@ -73,13 +73,13 @@ def softmax(q, k, v, mask, queries, keys):
 
 
 def _labels(heads, places):
-    """Integers [batch or 1, heads or 1, time]: the rank, and the document, 0 for padding."""
-    ranks = {order: order.rank(places) for order in dict.fromkeys(heads)}
-    rank = jnp.stack(jnp.broadcast_arrays(*ranks.values()), axis=1)
-    if len(ranks) > 1:
-        rank = rank[:, np.array([list(ranks).index(order) for order in heads])]
+    """Integers [batch or 1, heads or 1, time]: the level, and the document, 0 for padding."""
+    levels = {order: order.levels(places) for order in dict.fromkeys(heads)}
+    level = jnp.stack(jnp.broadcast_arrays(*levels.values()), axis=1)
+    if len(levels) > 1:
+        level = level[:, np.array([list(levels).index(order) for order in heads])]
     segment = jnp.ones_like(places.position) if places.segment is None else places.segment
-    return rank.astype("int32"), segment[:, None].astype("int32")
+    return level, segment[:, None].astype("int32")
 
 
 @jax.custom_vjp
@@ -110,19 +110,19 @@ _softmax.defvjp(_softmax_forward, _softmax_backward)
 def linear(features, q, k, v, weights, tokens, initial_state, *, chunk_size, reverse=False):
     """`kzoo.ops.kernels.chunked.chunked`, but features of all time are held.
 
-    Here `reverse` may differ by head, booleans [heads], and a rank need not ascend: it matters
+    Here `reverse` may differ by head, booleans [heads], and a level need not ascend: it matters
     only which neighbours share it.
     """
     q, k, *norms = features(q, k, weights, tokens.turns, tokens.shown)
     norms = [x for x in norms if x is not None]
     batch, time, heads, size = q.shape
-    document, rank = tokens.document, tokens.rank
+    document, level = tokens.document, tokens.level
     document = jnp.zeros((1, 1, time), "int32") if document is None else document
-    rank = jnp.arange(time, dtype="int32")[None, None] if rank is None else rank
+    level = jnp.arange(time, dtype="int32")[None, None] if level is None else level
     if initial_state is None:
         shapes = (batch, heads, size, v.shape[3]), (batch, heads, size)
         initial_state = tuple(jnp.zeros(shape, q.dtype) for shape in shapes)
-    labels = document.astype("int32"), rank.astype("int32")
+    labels = document.astype("int32"), level.astype("int32")
     chunk = max(1, min(chunk_size, time, MOST_CHUNK))  # any size gives the same result
     static = chunk, tuple(np.broadcast_to(reverse, heads).tolist())
     return _linear(static, (q, k, v, *norms), labels, initial_state)
