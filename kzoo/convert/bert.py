@@ -6,6 +6,7 @@ UniLM is BERT with six segments and a prefix mask: its tensors have BERT's names
 import dataclasses
 
 from kzoo.convert.family import (
+    ACTIVATIONS,
     Family,
     choose,
     dense,
@@ -24,12 +25,6 @@ SIZES = {
     "intermediate_size": "intermediate_dim",
     "max_position_embeddings": "max_sequence_length",
     "type_vocab_size": "num_segments",
-}
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
 }
 UNILM_SEGMENTS = 6
 POOLER, TRANSFORM = "bert.pooler.dense", "cls.predictions.transform"
@@ -61,6 +56,9 @@ def _read_unilm_config(config, names):
 def _write_config(c):
     return {
         **{theirs: c[ours] for theirs, ours in SIZES.items()},
+        "type_vocab_size": max(1, c["num_segments"]),
+        # Only the masked-LM head of transformers has an output matrix.
+        "tie_word_embeddings": c["tie_embeddings"] or not c["output_transform"],
         "hidden_act": name_of(ACTIVATIONS, c["activation"]),
         "position_embedding_type": "absolute",
         **{f"{part}_dropout_prob": c["dropout"] for part in ("hidden", "attention_probs")},
@@ -95,9 +93,26 @@ def _rows(c):
     return rows
 
 
+def _architecture(c):
+    if not c["output_transform"]:
+        return "BertModel"
+    return "BertForPreTraining" if c["pooler"] else "BertForMaskedLM"
+
+
+def _notes(c):
+    kind = _architecture(c)
+    if c["mask"] == "prefix":
+        yield f"{kind} sees everything unless it is given the prefix mask, [batch, 1, time, time]"
+    if kind == "BertModel" and not c["pooler"]:
+        yield "BertModel draws a pooler at random, which this model lacks"
+    if kind == "BertForPreTraining":
+        yield "BertForPreTraining draws cls.seq_relationship at random, which this model lacks"
+
+
 BERT = Family(
     model_type="bert",
-    architecture=lambda c: "BertForMaskedLM" if c["output_transform"] else "BertModel",
+    architecture=_architecture,
+    notes=_notes,
     read_config=_read_config,
     write_config=_write_config,
     rows=_rows,
@@ -105,10 +120,8 @@ BERT = Family(
     heads=("cls.",),
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
     output="cls.predictions.decoder.weight",
-    copies={
-        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-        "cls.predictions.decoder.bias": "cls.predictions.bias",
-    },
+    copies={"cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight"},
+    overruling={"cls.predictions.decoder.bias": "cls.predictions.bias"},
     harmless={
         r"bert\.embeddings\.(position_ids|token_type_ids)": "numbers of positions, as a buffer",
         r"cls\.seq_relationship\.(weight|bias)": "next-sentence prediction, which kzoo lacks",

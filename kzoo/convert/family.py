@@ -13,6 +13,17 @@ import numpy as np
 
 from kzoo.errors import InputError, unknown
 
+# transformers' names of the activations without a gate -> ours; the first of a kind is written.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "relu": "relu",
+}
 # The letters of a row's shape, as in "vd": which fields of a config a dimension is.
 _DIMENSIONS = {
     "v": lambda c: c["vocabulary_size"],
@@ -97,10 +108,13 @@ class Family:
         renamed: (pattern, replacement) of names that older versions wrote.
         copies: names that may repeat another tensor, and whose. The output matrix, which is
             among them, may differ; the others must not.
+        overruling: names that transformers computes with, where a file has them, instead of
+            another, and whose; both are written.
         output: the name of the output matrix.
         harmless: patterns of names that hold no weight of the model, and why.
         special_tokens: the usual strings, for folders that do not state them.
         decoder_start: the id with which decoders usually start.
+        notes: given a complete config, sentences about what an export leaves to transformers.
     """
 
     model_type: str
@@ -110,12 +124,14 @@ class Family:
     rows: Callable
     output: str
     copies: dict
+    overruling: dict = dataclasses.field(default_factory=dict)
     prefix: str = ""
     heads: tuple = ()
     renamed: tuple = ()
     harmless: dict = dataclasses.field(default_factory=dict)
     special_tokens: dict = dataclasses.field(default_factory=dict)
     decoder_start: int | None = None
+    notes: Callable = lambda config: ()  # noqa: E731 (a default)
 
     def name(self, theirs):
         """A tensor's name as the rows have it."""
@@ -135,14 +151,18 @@ def take(config, keys):
     Raises:
         InputError: one is missing, or no positive integer; all are named.
     """
-    wrong = {
-        key: config.get(key) for key in keys if type(config.get(key)) is not int or config[key] < 1
-    }
+    sizes = {key: config.get(key) for key in keys}
+    wrong = {key: size for key, size in sizes.items() if type(size) is not int or size < 1}
     if wrong:
         raise InputError(
             f"config.json gives a positive integer for {', '.join(wrong)}. Received: {wrong}"
         )
-    return {ours: config[key] for key, ours in keys.items()}
+    return {ours: sizes[key] for key, ours in keys.items()}
+
+
+def renamed(config, aliases):
+    """A config.json in which the other names that transformers takes for some keys are theirs."""
+    return {**config, **{key: config[other] for other, key in aliases.items() if other in config}}
 
 
 def choose(config, key, known, default):
@@ -161,5 +181,6 @@ def require(config, **values):
 
 
 def name_of(known, ours):
-    """The first key of a table whose value is `ours`, or None: such a model has no other name."""
-    return next((theirs for theirs, value in known.items() if value == ours), None)
+    """The first key of a table whose value is `ours`; or the first of all, which reads back as
+    another value, so that an export names the field."""
+    return next((theirs for theirs, value in known.items() if value == ours), next(iter(known)))

@@ -1,6 +1,17 @@
 """GPT-2: Radford et al. 2019, Language Models are Unsupervised Multitask Learners."""
 
-from kzoo.convert.family import Family, Row, choose, layer_norm, name_of, one, require, take
+from kzoo.convert.family import (
+    ACTIVATIONS,
+    Family,
+    Row,
+    choose,
+    layer_norm,
+    name_of,
+    one,
+    renamed,
+    require,
+    take,
+)
 
 SIZES = {
     "vocab_size": "vocabulary_size",
@@ -9,15 +20,16 @@ SIZES = {
     "n_embd": "hidden_dim",
     "n_positions": "max_sequence_length",
 }
-ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
+ALIASES = {
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "hidden_size": "n_embd",
+    "max_position_embeddings": "n_positions",
 }
 
 
 def _read_config(config, names):
+    config = renamed(config, ALIASES)
     require(config, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     sizes = take(config, SIZES)
     return {
@@ -39,7 +51,7 @@ def _write_config(c):
         **{theirs: c[ours] for theirs, ours in SIZES.items()},
         "n_inner": c["intermediate_dim"],
         "activation_function": name_of(ACTIVATIONS, c["activation"]),
-        "scale_attn_weights": c["attention_scale"] is None,
+        "scale_attn_weights": c["attention_scale"] in (None, c["head_dim"] ** -0.5),
         **{name: c["dropout"] for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")},
         "layer_norm_epsilon": c["norm_epsilon"],
     }

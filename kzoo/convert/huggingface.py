@@ -24,8 +24,11 @@ from kzoo.models.weights import by_path
 
 log = logging.getLogger("kzoo")
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, GENERATION_FILE = "config.json", "generation_config.json"
+# Keys of any config.json that change what transformers computes, and that kzoo has not.
+_REFUSED = ("quantization_config", "pruned_heads", "tie_encoder_decoder")
 FAMILIES = {family.model_type: family for family in (GPT2, BERT, T5, UNILM)}
+_OF_RELATIVE = {"relative_buckets", "relative_distance"}
 # Fields that change neither the weights nor what the model computes from tokens.
 _FREE = {"objective", "tokenizer", "dropout", "loss_rows", "initialization", "feature_map", "seed"}
 
@@ -48,9 +51,17 @@ def read_huggingface(directory):
     directory = Path(directory)
     theirs = read_json(directory / CONFIG_FILE)
     family = family_of(theirs)
+    for key in _REFUSED:
+        if theirs.get(key):
+            raise InputError(f"kzoo reads no model with {key}. Received: {key}={theirs[key]!r}")
     tensors = Tensors(directory)
     names = {family.name(name): name for name in tensors}
-    for copy, original in family.copies.items():
+    unused = [
+        names.pop(other)
+        for name, other in family.overruling.items()
+        if name in names and other in names
+    ]
+    for copy, original in (family.copies | family.overruling).items():
         if copy in names and original not in names:  # of two equal names a file may keep either
             names[original] = names.pop(copy)
 
@@ -58,17 +69,15 @@ def read_huggingface(directory):
     tied = _is_tied(family, theirs, tensors, names)
     config = fields.resolve({**config, "tie_embeddings": tied, "tokenizer": "file"})
     rows = family.rows(config)
-    _check(family, rows, config, tensors, names, directory)
+    _check(family, rows, config, tensors, names, unused, directory)
 
     def arrays():
         for row in rows:
             yield from row.read(tensors[names[row.theirs]], config)
 
+    start = _decoder_start(directory, theirs, family)
     tokenizer = read_tokenizer(
-        directory,
-        family.special_tokens,
-        config["vocabulary_size"],
-        theirs.get("decoder_start_token_id", family.decoder_start),
+        directory, family.special_tokens, config["vocabulary_size"], start
     )
     shapes = {path: row.our_shape(config) for row in rows for path in row.ours}
     return Checkpoint(config, tokenizer, shapes, arrays)
@@ -84,6 +93,16 @@ def family_of(config):
     return FAMILIES[kind]
 
 
+def _decoder_start(directory, theirs, family):
+    """The first id of a decoder; newer folders state it for generation alone."""
+    generation = directory / GENERATION_FILE
+    stated = read_json(generation) if generation.is_file() else {}
+    for content in (theirs, stated):
+        if content.get("decoder_start_token_id") is not None:
+            return content["decoder_start_token_id"]
+    return family.decoder_start
+
+
 def _is_tied(family, config, tensors, names):
     """Whether the output matrix is the embedding.
 
@@ -97,12 +116,13 @@ def _is_tied(family, config, tensors, names):
     return np.array_equal(tensors[names[output]], tensors[names[original]])
 
 
-def _check(family, rows, config, tensors, names, directory):
+def _check(family, rows, config, tensors, names, unused, directory):
     """`InputError` that names whatever is missing, extra, misshapen or different."""
     needed = {row.theirs: row.their_shape(config) for row in rows}
     faults = [f"missing {name}" for name in needed if name not in names]
-    faults += [f"twice {stored}" for stored in tensors if stored not in names.values()]
-    left_out = []
+    known = {*names.values(), *unused}
+    faults += [f"twice {stored}" for stored in tensors if stored not in known]
+    left_out = [(stored, "transformers computes with another") for stored in unused]
     for name, stored in names.items():
         shape = tensors.shapes[stored]
         if name in needed:
@@ -147,6 +167,7 @@ def to_huggingface(model, directory):
     config = model.config
     family, theirs = _family_of(config)
     arrays = _arrays(model, family.rows(config))
+    arrays |= {name: arrays[of] for name, of in family.overruling.items() if of in arrays}
     tokenizer = getattr(model.preprocessor, "tokenizer", None)
     files = {CONFIG_FILE: theirs | _ids(tokenizer)}
     if isinstance(tokenizer, FileTokenizer):
@@ -170,6 +191,8 @@ def to_huggingface(model, directory):
         if isinstance(tokenizer, FileTokenizer):
             tokenizer.save_assets(part)
     log.info("written to %s for transformers' %s", directory, theirs["architectures"][0])
+    for note in family.notes(config):
+        log.info("%s", note)
 
 
 def _family_of(config):
@@ -182,25 +205,36 @@ def _family_of(config):
             "tie_word_embeddings": config["tie_embeddings"],
             **family.write_config(config),
         }
-        try:
-            names = [row.theirs for row in family.rows(config)]
-            again = family_of(theirs).read_config(theirs, names)
-            tied = config["tie_embeddings"]
-            again = fields.resolve({**again, "tie_embeddings": tied, "tokenizer": "file"})
-        except InputError:
-            continue
-        different = [f for f in config if f not in _FREE and config[f] != again[f]]
+        differences[family.model_type] = different = _differences(family, theirs, config)
         if not different:
             return family, theirs
-        differences[family.model_type] = {f: (config[f], again[f]) for f in different}
-    nearest = min(differences, key=lambda kind: len(differences[kind]), default=None)
-    if nearest is None:
-        raise InputError(f"no model of transformers is like this one. Received: {config}")
+    nearest = min(differences, key=lambda kind: len(differences[kind]))
     raise InputError(
         f"no model of transformers is this one; nearest is {nearest}: "
         f"{'; '.join(f'{f} is {b!r} there' for f, (_, b) in differences[nearest].items())}. "
         f"Received: {', '.join(f'{f}={a!r}' for f, (a, _) in differences[nearest].items())}"
     )
+
+
+def _differences(family, theirs, config):
+    """Field -> our value and that of the model that a config.json makes, where they compute
+    something else."""
+    names = [row.theirs for row in family.rows(config)]
+    again = {
+        "head_dim": max(1, config["hidden_dim"] // config["num_heads"]),
+        **family_of(theirs).read_config(theirs, names),
+        "tie_embeddings": theirs["tie_word_embeddings"],
+        "tokenizer": "file",
+    }
+    again = fields.resolve(again)
+    free = _FREE if config["positions"] == "relative" else _FREE | _OF_RELATIVE
+    if _scale(config) == _scale(again):
+        free = free | {"attention_scale"}
+    return {f: (config[f], again[f]) for f in config if f not in free and config[f] != again[f]}
+
+
+def _scale(config):
+    return config["attention_scale"] or config["head_dim"] ** -0.5
 
 
 def _arrays(model, rows):

@@ -1,6 +1,7 @@
 """T5 1.0 (Raffel et al. 2020, arXiv:1910.10683) and 1.1 (Shazeer 2020, arXiv:2002.05202)."""
 
-from kzoo.convert.family import Family, choose, dense, name_of, one, require, take
+from kzoo.config import GATED
+from kzoo.convert.family import ACTIVATIONS, Family, choose, dense, one, renamed, require, take
 
 SIZES = {
     "vocab_size": "vocabulary_size",
@@ -10,12 +11,36 @@ SIZES = {
     "d_kv": "head_dim",
     "d_ff": "intermediate_dim",
 }
-ACTIVATIONS = {"relu": "relu", "gated-gelu": "geglu_tanh", "gated-silu": "swiglu"}
+ALIASES = {
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "hidden_size": "d_model",
+    "head_dim": "d_kv",
+}
+# Of a gate and of none, by transformers' names; and what is written for ours.
+KINDS = {
+    **ACTIVATIONS,
+    **{f"gated-{name}": {"gelu": "geglu", "gelu_tanh": "geglu_tanh"}.get(ours)
+       for name, ours in ACTIVATIONS.items() if ours != "relu"},
+    "gated-silu": "swiglu",
+    "gated-swish": "swiglu",
+}
+WRITTEN = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_new",
+    "geglu": "gated-gelu_python",
+    "geglu_tanh": "gated-gelu",  # the name that transformers takes for gelu_new
+    "swiglu": "gated-silu",
+}
 
 
 def _read_config(config, names):
+    config = renamed(config, ALIASES)
     sizes = take(config, SIZES)
-    require(config, num_decoder_layers=sizes["num_layers"], is_encoder_decoder=True)
+    require(config, is_encoder_decoder=True)
+    if config.get("num_decoder_layers") is not None:
+        require(config, num_decoder_layers=sizes["num_layers"])
     # transformers 5 ties in every config.json, and says here whether the model is version 1.0's.
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     return {
@@ -28,13 +53,22 @@ def _read_config(config, names):
         "relative_buckets": config.get("relative_attention_num_buckets", 32),
         "relative_distance": config.get("relative_attention_max_distance", 128),
         "normalization": "rms_norm",
-        "activation": choose(config, "feed_forward_proj", ACTIVATIONS, "relu"),
+        "activation": _activation(config),
         "use_bias": False,
         "attention_scale": 1.0,
         "output_scale": sizes["hidden_dim"] ** -0.5 if scaled else 1.0,
         "dropout": config.get("dropout_rate", 0.1),
         "norm_epsilon": config.get("layer_norm_epsilon", 1e-6),
     }
+
+
+def _activation(config):
+    """Ours for what a config.json says in one key, which two others overrule."""
+    stated = config.get("feed_forward_proj", "relu")
+    act = "gelu_new" if stated == "gated-gelu" else stated.rpartition("-")[2]
+    gated = config.get("is_gated_act", stated.startswith("gated-"))
+    name = "gated-" * gated + config.get("dense_act_fn", act)
+    return choose({"feed_forward_proj": name}, "feed_forward_proj", KINDS, None)
 
 
 def _write_config(c):
@@ -45,7 +79,7 @@ def _write_config(c):
         "n_positions": c["max_sequence_length"],
         "relative_attention_num_buckets": c["relative_buckets"],
         "relative_attention_max_distance": c["relative_distance"],
-        "feed_forward_proj": name_of(ACTIVATIONS, c["activation"]),
+        "feed_forward_proj": WRITTEN[c["activation"]],
         "dropout_rate": c["dropout"],
         "layer_norm_epsilon": c["norm_epsilon"],
         "is_encoder_decoder": True,
@@ -80,7 +114,7 @@ def _rows(c):
                 rows += _attention(f"{ours}/cross_attention", f"{theirs}.1.EncDecAttention")
             last = f"{theirs}.{2 if stack == 'decoder' else 1}"
             rows += _rms_norm(f"{ours}/feed_forward_norm", f"{last}.layer_norm")
-            gated = c["activation"] != "relu"
+            gated = c["activation"] in GATED
             inner = {"gate": "wi_0", "intermediate": "wi_1"} if gated else {"intermediate": "wi"}
             for part, name in inner.items():
                 their_dense = f"{last}.DenseReluDense.{name}"
