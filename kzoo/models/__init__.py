@@ -1,5 +1,6 @@
 """keras-hub backbones and tasks."""
 
+from kzoo.models.beams import BeamSampler
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.preprocessing import (
     ByteTokenizer,
@@ -12,6 +13,7 @@ from kzoo.models.tasks import CausalLM, MaskedLM, Seq2SeqLM
 from kzoo.models.tokenizer_file import FileTokenizer
 
 __all__ = [
+    "BeamSampler",
     "ByteTokenizer",
     "CausalLM",
     "CausalLMPreprocessor",

@@ -1,10 +1,11 @@
 """Text from models: one pass over the prompts of a batch fills a cache, then tokens come.
 
 How rows are laid out stands in `kzoo.models.rows`; what a cache is, at `Backbone.empty_cache`.
-Tokens are chosen by keras-hub's samplers.
+Tokens are chosen by keras-hub's samplers, and by `kzoo.models.BeamSampler`.
 """
 
 import contextlib
+import logging
 import types
 
 import keras_hub
@@ -12,9 +13,12 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError, unknown
+from kzoo.models.beams import BeamSampler
 from kzoo.models.conversation import Conversation, Programs, Session, pieces
-from kzoo.models.rows import Prompt, aligned_left, aligned_right, bucket, until
+from kzoo.models.rows import FREE, Prompt, aligned_left, aligned_right, bucket, until
 from kzoo.values import is_integer
+
+logger = logging.getLogger(__name__)
 
 DRAWING = ("top_k", "top_p", "random")
 ONE_BY_ONE = ("greedy", *DRAWING)  # choose a token for good, given one distribution
@@ -22,10 +26,12 @@ SAMPLERS = (*ONE_BY_ONE, "beam", "contrastive")
 
 
 def get_sampler(spec, seed=None):
-    """The keras-hub sampler of a name, or `spec` if it is one.
+    """The sampler of a name, or `spec` if it is one.
 
     Args:
-        spec: a name of `SAMPLERS`, or a `keras_hub.samplers.Sampler`.
+        spec: a name of `SAMPLERS`, or a `keras_hub.samplers.Sampler`. keras-hub's `BeamSampler`
+            becomes a `kzoo.models.BeamSampler` with a length penalty of 0: the same search, but
+            that its beams end at a stop token.
         seed: an integer, for a name of `DRAWING`.
 
     Raises:
@@ -37,13 +43,19 @@ def get_sampler(spec, seed=None):
         if seed is not None and spec not in DRAWING:
             raise InputError(f"the sampler {spec!r} draws nothing at random. Received: seed {seed}")
         config = {} if seed is None else {"seed": seed}
+        if spec == "beam":
+            return BeamSampler()
         return keras_hub.samplers.get({"class_name": spec, "config": config})
     if not isinstance(spec, keras_hub.samplers.Sampler):
         raise InputError(f"a sampler is a name or a keras_hub.samplers.Sampler. Received: {spec!r}")
-    if getattr(spec, "return_all_beams", False):
+    if type(spec) is keras_hub.samplers.BeamSampler:
+        ours = BeamSampler(length_penalty=0.0, **spec.get_config())
+        logger.info("keras-hub's BeamSampler goes on after stop tokens; taken for it: %r", ours)
+        return ours
+    if isinstance(spec, keras_hub.samplers.BeamSampler):
         raise InputError(
-            "generate returns the best beam; use return_all_beams=False. "
-            f"Received: {spec.get_config()}"
+            "beams of keras-hub go on after stop tokens; use a kzoo.models.BeamSampler. "
+            f"Received: {type(spec).__name__}, a subclass of keras_hub.samplers.BeamSampler"
         )
     return spec
 
@@ -71,15 +83,22 @@ class Generates:
             max_length: tokens of a whole row, the reserved ones included (of the decoder's, where
                 there is one); at most and by default the preprocessor's sequence length, without
                 one the backbone's.
-            sampler: a name or a `keras_hub.samplers.Sampler`; by default the compiled one. A
-                sampler with a seed draws on from call to call.
-            stop_token_ids: token ids that end a row, None for none; "auto" is the end token.
+            sampler: a name or a `keras_hub.samplers.Sampler`, a `kzoo.models.BeamSampler` say;
+                by default the compiled one. What is chosen for a prompt depends on no other
+                prompt of the batch, unless it is drawn at random: a sampler with a seed draws
+                for a whole batch, and on from call to call, so that its draws depend on the
+                place in the batch and on the calls before.
+            stop_token_ids: token ids, each of which ends a row; None for none; "auto" is the end
+                token.
             strip_prompt: return what is new alone.
 
         Returns:
             Strings, without the stop token: prompt and continuation, as one text. What
             continues a source is a text of its own, and always comes alone. For token inputs
-            a dict of int32 arrays [batch, tokens], `token_ids` and `padding_mask`.
+            a dict of int32 arrays [batch, tokens], `token_ids` and `padding_mask`. With
+            `BeamSampler(return_all_beams=True)` there are `num_beams` of each, the best first:
+            `{"texts", "scores"}`, a list of strings for each prompt and float32
+            [batch, num_beams]; or arrays [batch, num_beams, tokens], and `scores`.
 
         Raises:
             InputError: for prompts that leave no room, an empty list, token ids or lengths
@@ -93,21 +112,30 @@ class Generates:
         max_length = self._max_length(max_length)
         as_text = not (isinstance(inputs, dict) and "prompts" not in inputs)
         prompts = self._prompts(self._preprocess(inputs) if as_text else inputs, max_length)
-        rows = self._continue(prompts, max_length, sampler, stops)
+        rows, scores = self._continue(prompts, max_length, sampler, stops)
+        beams = len(rows) // len(prompts)
         if not as_text:
             if not strip_prompt:
-                pairs = zip(prompts, rows, strict=True)
-                rows = [np.concatenate([prompt.ids, row]) for prompt, row in pairs]
+                before = np.repeat(np.arange(len(prompts)), beams)
+                pairs = zip(before, rows, strict=True)
+                rows = [np.concatenate([prompts[i].ids, row]) for i, row in pairs]
             pad = 0 if self.preprocessor is None else self.preprocessor.tokenizer.pad_token_id
-            aligned = aligned_left(rows, pad=pad)
-            return dict(zip(("token_ids", "padding_mask"), aligned, strict=True))
+            aligned = dict(zip(("token_ids", "padding_mask"), aligned_left(rows, pad=pad)))
+            if scores is None:
+                return aligned
+            shape = (len(prompts), beams, -1)
+            return {**{k: x.reshape(shape) for k, x in aligned.items()}, "scores": scores}
         texts = self.preprocessor.generate_postprocess(rows)
         given = inputs["prompts"] if isinstance(inputs, dict) else inputs
         if isinstance(inputs, str | list | tuple) and not self.objective.has_source:
             if not strip_prompt:
                 before = [inputs] if isinstance(inputs, str) else inputs
-                texts = [a + b for a, b in zip(before, texts, strict=True)]
-        return texts[0] if isinstance(given, str) else texts
+                texts = [before[i // beams] + text for i, text in enumerate(texts)]
+        if scores is not None:
+            texts = [texts[i : i + beams] for i in range(0, len(texts), beams)]
+        if isinstance(given, str):
+            texts, scores = texts[0], None if scores is None else scores[0]
+        return texts if scores is None else {"texts": texts, "scores": scores}
 
     def stream(self, prompt, max_length=None, sampler=None, stop_token_ids="auto"):
         """Continue one prompt, and yield the new text in pieces as it is drawn.
@@ -155,7 +183,7 @@ class Generates:
             stop_token_ids: a sequence of ids, or None.
 
         Returns:
-            int32 [batch, time], the rows filled.
+            What the sampler returns: int32 [batch, time], the rows filled, say.
         """
         inputs = {name: ops.convert_to_tensor(x, "int32") for name, x in inputs.items()}
         prompt, row, index = (inputs[name] for name in ("prompt", "row", "index"))
@@ -184,7 +212,7 @@ class Generates:
             prompt=row,
             cache=cache,
             index=index,
-            mask=ops.broadcast_to(given, ops.shape(row)),
+            mask=ops.not_equal(row, FREE),
             stop_token_ids=stop_token_ids,
             hidden_states=ops.where(real[..., None], hidden, last),
             model=self,
@@ -217,16 +245,22 @@ class Generates:
         return {}
 
     def _continue(self, prompts, max_length, sampler, stops):
-        """The new tokens of each row, without the stop token: a list of arrays."""
-        lengths = [len(prompt.ids) for prompt in prompts]
-        inputs = aligned_right(prompts, max_length - min(lengths))
+        """The new tokens of each row, without the stop token: a list of arrays, and None. With
+        all beams, those of one prompt after those of another, and float32 [batch, beams]."""
+        inputs = aligned_right(prompts, max_length)
         index = int(inputs["index"])
         inputs |= self.encoder_inputs(prompts)
         with self._choosing(sampler):
-            rows = self.make_generate_function()(inputs, stop_token_ids=stops or None)
-        new = ops.convert_to_numpy(rows)[:, index:]
-        pairs = zip(new, lengths, strict=True)
-        return [until(row[: max_length - length], stops) for row, length in pairs]
+            found = self.make_generate_function()(inputs, stop_token_ids=stops or None)
+        found, scores = found if isinstance(found, tuple) else (found, None)
+        new = ops.convert_to_numpy(found)[..., index:]
+        new = new.reshape(len(prompts), -1, new.shape[-1])
+        rows = [
+            until(row[: max_length - len(prompt.ids)], stops)
+            for prompt, of_prompt in zip(prompts, new, strict=True)
+            for row in of_prompt
+        ]
+        return rows, None if scores is None else ops.convert_to_numpy(scores)
 
     def programs(self, sampler):
         """The `kzoo.models.conversation.Programs` of a sampler."""
@@ -252,11 +286,12 @@ class Generates:
     def _sampler(self, spec):
         if spec is None:
             return self.sampler
-        sampler = self._generators.named.get(spec) if isinstance(spec, str) else spec
-        sampler = get_sampler(sampler or spec)
-        if isinstance(spec, str):  # the same one in every call, with one compiled program
-            self._generators.named[spec] = sampler
-        return sampler
+        if isinstance(spec, str | keras_hub.samplers.BeamSampler):
+            # The same one in every call, with one compiled program.
+            if spec not in self._generators.named:
+                self._generators.named[spec] = get_sampler(spec)
+            return self._generators.named[spec]
+        return get_sampler(spec)
 
     def _stops(self, ids):
         if ids is None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 BUCKET = 32  # widths are multiples of it, so that few shapes compile
-FREE = -1  # what stands in columns to come: no token, so none that could stop
+FREE = -1  # what stands where a token is to come: no token, so none that could stop
 
 
 class Prompt(NamedTuple):
@@ -36,16 +36,18 @@ def bucket(size):
     return -(-size // BUCKET) * BUCKET
 
 
-def aligned_right(prompts, steps):
-    """A batch of prompts and `steps` columns to come, int32 arrays by name.
+def aligned_right(prompts, max_length):
+    """A batch of prompts and columns to come, until each row has `max_length`; int32 arrays.
 
     Returns:
-        `prompt` [batch, width], the columns that hold prompts and some of those to come;
-        `row` [batch, time], -1 in the columns to come, which are the last ones; `start` and
-        `source_end` [batch]; `index`, the first column to come; and, where prompts have them,
-        `segment_ids` [batch, width] and `segments` [batch, 2] (see `Backbone.empty_cache`).
+        A dict: `prompt` [batch, width], the columns that hold prompts and some of those to come;
+        `row` [batch, time], -1 where tokens are to come; `start` and `source_end` [batch];
+        `index`, the first column to come; and, where prompts have them, `segment_ids`
+        [batch, width] and `segments` [batch, 2] (see `Backbone.empty_cache`). Rows with longer
+        prompts are full before the last column: what stands after that is 0.
     """
     lengths = np.array([len(prompt.ids) for prompt in prompts])
+    steps = max_length - lengths.min()
     time = bucket(lengths.max() + steps)
     index = time - steps
     width = min(bucket(index), time)
@@ -53,9 +55,11 @@ def aligned_right(prompts, steps):
     for row, prompt in zip(ids, prompts, strict=True):
         row[index - len(prompt.ids) : index] = prompt.ids
     start = index - lengths
+    column = np.arange(time)
+    free = (column >= index) & (column < (start + max_length)[:, None])
     inputs = {
         "prompt": ids[:, :width],
-        "row": np.where(np.arange(time) < index, ids, FREE),
+        "row": np.where(free, FREE, ids),
         "start": start,
         "source_end": start + [prompt.source for prompt in prompts],
         "index": np.array(index),
