@@ -19,7 +19,7 @@ begins. Objectives are frozen, hashable and JSON both ways:
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -92,8 +92,10 @@ class Objective:
         """A batch of examples as a model's inputs, labels and weights.
 
         Args:
-            sources: list of `batch` integer arrays of ids, or None for plain text.
-            targets: list of `batch` integer arrays of ids, none empty (a 2-D array will
+            sources: list of `batch` token arrays, or None for plain text. A token array is
+                integers [tokens], ids that stand for a byte each, or int32 [tokens, 2], ids and
+                how many bytes of text each stands for (see `kzoo.encoder`).
+            targets: list of `batch` token arrays, none empty (one array of them will
                 do). What does not fit is cut: the target's end (down to one token), then
                 the source's end; callers count with `row_length` and say so.
             length: row length, in tokens.
@@ -110,8 +112,8 @@ class Objective:
             `(x, y, sample_weight)`: `x` a dict of int32 `[batch, length]` arrays
             `"token_ids"`, `"padding_mask"` (1 real, 0 padding), `"source_mask"` (1 in
             BOS, source and SEP; all 0 unless `has_source`) and `"segment_ids"` (1 in the target
-            of a pair); `y` int32
-            `[batch, length]`, the ids to predict; `sample_weight` float32
+            of a pair), and `"label_bytes"` (the bytes of text that each of `y` stands for) where
+            tokens come with theirs; `y` int32 `[batch, length]`, the ids to predict; `sample_weight` float32
             `[batch, length]`, 1 where they are scored.
 
         Raises:
@@ -142,8 +144,8 @@ class CausalLM(Objective):
         held_out=False,
         vocabulary=BYTES,
     ):
-        ids, kinds = _layout(sources, targets, length + 1, complete, vocabulary)
-        return _next_token(ids, kinds, _SCORE_ALL, sources, np.zeros_like(kinds, bool))
+        rows = _layout(sources, targets, length + 1, complete, vocabulary)
+        return _next_token(rows, _SCORE_ALL, sources, np.zeros_like(rows.kinds, bool))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,9 +181,9 @@ class Continuation(Objective):
     ):
         if sources is None:
             sources, targets = _cut_in_two(targets, self.window(length, vocabulary), rng)
-        ids, kinds = _layout(sources, targets, length + 1, complete, vocabulary)
+        rows = _layout(sources, targets, length + 1, complete, vocabulary)
         score = _SCORE_ALL if self.score == "all" and not held_out else _SCORE_TARGETS
-        return _next_token(ids, kinds, score, sources, kinds <= SEPARATOR)
+        return _next_token(rows, score, sources, rows.kinds <= SEPARATOR)
 
 
 class Seq2Seq(Objective):
@@ -210,7 +212,7 @@ class Seq2Seq(Objective):
     ):
         if sources is None:
             sources, targets = _cut_in_two(targets, self.window(length, vocabulary), rng)
-        ids, kinds = _layout(sources, targets, length + 1, complete, vocabulary)
+        ids, kinds, sizes = _layout(sources, targets, length + 1, complete, vocabulary)
         encoded = kinds <= SEPARATOR
         # The target follows a BOS of its own: its row begins where the separator stood.
         place = np.arange(length + 1) + encoded.sum(1, keepdims=True) - 1
@@ -225,6 +227,8 @@ class Seq2Seq(Objective):
             "decoder_token_ids": decoded[:, :-1],
             "decoder_padding_mask": (kinds[:, :-1] < PADDING).astype(np.int32),
         }
+        if sizes is not None:
+            x["label_bytes"] = np.where(inside, np.take_along_axis(sizes, place, 1), 0)[:, 1:]
         return x, decoded[:, 1:], _SCORE_TARGETS[kinds[:, 1:]]
 
 
@@ -268,7 +272,7 @@ class MaskedLM(Objective):
             raise InputError(
                 "masked_lm hides tokens behind a mask. Received: a vocabulary without a mask token"
             )
-        ids, kinds = _layout(sources, targets, length, complete, vocabulary)
+        ids, kinds, sizes = _layout(sources, targets, length, complete, vocabulary)
         is_text = vocabulary.is_text(ids)
         count = is_text.sum(1, keepdims=True)
         counts = np.minimum(count, np.maximum(1, np.rint(self.rate * count)))
@@ -286,6 +290,8 @@ class MaskedLM(Objective):
             "source_mask": np.zeros_like(ids),
             "segment_ids": _segments(kinds, sources),
         }
+        if sizes is not None:
+            x["label_bytes"] = sizes
         return x, ids, chosen.astype(np.float32)
 
 
@@ -360,8 +366,16 @@ def decoder_start(vocabulary=BYTES):
     return start
 
 
+class _Rows(NamedTuple):
+    """Rows laid out, before any shift; arrays [batch, width]."""
+
+    ids: np.ndarray  # int32
+    kinds: np.ndarray  # int8
+    sizes: np.ndarray | None  # int32, bytes of text; None where tokens do not tell
+
+
 def _layout(sources, targets, width, complete, vocabulary):
-    """Rows laid out before any shift: ids int32 and kinds int8, both `[batch, width]`."""
+    """Token arrays as `_Rows`."""
     t = np.array([len(target) for target in targets])
     if not t.all():
         raise InputError(
@@ -383,11 +397,16 @@ def _layout(sources, targets, width, complete, vocabulary):
     pad = vocabulary.pad
     ids = np.array([vocabulary.bos or 0, pad, vocabulary.sep, pad, vocabulary.eos, pad], np.int32)
     ids = ids[kinds]
-    # Boolean indices run row by row, as the concatenated examples do.
-    ids[kinds == TARGET] = np.concatenate([x[:n] for x, n in zip(targets, t, strict=True)])
-    if separated:
-        ids[kinds == SOURCE] = np.concatenate([x[:n] for x, n in zip(sources, s, strict=True)])
-    return ids, kinds
+    sizes = np.zeros_like(ids) if np.ndim(targets[0]) == 2 else None
+    parts = [(TARGET, targets, t), *[(SOURCE, sources, s)] * separated]
+    for kind, examples, lengths in parts:
+        # Boolean indices run row by row, as the concatenated examples do.
+        tokens = np.concatenate([x[:n] for x, n in zip(examples, lengths, strict=True)])
+        if sizes is None:
+            ids[kinds == kind] = tokens
+        else:
+            ids[kinds == kind], sizes[kinds == kind] = tokens.T
+    return _Rows(ids, kinds, sizes)
 
 
 def _cut_in_two(texts, room, rng):
@@ -409,12 +428,15 @@ def _segments(kinds, sources):
     return ((kinds > SEPARATOR) & (kinds < PADDING) & (sources is not None)).astype(np.int32)
 
 
-def _next_token(ids, kinds, score, sources, shown):
+def _next_token(rows, score, sources, shown):
     """Inputs, labels and weights of a next-token objective: everything shifts by one."""
+    ids, kinds, sizes = rows
     x = {
         "token_ids": ids[:, :-1],
         "padding_mask": (kinds[:, :-1] < PADDING).astype(np.int32),
         "source_mask": shown[:, :-1].astype(np.int32),
         "segment_ids": _segments(kinds, sources)[:, :-1],
     }
+    if sizes is not None:
+        x["label_bytes"] = sizes[:, 1:]
     return x, ids[:, 1:], score[kinds[:, 1:]]

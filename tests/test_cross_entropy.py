@@ -6,7 +6,7 @@ from keras import ops
 
 from kzoo import presets
 from kzoo.errors import InputError
-from kzoo.models.scoring import BitsPerByte
+from kzoo.models.loss import BitsPerByte
 from kzoo.ops.cross_entropy import cross_entropy
 
 BACKEND = keras.backend.backend()

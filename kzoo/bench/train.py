@@ -125,7 +125,7 @@ def _keras_hub(sizes, tokens, targets):
 
 
 def _keras(model, tokens, targets):
-    from kzoo.models.scoring import token_loss
+    from kzoo.models.loss import token_loss
 
     optimizer = keras.optimizers.AdamW(LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     model.compile(optimizer=optimizer, loss=token_loss(), weighted_metrics=[])

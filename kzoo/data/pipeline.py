@@ -10,8 +10,8 @@ import numpy as np
 
 from kzoo import masks, objectives
 from kzoo.data import sources, text
+from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
-from kzoo.vocabulary import BYTES, Vocabulary
 
 log = logging.getLogger("kzoo")
 
@@ -82,14 +82,12 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         (32, 34)
     """
     config = _config(model_or_config, objective)
-    objective = objectives.get(config["objective"])
-    needs_source = masks.get(config["mask"]).needs_source
     _check(config, batch_size, valid)
-    reader = _reader(model_or_config, config)
+    encoder = _encoder(model_or_config, config)
     corpus = sources.read(source)
     split = _split_text if corpus.rows is None else _split_rows
     longest = config["max_sequence_length"]
-    train, held_out, length, cut = split(corpus, objective, longest, valid, reader)
+    train, held_out, length, cut = split(corpus, longest, valid, encoder)
     if len(train.targets) < batch_size:
         raise InputError(
             "too little data for a batch: use more data, shorter rows, or a batch_size of at most "
@@ -97,21 +95,9 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         )
 
     def encode(rows, indices, rng, **kwargs):
-        x, y, sample_weight = objective.encode(
-            rows.sources and [rows.sources[i] for i in indices],
-            [rows.targets[i] for i in indices],
-            length,
-            rng,
-            complete=rows.complete,
-            vocabulary=reader.vocabulary,
-            **kwargs,
-        )
-        if not needs_source:
-            x.pop("source_mask", None)
-        in_target = x.pop("segment_ids", None)
-        if reader.segments:
-            x["segment_ids"] = np.array(reader.segments, np.int32)[in_target]
-        return x, y, sample_weight
+        sources = rows.sources and [rows.sources[i] for i in indices]
+        targets = [rows.targets[i] for i in indices]
+        return encoder.batch(sources, targets, length, rng, complete=rows.complete, **kwargs)
 
     # The shortest row speaks for all: what it cannot do is said here, not in mid-training.
     rng = np.random.default_rng(_HELD_OUT_SEED)
@@ -138,7 +124,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         "unigram_entropy": text.unigram_entropy(held_out.text),
         "bigram_entropy": text.bigram_entropy(held_out.text),
     }
-    pad = reader.vocabulary.pad
+    pad = encoder.vocabulary.pad
     return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
 
 
@@ -173,19 +159,8 @@ def _check(config, batch_size, valid):
         )
 
 
-class _Reader(NamedTuple):
-    """How a model reads text."""
-
-    tokenizer: object  # None for bytes
-    vocabulary: Vocabulary
-    segments: tuple | None
-
-    def ids(self, data):
-        """Text, a uint8 array, as token ids: an integer array."""
-        return data if self.tokenizer is None else text.tokens(data, self.tokenizer)
-
-
-def _reader(model_or_config, config):
+def _encoder(model_or_config, config):
+    """How the model reads text: an `Encoder`."""
     preprocessor = getattr(model_or_config, "preprocessor", None)
     from_file = config.get("tokenizer", "bytes") == "file"
     if preprocessor is None and (from_file or config.get("num_segments")):
@@ -193,9 +168,12 @@ def _reader(model_or_config, config):
             "data for a model with a file's tokenizer, or with segments, is made for the model "
             f"itself, loaded with its tokenizer. Received: {model_or_config!r:.80}"
         )
-    tokenizer = preprocessor.tokenizer if from_file else None
-    vocabulary = tokenizer.vocabulary if from_file else BYTES
-    return _Reader(tokenizer, vocabulary, preprocessor and preprocessor.segments)
+    return Encoder(
+        objectives.get(config["objective"]),
+        preprocessor.tokenizer if from_file else Bytes,
+        masks.get(config["mask"]).needs_source,
+        preprocessor and preprocessor.segments,
+    )
 
 
 def _batches(encoded, count, batch_size, pad):
@@ -214,24 +192,26 @@ def _batches(encoded, count, batch_size, pad):
 
 
 class _Rows(NamedTuple):
-    sources: list | None  # of arrays of ids
+    sources: list | None  # of token arrays
     targets: list | np.ndarray
     complete: bool  # whether EOS follows
     text: np.ndarray  # the bytes of the targets
 
 
-def _split_text(corpus, objective, length, valid, reader):
+def _split_text(corpus, length, valid, encoder):
     """Windows of a text's two parts; the row length; no row is cut."""
-    size = objective.window(length, reader.vocabulary)
+    size = encoder.objective.window(length, encoder.vocabulary)
+    in_bytes = encoder.tokenizer is Bytes
 
     def rows(part):
-        windows = text.windows(reader.ids(part), size)
-        read = windows.reshape(-1) if reader.tokenizer is None else part
+        tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
+        windows = text.windows(tokens, size)
+        read = windows.reshape(-1) if in_bytes else part
         return _Rows(None, windows, complete=False, text=read)
 
     train, held_out = map(rows, text.split(corpus.text, valid))
     if not len(train.targets) or not len(held_out.targets):
-        unit = "bytes" if reader.tokenizer is None else "tokens"
+        unit = "bytes" if in_bytes else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
             f"or more each, for one row of {length} tokens. Received: {len(corpus.text)} bytes"
@@ -239,16 +219,16 @@ def _split_text(corpus, objective, length, valid, reader):
     return train, held_out, length, 0
 
 
-def _split_rows(corpus, objective, length, valid, reader):
+def _split_rows(corpus, length, valid, encoder):
     """Rows, whole ones held out; the row length that they need; how many it cuts."""
-    texts = [_bytes(target) for _, target in corpus.rows]
-    targets = [reader.ids(target) for target in texts]
+    texts = [utf8(target) for _, target in corpus.rows]
+    targets = encoder.tokens(target for _, target in corpus.rows)
     paired = corpus.rows[0][0] is not None
-    sources = [reader.ids(_bytes(source)) if paired else None for source, _ in corpus.rows]
+    sources = [None] * len(targets)
+    if paired:
+        sources = encoder.tokens(source for source, _ in corpus.rows)
 
-    pairs = zip(sources, targets, strict=True)
-    vocabulary = reader.vocabulary
-    needed = np.array([objective.row_length(*row, vocabulary=vocabulary) for row in pairs])
+    needed = np.array([encoder.row_length(*row) for row in zip(sources, targets, strict=True)])
     cut = int((needed > length).sum())
     if cut:
         log.warning("%d of %d rows are longer than %d tokens and are cut", cut, len(needed), length)
@@ -270,7 +250,3 @@ def _split_rows(corpus, objective, length, valid, reader):
 
     train, valid = rows(np.flatnonzero(~held_out)), rows(np.flatnonzero(held_out))
     return train, valid, int(min(length, needed.max())), cut
-
-
-def _bytes(string):
-    return np.frombuffer(string.encode(), np.uint8)

@@ -54,25 +54,24 @@ def split(text, valid):
 
 
 def windows(stream, size):
-    """A stream cut into rows, without overlap: `[count, size]`. The rest is left out."""
+    """A token array cut into rows, without overlap: `[count, size, ...]`. The rest is left out."""
     count = len(stream) // size
-    return stream[: count * size].reshape(count, size)
+    return stream[: count * size].reshape(count, size, *stream.shape[1:])
 
 
-def tokens(text, tokenizer):
-    """The token ids of a text, encoded in pieces that end at line breaks: int32.
+def pieces(text):
+    """A text as strings that end at line breaks, of about 64 KB each: a list of one at least.
 
     Args:
         text: uint8 array. Bytes that are no UTF-8, as where a repetition was cut out, are left
             out.
-        tokenizer: a function from a list of strings to a list of integer arrays.
     """
-    text, pieces, start = text.tobytes(), [], 0
+    text, parts, start = text.tobytes(), [], 0
     while start < len(text):
         end = text.find(b"\n", start + PIECE) + 1 or len(text)
-        pieces.append(text[start:end].decode("utf-8", "ignore"))
+        parts.append(text[start:end].decode("utf-8", "ignore"))
         start = end
-    return np.concatenate([np.zeros(0, np.int32), *tokenizer(pieces)], dtype=np.int32)
+    return parts or [""]
 
 
 def unigram_entropy(text):

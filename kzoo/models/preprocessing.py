@@ -1,4 +1,4 @@
-"""Strings and pairs to model inputs, as keras-hub preprocessors."""
+"""Strings and pairs to model inputs, as keras-hub tokenizers and preprocessors."""
 
 import hashlib
 import logging
@@ -8,8 +8,18 @@ import keras_hub
 import numpy as np
 
 from kzoo import objectives
+from kzoo.encoder import Bytes, Encoder, ids
 from kzoo.errors import InputError
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
+from kzoo.models.reading import (
+    in_tf_graph,
+    is_running_text,
+    is_tokens,
+    read,
+    read_weights,
+    strings,
+    unpadded,
+)
 from kzoo.models.rows import aligned_left
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.vocabulary import BYTES, NUM_BYTES
@@ -17,13 +27,28 @@ from kzoo.vocabulary import BYTES, NUM_BYTES
 log = logging.getLogger("kzoo")
 
 
+# What keras-hub's tokenizer of bytes says of itself, in files of models that had it.
+KERAS_HUBS = ("lowercase", "sequence_length", "normalization_form", "errors", "replacement_char")
+_told = []  # of tokenizers that folded case; once in a process
+
+
 @keras.saving.register_keras_serializable(package="kzoo")
-class ByteTokenizer(keras_hub.tokenizers.ByteTokenizer):
-    """keras-hub's byte tokenizer, with the reserved ids of `kzoo.vocabulary` after the bytes."""
+class ByteTokenizer(keras_hub.tokenizers.Tokenizer):
+    """Strings to their bytes in UTF-8, as they are; the ids of `kzoo.vocabulary`.
+
+    Nothing is folded, normalised or stripped, as keras-hub's tokenizer of bytes would, so that
+    `detokenize` gives any text back.
+
+    Example:
+        >>> tokenizer = ByteTokenizer()
+        >>> tokenizer.detokenize(tokenizer("Straße"))
+        'Straße'
+    """
 
     backbone_cls = SingleStackBackbone
     vocabulary = BYTES
     token_bytes = None  # how many bytes of text each id stands for, where it is not one or none
+    encode = staticmethod(Bytes.encode)
 
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
@@ -32,6 +57,21 @@ class ByteTokenizer(keras_hub.tokenizers.ByteTokenizer):
         self.end_token_id = BYTES.eos
         self.mask_token_id = BYTES.mask
         self.built = True  # an unbuilt layer makes Keras trace its model anew in every `fit`
+
+    @classmethod
+    def from_config(cls, config):
+        """Files written when this was keras-hub's tokenizer say how that folds text. None of it is
+        followed: `kzoo.data.load`, by which most weights are trained, never folded text."""
+        folded = config.get("lowercase")
+        config = {name: x for name, x in config.items() if name not in KERAS_HUBS}
+        if folded and not _told:
+            _told.append(config)
+            log.warning(
+                "this model was saved when fit, score and generate lowered the case of text, as "
+                "kzoo.data.load never did: now text reaches it as written. If it was trained by "
+                "fit(strings), give it text.lower()"
+            )
+        return super().from_config(config)
 
     def vocabulary_size(self):
         return BYTES.size
@@ -42,17 +82,22 @@ class ByteTokenizer(keras_hub.tokenizers.ByteTokenizer):
     def load_preset_assets(self, preset):
         """Bytes need no files."""
 
+    def tokenize(self, inputs):
+        """A string to int32 [bytes], or a list of strings to a list of them."""
+        if isinstance(inputs, str):
+            return self.tokenize([inputs])[0]
+        return [array.astype("int32") for array in self.encode(strings(inputs))]
+
+    # Not keras-hub's: with TensorFlow installed that turns strings into its tensors.
+    def call(self, inputs):
+        return self.tokenize(inputs)
+
     def detokenize(self, inputs):
         """Token ids [time], or a batch of them, to a string or strings; reserved ids vanish."""
         rows = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
         if len(rows) and np.ndim(rows[0]) > 0:
             return [self.detokenize(row) for row in rows]
         return bytes(i for i in map(int, rows) if i < NUM_BYTES).decode("utf-8", "replace")
-
-
-def is_tokens(x):
-    """Whether a model's inputs are a batch of tokens already."""
-    return isinstance(x, dict) and any(name.endswith("token_ids") for name in x)
 
 
 class _ObjectivePreprocessor:
@@ -63,7 +108,7 @@ class _ObjectivePreprocessor:
     every model. `kzoo.data.load` draws anew in each epoch.
 
     Args:
-        tokenizer: a keras-hub tokenizer.
+        tokenizer: a `ByteTokenizer` or a `FileTokenizer`.
         sequence_length: tokens in a row; longer texts are cut, with a warning.
         objective: an objective spec.
         source_mask: whether the model takes a `source_mask`.
@@ -71,11 +116,14 @@ class _ObjectivePreprocessor:
             model has segment embeddings.
 
     Call arguments:
-        x: a list of strings; `{"prompts": [...], "responses": [...]}`, whose prompts are the
-            source; or a dict of token ids and masks, which passes through with y and sample_weight.
+        x: texts or pairs, as `kzoo.models.reading.read` takes them; integers [rows, tokens], ids
+            of running text; or a dict of token ids and masks, which passes through with y and
+            sample_weight.
+        y: with texts in x, the responses to them; or None.
+        sample_weight: with texts or running text in x, float [texts]: how much each counts.
 
     Returns:
-        `(x, y, sample_weight)`: see `kzoo.objectives.Objective.encode`.
+        `(x, y, sample_weight)`: see `kzoo.encoder.Encoder.batch`.
 
     Raises:
         InputError: for anything else, prompts and responses of different lengths, or an
@@ -96,74 +144,77 @@ class _ObjectivePreprocessor:
         self.segments = segments and tuple(segments)
         self.built = True
 
+    @property
+    def encoder(self):
+        """The `kzoo.encoder.Encoder` of this objective."""
+        return Encoder(self.objective, self.tokenizer, self.source_mask, self.segments)
+
     def call(self, x, y=None, sample_weight=None):
         if is_tokens(x):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
-        return self.encode(*self.read(x))
-
-    def read(self, x):
-        """Strings or pairs as lists of token arrays: sources (or None) and targets."""
-        if isinstance(x, dict):
-            if set(x) != {"prompts", "responses"}:
+        if in_tf_graph(x):
+            return self._in_tf_graph((x, y, sample_weight))
+        if is_running_text(x):
+            if y is not None:
                 raise InputError(
-                    "pairs are {'prompts': [...], 'responses': [...]}. "
-                    f"Received: the keys {sorted(x)}"
+                    "labels go with a model's inputs, {'token_ids': ..., 'padding_mask': ...}; of "
+                    "ids alone they are made. Received: an array of ids and y"
                 )
-            if len(x["prompts"]) != len(x["responses"]):
-                raise InputError(
-                    "there are as many prompts as responses. Received: "
-                    f"{len(x['prompts'])} and {len(x['responses'])}"
-                )
-            return self.tokens(x["prompts"]), self.tokens(x["responses"])
-        return None, self.tokens(x)
+            rows = [unpadded(row, self.tokenizer.vocabulary.pad) for row in np.asarray(x)]
+            weights = read_weights(sample_weight, len(rows))
+            return self.encode(None, rows, complete=False, weights=weights)
+        prompts, texts = read(x, y)
+        weights = read_weights(sample_weight, len(texts))
+        return self.encode(*self.tokenized(prompts, texts), weights=weights)
 
-    def byte_counts(self, x):
-        """How many bytes each source and each target of strings or pairs has: float64."""
-
-        def count(texts):
-            texts = [texts] if isinstance(texts, str) else texts
-            return np.array([len(text.encode()) for text in texts], "float64")
-
-        if isinstance(x, dict):
-            return count(x["prompts"]), count(x["responses"])
-        return None, count(x)
+    def tokenized(self, prompts, texts):
+        """Lists of strings as lists of token arrays; the first may be None."""
+        encode = self.encoder.tokens
+        return None if prompts is None else encode(prompts), encode(texts)
 
     def tokens(self, texts):
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        if not all(isinstance(text, str) for text in texts):
-            raise InputError(f"texts are strings. Received: {type(texts[0]).__name__}")
-        return [np.asarray(ids, "int32") for ids in self.tokenizer(texts)]
+        """A string or a list of them as a list of int32 arrays of ids."""
+        return [np.asarray(ids(row), "int32") for row in self.encoder.tokens(strings(texts))]
 
-    def encode(self, sources, targets, *, complete=True, held_out=False):
-        """Token arrays to `(x, y, sample_weight)`."""
-        pairs = [*zip(sources or [None] * len(targets), targets, strict=True)]
-        vocabulary = self.tokenizer.vocabulary
-        needed = [self.objective.row_length(*pair, complete, vocabulary) for pair in pairs]
-        cut = sum(length > self.sequence_length for length in needed)
+    def encode(self, sources, targets, **kwargs):
+        """Token arrays to `(x, y, sample_weight)`; keyword arguments as in `Encoder.batch`."""
+        encoder, complete = self.encoder, kwargs.get("complete", True)
+        pairs = zip(sources or [None] * len(targets), targets, strict=True)
+        needed = [encoder.row_length(*pair, complete) for pair in pairs]
+        length = self.sequence_length if complete else min(self.sequence_length, max(needed))
+        cut = sum(tokens > length for tokens in needed)
         if cut:
             log.warning(
                 "%d of %d texts are cut to %d tokens (the longest needs %d)",
-                *(cut, len(needed), self.sequence_length, max(needed)),
+                *(cut, len(needed), length, max(needed)),
             )
         digest = hashlib.blake2b(digest_size=8)
         for array in [*(sources or []), *targets]:
-            digest.update(array.tobytes())
+            digest.update(np.asarray(ids(array), "int32").tobytes())
         rng = np.random.default_rng(int.from_bytes(digest.digest(), "big"))
-        x, y, sample_weight = self.objective.encode(
-            sources,
-            targets,
-            self.sequence_length,
-            rng,
-            complete=complete,
-            held_out=held_out,
-            vocabulary=vocabulary,
-        )
-        if not self.source_mask:
-            x.pop("source_mask", None)
-        targets = x.pop("segment_ids", None)
-        if self.segments is not None:
-            x["segment_ids"] = np.array(self.segments, "int32")[targets]
-        return x, y, sample_weight
+        return encoder.batch(sources, targets, length, rng, **kwargs)
+
+    def _in_tf_graph(self, data):
+        """`call` of symbolic tensors of TensorFlow, in a `tf.data` pipeline."""
+        import tensorflow as tf
+
+        token = self.encoder.tokens(["a"])[0][:1]
+        like = self.encode([token], [token])  # which arrays there are
+        leaves = keras.tree.flatten(data)
+        given = [i for i, leaf in enumerate(leaves) if leaf is not None]
+
+        def run(*arrays):
+            filled = [None] * len(leaves)
+            for i, array in zip(given, arrays, strict=True):
+                filled[i] = array
+            return keras.tree.flatten(self.call(*keras.tree.pack_sequence_as(data, filled)))
+
+        flat = keras.tree.flatten(like)
+        types = [array.dtype for array in flat]
+        made = tf.numpy_function(run, [leaves[i] for i in given], types, stateful=False)
+        for array in made:
+            array.set_shape([None, None if is_running_text(data[0]) else self.sequence_length])
+        return keras.tree.pack_sequence_as(like, made)
 
     def get_config(self):
         config = super().get_config()
@@ -201,9 +252,10 @@ class _Prompts:
                     f"prompts are strings or {{'prompts': ...}}. Received: the keys {sorted(x)}"
                 )
             x = x["prompts"]
-        if not isinstance(x, str) and not (isinstance(x, list | tuple) and x):
-            raise InputError(f"prompts are a string or a list of them. Received: {x!r}")
-        return self.lay_out(self.tokens(x), as_source)
+        prompts = strings(x)
+        if not prompts:
+            raise InputError("prompts are a string or a list of them. Received: no prompt")
+        return self.lay_out(self.tokens(prompts), as_source)
 
     def lay_out(self, texts, as_source):
         """The inputs of a model that is to go on.
@@ -229,7 +281,7 @@ class CausalLMPreprocessor(_Prompts, _ObjectivePreprocessor, keras_hub.models.Ca
 
     def lay_out(self, texts, as_source):
         vocabulary = self.tokenizer.vocabulary
-        rows = [objectives.prompt(ids, as_source, vocabulary) for ids in texts]
+        rows = [objectives.prompt(tokens, as_source, vocabulary) for tokens in texts]
         aligned = aligned_left(rows, pad=vocabulary.pad)
         x = dict(zip(("token_ids", "padding_mask"), aligned, strict=True))
         if self.source_mask:
@@ -255,7 +307,7 @@ class Seq2SeqLMPreprocessor(
     def lay_out(self, texts, as_source):
         vocabulary = self.tokenizer.vocabulary
         beginnings = [[objectives.decoder_start(vocabulary)]] * len(texts)
-        encoded = [objectives.prompt(ids, True, vocabulary) for ids in texts]
+        encoded = [objectives.prompt(tokens, True, vocabulary) for tokens in texts]
         x = {}
         for part, rows in (("encoder", encoded), ("decoder", beginnings)):
             aligned = aligned_left(rows, pad=vocabulary.pad)

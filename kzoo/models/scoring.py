@@ -1,76 +1,118 @@
-"""Loss and metric over scored tokens."""
+"""How likely texts are: `score`."""
 
+import dataclasses
 import math
 
-import keras
 import numpy as np
 from keras import ops
 
-from kzoo.vocabulary import NUM_BYTES
+from kzoo import objectives
+from kzoo.encoder import count_bytes
+from kzoo.errors import InputError
+from kzoo.models.reading import read
 
 
-def token_loss():
-    """Σ w·nll / Σ w over the scored tokens of a batch, in nats.
+class ScoresTexts:
+    """A mixin of tasks: `score`."""
 
-    Keras's default divides by all positions, and so would give objectives that score
-    different shares of them different gradient scales.
-    """
-    return keras.losses.SparseCategoricalCrossentropy(
-        from_logits=True, reduction="mean_with_sample_weight", name="loss"
-    )
+    def score(self, x, batch_size=32, *, end_token=True):
+        """How well the model predicts each text, or each response given its prompt.
 
+        Of a text a causal LM scores every token; under `continuation` and `seq2seq` a text is
+        the target of an empty source. Of a pair every model scores the response alone:
+        log p(response | prompt). A masked LM scores each token with that token alone hidden
+        (pseudo-log-likelihood, Salazar et al. 2020, arXiv:1910.14659). Texts longer than the
+        model's sequences are scored in consecutive windows.
 
-@keras.saving.register_keras_serializable(package="kzoo")
-class BitsPerByte(keras.metrics.Metric):
-    """Σ w·nll / (ln 2 · scored bytes), summed over everything seen, never a mean of means.
+        Args:
+            x: strings, or pairs: `{"prompts": [...], "responses": [...]}` or a list of them.
+            batch_size: rows that the model sees at once.
+            end_token: whether that the text ends there counts too. By default it does, since
+                `fit` and `evaluate` of the same strings count it: then these agree, and the
+                probabilities of all texts sum to one. A model of running text (a book, in
+                `kzoo.data.load`) has never been shown an end: False leaves it out, and the bits
+                compare with those of running text. A masked LM, which hides tokens of text only,
+                never counts it.
 
-    For a masked LM the bytes are the masked ones: bits per masked byte, which no other
-    objective's bits compare with.
+        Returns:
+            A dict of arrays [texts]: `"nats"` (float64), the negative log-likelihood; `"tokens"`
+            (int64), how many were scored; `"bytes"` (int64), of the text or response as it was
+            given, in UTF-8; and `"bits_per_byte"` (float64), nats / (ln 2 · bytes).
 
-    Args:
-        token_bytes: integers [vocabulary_size], how many bytes of text each id stands for, or a
-            function that gives them once they are known; None if ids below 256 are bytes.
+            The `loglikelihood` of lm-evaluation-harness is -nats with `end_token=False`: of pairs
+            where a separator stands between prompt and response, as `fit` shows pairs. Where the
+            context runs on into the continuation as one text, it is the nats of the context less
+            those of both together.
 
-    Example:
-        >>> metric = BitsPerByte()
-        >>> metric.update_state([[97]], np.zeros((1, 1, 256)), [[1.0]])
-        >>> float(metric.result())
-        8.0
-    """
+        Raises:
+            InputError: for an empty text, or a pair that does not fit in a sequence.
 
-    def __init__(self, name="bits_per_byte", token_bytes=None, **kwargs):
-        super().__init__(name=name, **kwargs)
-        self.token_bytes = token_bytes if callable(token_bytes) else lambda: token_bytes
-        self.nats = self.add_variable((), "zeros", name="nats")
-        self.bytes = self.add_variable((), "zeros", name="bytes")
+        Example:
+            >>> model.score(["Call me Ishmael."], end_token=False)["bits_per_byte"]
+        """
+        self._check_predicts_next()
+        sources, targets = self._reader().tokenized(*read(x))
+        if not all(len(target) for target in targets):
+            raise InputError("a text to score has at least one token. Received: an empty text")
+        owners, rows = [], []
+        for i, target in enumerate(targets):
+            for row in self._rows(None if sources is None else sources[i], target, end_token):
+                owners.append(i)
+                rows.append(row)
+        nats, tokens = np.zeros(len(targets)), np.zeros(len(targets), int)
+        np.add.at(nats, owners, self._row_nats(rows, batch_size))
+        np.add.at(tokens, owners, [int(weight.sum()) for _, _, weight in rows])
+        sizes = np.array([count_bytes(target) for target in targets])
+        bits = nats / (math.log(2) * sizes)
+        return {"nats": nats, "tokens": tokens, "bytes": sizes, "bits_per_byte": bits}
 
-    def update_state(self, y_true, y_pred, sample_weight=None):
-        y_true = ops.convert_to_tensor(y_true)
-        weight = ops.ones_like(y_true) if sample_weight is None else sample_weight
-        weight = ops.cast(weight, "float32")
-        nll = ops.sparse_categorical_crossentropy(
-            y_true, ops.cast(y_pred, "float32"), from_logits=True
-        )
-        self.add(ops.sum(weight * nll), y_true, weight)
+    def _rows(self, source, target, end_token):
+        """The rows (x, y, sample_weight), arrays [rows, time], that score one text."""
+        encoder, length = self._reader().encoder, self.preprocessor.sequence_length
+        end_token = end_token or not encoder.objective.next_token  # a masked LM sees it
+        if source is not None and encoder.objective.name == "causal_lm":
+            # The same rows, of which the response counts alone.
+            encoder = dataclasses.replace(encoder, objective=objectives.get("continuation"))
+        if source is None and encoder.objective.has_source:
+            source = target[:0]
+        room = length - encoder.row_length(source, target[:0], end_token)
+        if len(target) > room and source is not None and len(source):
+            raise InputError(
+                f"a pair to score fits in {length} tokens. Received: one that needs "
+                f"{encoder.row_length(source, target, end_token)}"
+            )
+        for start in range(0, len(target), room):
+            part = target[start : start + room]
+            ends = end_token and start + room >= len(target)
+            sources = None if source is None else [source]
+            yield from self._score_rows(encoder, sources, part, ends)
 
-    def add(self, nats, y_true, weight):
-        """Count a batch whose Σ w·nll is known."""
-        self.nats.assign_add(nats)
-        sizes = self.token_bytes()
-        if sizes is None:
-            count = ops.cast(y_true < NUM_BYTES, "float32")
-        else:
-            count = ops.take(np.asarray(sizes, "float32"), y_true, axis=0)
-        self.bytes.assign_add(ops.sum(weight * count))
+    def _score_rows(self, encoder, sources, target, complete):
+        rng = np.random.default_rng(0)  # a scored row has nothing to draw
+        length = self.preprocessor.sequence_length
+        batch = encoder.batch(sources, [target], length, rng, complete=complete, held_out=True)
+        x, y, weight = batch
+        yield {name: array[0] for name, array in x.items()}, y[0], weight[0]
 
-    def result(self):
-        return self.nats / (math.log(2) * ops.maximum(self.bytes, 1.0))
+    def _row_nats(self, rows, batch_size):
+        """Σ w·nll of each row, float64."""
+        nats = []
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            filled = batch + [batch[-1]] * (batch_size - len(batch))  # one shape, one program
+            x = {name: np.stack([row[0][name] for row in filled]) for name in self.input}
+            y, weight = (np.stack([row[i] for row in filled]) for i in (1, 2))
+            nats.append(self._token_nats(x, y, weight).sum(-1)[: len(batch)])
+        return np.concatenate(nats)
 
-    def get_config(self):
-        sizes = self.token_bytes()
-        sizes = None if sizes is None else np.asarray(sizes, int).tolist()
-        return {**super().get_config(), "token_bytes": sizes}
-
-    def reset_state(self):
-        self.nats.assign(0.0)
-        self.bytes.assign(0.0)
+    def _token_nats(self, x, y, weight):
+        """w·nll of each token, float64 [batch, time]."""
+        if self.loss_rows:
+            self._check_tokens(x)
+            hidden = self._decoded(self.backbone.predict_on_batch(x))
+            _, nats = self._cross_entropy(hidden, y, weight)
+            return ops.convert_to_numpy(nats).astype("float64")
+        logits = np.asarray(self.predict_on_batch(x)).astype("float64")
+        logits -= logits.max(-1, keepdims=True)
+        chosen = np.take_along_axis(logits, y[..., None], -1)[..., 0]
+        return weight * (np.log(np.exp(logits).sum(-1)) - chosen)

@@ -8,7 +8,10 @@ import keras
 import keras_hub
 import numpy as np
 
+from kzoo.encoder import ids as ids_of
+from kzoo.encoder import utf8
 from kzoo.errors import InputError
+from kzoo.models.reading import strings
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.vocabulary import Vocabulary
 
@@ -62,7 +65,9 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
     Attributes:
         vocabulary: a `kzoo.vocabulary.Vocabulary`.
         pad_token_id, start_token_id, end_token_id, mask_token_id: integers, or None.
-        token_bytes: int32 [size], how many bytes of text each token stands for.
+        token_bytes: int32 [size], how many bytes of text each token stands for when it is seen
+            alone. In a text it may stand for more, spaces before it say, or fewer: `encode` tells.
+        spells: whether `token_bytes` holds in every text, as in byte-level BPE.
 
     Raises:
         InputError: if the content is no tokenizer, lacks a special token, or has neither
@@ -117,6 +122,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         self.start_token_id = parts["bos"]
         self.end_token_id = parts["eos"]
         self.mask_token_id = parts["mask"]
+        self.spells = "ByteLevel" in _kinds(tokenizer)
         self.token_bytes = _token_bytes(tokenizer, {*special, unknown}, self.vocabulary.size)
 
     @property
@@ -136,12 +142,29 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
     def id_to_token(self, id):
         return self._tokenizer.id_to_token(int(id))
 
+    def encode(self, texts):
+        """Strings as token arrays (see `kzoo.encoder`): a list of int32 [tokens, 2]."""
+        for text in texts:
+            utf8(text)  # refuses what the library would panic at
+        encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [
+            np.stack([row.ids, self._sizes(text, row)], axis=-1).astype(np.int32).reshape(-1, 2)
+            for text, row in zip(texts, encoded, strict=True)
+        ]
+
+    def _sizes(self, text, encoding):
+        """How many bytes of the text each token stands for, which add up to the text's."""
+        if self.spells:
+            sizes = self.token_bytes[np.array(encoding.ids, int)]
+            if sizes.sum() == len(text.encode()):
+                return sizes
+        return spread_bytes(text, encoding.offsets)
+
     def tokenize(self, inputs):
         """A string to int32 [time], or a list of strings to a list of them."""
         if isinstance(inputs, str):
             return self.tokenize([inputs])[0]
-        encoded = self._tokenizer.encode_batch(list(inputs), add_special_tokens=False)
-        return [np.asarray(row.ids, "int32") for row in encoded]
+        return [ids_of(tokens) for tokens in self.encode(strings(inputs))]
 
     # Not keras-hub's: with TensorFlow installed that turns strings into its tensors.
     def call(self, inputs):
@@ -177,17 +200,55 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         }
 
 
+def spread_bytes(text, spans):
+    """The bytes of a text, shared out among its tokens.
+
+    What stands between two tokens, spaces that a tokenizer leaves out say, goes to the one after
+    it, and what stands at the end to the last one. Tokens that share characters share their bytes.
+
+    Args:
+        text: a string.
+        spans: a list of (start, end), the characters of the text that each token stands for.
+
+    Returns:
+        Integers [tokens], whose sum is the number of bytes of the text.
+
+    Example:
+        >>> spread_bytes(" to  bé ", [(1, 3), (5, 7)]).tolist()
+        [3, 6]
+    """
+    if not spans:
+        return np.zeros(0, int)
+    lengths = [0, *(len(character.encode()) for character in text)]
+    ends = np.minimum(np.maximum.accumulate([end for _, end in spans]), len(text))
+    ends[ends == ends[-1]] = len(text)
+    reached, first, count = np.unique(ends, return_index=True, return_counts=True)
+    shared = np.diff(np.cumsum(lengths)[reached], prepend=0)
+    group = np.repeat(np.arange(len(count)), count)
+    rank = np.arange(len(ends)) - first[group]
+    total, among = shared[group], count[group]
+    return total * (rank + 1) // among - total * rank // among
+
+
+def _kinds(tokenizer):
+    """The names of the steps by which a tokenizer cuts texts and joins tokens: a set."""
+    steps = json.loads(tokenizer.to_str())
+    steps = json.dumps([steps["pre_tokenizer"], steps["decoder"]])
+    return set(re.findall(r'"type": "(\w+)"', steps))
+
+
 def _token_bytes(tokenizer, without, size):
     """How many bytes of text each id stands for; those in `without` for none, the unknown token
     among them. Word pieces do not say which spaces stood between them, and count none."""
-    steps = json.loads(tokenizer.to_str())
-    steps = json.dumps([steps["pre_tokenizer"], steps["decoder"]])
-    kinds = set(re.findall(r'"type": "(\w+)"', steps))
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    spelt = "ByteLevel" in _kinds(tokenizer)
     sizes = np.zeros(size, np.int32)
     for token, id in tokenizer.get_vocab(with_added_tokens=True).items():
         if id in without:
             continue
-        if "ByteLevel" in kinds:
+        if token in added:
+            sizes[id] = len(token.encode())
+        elif spelt:
             sizes[id] = len(token)  # a character for each byte
         elif re.fullmatch("<0x[0-9A-F]{2}>", token):
             sizes[id] = 1

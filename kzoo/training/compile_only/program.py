@@ -7,7 +7,7 @@ import keras
 
 from kzoo import presets
 from kzoo.errors import InputError
-from kzoo.models.tasks import LEARNING_RATE
+from kzoo.models.loss import LEARNING_RATE
 from kzoo.training.distribution import DATA, MODEL, layout
 
 

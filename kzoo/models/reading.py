@@ -1,0 +1,241 @@
+"""What Keras's methods are given, as lists of strings; and batches that come one by one."""
+
+import sys
+import types
+
+import keras
+import numpy as np
+
+from kzoo.errors import InputError
+
+PAIRS = {"prompts", "responses"}
+
+
+def read(x, y=None):
+    """Texts or pairs, in any form in which libraries hand strings over.
+
+    Args:
+        x: a string; a list, tuple, array or tensor of strings (bytes are UTF-8);
+            `{"prompts": strings, "responses": strings}`; or a list of (prompt, response) pairs.
+        y: None, or strings: the responses to the prompts in x.
+
+    Returns:
+        (prompts, texts): lists of strings; prompts is None where there are texts alone.
+
+    Raises:
+        InputError: for anything else, or prompts and responses of different numbers.
+    """
+    if isinstance(x, dict):
+        if set(x) != PAIRS:
+            raise InputError(
+                "pairs are {'prompts': [...], 'responses': [...]}. "
+                f"Received: the keys {sorted(map(str, x))!r:.120}"
+            )
+        if y is not None:
+            raise InputError("pairs bring their own responses. Received: pairs and y")
+        return _paired(x["prompts"], x["responses"])
+    if y is not None:
+        return _paired(x, y)
+    if is_pairs(x):
+        return _paired([prompt for prompt, _ in x], [response for _, response in x])
+    return None, strings(x)
+
+
+def strings(x):
+    """A string, or several in any form, as a list of strings."""
+    x = x.numpy() if hasattr(x, "numpy") else x
+    if isinstance(x, str | bytes):
+        x = [x]
+    x = x.tolist() if isinstance(x, np.ndarray) else x
+    x = [x] if isinstance(x, str | bytes) else x  # an array without dimensions
+    if not isinstance(x, list | tuple):
+        raise InputError(f"texts are strings, or lists of them. Received: {type(x).__name__}")
+    for i, text in enumerate(x):
+        if not isinstance(text, str | bytes):
+            raise InputError(f"texts are strings. Received: {type(text).__name__} (text {i})")
+    return [_decoded(text) if isinstance(text, bytes) else text for text in x]
+
+
+def is_pairs(x):
+    """Whether x is a list of (prompt, response) pairs."""
+    return (
+        isinstance(x, list | tuple)
+        and len(x) > 0
+        and all(
+            isinstance(pair, list | tuple)
+            and len(pair) == 2
+            and all(isinstance(text, str) for text in pair)
+            for pair in x
+        )
+    )
+
+
+def is_tokens(x):
+    """Whether a model's inputs are a batch of tokens already."""
+    return isinstance(x, dict) and any(name.endswith("token_ids") for name in x)
+
+
+def is_running_text(x):
+    """Whether x is an array of token ids, integers [rows, tokens]."""
+    shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
+    kind = str(dtype).rpartition(".")[2] if dtype is not None else ""
+    return shape is not None and len(shape) == 2 and "int" in kind
+
+
+def unpadded(row, pad):
+    """A row of ids without the padding at its end."""
+    real = np.flatnonzero(row != pad)
+    return row[: real[-1] + 1] if len(real) else row[:0]
+
+
+def read_weights(sample_weight, count):
+    """How much each of `count` examples counts: float32 [count], or None.
+
+    Raises:
+        InputError: for another shape, or weights that are negative or not finite.
+    """
+    if sample_weight is None:
+        return None
+    weights = np.asarray(sample_weight, "float32")
+    if weights.shape != (count,):
+        raise InputError(
+            f"sample_weight of texts has one number for each, the shape ({count},). "
+            f"Received: the shape {weights.shape}"
+        )
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise InputError("sample_weight is finite and not negative. Received: one that is not")
+    return weights
+
+
+def held_out_parts(data):
+    """`validation_data` as (x, y, sample_weight): a list of strings or of pairs is an x."""
+    if isinstance(data, list) and (is_pairs(data) or all(isinstance(x, str) for x in data)):
+        return data, None, None
+    return _parts(tuple(data) if isinstance(data, list) else data)
+
+
+def in_tf_graph(x):
+    """Whether x holds symbolic tensors of TensorFlow, as inside `tf.data.Dataset.map`."""
+    tf = sys.modules.get("tensorflow")
+    leaves = keras.tree.flatten(x) if tf else []
+    return any(tf.is_symbolic_tensor(leaf) for leaf in leaves if isinstance(leaf, tf.Tensor))
+
+
+def _paired(prompts, responses):
+    prompts, responses = strings(prompts), strings(responses)
+    if len(prompts) != len(responses):
+        raise InputError(
+            f"there are as many prompts as responses. Received: {len(prompts)} and {len(responses)}"
+        )
+    return prompts, responses
+
+
+def _decoded(text):
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"texts in bytes are UTF-8. Received: bytes that are not ({error.reason})"
+        ) from None
+
+
+# Streams ------------------------------------------------------------------------------------
+
+
+def is_stream(x):
+    """Whether batches come one by one, from what keras-hub cannot map a preprocessor over."""
+    return (
+        isinstance(x, types.GeneratorType)
+        or isinstance(x, keras.utils.PyDataset)
+        or is_torch_loader(x)
+    )
+
+
+def is_torch_loader(x):
+    torch_data = sys.modules.get("torch.utils.data")
+    return torch_data is not None and isinstance(x, torch_data.DataLoader)
+
+
+def mapped(stream, read):
+    """A stream of the same kind, of what `read(x, y, sample_weight)` makes of its batches."""
+    if isinstance(stream, keras.utils.PyDataset):
+        return _Mapped(stream, read)
+    if is_torch_loader(stream):
+        return _torch_loader(stream, read)
+    return (_element(batch, read) for batch in stream)
+
+
+def _element(batch, read):
+    x, y, sample_weight = _parts(batch)
+    return keras.utils.pack_x_y_sample_weight(*_as_tuple(read(x, y, sample_weight)))
+
+
+def _parts(batch):
+    """A batch of a stream: a tuple is Keras's (x, y, sample_weight), anything else an x."""
+    alone = not isinstance(batch, tuple) or isinstance(batch[0], str | bytes)
+    return (batch, None, None) if alone else keras.utils.unpack_x_y_sample_weight(batch)
+
+
+def _as_tuple(batch):
+    return batch if isinstance(batch, tuple) else (batch,)
+
+
+class _Mapped(keras.utils.PyDataset):
+    """A `PyDataset` with what `read` makes of each batch."""
+
+    def __init__(self, dataset, read):
+        super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
+        self._dataset, self._read = dataset, read
+
+    @property
+    def num_batches(self):
+        return self._dataset.num_batches
+
+    def __getitem__(self, index):
+        return _element(self._dataset[index], self._read)
+
+    def on_epoch_begin(self):
+        self._dataset.on_epoch_begin()
+
+    def on_epoch_end(self):
+        self._dataset.on_epoch_end()
+
+
+def slices(x, y, sample_weight, batch_size, read):
+    """Arrays as a `PyDataset` of batches."""
+
+    class Slices(keras.utils.PyDataset):
+        count = len(next(leaf for leaf in keras.tree.flatten(x)))
+        num_batches = -(-count // batch_size)
+
+        def __getitem__(self, index):
+            at = slice(index * batch_size, (index + 1) * batch_size)
+            batch = keras.tree.map_structure(
+                lambda leaf: None if leaf is None else leaf[at], (x, y, sample_weight)
+            )
+            return _as_tuple(read(*batch))
+
+    return Slices()
+
+
+def _torch_loader(loader, read):
+    from torch.utils.data import DataLoader, IterableDataset
+
+    class Mapped(IterableDataset):
+        def __iter__(self):
+            for batch in loader:
+                # The columns of pairs come as a list, which elsewhere is a list of examples.
+                if isinstance(batch, list) and not isinstance(batch[0], str | bytes):
+                    batch = tuple(batch)
+                yield _element(keras.tree.map_structure(_numpy, batch), read)
+
+    class Counted(Mapped):
+        def __len__(self):
+            return len(loader)
+
+    counted = hasattr(loader.dataset, "__len__")
+    return DataLoader(Counted() if counted else Mapped(), batch_size=None)
+
+
+def _numpy(leaf):
+    return leaf.numpy() if hasattr(leaf, "detach") else leaf
