@@ -1,8 +1,5 @@
 """Every order, ours and users', on every kernel, against an oracle that shares nothing with it."""
 
-import dataclasses
-import json
-
 import keras
 import numpy as np
 import oracle
@@ -13,7 +10,6 @@ from hypothesis import strategies as st
 from orders import OURS, THEIRS
 
 from kzoo import masks
-from kzoo.errors import InputError
 from kzoo.ops import linear_attention, softmax_attention
 
 pytestmark = pytest.mark.backends

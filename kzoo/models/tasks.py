@@ -35,6 +35,7 @@ from kzoo.models.scoring import BitsPerByte, token_loss
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.weights import PathWeights, by_path, read_weights, write_weights
 from kzoo.ops.cross_entropy import cross_entropy
+from kzoo.places import check_documents
 
 LEARNING_RATE = 3e-4
 # Keras puts this class among the bases of a model class when a model is made, and keras-hub takes
@@ -315,6 +316,8 @@ class _Task(Executes, PathWeights):
         for name in self.input:
             if name.endswith("token_ids"):
                 self._check_ids(x[name])
+            if name.endswith("padding_mask"):
+                check_documents(name, x[name])
 
     def _check_ids(self, ids):
         longest, time = self.backbone.max_sequence_length, np.shape(ids)[-1]

@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError, unknown
+from kzoo.ops.precision import float32_products
 from kzoo.places import document_index, is_integer
 
 
@@ -99,7 +100,8 @@ class FeatureMap:
             )
         x = ops.cast(x, "float64" if dtype == "float64" else "float32")
         arguments = [x, ops.cast(weights[kernel], x.dtype)] if self.learned else [x]
-        return ops.cast(features(*arguments), dtype)
+        with float32_products():  # a projection, and a choice of entries
+            return ops.cast(features(*arguments), dtype)
 
     def _key(self, x, segment):
         return self._query(x)  # most maps treat both alike
@@ -230,6 +232,7 @@ class Favor(FeatureMap):
         for value, least, field in ((self.features, 1, "features"), (self.seed, 0, "seed")):
             if not is_integer(value) or value < least:
                 raise InputError(f"{field} is an integer of at least {least}. Received: {value!r}")
+            object.__setattr__(self, field, int(value))  # JSON knows none of NumPy's
 
     def size(self, dim):
         return self.features

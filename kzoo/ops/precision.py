@@ -11,12 +11,14 @@ import contextlib
 import keras
 
 
+@contextlib.contextmanager
 def float32_products(dtype="float32"):
     """A context in which JAX multiplies float32 matrices in float32 on every platform.
 
-    Derivatives of what is done inside keep it, but not the custom ones of JAX, which say it
-    themselves. On other backends it changes nothing: torch multiplies in float32 by default, and
-    TensorFlow on a GPU as `tf.config.experimental.enable_tensor_float_32_execution` says.
+    It also decorates functions. Derivatives of what is done inside keep it, but not the custom
+    ones of JAX, which say it themselves. On other backends it changes nothing: torch multiplies in
+    float32 by default, and TensorFlow on a GPU as
+    `tf.config.experimental.enable_tensor_float_32_execution` says.
 
     Args:
         dtype: of the operands before they were cast; of 16-bit ones nothing is asked.
@@ -27,7 +29,9 @@ def float32_products(dtype="float32"):
     """
     wide = keras.backend.standardize_dtype(dtype) in ("float32", "float64")
     if not wide or keras.backend.backend() != "jax":
-        return contextlib.nullcontext()
+        yield
+        return
     import jax
 
-    return jax.default_matmul_precision("highest")
+    with jax.default_matmul_precision("highest"):
+        yield
