@@ -15,6 +15,7 @@ from kzoo.models.reading import (
     mapped,
     slices,
 )
+from kzoo.places import check_documents
 
 log = logging.getLogger("kzoo")
 
@@ -145,6 +146,8 @@ class ReadsText:
         for name in self.input:
             if name.endswith("token_ids"):
                 self._check_ids(x[name])
+            if name.endswith("padding_mask"):
+                check_documents(name, x[name])
 
     def _check_ids(self, ids):
         longest, time = self.backbone.max_sequence_length, np.shape(ids)[-1]

@@ -4,15 +4,18 @@ import keras
 from keras import ops
 
 from kzoo.errors import InputError
+from kzoo.ops.precision import float32_products
 
 
 def cross_entropy(hidden, kernel, labels, weights=None, *, rows):
     """Σ w·nll over all tokens, nll = −log softmax(hidden · kernelᵀ)[label], in chunks of tokens.
 
-    The logits of one chunk exist at a time, in float32. Since the loss ends in one number, its
-    gradient is known up to a factor as soon as a chunk's logits are: the forward pass sums the
-    gradients and the backward pass scales them, so nothing is computed twice (on TensorFlow
-    the backward pass forms the logits again). Without gradients only the loss is computed.
+    The logits of one chunk exist at a time, in float32, and float32 operands are multiplied in
+    float32 (`kzoo.ops.precision`); products of 16-bit ones are exact as they are. Since the loss
+    ends in one number, its gradient is known up to a factor as soon as a chunk's logits are: the
+    forward pass sums the gradients and the backward pass scales them, so nothing is computed twice
+    (on TensorFlow the backward pass forms the logits again). Without gradients only the loss is
+    computed.
     Source: Hsu et al. 2024, arXiv:2410.10989 (fused linear cross-entropy).
 
     Args:
@@ -34,7 +37,9 @@ def cross_entropy(hidden, kernel, labels, weights=None, *, rows):
     Example:
         >>> total, nats = cross_entropy(hidden, embedding.embeddings, labels, rows=256)
     """
-    hidden, kernel = (ops.cast(ops.convert_to_tensor(x), "float32") for x in (hidden, kernel))
+    hidden, kernel = (ops.convert_to_tensor(x) for x in (hidden, kernel))
+    dtype = keras.backend.standardize_dtype(hidden.dtype)
+    hidden, kernel = (ops.cast(x, "float32") for x in (hidden, kernel))
     labels = ops.cast(ops.convert_to_tensor(labels), "int32")
     weights = ops.ones_like(labels) if weights is None else ops.convert_to_tensor(weights)
     weights = ops.stop_gradient(ops.cast(weights, "float32"))
@@ -47,7 +52,8 @@ def cross_entropy(hidden, kernel, labels, weights=None, *, rows):
     if rows < 1:
         raise InputError(f"rows is a positive integer. Received: {rows!r}")
     labels = ops.where(weights != 0, labels, 0)
-    total, nats = _kernel()(hidden, kernel, labels, weights, rows)
+    with float32_products(dtype):
+        total, nats = _kernel()(hidden, kernel, labels, weights, rows)
     return total, ops.stop_gradient(nats)
 
 

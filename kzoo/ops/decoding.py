@@ -5,6 +5,7 @@ import dataclasses
 from keras import ops
 
 from kzoo.ops.operands import ratio
+from kzoo.ops.precision import float32_products
 from kzoo.ops.reference import masked_softmax, softmax_scale
 from kzoo.places import Places
 
@@ -75,6 +76,7 @@ class Window:
         return Places(ops.maximum(column - start, 0), segment, segment, in_source)
 
 
+@float32_products()
 def softmax_step(q, k, v, visible, scale=None, bias=None):
     """Softmax attention of few queries over cached keys, which no head repeats.
 
@@ -100,6 +102,7 @@ def softmax_step(q, k, v, visible, scale=None, bias=None):
     return ops.cast(ops.reshape(out, (-1, out.shape[1], heads, out.shape[-1])), dtype)
 
 
+@float32_products()
 def linear_step(features, q, k, v, weights, position, writes, state):
     """Linear attention of one token: its key joins the state, which its query reads.
 
@@ -130,6 +133,7 @@ def linear_step(features, q, k, v, weights, position, writes, state):
     return ops.cast(linear_read(q, q_norm, state), dtype), state
 
 
+@float32_products()
 def linear_read(q, q_norm, state):
     """What queries find in a state: [batch, queries, heads, value_dim].
 

@@ -17,6 +17,7 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError, unknown
+from kzoo.ops.precision import float32_products
 from kzoo.places import document_index
 from kzoo.values import is_integer
 
@@ -100,7 +101,8 @@ class FeatureMap:
             )
         x = ops.cast(x, "float64" if dtype == "float64" else "float32")
         arguments = [x, ops.cast(weights[kernel], x.dtype)] if self.learned else [x]
-        return ops.cast(features(*arguments), dtype)
+        with float32_products():  # a projection, and a choice of entries
+            return ops.cast(features(*arguments), dtype)
 
     def _key(self, x, segment):
         return self._query(x)  # most maps treat both alike

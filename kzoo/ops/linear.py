@@ -5,7 +5,8 @@ their document. So time is brought into the order of level (where levels fall wi
 through from its end; where they do neither, sorted) and cut into chunks. Inside a chunk the
 products are dense; the chunks before add one state, summed over their keys in the document that
 reaches across the boundary; where levels are shared, the chunks after add another, summed over
-their keys in the group that reaches across it. States are sums, never differences of sums, which would lose precision.
+their keys in the group that reaches across it. States are sums, never differences of sums, which
+would lose precision.
 """
 
 import functools
@@ -30,6 +31,7 @@ from kzoo.ops.operands import (
     take_heads,
     zero_padding,
 )
+from kzoo.ops.precision import float32_products
 from kzoo.values import is_count, is_integer, plain
 
 log = logging.getLogger("kzoo")
@@ -57,7 +59,9 @@ def linear_attention(
 ):
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j, in linear time.
 
-    Products, sums and the normaliser are in float32 whatever the dtype of the operands.
+    Products, sums and the normaliser are in float32 whatever the dtype of the operands. JAX is
+    told so (`kzoo.ops.precision`), since states are sums that are multiplied again: on a TPU a
+    product takes six passes instead of one, which loading and storing still outlasts.
     Source: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 to 9; with `rotary`,
     Su et al. 2021, arXiv:2104.09864, equation 19.
 
@@ -142,6 +146,7 @@ def _tell_of_partitioner(reason):
     log.info("linear attention on several devices is left to XLA's partitioner: %s", reason)
 
 
+@float32_products()
 def _linear_attention(
     q,
     k,
@@ -301,10 +306,8 @@ def _backwards(order):
 def _same_kind(core, operands, weights, heads, places, turns, state):
     """Heads whose orders go through time in the same way, in one pass."""
     order = heads[0]
-    forth, back, reverse = _ways(order, places)
-    if core.any_direction:
-        forth, back, reverse = _ways(order, places, flip=False)
-        reverse = [_backwards(head) for head in heads]
+    forth, back, reverse = _ways(order, places, flip=not core.any_direction)
+    reverse = [_backwards(head) for head in heads] if core.any_direction else reverse
     document, shown = places.document, None
     if places.segment is not None:
         shown = places.segment != 0
@@ -349,8 +352,7 @@ class Tokens(NamedTuple):
     """What is known of each token, integers, sorted by (document, level).
 
     Attributes:
-        document: [batch or 1, 1, time], filled so that padding belongs to a neighbour and never
-            parts a document in two; None for one document.
+        document: [batch or 1, 1, time], padding belongs to a neighbour; None for one document.
         level: [batch or 1, heads or 1, time]; None where no two of a document share one.
         turns: floats [batch or 1, time, ..], sines and cosines of rotary positions, or None.
         shown: booleans [batch or 1, time], the keys that count; None for all.

@@ -7,9 +7,11 @@ from kzoo.errors import InputError, unknown
 from kzoo.ops import feature_maps
 from kzoo.ops.features import features_of
 from kzoo.ops.operands import prepare, ratio
+from kzoo.ops.precision import float32_products
 from kzoo.ops.rotary import rotate
 
 
+@float32_products()
 def reference_attention(
     q,
     k,

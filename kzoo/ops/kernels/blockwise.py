@@ -251,4 +251,4 @@ def _at(x, index):
 
 
 def _dot(equation, a, b):
-    return jnp.einsum(equation, a, b, preferred_element_type=a.dtype)
+    return jnp.einsum(equation, a, b, precision="highest", preferred_element_type=a.dtype)

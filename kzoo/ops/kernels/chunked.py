@@ -295,11 +295,12 @@ def _swap(x):
 
 def _sum(x):
     """Over the last axis, as a product: XLA's reductions are slow on a CPU."""
-    return jnp.dot(x, jnp.ones(x.shape[-1:], x.dtype), preferred_element_type=x.dtype)
+    ones = jnp.ones(x.shape[-1:], x.dtype)
+    return jnp.dot(x, ones, precision="highest", preferred_element_type=x.dtype)
 
 
 def _dot(equation, a, b):
-    return jnp.einsum(equation, a, b, preferred_element_type=a.dtype)
+    return jnp.einsum(equation, a, b, precision="highest", preferred_element_type=a.dtype)
 
 
 def _cut(x, axis, mode, chunk):

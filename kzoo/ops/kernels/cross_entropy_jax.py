@@ -12,21 +12,28 @@ from kzoo.ops.cross_entropy import terms, terms_and_slopes
 @functools.partial(jax.jit, static_argnums=4)
 def cross_entropy(hidden, kernel, labels, weights, rows):
     """See `kzoo.ops.cross_entropy.cross_entropy`; all floats are float32."""
-    return _sum(rows, hidden, kernel, labels, weights)
+    # What is differentiated later is traced later, when the precision of now no longer holds.
+    static = rows, jax.config.jax_default_matmul_precision
+    return _sum(static, hidden, kernel, labels, weights)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(rows, hidden, kernel, labels, weights):
+def _sum(static, hidden, kernel, labels, weights):
+    rows, precision = static
+
     def step(_, chunk):
         hidden, labels, weights = _flat(chunk)
         return None, terms(hidden, kernel, labels, weights).reshape(chunk[1].shape)
 
-    _, nats = _loop(step, None, [_cut(x, rows) for x in (hidden, labels, weights)])
+    with jax.default_matmul_precision(precision):
+        _, nats = _loop(step, None, [_cut(x, rows) for x in (hidden, labels, weights)])
     nats = _join(nats, labels.shape)
     return nats.sum(), nats
 
 
-def _forward(rows, hidden, kernel, labels, weights):
+def _forward(static, hidden, kernel, labels, weights):
+    rows, precision = static
+
     def step(summed, chunk):
         hidden, labels, weights = _flat(chunk)
         nats, slopes = terms_and_slopes(hidden, kernel, labels, weights)
@@ -37,12 +44,13 @@ def _forward(rows, hidden, kernel, labels, weights):
         return summed + turned @ slopes, out
 
     chunks = [_cut(x, rows) for x in (hidden, labels, weights)]
-    summed, (nats, hidden_gradient) = _loop(step, jnp.zeros_like(kernel.T), chunks)
+    with jax.default_matmul_precision(precision):
+        summed, (nats, hidden_gradient) = _loop(step, jnp.zeros_like(kernel.T), chunks)
     nats = _join(nats, labels.shape)
     return (nats.sum(), nats), (_join(hidden_gradient, hidden.shape), summed.T)
 
 
-def _backward(rows, gradients, cotangents):
+def _backward(static, gradients, cotangents):
     hidden, kernel = (cotangents[0] * x for x in gradients)
     return hidden, kernel, None, None
 

@@ -29,6 +29,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from kzoo.errors import InputError
 from kzoo.masks import Order
 from kzoo.ops.kernels.mesh import current_mesh, each_device, refuses_mesh
+from kzoo.ops.precision import float32_products
 from kzoo.places import Places
 
 # Limits found by compiling forward and backward passes for a v5e.
@@ -81,8 +82,9 @@ def refuses(
 def splash(q, k, v, mask, queries, keys, *, interpret=False):
     """softmax(q kᵀ) v over the visible keys, for what `refuses` does not refuse.
 
-    Scores and statistics are in float32. Memory is linear in time, forward and backward. Under a
-    `current_mesh` the batch is split over its axis "data" and the heads over "model".
+    Scores and statistics are in float32, and float32 operands are multiplied in float32. Memory is
+    linear in time, forward and backward. Under a `current_mesh` the batch is split over its axis
+    "data" and the heads over "model".
 
     Args:
         q: float32 or bfloat16 [batch, query_time, heads, dim], times the scale, padding zero.
@@ -192,11 +194,34 @@ def _call(q, k, v, segments, windows, interpret, last=None):
         segments = None
     last = None if last is None else _pad(last, axis=1)
     kernel = _kernel(windows, (q.shape[2], k.shape[2]), interpret)
+    return _run(windows[0], kernel, q, k, v, segments, last)[:, :, :query_time]
 
-    def example(q, k, v, segments, last):
-        return _until(kernel, last, windows[0])(q, k, v, segment_ids=segments)
 
-    return jax.vmap(example)(q, k, v, segments, last)[:, :, :query_time]
+# What splash multiplies is in the precision that holds while it is traced, backwards too.
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _run(window, kernel, q, k, v, segments, last):
+    return _run_forward(window, kernel, q, k, v, segments, last)[0]
+
+
+def _run_forward(window, kernel, q, k, v, segments, last):
+    def run(q, k, v):
+        def example(q, k, v, segments, last):
+            return _until(kernel, last, window)(q, k, v, segment_ids=segments)
+
+        return jax.vmap(example)(q, k, v, segments, last)
+
+    with float32_products(q.dtype):
+        return jax.vjp(run, q, k, v)
+
+
+def _run_backward(window, pull, slope):
+    with float32_products(slope.dtype):
+        return None, *pull(slope), None, None
+
+
+_run.defvjp(_run_forward, _run_backward)
 
 
 def _last(level, document):

@@ -1,0 +1,80 @@
+"""Orders as users write them, outside the package: the README's own, and others."""
+
+import dataclasses
+
+from keras import ops
+
+from kzoo import masks
+
+
+@masks.register
+@dataclasses.dataclass(frozen=True)
+class ReversedBlock(masks.Order):
+    size: int
+    name = "reversed_block"
+    descending = True
+
+    def level(self, places):
+        return -(places.position // self.size)
+
+
+@masks.register
+@dataclasses.dataclass(frozen=True)
+class Strided(masks.Order):
+    """Declares nothing."""
+
+    step: int = 3
+    name = "strided"
+
+    def level(self, places):
+        return places.position % self.step
+
+
+@masks.register
+@dataclasses.dataclass(frozen=True)
+class FromTheMiddle(masks.Order):
+    name = "from_the_middle"
+    grouped = False
+
+    def level(self, places):
+        return ops.abs(3 * places.position - 10)
+
+
+@masks.register
+@dataclasses.dataclass(frozen=True)
+class PrefixOfPairs(masks.Order):
+    name = "prefix_of_pairs"
+    needs_source = True
+    ascending = True
+
+    def level(self, places):
+        return ops.where(places.in_source, 0, 1 + places.position // 2)
+
+
+@masks.register
+@dataclasses.dataclass(frozen=True)
+class BareCausal(masks.Order):
+    """What is causal, and says nothing of it."""
+
+    name = "bare_causal"
+
+    def level(self, places):
+        return places.position
+
+
+OURS = (
+    "bidirectional",
+    "causal",
+    "reversed",
+    "prefix",
+    {"block": {"size": 3}},
+    {"permuted": {"seed": 1}},
+)
+THEIRS = (
+    {"reversed_block": {"size": 3}},
+    {"strided": {"step": 3}},
+    "from_the_middle",
+    "prefix_of_pairs",
+    "bare_causal",
+    {"reversed_block": {"size": 1}},
+)
