@@ -23,7 +23,7 @@ from kzoo.masks import Bidirectional, Causal, Order, Prefix, Reversed
 from kzoo.ops import feature_maps
 from kzoo.ops.choice import kernel_for, platform, shape_of
 from kzoo.ops.features import features_of
-from kzoo.ops.operands import prepare, ratio, take_heads, zero_padding
+from kzoo.ops.operands import nothing, prepare, ratio, take_heads, zero_padding
 
 log = logging.getLogger("kzoo")
 
@@ -93,6 +93,9 @@ def linear_attention(
     """
     if chunk_size is not None and chunk_size < 1:
         raise InputError(f"chunk_size is at least 1. Received: {chunk_size}")
+    if (zeros := nothing(q, k, v)) is not None:
+        state = initial_state or _no_state(q, v, feature_maps.get(feature_map))
+        return (zeros, state) if return_state else zeros
     rows = {
         "padding_mask": padding_mask,
         "source_mask": source_mask,
@@ -123,6 +126,15 @@ def linear_attention(
     own = {"query_offset": query_offset, "feature_weights": feature_weights}
     states = {"initial_state": initial_state, "return_state": return_state}
     return _linear_attention(q, k, v, mask, **rows, **own, **static, **states)
+
+
+def _no_state(q, v, phi):
+    """The state of no keys."""
+    shape = (q.shape[0], q.shape[2], phi.size(q.shape[3]))
+    return {
+        "matrix": ops.zeros((*shape, v.shape[3]), "float32"),
+        "normaliser": ops.zeros(shape, "float32"),
+    }
 
 
 @functools.cache
