@@ -75,7 +75,8 @@ def load(name, *, dtype=None, remat="none", **overrides):
             `"attention"` or `"block"` (the least memory). The results are the same. On JAX's
             CPU the memory falls only with what the log then says. Neither is part of the
             config: a directory is loaded with the `dtype` and `remat` that are given here,
-            whatever it was trained with.
+            whatever it was trained with. Quantised weights alone keep the dtypes that they were
+            saved with.
         **overrides: config fields that replace the preset's or the saved ones. What `save`
             wrote must fit the resulting model exactly. Other checkpoints must not lose a
             weight; what the model has besides gets initial values and is named in the log.
@@ -94,19 +95,20 @@ def load(name, *, dtype=None, remat="none", **overrides):
         >>> bert = load("hf://google-bert/bert-base-uncased", mask="half_heads")
     """
     kind = _kind(name)
-    tokenizer = None
+    tokenizer = head_dtype = None
     if kind == "preset":
         complete = config(name, **overrides)
     elif kind == "saved":
         complete = fields.resolve({**_saved_config(Path(name)), **overrides})
         tokenizer = _saved_tokenizer(Path(name))
+        dtype, head_dtype = _saved_dtype(Path(name), dtype)
     else:
         from kzoo import convert
 
         checkpoint = convert.read(name)
         complete = fields.resolve({**checkpoint.config, **overrides})
         tokenizer = checkpoint.tokenizer
-    model = build(complete, dtype, tokenizer, remat)
+    model = build(complete, dtype, tokenizer, remat, head_dtype)
     if kind == "checkpoint":
         checkpoint.fill(model)
     elif kind == "saved":
@@ -138,20 +140,25 @@ def load_backbone(name, *, dtype=None, remat="none", **overrides):
 def save(model, directory):
     """Write a model's config, tokenizer and weights to a directory, as keras-hub presets do.
 
-    `load(directory)` reads it, and so does `keras_hub.models.CausalLM.from_preset`. The model is
-    there whole or not at all; other files in the directory stay.
+    `load(directory)` reads it, and so does `keras_hub.models.CausalLM.from_preset`: the same
+    logits, also of weights that were quantised to int8, int4 or float8. LoRA matrices become part
+    of the kernels when it is loaded. A model without a tokenizer comes back without one. The model
+    is there whole or not at all; other files in the directory stay.
 
     Raises:
+        InputError: for weights that would not come back (GPTQ, AWQ, LoRA beside quantised ones),
+            before anything is written.
         OSError: if it cannot be written, such as on a full disk.
     """
     with whole_folder(directory, last=TASK_FILE) as part:
         model.save_to_preset(str(part))
 
 
-def build(complete, dtype=None, tokenizer=None, remat="none"):
+def build(complete, dtype=None, tokenizer=None, remat="none", head_dtype=None):
     """The model of a complete config: `load` without a name, random weights, no log.
 
     A tokenizer of the kind `"file"` is given; without it the model takes token batches only.
+    `head_dtype` is that of the head's dense layer, where it is not `dtype`.
     """
     from kzoo import models, objectives
 
@@ -174,7 +181,7 @@ def build(complete, dtype=None, tokenizer=None, remat="none"):
         segments=_segments(complete["num_segments"], backbone.mask),
     )
     head = {field: complete[field] for field in fields.HEAD_FIELDS}
-    return task(backbone, preprocessor, objective=objective, **head)
+    return task(backbone, preprocessor, objective=objective, head_dtype=head_dtype, **head)
 
 
 def _undone():
@@ -236,10 +243,27 @@ def _saved_config(directory):
     }
 
 
+def _saved_dtype(directory, dtype):
+    """The dtype policies of a saved backbone and of its head's dense layer: `dtype` and None, but
+    for quantised weights, which have their own."""
+    saved = json.loads((directory / TASK_FILE).read_text())["config"]
+    policy, head = saved["backbone"]["config"]["dtype"], saved.get("head_dtype")
+    if policy["class_name"] != "DTypePolicyMap" and head is None:
+        return dtype, None
+    if dtype is not None:
+        raise InputError(
+            "quantised weights are loaded in the dtypes that they were saved with; leave dtype "
+            f"out. Received: dtype={dtype!r} for {directory}"
+        )
+    import keras
+
+    return keras.dtype_policies.get(policy), head and keras.dtype_policies.get(head)
+
+
 def _saved_tokenizer_kind(directory, vocabulary_size):
     path = directory / TOKENIZER_FILE
     if not path.is_file():
-        return fields.tokenizer_kind(None, vocabulary_size)
+        return "file"  # none was saved, so none comes, whatever the number of ids
     return fields.tokenizer_kind(json.loads(path.read_text())["class_name"], vocabulary_size)
 
 

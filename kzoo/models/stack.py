@@ -1,11 +1,14 @@
 """What backbones are made of: the embedding of tokens, and stacks of blocks."""
 
+from numbers import Integral
+
 import keras
 import keras_hub
 from keras import ops
 
 from kzoo import masks
 from kzoo.config import BACKBONE_FIELDS, check_split, resolve_backbone
+from kzoo.errors import InputError
 from kzoo.layers import (
     Block,
     LearnedPositions,
@@ -147,6 +150,24 @@ class Backbone(PathWeights, keras_hub.models.Backbone):
         """The `Stack` whose rows grow: the last one."""
         return list(self.stacks.values())[-1]
 
+    def enable_lora(self, rank, target_layer_names=None):
+        """Train matrices of rank `rank` beside the query and value projections (or the layers of
+        the given names), and nothing else of the backbone (Hu et al. 2021, arXiv:2106.09685).
+
+        Raises:
+            InputError: for a rank that is no positive integer, or a second call.
+        """
+        if not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1:
+            raise InputError(f"the rank of LoRA matrices is a positive integer. Received: {rank!r}")
+        if getattr(self, "_lora_enabled_layers", None):
+            raise InputError(
+                "enable_lora comes once; a model that was saved and loaded takes it anew. "
+                f"Received: rank={rank} for a model that has LoRA matrices"
+            )
+        super().enable_lora(int(rank), target_layer_names)
+        for variable in self.trainable_variables:  # keras-hub trains biases, and saves none
+            variable.trainable = variable.name.startswith("lora_")
+
     def get_config(self):
         fields = {name: getattr(self, name) for name in BACKBONE_FIELDS}
         objects = {
@@ -155,7 +176,22 @@ class Backbone(PathWeights, keras_hub.models.Backbone):
             "pooler": self.pooler is not None,
             "remat": self.remat,
         }
-        return {**super().get_config(), **fields, **objects}
+        own = {"name": self.name, "trainable": self.trainable}
+        return {**own, **fields, **objects, "dtype": keras.dtype_policies.serialize(self.policies)}
+
+    @property
+    def policies(self):
+        """The dtype policy; where layers are quantised, a map with theirs.
+
+        keras-hub's `get_config` leaves the policy of all other layers out of the map, and so to
+        the default of who loads it.
+        """
+        policy = self.dtype_policy
+        if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+            return policy
+        layers = self._flatten_layers(include_self=False)
+        quantised = {x.path: x.dtype_policy for x in layers if x.quantization_mode is not None}
+        return keras.dtype_policies.DTypePolicyMap(policy, quantised) if quantised else policy
 
 
 class Embeddings:

@@ -109,8 +109,12 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
 
     def enable_lora(self, rank):
         """Train matrices of rank `rank` beside the query and value projections, and no other
-        weights of the backbone (Hu et al. 2021, arXiv:2106.09685). Compile the model after it."""
+        weights, the head's neither (Hu et al. 2021, arXiv:2106.09685). Compile the model after
+        it. `backbone.save_lora_weights` and `load_lora_weights` keep the matrices alone; all
+        else that saves the model makes them part of the kernels when it is loaded."""
         self.backbone.enable_lora(rank)
+        for variable in self._own_weights().values():
+            variable.trainable = False
 
     def twin(self):
         """A task of its own, compiled by default, over the same layers and weights."""

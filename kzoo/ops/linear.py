@@ -26,6 +26,7 @@ from kzoo.ops.features import features_of
 from kzoo.ops.operands import (
     check_batch,
     check_state,
+    nothing,
     prepare,
     ratio,
     take_heads,
@@ -108,6 +109,9 @@ def linear_attention(
     chunk_size = plain(chunk_size)
     if is_integer(query_offset):
         query_offset = int(query_offset)  # NumPy's are static, too
+    if (zeros := nothing(q, k, v)) is not None:
+        state = initial_state or _no_state(q, v, feature_maps.get(feature_map))
+        return (zeros, state) if return_state else zeros
     rows = {
         "padding_mask": padding_mask,
         "source_mask": source_mask,
@@ -138,6 +142,15 @@ def linear_attention(
     own = {"query_offset": query_offset, "feature_weights": feature_weights}
     states = {"initial_state": initial_state, "return_state": return_state}
     return _linear_attention(q, k, v, mask, **rows, **own, **static, **states)
+
+
+def _no_state(q, v, phi):
+    """The state of no keys."""
+    shape = (q.shape[0], q.shape[2], phi.size(q.shape[3]))
+    return {
+        "matrix": ops.zeros((*shape, v.shape[3]), "float32"),
+        "normaliser": ops.zeros(shape, "float32"),
+    }
 
 
 @functools.cache

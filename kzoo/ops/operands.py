@@ -42,17 +42,7 @@ def prepare(
     """
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
     mask = masks.get(mask)
-    shapes = {name: list(x.shape) for name, x in zip("qkv", (q, k, v), strict=True)}
-    if any(len(shape) != 4 for shape in shapes.values()):
-        raise InputError(f"q, k and v have the shape [batch, time, heads, dim]. Received: {shapes}")
-    if not _equal(k.shape[1], v.shape[1]) or k.shape[2] != v.shape[2]:
-        raise InputError(f"k and v have the same times and heads. Received: {shapes}")
-    if q.shape[3] != k.shape[3]:
-        raise InputError(f"q and k have the same last dimension. Received: {shapes}")
-    if not _equal(q.shape[0], k.shape[0]) or not _equal(k.shape[0], v.shape[0]):
-        raise InputError(f"q, k and v have the same batch size. Received: {shapes}")
-    if q.shape[2] % k.shape[2]:
-        raise InputError(f"the heads of q are a multiple of those of k. Received: {shapes}")
+    _check_shapes(q, k, v)
     rows = {
         "padding_mask": padding_mask,
         "source_mask": source_mask,
@@ -117,6 +107,36 @@ def check_state(initial_state, q, features, value_dim):
             x = ops.broadcast_to(x, (ops.shape(q)[0], *shape))
         state.append(x)
     return tuple(state)
+
+
+def nothing(q, k, v):
+    """The output where there are no examples, no queries or no keys, of which no kernel knows:
+    zeros [batch, query_time, heads, value_dim] in the dtype of v; else None.
+
+    Raises:
+        InputError: as `prepare`.
+    """
+    q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
+    _check_shapes(q, k, v)
+    if 0 not in (*q.shape[:2], k.shape[1]):
+        return None
+    return ops.zeros((*ops.shape(q)[:3], v.shape[3]), dtype=v.dtype)
+
+
+def _check_shapes(q, k, v):
+    shapes = {name: list(x.shape) for name, x in zip("qkv", (q, k, v), strict=True)}
+    if any(len(shape) != 4 for shape in shapes.values()):
+        raise InputError(f"q, k and v have the shape [batch, time, heads, dim]. Received: {shapes}")
+    if any(size == 0 for shape in shapes.values() for size in shape[2:]):
+        raise InputError(f"q, k and v have heads, and heads have entries. Received: {shapes}")
+    if not _equal(k.shape[1], v.shape[1]) or k.shape[2] != v.shape[2]:
+        raise InputError(f"k and v have the same times and heads. Received: {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise InputError(f"q and k have the same last dimension. Received: {shapes}")
+    if not _equal(q.shape[0], k.shape[0]) or not _equal(k.shape[0], v.shape[0]):
+        raise InputError(f"q, k and v have the same batch size. Received: {shapes}")
+    if q.shape[2] % k.shape[2]:
+        raise InputError(f"the heads of q are a multiple of those of k. Received: {shapes}")
 
 
 def zero_padding(x, places):

@@ -6,7 +6,7 @@ from keras import ops
 from kzoo.errors import InputError, unknown
 from kzoo.ops import feature_maps
 from kzoo.ops.features import features_of
-from kzoo.ops.operands import prepare, ratio
+from kzoo.ops.operands import nothing, prepare, ratio
 from kzoo.ops.precision import float32_products
 from kzoo.ops.rotary import rotate
 
@@ -70,6 +70,9 @@ def reference_attention(
     if mechanism not in ("softmax", "linear"):
         raise unknown("mechanism", mechanism, ["softmax", "linear"])
     phi = feature_maps.get(feature_map)
+    if (zeros := nothing(q, k, v)) is not None:
+        shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        return (zeros, ops.zeros(shape, zeros.dtype)) if return_weights else zeros
     q, k, v, mask, queries, keys = prepare(
         q,
         k,

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from kzoo.ops.choice import kernel_for, platform, shape_of
-from kzoo.ops.operands import prepare
+from kzoo.ops.operands import nothing, prepare
 from kzoo.ops.precision import float32_products
 from kzoo.ops.reference import masked_softmax, softmax_scale
 from kzoo.ops.rotary import rotate
@@ -55,6 +55,8 @@ def softmax_attention(
     Example:
         >>> out = softmax_attention(q, k, v, {"heads": ["causal", "reversed"]})
     """
+    if (zeros := nothing(q, k, v)) is not None:
+        return zeros
     dtype = keras.backend.standardize_dtype(ops.convert_to_tensor(v).dtype)
     q, k, v, mask, queries, keys = prepare(
         q,
