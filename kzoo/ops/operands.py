@@ -170,14 +170,15 @@ def _steps(index):
 
 
 def ratio(numerator, normaliser):
-    """numerator / normaliser, exactly 0 with finite gradients where the normaliser is 0."""
+    """numerator / normaliser, exactly 0 with finite derivatives where the normaliser is 0."""
     positive = normaliser > 0
     normaliser = ops.where(positive, normaliser, ops.ones_like(normaliser))
-    fixed = ops.stop_gradient(normaliser)
-    quotient = numerator / fixed
-    # The derivative by the normaliser, without its square, which leaves float32 soon.
-    quotient = quotient + ops.stop_gradient(quotient) * (1 - normaliser / fixed)
-    return ops.where(positive, quotient, ops.zeros_like(quotient))
+    if keras.backend.backend() == "jax":
+        from kzoo.ops.kernels.derivatives import quotient
+    else:
+        quotient = ops.divide
+    out = quotient(numerator, normaliser)
+    return ops.where(positive, out, ops.zeros_like(out))
 
 
 def _equal(a, b):
