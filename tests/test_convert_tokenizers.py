@@ -82,15 +82,32 @@ def texts(count=300):
 TEXTS = texts()
 
 
-def folder_of(path, kind, vocabulary=True, size=None, **files):
+SIZES = {"bert": 4000, "gpt2": 1257, "t5": 400}
+
+
+@pytest.fixture(scope="module")
+def vocabularies(tmp_path_factory):
+    """The beginnings of a real BERT's vocabulary and of GPT-2's: few tokens are read fast."""
+    folder = tmp_path_factory.mktemp("vocabularies")
+    for kind in ("bert", "gpt2"):
+        (folder / kind).mkdir()
+    words = (MINILM / "vocab.txt").read_bytes().split(b"\n")[: SIZES["bert"]]
+    (folder / "bert" / "vocab.txt").write_bytes(b"\n".join(words) + b"\n")
+    ids = json.loads((GPT2_FILES / "encoder.json").read_text(encoding="utf-8"))
+    ids = {token: i for token, i in ids.items() if i < SIZES["gpt2"] - 1}
+    ids["<|endoftext|>"] = SIZES["gpt2"] - 1
+    (folder / "gpt2" / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
+    merges = (GPT2_FILES / "vocab.bpe").read_bytes().split(b"\n")[: SIZES["gpt2"] - 256]
+    (folder / "gpt2" / "merges.txt").write_bytes(b"\n".join(merges) + b"\n")
+    return folder
+
+
+def folder_of(path, kind, vocabularies=None, **files):
     """A folder with a config.json, a vocabulary and more files, given as JSON or text."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps({"model_type": kind}))
-    if vocabulary and kind == "bert":
-        shutil.copy(MINILM / "vocab.txt", path)
-    if vocabulary and kind == "gpt2":
-        shutil.copy(GPT2_FILES / "encoder.json", path / "vocab.json")
-        shutil.copy(GPT2_FILES / "vocab.bpe", path / "merges.txt")
+    if vocabularies is not None:
+        shutil.copytree(vocabularies / kind, path, dirs_exist_ok=True)
     for name, content in files.items():
         content = content if isinstance(content, str) else json.dumps(content)
         stem, _, end = name.rpartition("_")
@@ -99,9 +116,7 @@ def folder_of(path, kind, vocabulary=True, size=None, **files):
 
 
 def ours(path, kind, size=None):
-    if size is None:
-        size = {"bert": 30522, "gpt2": 50257, "t5": 400}[kind] + 40
-    return read_tokenizer(path, FAMILIES[kind], size)
+    return read_tokenizer(path, FAMILIES[kind], size or SIZES[kind] + 40)
 
 
 def assert_same_ids(tokenizer, theirs, some=TEXTS):
@@ -129,11 +144,14 @@ ADDED = {
     "normalized": False,
     "special": False,
 }
+TYPED = {"__type": "AddedToken", **ADDED}
 
 
 def added(first, *changes):
     """An added_tokens_decoder: <a>, <b> ... from the id `first` on."""
-    tokens = (ADDED | {"content": f"<{name}>"} | c for name, c in zip("abcd", changes))
+    tokens = (
+        ADDED | {"content": f"<{name}>"} | c for name, c in zip("abcd", changes, strict=False)
+    )
     return {str(first + i): token for i, token in enumerate(tokens)}
 
 
@@ -145,20 +163,23 @@ WORD_PIECES = [
     {"do_lower_case": True, "strip_accents": False},
     {"tokenize_chinese_chars": False},
     {"unk_token": "[unused1]"},
-    {"cls_token": "[unused2]", "sep_token": {**ADDED, "content": "[unused3]"}},
+    {"cls_token": "[unused2]", "sep_token": {**TYPED, "content": "[unused3]"}},
     {"additional_special_tokens": ["[unused5]"], "model_max_length": 8, "padding_side": "left"},
-    {"added_tokens_decoder": added(30522, *FOUR)},
-    {"added_tokens_decoder": added(30522, *[f | {"special": True} for f in FOUR])},
+    {"added_tokens_decoder": added(4000, *FOUR)},
+    {"added_tokens_decoder": added(4000, *[f | {"special": True} for f in FOUR])},
     {"tokenizer_class": "BertTokenizerFast", "clean_up_tokenization_spaces": True},
 ]
 
 
 @pytest.mark.parametrize("settings", WORD_PIECES, ids=str)
 @pytest.mark.parametrize("new", [False, True], ids=["vocab.txt", "tokenizer.json"])
-def test_word_pieces(settings, new, tmp_path):
-    folder = folder_of(tmp_path, "bert", not new, tokenizer_config_json=settings)
-    if new:  # made with other settings, which the class of transformers overrules
-        shutil.copy(MINILM / "tokenizer.json", folder)
+def test_word_pieces(settings, new, vocabularies, tmp_path):
+    folder = folder_of(tmp_path, "bert", vocabularies)
+    if new:  # with the usual settings, which the class of transformers overrules
+        made = transformers.BertTokenizer.from_pretrained(folder)
+        made.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "vocab.txt").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert_transformers_ids(folder, "bert")
 
 
@@ -166,20 +187,22 @@ BYTE_PAIRS = [
     {},
     {"add_prefix_space": True, "trim_offsets": True, "errors": "strict"},
     {"add_bos_token": True, "pad_token": "<|endoftext|>"},
-    {"added_tokens_decoder": added(50257, *FOUR)},
-    {"mask_token": {**ADDED, "content": "<|endoftext|>", "lstrip": True}},
+    {"added_tokens_decoder": added(1257, *FOUR)},
+    {"mask_token": {**TYPED, "content": "<|endoftext|>", "lstrip": True}},
 ]
 
 
 @pytest.mark.parametrize("settings", BYTE_PAIRS, ids=str)
 @pytest.mark.parametrize("new", [False, True], ids=["vocab.json", "tokenizer.json"])
-def test_byte_pairs(settings, new, tmp_path):
-    folder = folder_of(tmp_path, "gpt2", tokenizer_config_json=settings)
+def test_byte_pairs(settings, new, vocabularies, tmp_path):
+    folder = folder_of(tmp_path, "gpt2", vocabularies)
     if new:
         made = transformers.GPT2Tokenizer.from_pretrained(folder)
         made.backend_tokenizer.enable_truncation(3)
         made.backend_tokenizer.enable_padding(length=9)
         made.backend_tokenizer.save(str(folder / "tokenizer.json"))
+        (folder / "vocab.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert_transformers_ids(folder, "gpt2")
 
 
@@ -197,8 +220,8 @@ def test_byte_pairs(settings, new, tmp_path):
     ],
     ids=str,
 )
-def test_a_tokenizer_json_as_it_stands(pre_tokenizer, tmp_path):
-    folder = folder_of(tmp_path, "gpt2")
+def test_a_tokenizer_json_as_it_stands(pre_tokenizer, vocabularies, tmp_path):
+    folder = folder_of(tmp_path, "gpt2", vocabularies)
     made = ours(folder, "gpt2")._tokenizer
     made.pre_tokenizer = pre_tokenizer
     made.normalizer = tokenizers.normalizers.NFKC()
@@ -206,7 +229,6 @@ def test_a_tokenizer_json_as_it_stands(pre_tokenizer, tmp_path):
     folder_of(
         tmp_path / "new",
         "gpt2",
-        False,
         tokenizer_json=made.to_str(),
         tokenizer_config_json={
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -219,11 +241,12 @@ def test_a_tokenizer_json_as_it_stands(pre_tokenizer, tmp_path):
         ours(tmp_path / "new", "gpt2")
 
 
-def test_added_tokens_and_special_tokens_in_files_of_their_own(tmp_path):
-    for kind, first in (("bert", 30522), ("gpt2", 50257)):
+def test_added_tokens_and_special_tokens_in_files_of_their_own(vocabularies, tmp_path):
+    for kind, first in (("bert", 4000), ("gpt2", 1257)):
         folder = folder_of(
             tmp_path / kind,
             kind,
+            vocabularies,
             added_tokens_json={"<d>": first + 1, "<a>": first},
             special_tokens_map_json={"pad_token": ADDED | {"lstrip": True, "normalized": True}},
         )
@@ -251,7 +274,7 @@ WORDS = [f"[{name}]" for name in ("PAD", "UNK", "CLS", "SEP", "MASK")] + ["a", "
     ids=["separators", "carriage returns", "doubles", "blank lines at the end", "spaces"],
 )
 def test_lines_of_a_vocabulary(lines, end, tmp_path):
-    folder = folder_of(tmp_path, "bert", False, vocab_txt=end.join(lines) + end)
+    folder = folder_of(tmp_path, "bert", vocab_txt=end.join(lines) + end)
     want = transformers_ids(folder)
     tokenizer = ours(folder, "bert", len(lines))
     assert_same_ids(tokenizer, want, ["ab cd ad cb", "x\x85y a\u2028c", "[MASK]d\u3000c", *TEXTS])
@@ -260,15 +283,15 @@ def test_lines_of_a_vocabulary(lines, end, tmp_path):
 
 
 def test_a_vocabulary_with_a_mark_at_its_start_is_refused(tmp_path):
-    folder = folder_of(tmp_path, "bert", False, vocab_txt="\ufeff" + "\n".join(WORDS))
+    folder = folder_of(tmp_path, "bert", vocab_txt="\ufeff" + "\n".join(WORDS))
     with pytest.raises(InputError, match="no mark"):
         ours(folder, "bert", len(WORDS))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-def test_lines_of_merges(end, tmp_path):
-    folder = folder_of(tmp_path, "gpt2")
-    lines = (GPT2_FILES / "vocab.bpe").read_bytes().decode().split("\n")
+def test_lines_of_merges(end, vocabularies, tmp_path):
+    folder = folder_of(tmp_path, "gpt2", vocabularies)
+    lines = (folder / "merges.txt").read_bytes().decode().split("\n")
     assert lines[0].startswith("#version")
     (folder / "merges.txt").write_bytes(end.join(lines[1:]).encode())
     tokenizer = ours(folder, "gpt2")
@@ -281,14 +304,27 @@ def test_lines_of_merges(end, tmp_path):
 # SentencePiece -------------------------------------------------------------------------------
 
 
+# Words of a real vocabulary, and Latin letters of all kinds.
+SENTENCES = (MINILM / "vocab.txt").read_text(encoding="utf-8").split("\n")[2100:5100]
+SENTENCES = [" ".join(SENTENCES[i : i + 10]) for i in range(0, 3000, 10)] + ODD[6:8]
+
+
 def trained(folder, **settings):
     """A small model in a folder of T5's, and SentencePiece's own reading of it."""
     pieces = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([text for text in TEXTS if "\x00" not in text] * 3),
+        sentence_iterator=iter(SENTENCES),
         model_writer=pieces,
         minloglevel=2,
-        **{"vocab_size": 300, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1} | settings,
+        **{
+            "vocab_size": 400,
+            "character_coverage": 0.8,
+            "pad_id": 0,
+            "eos_id": 1,
+            "unk_id": 2,
+            "bos_id": -1,
+        }
+        | settings,
         hard_vocab_limit=False,
     )
     folder_of(folder, "t5")
@@ -308,7 +344,7 @@ PLAIN = [
         {},
         {"add_dummy_prefix": False},
         {"remove_extra_whitespaces": False},
-        {"byte_fallback": True, "vocab_size": 500},
+        {"byte_fallback": True, "vocab_size": 700},
         {"normalization_rule_name": "identity"},
         {"normalization_rule_name": "nfkc_cf"},
         {"user_defined_symbols": ["<a>", "ing", "qu"]},
@@ -345,7 +381,6 @@ def test_unigrams_are_transformers(settings, tmp_path):
     [
         ({"model_type": "bpe"}, "unigrams only"),
         ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
-        ({"escape_whitespaces": False}, "escape_whitespaces"),
     ],
     ids=str,
 )
@@ -375,16 +410,16 @@ def test_other_models_of_sentencepiece(settings, said, tmp_path):
     ],
     ids=str,
 )
-def test_settings_that_kzoo_does_not_follow(kind, settings, said, tmp_path):
-    folder = folder_of(tmp_path, kind, tokenizer_config_json=settings)
+def test_settings_that_kzoo_does_not_follow(kind, settings, said, vocabularies, tmp_path):
+    folder = folder_of(tmp_path, kind, vocabularies, tokenizer_config_json=settings)
     with pytest.raises(InputError, match=said):
         ours(folder, kind)
 
 
-def test_ids_that_are_drawn_at_random(tmp_path):
-    folder = folder_of(tmp_path, "gpt2")
+def test_ids_that_are_drawn_at_random(vocabularies, tmp_path):
+    folder = folder_of(tmp_path, "gpt2", vocabularies)
     content = json.loads(ours(folder, "gpt2").content)
     content["model"]["dropout"] = 0.1
-    folder_of(tmp_path / "new", "gpt2", False, tokenizer_json=content)
+    folder_of(tmp_path / "new", "gpt2", tokenizer_json=content)
     with pytest.raises(InputError, match="dropout in tokenizer.json"):
         ours(tmp_path / "new", "gpt2")

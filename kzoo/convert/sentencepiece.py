@@ -11,7 +11,8 @@ from kzoo.errors import InputError
 
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # of a ModelProto
 UNIGRAM = 1  # of TrainerSpec.model_type, field 3
-SUFFIX, BYTES = 24, 35  # of TrainerSpec: treat_whitespace_as_suffix, byte_fallback
+# Of TrainerSpec: split_by_whitespace, treat_whitespace_as_suffix, byte_fallback.
+WORDS, SUFFIX, BYTES = 22, 24, 35
 CHARS, PREFIX, TRIM, ESCAPE = 2, 3, 4, 5  # of NormalizerSpec
 UNKNOWN, CONTROL, USER, UNUSED = 2, 3, 4, 5  # of SentencePiece.type, field 3
 # T5's sentinels, which transformers adds after the pieces, the last one first.
@@ -53,15 +54,15 @@ def unigrams(path, sentinels=SENTINELS):
     )
     tokenizer = tokenizers.Tokenizer(model)
     whole = [name for name, kind in zip(names, kinds, strict=True) if kind == USER]
-    _steps(tokenizer, normalizer, whole)
+    _steps(tokenizer, normalizer, bool(trainer.get(WORDS, 1)), whole)
     special = [name for name, kind in zip(names, kinds, strict=True) if kind in (UNKNOWN, CONTROL)]
     tokenizer.add_special_tokens(special + extra)
     return tokenizer
 
 
-def _steps(tokenizer, normalizer, whole):
-    """What comes before and after the unigrams, in SentencePiece's order; `whole` are the pieces
-    that it always takes whole."""
+def _steps(tokenizer, normalizer, by_word, whole):
+    """What comes before and after the unigrams, in SentencePiece's order; `by_word` says that no
+    piece spans words, and `whole` are the pieces that it never cuts or joins."""
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     steps = [normalizers.Precompiled(normalizer[CHARS])] if normalizer.get(CHARS) else []
@@ -73,7 +74,8 @@ def _steps(tokenizer, normalizer, whole):
         steps += [normalizers.Replace(" ", "▁"), normalizers.Replace(Regex(r"\A▁"), "▁▁")]
     tokenizer.normalizer = normalizers.Sequence(steps)
     spaces = {"replacement": "▁", "prepend_scheme": "always" if prefix else "never"}
-    cuts = [pre_tokenizers.Metaspace(**spaces, split=False)]
+    by_word = by_word and bool(normalizer.get(TRIM, 1))
+    cuts = [pre_tokenizers.Metaspace(**spaces, split=by_word)]
     if whole:
         pattern = "|".join(re.escape(piece) for piece in sorted(whole, key=len, reverse=True))
         cuts.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))

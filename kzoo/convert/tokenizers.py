@@ -150,7 +150,7 @@ def _add(tokenizer, directory, stated, usual):
             )
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     known = tokenizer.get_vocab(with_added_tokens=True)
-    for token in (*special, *usual):
+    for token in (*usual, *special):  # what is stated counts
         if _content(token) in known and _content(token) not in added:
             flags = token if isinstance(token, dict) else {"content": token, "normalized": False}
             flags = {key: flags[key] for key in FLAGS if key in flags} | {"special": True}
@@ -266,9 +266,7 @@ def _lines(path):
     import tokenizers
 
     if path.read_bytes().startswith(codecs.BOM_UTF8):
-        raise InputError(
-            f"{path.name} starts with a token, not a byte order mark. Received: {path}"
-        )
+        raise InputError(f"{path.name} starts with its first token, no mark. Received: {path}")
     try:
         vocabulary = tokenizers.models.WordPiece.read_file(str(path))
     except Exception as error:  # the library raises nothing narrower
