@@ -2,6 +2,7 @@
 writes is what kzoo computes with; or the option is refused by its name."""
 
 import json
+import types
 
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def their_logits(model, family, **sizes):
         logits = output.prediction_logits
     else:
         logits = output.logits
-    logits = logits.float().numpy()
+    logits = logits.detach().float().numpy()
     return logits if family == "t5" else logits[PADDING > 0]
 
 
@@ -175,8 +176,6 @@ def test_transformers_computes_what_is_written(family, overrides, kind, tmp_path
     assert not missing and not any(report.values()), (missing, report)
     want = our_logits(ours, family, **sizes)
     assert_equal(their_logits(theirs.eval(), family, **sizes), want)
-    for parameter in theirs.parameters():  # their training drops what their config.json says
-        parameter.requires_grad_(True)
 
     theirs.save_pretrained(tmp_path / "theirs")
     copy = presets.load(tmp_path / "theirs")
@@ -237,10 +236,11 @@ REFUSED = [
 
 @pytest.mark.parametrize("family, overrides, said", REFUSED, ids=str)
 def test_what_transformers_does_not_compute_is_refused_by_name(family, overrides, said, tmp_path):
-    model = presets.build(config.resolve(FAMILIES[family] | overrides))
+    resolved = config.resolve(FAMILIES[family] | overrides)
+    model = types.SimpleNamespace(config=resolved)  # no weight is looked at
     with pytest.raises(InputError) as caught:
         convert.to_huggingface(model, tmp_path / "export")
-    assert f"{said} there" in str(caught.value) or f"{said}" in str(caught.value)
+    assert said in str(caught.value)
     assert not [*tmp_path.iterdir()]
 
 

@@ -126,6 +126,7 @@ BERT = Family(
         r"bert\.embeddings\.(position_ids|token_type_ids)": "numbers of positions, as a buffer",
         r"cls\.seq_relationship\.(weight|bias)": "next-sentence prediction, which kzoo lacks",
     },
+    tokenizer_class="BertTokenizer",
     special_tokens={
         "pad_token": "[PAD]",
         "unk_token": "[UNK]",

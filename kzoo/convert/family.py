@@ -112,6 +112,7 @@ class Family:
             another, and whose; both are written.
         output: the name of the output matrix.
         harmless: patterns of names that hold no weight of the model, and why.
+        tokenizer_class: the class of transformers that is usual.
         special_tokens: the usual strings, for folders that do not state them.
         decoder_start: the id with which decoders usually start.
         notes: given a complete config, sentences about what an export leaves to transformers.
@@ -129,6 +130,7 @@ class Family:
     heads: tuple = ()
     renamed: tuple = ()
     harmless: dict = dataclasses.field(default_factory=dict)
+    tokenizer_class: str = ""
     special_tokens: dict = dataclasses.field(default_factory=dict)
     decoder_start: int | None = None
     notes: Callable = lambda config: ()  # noqa: E731 (a default)

@@ -93,5 +93,6 @@ GPT2 = Family(
     output="lm_head.weight",
     copies={"lm_head.weight": "transformer.wte.weight"},
     harmless={r"transformer\.h\.\d+\.attn\.(masked_)?bias": "the causal mask, as a buffer"},
+    tokenizer_class="GPT2Tokenizer",
     special_tokens={"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"},
 )

@@ -76,9 +76,7 @@ def read_huggingface(directory):
             yield from row.read(tensors[names[row.theirs]], config)
 
     start = _decoder_start(directory, theirs, family)
-    tokenizer = read_tokenizer(
-        directory, family.special_tokens, config["vocabulary_size"], start
-    )
+    tokenizer = read_tokenizer(directory, family, config["vocabulary_size"], start)
     shapes = {path: row.our_shape(config) for row in rows for path in row.ours}
     return Checkpoint(config, tokenizer, shapes, arrays)
 

@@ -101,11 +101,13 @@ def _find(backbone, name):
 def _tokenizer(theirs, family, vocabulary_size):
     with tempfile.TemporaryDirectory() as directory:
         theirs.save_assets(directory)
-        stated = {"do_lower_case": getattr(theirs, "lowercase", False)}
+        stated = {
+            "do_lower_case": getattr(theirs, "lowercase", False),
+            "strip_accents": getattr(theirs, "strip_accents", False),
+            "tokenize_chinese_chars": getattr(theirs, "split_on_cjk", True),
+        }
         Path(directory, "tokenizer_config.json").write_text(json.dumps(stated))
-        return read_tokenizer(
-            directory, family.special_tokens, vocabulary_size, family.decoder_start
-        )
+        return read_tokenizer(directory, family, vocabulary_size, family.decoder_start)
 
 
 # GPT-2 and BERT ------------------------------------------------------------------------------

@@ -4,25 +4,28 @@ The fields that matter are few, so that neither SentencePiece nor protobuf is ne
 fields: google/sentencepiece, src/sentencepiece_model.proto.
 """
 
+import re
 import struct
 
 from kzoo.errors import InputError
 
 PIECES, TRAINER, NORMALIZER = 1, 2, 3  # of a ModelProto
 UNIGRAM = 1  # of TrainerSpec.model_type, field 3
-UNKNOWN, CONTROL, USER = 2, 3, 4  # of SentencePiece.type, field 3
+# Of TrainerSpec: split_by_whitespace, treat_whitespace_as_suffix, byte_fallback.
+WORDS, SUFFIX, BYTES = 22, 24, 35
+CHARS, PREFIX, TRIM, ESCAPE = 2, 3, 4, 5  # of NormalizerSpec
+UNKNOWN, CONTROL, USER, UNUSED = 2, 3, 4, 5  # of SentencePiece.type, field 3
 # T5's sentinels, which transformers adds after the pieces, the last one first.
 SENTINELS = 100
 
 
-def unigrams(path):
-    """A `tokenizers.Tokenizer` that gives the ids that SentencePiece does, and T5's sentinels.
+def unigrams(path, sentinels=SENTINELS):
+    """A `tokenizers.Tokenizer` that gives the ids that SentencePiece does, with T5's sentinels.
 
     Raises:
-        InputError: for another file, or a model of byte pairs.
+        InputError: for another file, a model of byte pairs, or a setting that T5 does not have.
     """
     import tokenizers
-    from tokenizers import decoders, normalizers, pre_tokenizers
 
     try:
         parts = _fields(path.read_bytes())
@@ -35,24 +38,50 @@ def unigrams(path):
         raise InputError(f"no model of SentencePiece ({error!r}). Received: {path}") from error
     if trainer.get(3, UNIGRAM) != UNIGRAM or UNKNOWN not in kinds:
         raise InputError(f"kzoo reads SentencePiece's unigrams only. Received: {path}")
+    for unknown, setting in (
+        (trainer.get(SUFFIX), "treat_whitespace_as_suffix"),
+        (not normalizer.get(ESCAPE, 1), "escape_whitespaces=false"),
+        (UNUSED in kinds, "unused pieces"),
+    ):
+        if unknown:
+            raise InputError(f"kzoo reads no SentencePiece model with {setting}. Received: {path}")
 
     vocabulary = [*zip(names, scores, strict=True)]
-    sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
-    vocabulary += [(name, 0.0) for name in sentinels if name not in names]
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.Unigram(vocabulary, unk_id=kinds.index(UNKNOWN))
+    extra = [f"<extra_id_{i}>" for i in reversed(range(sentinels))]
+    vocabulary += [(name, 0.0) for name in extra if name not in names]
+    model = tokenizers.models.Unigram(
+        vocabulary, unk_id=kinds.index(UNKNOWN), byte_fallback=bool(trainer.get(BYTES))
     )
-    steps = [normalizers.Precompiled(normalizer[2])] if normalizer.get(2) else []
-    if normalizer.get(4, 1):  # remove_extra_whitespaces
-        steps += [normalizers.Strip(), normalizers.Replace(tokenizers.Regex(" {2,}"), " ")]
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    spaces = {"replacement": "▁", "prepend_scheme": "always" if normalizer.get(3, 1) else "never"}
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(**spaces)
-    tokenizer.decoder = decoders.Metaspace(**spaces)
+    tokenizer = tokenizers.Tokenizer(model)
+    whole = [name for name, kind in zip(names, kinds, strict=True) if kind == USER]
+    _steps(tokenizer, normalizer, bool(trainer.get(WORDS, 1)), whole)
     special = [name for name, kind in zip(names, kinds, strict=True) if kind in (UNKNOWN, CONTROL)]
-    tokenizer.add_special_tokens(special + sentinels)
-    tokenizer.add_tokens([n for n, kind in zip(names, kinds, strict=True) if kind == USER])
+    tokenizer.add_special_tokens(special + extra)
     return tokenizer
+
+
+def _steps(tokenizer, normalizer, by_word, whole):
+    """What comes before and after the unigrams, in SentencePiece's order; `by_word` says that no
+    piece spans words, and `whole` are the pieces that it never cuts or joins."""
+    from tokenizers import Regex, decoders, normalizers, pre_tokenizers
+
+    steps = [normalizers.Precompiled(normalizer[CHARS])] if normalizer.get(CHARS) else []
+    if normalizer.get(TRIM, 1):  # of spaces alone
+        steps += [normalizers.Replace(Regex(edge), "") for edge in (r"\A +", r" +\z")]
+        steps += [normalizers.Replace(Regex(" {2,}"), " ")]
+    prefix = bool(normalizer.get(PREFIX, 1))
+    if prefix:  # also before a text that starts with the sign for a space, unlike Metaspace's
+        steps += [normalizers.Replace(" ", "▁"), normalizers.Replace(Regex(r"\A▁"), "▁▁")]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    spaces = {"replacement": "▁", "prepend_scheme": "always" if prefix else "never"}
+    by_word = by_word and bool(normalizer.get(TRIM, 1))
+    cuts = [pre_tokenizers.Metaspace(**spaces, split=by_word)]
+    if whole:
+        pattern = "|".join(re.escape(piece) for piece in sorted(whole, key=len, reverse=True))
+        cuts.append(pre_tokenizers.Split(Regex(pattern), behavior="isolated"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    ends = [decoders.ByteFallback(), decoders.Metaspace(**spaces)]
+    tokenizer.decoder = decoders.Sequence(ends)
 
 
 def _fields(data):

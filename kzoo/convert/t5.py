@@ -20,8 +20,11 @@ ALIASES = {
 # Of a gate and of none, by transformers' names; and what is written for ours.
 KINDS = {
     **ACTIVATIONS,
-    **{f"gated-{name}": {"gelu": "geglu", "gelu_tanh": "geglu_tanh"}.get(ours)
-       for name, ours in ACTIVATIONS.items() if ours != "relu"},
+    **{
+        f"gated-{name}": {"gelu": "geglu", "gelu_tanh": "geglu_tanh"}.get(ours)
+        for name, ours in ACTIVATIONS.items()
+        if ours != "relu"
+    },
     "gated-silu": "swiglu",
     "gated-swish": "swiglu",
 }
@@ -143,5 +146,6 @@ T5 = Family(
         )
     },
     decoder_start=0,
+    tokenizer_class="T5Tokenizer",
     special_tokens={"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
 )

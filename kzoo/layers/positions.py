@@ -179,9 +179,10 @@ class RelativeBias(keras.layers.Layer):
 def _buckets(count, max_distance):
     """The bucket of each distance from 0 to `max_distance`, a list of integers."""
     single = count // 2
-    distance = np.maximum(np.arange(max_distance + 1), 1).astype("float32")
+    distance = np.arange(max_distance + 1)
     # In float32, in which the published weights were trained: rounding decides at boundaries.
-    grown = np.log(distance / np.float32(single)) / np.float32(np.log(max_distance / single))
+    grown = np.log(np.maximum(distance, 1).astype("float32") / np.float32(single))
+    grown /= np.float32(np.log(max_distance / single))
     spread = single + (grown * np.float32(count - single)).astype("int32")
-    bucket = np.where(distance < single, np.arange(max_distance + 1), spread)
+    bucket = np.where(distance < single, distance, spread)
     return np.minimum(bucket, count - 1).tolist()
