@@ -1,6 +1,7 @@
 """From a source to two Grain datasets of batches: one to train on, one held out."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,7 +10,8 @@ import grain
 import numpy as np
 
 from kzoo import masks, objectives
-from kzoo.data import sources, text
+from kzoo.data import sources, splits, text
+from kzoo.data.batches import Batches
 from kzoo.errors import InputError, unknown
 from kzoo.vocabulary import BYTES, Vocabulary
 
@@ -89,7 +91,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     corpus = sources.read(source)
     split = _split_text if corpus.rows is None else _split_rows
     longest = config["max_sequence_length"]
-    train, held_out, length, cut = split(corpus, objective, longest, valid, reader)
+    train, held_out, length, cut, apart = split(corpus, objective, longest, valid, reader)
     if len(train.targets) < batch_size:
         raise InputError(
             "too little data for a batch: use more data, shorter rows, or a batch_size of at most "
@@ -116,11 +118,8 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     # The shortest row speaks for all: what it cannot do is said here, not in mid-training.
     rng = np.random.default_rng(_HELD_OUT_SEED)
     encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
-    # Rows are drawn first and encoded a batch at a time: vectorised, and a batch's random
-    # choices follow from its place alone.
-    batches = grain.MapDataset.range(len(train.targets)).seed(seed).shuffle()
-    batches = batches.batch(batch_size, drop_remainder=True, batch_fn=list)
-    batches = batches.random_map(lambda indices, rng: encode(train, indices, rng))
+    every = range(len(train.targets))
+    batches = Batches(every, batch_size, seed, functools.partial(encode, train))
 
     # All at once, so that the choices do not depend on the batch size either.
     rng = np.random.default_rng(_HELD_OUT_SEED)
@@ -135,6 +134,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         "train_bytes": len(train.text),
         "valid_bytes": len(held_out.text),
         "cut_rows": cut,
+        "split": apart,
         "unigram_entropy": text.unigram_entropy(held_out.text),
         "bigram_entropy": text.bigram_entropy(held_out.text),
     }
@@ -221,7 +221,7 @@ class _Rows(NamedTuple):
 
 
 def _split_text(corpus, objective, length, valid, reader):
-    """Windows of a text's two parts; the row length; no row is cut."""
+    """Windows of a text's two parts; the row length; no row is cut; facts of the split."""
     size = objective.window(length, reader.vocabulary)
 
     def rows(part):
@@ -229,18 +229,22 @@ def _split_text(corpus, objective, length, valid, reader):
         read = windows.reshape(-1) if reader.tokenizer is None else part
         return _Rows(None, windows, complete=False, text=read)
 
-    train, held_out = map(rows, text.split(corpus.text, valid))
+    parts = text.split(corpus.text, valid)
+    train, held_out = map(rows, parts)
     if not len(train.targets) or not len(held_out.targets):
         unit = "bytes" if reader.tokenizer is None else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
             f"or more each, for one row of {length} tokens. Received: {len(corpus.text)} bytes"
         )
-    return train, held_out, length, 0
+    repeated = len(corpus.text) - sum(map(len, parts))
+    apart = {"repeated_bytes": repeated} | splits.overlap(*([part] for part in parts))
+    return train, held_out, length, 0, apart
 
 
 def _split_rows(corpus, objective, length, valid, reader):
-    """Rows, whole ones held out; the row length that they need; how many it cuts."""
+    """Rows, whole groups held out; the row length that they need; how many it cuts; facts of the
+    split."""
     texts = [_bytes(target) for _, target in corpus.rows]
     targets = [reader.ids(target) for target in texts]
     paired = corpus.rows[0][0] is not None
@@ -253,12 +257,7 @@ def _split_rows(corpus, objective, length, valid, reader):
     if cut:
         log.warning("%d of %d rows are longer than %d tokens and are cut", cut, len(needed), length)
 
-    count = len(targets)
-    chosen = text.spread(count, max(1, round(count * valid)))
-    if len(chosen) == count:
-        raise InputError(f"rows are trained on or held out: two or more. Received: {count} rows")
-    held_out = np.zeros(count, bool)
-    held_out[chosen] = True
+    held_out, apart = splits.hold_out(corpus.rows, valid)
 
     def rows(indices):
         return _Rows(
@@ -269,7 +268,11 @@ def _split_rows(corpus, objective, length, valid, reader):
         )
 
     train, valid = rows(np.flatnonzero(~held_out)), rows(np.flatnonzero(held_out))
-    return train, valid, int(min(length, needed.max())), cut
+    if not paired:
+        apart |= splits.overlap(
+            *([texts[i] for i in np.flatnonzero(held_out == side)] for side in (False, True))
+        )
+    return train, valid, int(min(length, needed.max())), cut, apart
 
 
 def _bytes(string):
