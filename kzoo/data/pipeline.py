@@ -29,8 +29,11 @@ class Splits:
         valid: `grain.MapDataset` of the held-out batches.
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
             tokens, `train_rows`, `valid_rows`, `train_bytes`, `valid_bytes` (of rows: of
-            their targets), `cut_rows` (longer than a row), and `unigram_entropy` and
-            `bigram_entropy` of the held-out bytes, in bits per byte.
+            their targets), `cut_rows` (longer than a row), `unigram_entropy` and
+            `bigram_entropy` of the held-out bytes, in bits per byte, and `split`, what the two
+            parts have in common: of rows, the counts of `kzoo.data.splits.hold_out`; of running
+            text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`, those
+            held out that stand in training too, in runs of 32 or more.
     """
 
     train: grain.MapDataset
@@ -48,14 +51,16 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         source: `"pydoc"` (Python's own documentation, about 2 MB, no network),
             `"tfds:NAME"` (the text of a TFDS data set), `"synthetic:copy"`, the path of a
             text file or of a folder of them, a list of strings, a list of
-            `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`.
+            `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`; NumPy
+            arrays and columns of a pandas table are as good as lists. A text is UTF-8.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,
             `mask`, `objective` and `tokenizer`; a model if its tokenizer is a file's, or if it
             has segment embeddings.
         batch_size: rows of a batch.
         objective: what is predicted, instead of the config's.
         valid: the part that is held out, between 0 and 1. Which part depends on nothing
-            else.
+            else. Rows are held out in groups that share a source, or a target of free text
+            (`kzoo.data.splits.hold_out`), running text in blocks (`kzoo.data.text.split`).
         seed: of the order and of the random choices (boundaries, masks) in training.
 
     Returns:
@@ -67,13 +72,15 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         needs, and at most that.
 
         `train` is one epoch, in random order. `train.repeat()` goes on with a new order and
-        new random choices in each epoch, and `train.repeat()[k:]` goes on at batch k.
+        new random choices in each epoch, and `train.repeat()[k:]` goes on at batch k. A slice
+        of `train` keeps its rows: `train[:3].repeat()` draws from no others.
         `valid` is the same for every seed; its last batch is filled with rows of padding
         and zero weight.
 
     Raises:
-        InputError: an unknown source or objective; a file that is missing, empty or
-            binary; too little text for a row, or too few rows for a batch; `valid` outside
+        InputError: an unknown source or objective; a file that is missing, empty, a table,
+            binary or in another encoding; too little text for a row, or too few rows for a
+            batch; `valid` outside
             0 to 1.
 
     Example:

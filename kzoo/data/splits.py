@@ -31,7 +31,7 @@ def hold_out(rows, valid):
     Targets are labels where fewer than half as many are distinct as there are rows, and the
     distinct ones have 32 characters or fewer on average; else they are free text. A label may
     stand on both sides: held-out examples of a class that no training row shows would measure
-    nothing.
+    nothing. So may a source that all rows share.
 
     A group that has more than 5% of the rows (and more than 10 rows) would make the held-out
     part a matter of one draw. It is split by source, with a warning: then its sources stand on
@@ -43,10 +43,10 @@ def hold_out(rows, valid):
 
     Returns:
         `(held_out, facts)`: a bool for each row, `[rows]`, which depends on nothing but the
-        arguments; and a dict of `linked_by` ("text", "source", or "source and target"),
-        `groups`, `largest_group_rows`, `rows_split_by_source`, and `sources_on_both_sides` and
-        `targets_on_both_sides`, the numbers of texts that the split did not keep apart (for
-        plain text, `targets_on_both_sides` alone).
+        arguments; and a dict of `linked_by` ("text", "source", "source and target", or
+        "target" where all rows have one source), `groups`, `largest_group_rows`,
+        `rows_split_by_source`, and `sources_on_both_sides` and `targets_on_both_sides`, the
+        numbers of texts that the split did not keep apart (for plain text, the latter alone).
 
     Raises:
         InputError: fewer than two groups.
@@ -57,21 +57,9 @@ def hold_out(rows, valid):
         >>> held_out.tolist(), facts["groups"]
         ([True, True, False, False], 2)
     """
-    paired = rows[0][0] is not None
     targets = [folded(target) for _, target in rows]
-    sources = [folded(source) for source, _ in rows] if paired else None
-    free = not paired or not are_labels(targets)
-    if not paired:
-        linked_by, group = "text", components([targets])
-    else:
-        linked_by = "source and target" if free else "source"
-        group = components([sources, targets] if free else [sources])
-    group, split = _split_large(group, sources)
-    if group.max() == 0:
-        raise InputError(
-            "rows are trained on or held out, those that share a source or a target together: "
-            f"two or more groups of them are needed. Received: {len(rows)} rows, 1 group"
-        )
+    sources = None if rows[0][0] is None else [folded(source) for source, _ in rows]
+    linked_by, group, split = _groups(sources, targets)
     sizes = np.bincount(group)
     held_out = np.isin(group, choose(sizes, valid))
     facts = {
@@ -80,16 +68,36 @@ def hold_out(rows, valid):
         "largest_group_rows": int(sizes.max()),
         "rows_split_by_source": split,
     }
-    if paired:
+    if sources is not None:
         facts["sources_on_both_sides"] = _on_both_sides(sources, held_out)
-    facts["targets_on_both_sides"] = _on_both_sides(targets, held_out)
+    facts["targets_on_both_sides"] = both = _on_both_sides(targets, held_out)
     if split:
         log.warning(
             "%d of %d rows hang together through their targets and are split by source: %d "
             "targets are held out and trained on, too",
-            *(split, len(rows), facts["targets_on_both_sides"]),
+            *(split, len(rows), both),
         )
     return held_out, facts
+
+
+def _groups(sources, targets):
+    """By what rows are linked, the group of each, and how many were split by source."""
+    if sources is None:
+        linked_by, group, split = "text", components([targets]), 0
+    else:
+        free = not are_labels(targets)
+        linked_by = "source and target" if free else "source"
+        group = components([sources, targets] if free else [sources])
+        group, split = _split_large(group, sources)
+    if sources is not None and group.max() == 0:
+        log.warning("all rows have one source, which stands on both sides of the split")
+        linked_by, group = "target", components([targets])
+    if group.max() == 0:
+        raise InputError(
+            "rows are trained on or held out, those that share a source or a target together: "
+            f"two or more groups of them are needed. Received: {len(group)} rows, 1 group"
+        )
+    return linked_by, group, split
 
 
 def overlap(train, held_out):
@@ -183,7 +191,7 @@ def _split_large(group, sources):
     """Splits groups that are too large by source; how many rows were in them."""
     sizes = np.bincount(group)
     large = sizes > max(LARGEST * len(group), SMALL)
-    if sources is None or not (large.any() or len(sizes) == 1):
+    if not (large.any() or len(sizes) == 1):
         return group, 0
     inside = large[group] | (len(sizes) == 1)
     # Rows of large groups are linked by source, all others as before.
