@@ -80,8 +80,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     Raises:
         InputError: an unknown source or objective; a file that is missing, empty, a table,
             binary or in another encoding; too little text for a row, or too few rows for a
-            batch; `valid` outside
-            0 to 1.
+            batch; `valid` outside 0 to 1.
 
     Example:
         >>> config = {"max_sequence_length": 64, "mask": "causal", "objective": "causal_lm"}

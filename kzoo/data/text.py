@@ -42,11 +42,11 @@ def split(text, valid):
 
     held_out = [_bytes(text[start:end]) for start, end in zip(starts, ends, strict=True)]
     train = [_bytes(text[a:b]) for a, b in zip([0, *ends[:-1]], starts, strict=True)]
-    known = np.sort(np.concatenate([_runs(block, SHARED) for block in held_out]))
-    kept = np.concatenate([piece[~_covered(piece, known)] for piece in train])
-    while (repeated := _covered(kept, known)).any():  # what a cut has joined
+    whole, known = np.concatenate(train), _runs(held_out, SHARED)
+    kept = whole[~_covered(train, known)]
+    while (repeated := _covered([kept], known)).any():  # what a cut has joined
         kept = kept[~repeated]
-    train, held_out = np.concatenate(train), np.concatenate(held_out)
+    train, held_out = whole, np.concatenate(held_out)
     if 2 * len(kept) >= len(train):
         return kept, held_out
     log.warning(
@@ -66,15 +66,9 @@ def shared(train, held_out):
     Returns:
         An integer.
     """
-    learned, scored = _runs_within(train), _runs_within(held_out)
-    if not len(scored):
-        return 0
-    known, places = np.unique(scored, return_inverse=True)
-    at = np.minimum(np.searchsorted(known, learned), len(known) - 1)
-    found = np.zeros(len(known), bool)
-    found[at[known[at] == learned]] = True
-    found[known == 0] = False  # the hash of a run across two texts
-    return int(_bytes_of(found[places], NEAR).sum())
+    learned, scored = _runs(train, NEAR), _runs(held_out, NEAR)
+    both = learned[_among(learned, scored)]
+    return int(_bytes_of(np.isin(scored, both) & (scored != 0), NEAR).sum())
 
 
 def windows(stream, size):
@@ -149,33 +143,35 @@ def _line_start(text, at, reach):
     return text.find(b"\n", at, at + reach) + 1 or at
 
 
-def _runs(text, size):
-    """A 64-bit hash of the `size` bytes from each position on, by doubling."""
-    runs = text.astype(np.uint64)
-    width = 1
+def _runs(texts, size):
+    """A 64-bit hash of the `size` bytes from each position of the joined texts on, by doubling;
+    0 where they reach into the next text."""
+    texts = [text for text in texts if len(text)] or [np.zeros(0, np.uint8)]
+    runs, width = np.concatenate(texts).astype(np.uint64), 1
     while width < size:
         left, right = runs[:-width], runs[width:]
         right = (right ^ (right >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
         runs = left * np.uint64(0xD1342543DE82EF95) + right
         width *= 2
-    return runs
-
-
-def _runs_within(texts):
-    """Hashes of the runs of `NEAR` bytes of all texts together, 0 where one leaves its text."""
-    texts = [text for text in texts if len(text)] or [np.zeros(0, np.uint8)]
     which = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-    runs = _runs(np.concatenate(texts), NEAR)
     return np.where(which[: len(runs)] == which[len(which) - len(runs) :], runs, np.uint64(0))
 
 
-def _covered(text, known):
-    """Which bytes belong to a run whose hash is in the sorted array `known`: bool."""
-    runs = _runs(text, SHARED)
-    hits = np.zeros(len(runs), bool)
-    if len(runs) and len(known):
-        hits = known[np.minimum(np.searchsorted(known, runs), len(known) - 1)] == runs
-    return _bytes_of(hits, SHARED)[: len(text)]
+def _covered(texts, known):
+    """Which bytes of the joined texts belong to a run whose hash is in `known`: bool."""
+    runs = _runs(texts, SHARED)
+    return _bytes_of(_among(runs, known) & (runs != 0), SHARED)[: sum(map(len, texts))]
+
+
+def _among(runs, known):
+    """Which hashes are in the array `known`: bool. By a table first: most are not."""
+    bits = max(1, 8 * len(known)).bit_length()
+    shift = np.uint64(64 - bits)
+    table = np.zeros(1 << bits, bool)
+    table[known >> shift] = True
+    found = table[runs >> shift]
+    found[found] = np.isin(runs[found], known)
+    return found
 
 
 def _bytes_of(runs, size):
