@@ -1,6 +1,7 @@
 """From a source to two Grain datasets of batches: one to train on, one held out."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -9,7 +10,8 @@ import grain
 import numpy as np
 
 from kzoo import masks, objectives
-from kzoo.data import sources, text
+from kzoo.data import sources, splits, text
+from kzoo.data.batches import Batches
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 
@@ -27,8 +29,11 @@ class Splits:
         valid: `grain.MapDataset` of the held-out batches.
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
             tokens, `train_rows`, `valid_rows`, `train_bytes`, `valid_bytes` (of rows: of
-            their targets), `cut_rows` (longer than a row), and `unigram_entropy` and
-            `bigram_entropy` of the held-out bytes, in bits per byte.
+            their targets), `cut_rows` (longer than a row), `unigram_entropy` and
+            `bigram_entropy` of the held-out bytes, in bits per byte, and `split`, what the two
+            parts have in common: of rows, the counts of `kzoo.data.splits.hold_out`; of running
+            text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`, those
+            held out that stand in training too, in runs of 32 or more.
     """
 
     train: grain.MapDataset
@@ -46,14 +51,16 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         source: `"pydoc"` (Python's own documentation, about 2 MB, no network),
             `"tfds:NAME"` (the text of a TFDS data set), `"synthetic:copy"`, the path of a
             text file or of a folder of them, a list of strings, a list of
-            `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`.
+            `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`; NumPy
+            arrays and columns of a pandas table are as good as lists. A text is UTF-8.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,
             `mask`, `objective` and `tokenizer`; a model if its tokenizer is a file's, or if it
             has segment embeddings.
         batch_size: rows of a batch.
         objective: what is predicted, instead of the config's.
         valid: the part that is held out, between 0 and 1. Which part depends on nothing
-            else.
+            else. Rows are held out in groups that share a source, or a target of free text
+            (`kzoo.data.splits.hold_out`), running text in blocks (`kzoo.data.text.split`).
         seed: of the order and of the random choices (boundaries, masks) in training.
 
     Returns:
@@ -65,14 +72,15 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         needs, and at most that.
 
         `train` is one epoch, in random order. `train.repeat()` goes on with a new order and
-        new random choices in each epoch, and `train.repeat()[k:]` goes on at batch k.
+        new random choices in each epoch, and `train.repeat()[k:]` goes on at batch k. A slice
+        of `train` keeps its rows: `train[:3].repeat()` draws from no others.
         `valid` is the same for every seed; its last batch is filled with rows of padding
         and zero weight.
 
     Raises:
-        InputError: an unknown source or objective; a file that is missing, empty or
-            binary; too little text for a row, or too few rows for a batch; `valid` outside
-            0 to 1.
+        InputError: an unknown source or objective; a file that is missing, empty, a table,
+            binary or in another encoding; too little text for a row, or too few rows for a
+            batch; `valid` outside 0 to 1.
 
     Example:
         >>> config = {"max_sequence_length": 64, "mask": "causal", "objective": "causal_lm"}
@@ -87,7 +95,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     corpus = sources.read(source)
     split = _split_text if corpus.rows is None else _split_rows
     longest = config["max_sequence_length"]
-    train, held_out, length, cut = split(corpus, longest, valid, encoder)
+    train, held_out, length, cut, apart = split(corpus, longest, valid, encoder)
     if len(train.targets) < batch_size:
         raise InputError(
             "too little data for a batch: use more data, shorter rows, or a batch_size of at most "
@@ -102,11 +110,8 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     # The shortest row speaks for all: what it cannot do is said here, not in mid-training.
     rng = np.random.default_rng(_HELD_OUT_SEED)
     encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
-    # Rows are drawn first and encoded a batch at a time: vectorised, and a batch's random
-    # choices follow from its place alone.
-    batches = grain.MapDataset.range(len(train.targets)).seed(seed).shuffle()
-    batches = batches.batch(batch_size, drop_remainder=True, batch_fn=list)
-    batches = batches.random_map(lambda indices, rng: encode(train, indices, rng))
+    every = range(len(train.targets))
+    batches = Batches(every, batch_size, seed, functools.partial(encode, train))
 
     # All at once, so that the choices do not depend on the batch size either.
     rng = np.random.default_rng(_HELD_OUT_SEED)
@@ -121,6 +126,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         "train_bytes": len(train.text),
         "valid_bytes": len(held_out.text),
         "cut_rows": cut,
+        "split": apart,
         "unigram_entropy": text.unigram_entropy(held_out.text),
         "bigram_entropy": text.bigram_entropy(held_out.text),
     }
@@ -199,7 +205,7 @@ class _Rows(NamedTuple):
 
 
 def _split_text(corpus, length, valid, encoder):
-    """Windows of a text's two parts; the row length; no row is cut."""
+    """Windows of a text's two parts; the row length; no row is cut; facts of the split."""
     size = encoder.objective.window(length, encoder.vocabulary)
     in_bytes = encoder.tokenizer is Bytes
 
@@ -209,18 +215,22 @@ def _split_text(corpus, length, valid, encoder):
         read = windows.reshape(-1) if in_bytes else part
         return _Rows(None, windows, complete=False, text=read)
 
-    train, held_out = map(rows, text.split(corpus.text, valid))
+    parts = text.split(corpus.text, valid)
+    train, held_out = map(rows, parts)
     if not len(train.targets) or not len(held_out.targets):
         unit = "bytes" if in_bytes else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
             f"or more each, for one row of {length} tokens. Received: {len(corpus.text)} bytes"
         )
-    return train, held_out, length, 0
+    repeated = len(corpus.text) - sum(map(len, parts))
+    apart = {"repeated_bytes": repeated} | splits.overlap(*([part] for part in parts))
+    return train, held_out, length, 0, apart
 
 
 def _split_rows(corpus, length, valid, encoder):
-    """Rows, whole ones held out; the row length that they need; how many it cuts."""
+    """Rows, whole groups held out; the row length that they need; how many it cuts; facts of the
+    split."""
     texts = [utf8(target) for _, target in corpus.rows]
     targets = encoder.tokens(target for _, target in corpus.rows)
     paired = corpus.rows[0][0] is not None
@@ -233,12 +243,7 @@ def _split_rows(corpus, length, valid, encoder):
     if cut:
         log.warning("%d of %d rows are longer than %d tokens and are cut", cut, len(needed), length)
 
-    count = len(targets)
-    chosen = text.spread(count, max(1, round(count * valid)))
-    if len(chosen) == count:
-        raise InputError(f"rows are trained on or held out: two or more. Received: {count} rows")
-    held_out = np.zeros(count, bool)
-    held_out[chosen] = True
+    held_out, apart = splits.hold_out(corpus.rows, valid)
 
     def rows(indices):
         return _Rows(
@@ -249,4 +254,8 @@ def _split_rows(corpus, length, valid, encoder):
         )
 
     train, valid = rows(np.flatnonzero(~held_out)), rows(np.flatnonzero(held_out))
-    return train, valid, int(min(length, needed.max())), cut
+    if not paired:
+        apart |= splits.overlap(
+            *([texts[i] for i in np.flatnonzero(held_out == side)] for side in (False, True))
+        )
+    return train, valid, int(min(length, needed.max())), cut, apart

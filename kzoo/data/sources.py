@@ -15,10 +15,10 @@ import sysconfig
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from kzoo.data import synthetic
+from kzoo.data import files, synthetic
 from kzoo.errors import InputError, unknown
 
 log = logging.getLogger("kzoo")
@@ -34,7 +34,8 @@ class Corpus:
 
     Attributes:
         name: the source as the caller named it, or `"list"`.
-        sha256: of the data, in hexadecimal (of a single file: the file's own).
+        sha256: of the data, in hexadecimal (of a single file: the file's own, without a
+            byte order mark).
         text: bytes, or None.
         rows: list of `(source, target)` pairs of strings (source None in plain text), or
             None.
@@ -56,7 +57,7 @@ def read(source):
         InputError: nothing of that name, or data that is not text.
     """
     if isinstance(source, (str, os.PathLike)):
-        name = str(source)
+        name = os.fsdecode(source)
         if name.startswith("synthetic:"):
             return _from_rows(name, _synthetic(name))
         if name == "pydoc":
@@ -64,7 +65,7 @@ def read(source):
         elif name.startswith("tfds:"):
             documents = _tfds(name)
         else:
-            documents = _files(name)
+            documents = files.read(name)
         text = b"\n\n".join(_distinct(documents, name, "documents"))
         return Corpus(name, hashlib.sha256(text).hexdigest(), text=text)
     return _from_rows("list", _rows(source))
@@ -82,41 +83,92 @@ def _distinct(items, name, kind):
     return distinct
 
 
+WANTED = (
+    "a source is a path, 'pydoc', 'tfds:NAME', 'synthetic:NAME', a list of strings, a list "
+    "of (prompt, response) pairs or {'prompts': [...], 'responses': [...]}"
+)
+
+
 def _rows(source):
     """Rows of a list of strings, a list of pairs or a dict of prompts and responses."""
-    wanted = (
-        "a source is a path, 'pydoc', 'tfds:NAME', 'synthetic:NAME', a list of strings, a list "
-        "of (prompt, response) pairs or {'prompts': [...], 'responses': [...]}"
-    )
     if isinstance(source, Mapping):
         if set(source) != {"prompts", "responses"}:
-            raise InputError(f"{wanted}. Received: a mapping with {sorted(map(str, source))}")
-        prompts, responses = list(source["prompts"]), list(source["responses"])
+            raise InputError(f"{WANTED}. Received: a mapping with {_names(source)}")
+        prompts, responses = (
+            _listed(source[name], f"{name} is a list of strings", f", as {name}")
+            for name in ("prompts", "responses")
+        )
         if len(prompts) != len(responses):
             raise InputError(
                 "each prompt needs its response. "
                 f"Received: {len(prompts)} prompts, {len(responses)} responses"
             )
-        source = list(zip(prompts, responses, strict=True))
-    if not isinstance(source, (list, tuple)):
-        raise InputError(f"{wanted}. Received: {type(source).__name__}")
-    if not source:
-        raise InputError("the data is empty. Received: a list of 0 rows")
-    if all(isinstance(row, str) for row in source):
-        rows = [(None, row) for row in source]
+        rows = list(zip(prompts, responses, strict=True))
     else:
-        for i, row in enumerate(source):
-            if not (
-                isinstance(row, (list, tuple))
-                and len(row) == 2
-                and all(isinstance(text, str) for text in row)
-            ):
-                raise InputError(f"{wanted}. Received: {row!r:.60} (row {i})")
-        rows = [tuple(row) for row in source]
-    for i, (_, target) in enumerate(rows):
-        if not target:
-            raise InputError(f"a text or response is empty. Received: '' (row {i})")
-    return rows
+        rows = _listed(source, WANTED)
+    if not rows:
+        raise InputError("the data is empty. Received: a list of 0 rows")
+    # The first row says which form is meant; no message shows what a row holds.
+    paired = not isinstance(rows[0], str)
+    for i, row in enumerate(rows):
+        whole = isinstance(row, list | tuple) and len(row) == 2
+        if not (all(isinstance(text, str) for text in row) if whole else isinstance(row, str)):
+            raise InputError(f"{WANTED}. Received: {_kind(row)} (row {i})")
+        if whole != paired:
+            raise InputError(
+                "rows are all strings or all pairs. "
+                f"Received: {_kind(rows[0])} (row 0), {_kind(row)} (row {i})"
+            )
+        _check_row(row if paired else [row], i)
+    return [tuple(row) if paired else (None, row) for row in rows]
+
+
+def _check_row(texts, i):
+    if not texts[-1]:
+        raise InputError(f"a text or response is empty. Received: '' (row {i})")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            "a text is Unicode; half a surrogate pair is none, and text.encode('utf-8', 'replace')"
+            f".decode() takes it out. Received: such a text (row {i})"
+        ) from None
+
+
+def _listed(source, wanted, place=""):
+    """The items of a list, a tuple, a NumPy array or a pandas Series."""
+    if isinstance(source, list | tuple):
+        return list(source)
+    if hasattr(source, "tolist") and getattr(source, "ndim", 0) in (1, 2):
+        return source.tolist()
+    hint = ""
+    if hasattr(source, "columns"):
+        hint = "; of a table, pass {'prompts': table[A], 'responses': table[B]} or table[A]"
+    elif isinstance(source, Iterable) and not isinstance(source, str | bytes | bytearray):
+        hint = "; list(...) makes a list of an iterable, sorted(...) of a set"
+    raise InputError(f"{wanted}{hint}. Received: {_kind(source)}{place}")
+
+
+def _kind(value):
+    """What a value is, without what it holds."""
+    if isinstance(value, list | tuple):
+        inside = ", ".join(dict.fromkeys(_kind_of(item) for item in value))
+        inside = f" of {len(value)} ({inside:.80})" if value else " of 0"
+        return f"{type(value).__name__}{inside}"
+    if isinstance(value, bytes | bytearray):
+        return f"{type(value).__name__}, which .decode() makes a string"
+    return _kind_of(value)
+
+
+def _kind_of(value):
+    return "None" if value is None else type(value).__name__
+
+
+def _names(mapping):
+    """The names of a mapping's fields: few and short, as names are, or how many."""
+    names = sorted(map(str, mapping))
+    short = len(names) <= 8 and all(len(name) <= 24 for name in names)
+    return str(names) if short else f"{len(names)} fields"
 
 
 def _synthetic(name):
@@ -124,38 +176,6 @@ def _synthetic(name):
     if task not in synthetic.TASKS:
         raise unknown("synthetic task", task, synthetic.TASKS)
     return synthetic.TASKS[task]()
-
-
-def _files(name):
-    """The text of a file, or of each file of a folder (hidden ones left out), sorted."""
-    path = Path(name)
-    # os.path answers False where Path raises: names too long, NUL.
-    if os.path.isdir(path):
-        files = [p for p in sorted(path.rglob("*")) if p.is_file()]
-        files = [p for p in files if not any(x[0] == "." for x in p.relative_to(path).parts)]
-    elif os.path.isfile(path):
-        files = [path]
-    else:
-        known = ["pydoc", *(f"synthetic:{task}" for task in synthetic.TASKS)]
-        if os.path.isdir(path.parent):
-            known += [str(path.parent / p.name) for p in path.parent.iterdir()]
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise InputError(
-            f"no such file or folder{hint} Other sources: pydoc, tfds:NAME, synthetic:NAME. "
-            f"Received: {name!r:.120}"
-        )
-    texts = [p.read_bytes() for p in files]
-    for file, text in zip(files, texts, strict=True):
-        try:
-            text.decode()
-        except UnicodeDecodeError:
-            text = b"\0"
-        if b"\0" in text:
-            raise InputError(f"a text is UTF-8 without NUL bytes. Received: binary file {file}")
-    if not any(text.strip() for text in texts):
-        raise InputError(f"there is no text in it. Received: {name!r} ({len(files)} files, empty)")
-    return texts
 
 
 @functools.cache
@@ -215,12 +235,12 @@ def _tfds(name):
             f"Received: {name!r}, with {', '.join(builder.info.features)}"
         )
     urls = builder.url_infos or {}
-    files = {info.filename: info.checksum for info in urls.values()}
-    missing = [file for file in files if not (manual / file).is_file()]
-    put = f"put {', '.join(missing or files or ['its files'])} in {manual}"
-    if not missing and len(files) == 1 and (text_file := [*files][0]).endswith(".txt"):
-        (text,) = _files(manual / text_file)
-        if hashlib.sha256(text).hexdigest() != files[text_file]:
+    checksums = {info.filename: info.checksum for info in urls.values()}
+    missing = [file for file in checksums if not (manual / file).is_file()]
+    put = f"put {', '.join(missing or checksums or ['its files'])} in {manual}"
+    if not missing and len(checksums) == 1 and (text_file := [*checksums][0]).endswith(".txt"):
+        (text,) = files.read(manual / text_file)
+        if hashlib.sha256(text).hexdigest() != checksums[text_file]:
             raise InputError(
                 f"not the file that TFDS knows under this name. Received: {manual / text_file}"
             )

@@ -9,6 +9,7 @@ log = logging.getLogger("kzoo")
 BLOCK = 4096  # bytes held out in one place
 PIECE = 1 << 16  # bytes that a tokenizer takes at once
 SHARED = 64  # no run of so many bytes stands in both parts
+NEAR = 32  # bytes; what stands in both parts in runs of so many is counted
 
 
 def spread(count, chosen):
@@ -22,7 +23,8 @@ def split(text, valid):
     Blocks of about 4096 bytes begin and end at line breaks where one is near. Then runs of
     64 bytes or more that stand in the held-out part too are cut out of the training part,
     so that repeated passages are not scored after being learned. A text that is mostly
-    repetition keeps its training part, with a warning.
+    repetition keeps its training part, with a warning. What is changed more often than every
+    64 bytes is no repetition here: `shared` counts it.
 
     Args:
         text: bytes.
@@ -40,9 +42,11 @@ def split(text, valid):
 
     held_out = [_bytes(text[start:end]) for start, end in zip(starts, ends, strict=True)]
     train = [_bytes(text[a:b]) for a, b in zip([0, *ends[:-1]], starts, strict=True)]
-    known = np.sort(np.concatenate([_runs(block) for block in held_out]))
-    kept = [piece[~_covered(piece, known)] for piece in train]
-    train, kept, held_out = (np.concatenate(parts) for parts in (train, kept, held_out))
+    whole, known = np.concatenate(train), _runs(held_out, SHARED)
+    kept = whole[~_covered(train, known)]
+    while (repeated := _covered([kept], known)).any():  # what a cut has joined
+        kept = kept[~repeated]
+    train, held_out = whole, np.concatenate(held_out)
     if 2 * len(kept) >= len(train):
         return kept, held_out
     log.warning(
@@ -51,6 +55,20 @@ def split(text, valid):
         100 - 100 * len(kept) // len(train),
     )
     return train, held_out
+
+
+def shared(train, held_out):
+    """Held-out bytes that stand in training too, in runs of 32 or more.
+
+    Args:
+        train, held_out: lists of uint8 arrays; a run lies within one of them.
+
+    Returns:
+        An integer.
+    """
+    learned, scored = _runs(train, NEAR), _runs(held_out, NEAR)
+    both = learned[_among(learned, scored)]
+    return int(_bytes_of(np.isin(scored, both) & (scored != 0), NEAR).sum())
 
 
 def windows(stream, size):
@@ -124,24 +142,40 @@ def _line_start(text, at, reach):
     return text.find(b"\n", at, at + reach) + 1 or at
 
 
-def _runs(text):
-    """A 64-bit hash of the `SHARED` bytes from each position on, by doubling."""
-    runs = text.astype(np.uint64)
-    width = 1
-    while width < SHARED:
+def _runs(texts, size):
+    """A 64-bit hash of the `size` bytes from each position of the joined texts on, by doubling;
+    0 where they reach into the next text."""
+    texts = [text for text in texts if len(text)] or [np.zeros(0, np.uint8)]
+    runs, width = np.concatenate(texts).astype(np.uint64), 1
+    while width < size:
         left, right = runs[:-width], runs[width:]
         right = (right ^ (right >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
         runs = left * np.uint64(0xD1342543DE82EF95) + right
         width *= 2
-    return runs
+    which = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    return np.where(which[: len(runs)] == which[len(which) - len(runs) :], runs, np.uint64(0))
 
 
-def _covered(text, known):
-    """Which bytes belong to a run whose hash is in the sorted array `known`: bool."""
-    runs = _runs(text)
-    found = np.zeros(len(text) + SHARED, np.int64)
-    if len(runs) and len(known):
-        hits = known[np.minimum(np.searchsorted(known, runs), len(known) - 1)] == runs
-        found[: len(runs)] += hits
-        found[SHARED : SHARED + len(runs)] -= hits
-    return np.cumsum(found)[: len(text)] > 0
+def _covered(texts, known):
+    """Which bytes of the joined texts belong to a run whose hash is in `known`: bool."""
+    runs = _runs(texts, SHARED)
+    return _bytes_of(_among(runs, known) & (runs != 0), SHARED)[: sum(map(len, texts))]
+
+
+def _among(runs, known):
+    """Which hashes are in the array `known`: bool. By a table first: most are not."""
+    bits = max(1, 8 * len(known)).bit_length()
+    shift = np.uint64(64 - bits)
+    table = np.zeros(1 << bits, bool)
+    table[known >> shift] = True
+    found = table[runs >> shift]
+    found[found] = np.isin(runs[found], known)
+    return found
+
+
+def _bytes_of(runs, size):
+    """Which bytes belong to a run of `size` that begins where `runs`, bool, says so."""
+    found = np.zeros(len(runs) + size, np.int64)
+    found[: len(runs)] += runs
+    found[size:] -= runs
+    return np.cumsum(found)[:-1] > 0

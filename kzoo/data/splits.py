@@ -1,0 +1,207 @@
+"""Which rows are held out: whole groups, so that no text that is scored was trained on.
+
+Running text is split by `kzoo.data.text.split`.
+"""
+
+import logging
+import unicodedata
+
+import numpy as np
+
+from kzoo.data import text
+from kzoo.errors import InputError
+
+log = logging.getLogger("kzoo")
+
+LARGEST = 0.05  # of all rows: a larger group is split by source
+SMALL = 10  # rows: a group of so few is never split
+LABEL = 32  # characters that labels have on average, or fewer
+NEAR_COPIES = 0.2  # of the held-out bytes; where training shares more, a warning says so
+
+
+def hold_out(rows, valid):
+    """Chooses the rows to hold out, in whole groups.
+
+    Rows belong to one group if they share a text, directly or through others. The texts of a
+    row are its source, and its target where targets are free text; a text counts as the same
+    in either place (the other direction of a translation shows the answer too), and the same
+    whatever its case, white space and Unicode form, since a copy so changed is as easily
+    remembered. Texts without a letter or sign link nothing.
+
+    Targets are labels where fewer than half as many are distinct as there are rows, and the
+    distinct ones have 32 characters or fewer on average; else they are free text. A label may
+    stand on both sides: held-out examples of a class that no training row shows would measure
+    nothing. So may a source that all rows share.
+
+    A group that has more than 5% of the rows (and more than 10 rows) would make the held-out
+    part a matter of one draw. It is split by source, with a warning: then its sources stand on
+    one side, and of its targets some on both, which the facts count.
+
+    Args:
+        rows: distinct pairs `(source, target)` of strings; every source None in plain text.
+        valid: the part to hold out, between 0 and 1.
+
+    Returns:
+        `(held_out, facts)`: a bool for each row, `[rows]`, which depends on nothing but the
+        arguments; and a dict of `linked_by` ("text", "source", "source and target", or
+        "target" where all rows have one source), `groups`, `largest_group_rows`,
+        `rows_split_by_source`, and `sources_on_both_sides` and `targets_on_both_sides`, the
+        numbers of texts that the split did not keep apart (for plain text, the latter alone).
+
+    Raises:
+        InputError: fewer than two groups.
+
+    Example:
+        >>> rows = [("one", "un"), ("One", "une"), ("two", "deux"), ("a pair", "deux")]
+        >>> held_out, facts = hold_out(rows, 0.5)
+        >>> held_out.tolist(), facts["groups"]
+        ([True, True, False, False], 2)
+    """
+    targets = [folded(target) for _, target in rows]
+    sources = None if rows[0][0] is None else [folded(source) for source, _ in rows]
+    linked_by, group, split = _groups(sources, targets)
+    sizes = np.bincount(group)
+    held_out = np.isin(group, choose(sizes, valid))
+    facts = {
+        "linked_by": linked_by,
+        "groups": len(sizes),
+        "largest_group_rows": int(sizes.max()),
+        "rows_split_by_source": split,
+    }
+    if sources is not None:
+        facts["sources_on_both_sides"] = _on_both_sides(sources, held_out)
+    facts["targets_on_both_sides"] = both = _on_both_sides(targets, held_out)
+    if split:
+        log.warning(
+            "%d of %d rows hang together through their targets and are split by source: %d "
+            "targets are held out and trained on, too",
+            *(split, len(rows), both),
+        )
+    return held_out, facts
+
+
+def _groups(sources, targets):
+    """By what rows are linked, the group of each, and how many were split by source."""
+    if sources is None:
+        linked_by, group, split = "text", components([targets]), 0
+    else:
+        free = not are_labels(targets)
+        linked_by = "source and target" if free else "source"
+        group = components([sources, targets] if free else [sources])
+        group, split = _split_large(group, sources)
+    if sources is not None and group.max() == 0:
+        log.warning("all rows have one source, which stands on both sides of the split")
+        linked_by, group = "target", components([targets])
+    if group.max() == 0:
+        raise InputError(
+            "rows are trained on or held out, those that share a source or a target together: "
+            f"two or more groups of them are needed. Received: {len(group)} rows, 1 group"
+        )
+    return linked_by, group, split
+
+
+def overlap(train, held_out):
+    """What texts have in common that were split, with a warning where it is much.
+
+    Args:
+        train, held_out: lists of uint8 arrays.
+
+    Returns:
+        A dict of `shared_bytes`: those of the held-out part that stand in training too, in
+        runs of 32 or more.
+    """
+    shared, size = text.shared(train, held_out), sum(map(len, held_out))
+    if shared > NEAR_COPIES * size:
+        log.warning(
+            "%d%% of the held-out bytes stand in the training part too, in runs of 32 or more: the "
+            "texts are near copies of one another, and the held-out loss measures memory too",
+            100 * shared // size,
+        )
+    return {"shared_bytes": shared}
+
+
+def folded(string):
+    """A text without what does not make it another: case, white space, Unicode form."""
+    return " ".join(unicodedata.normalize("NFKC", string).casefold().split())
+
+
+def are_labels(targets):
+    """Whether targets are labels, by the rule of `hold_out`."""
+    distinct = set(targets)
+    return 2 * len(distinct) < len(targets) and sum(map(len, distinct)) <= LABEL * len(distinct)
+
+
+def components(columns):
+    """Groups of rows that share a text, directly or through others.
+
+    Args:
+        columns: lists of one text for each row. Empty texts link nothing.
+
+    Returns:
+        The number of each row's group, `[rows]`; groups are counted in the order of their
+        first rows.
+    """
+    parent = list(range(len(columns[0])))
+
+    def root(row):
+        while parent[row] != row:
+            parent[row] = row = parent[parent[row]]
+        return row
+
+    first = {}
+    for column in columns:
+        for row, string in enumerate(column):
+            if string:
+                one, other = root(row), root(first.setdefault(string, row))
+                parent[max(one, other)] = min(one, other)
+    # The root of a group is its first row, so that sorting numbers them in order.
+    return np.unique([root(row) for row in range(len(parent))], return_inverse=True)[1]
+
+
+def choose(sizes, valid):
+    """The groups to hold out: about `valid` of the rows, and at least one group, not all.
+
+    Groups of several rows are taken from the largest on, each where less than its share has
+    been held out so far; single rows make up for what is missing, evenly spread.
+
+    Args:
+        sizes: rows of each group, an integer array; two groups or more.
+        valid: the part to hold out.
+
+    Returns:
+        Indices of groups, an integer array.
+    """
+    order = np.argsort(-sizes, kind="stable")
+    chosen, held, seen = [], 0, 0
+    for group in order[sizes[order] > 1]:
+        seen += sizes[group]
+        if 2 * held + sizes[group] <= 2 * valid * seen:
+            chosen.append(group)
+            held += sizes[group]
+    single = np.flatnonzero(sizes == 1)
+    missing = max(round(sizes.sum() * valid) - held, 0 if chosen else 1)
+    missing = min(missing, len(single))
+    chosen += list(single[text.spread(len(single), missing)])
+    if len(chosen) == len(sizes):
+        chosen.remove(order[-1])
+    return np.array(chosen or order[-1:])
+
+
+def _split_large(group, sources):
+    """Splits groups that are too large by source; how many rows were in them."""
+    sizes = np.bincount(group)
+    large = sizes > max(LARGEST * len(group), SMALL)
+    if not (large.any() or len(sizes) == 1):
+        return group, 0
+    inside = large[group] | (len(sizes) == 1)
+    # Rows of large groups are linked by source, all others as before.
+    again = [s if within else f"\0{g}" for s, within, g in zip(sources, inside, group, strict=True)]
+    after = components([again])
+    changed = np.bincount(after)[after] < sizes[group]
+    return after, int(changed.sum())
+
+
+def _on_both_sides(texts, held_out):
+    learned = {text for text, held in zip(texts, held_out, strict=True) if text and not held}
+    scored = {text for text, held in zip(texts, held_out, strict=True) if text and held}
+    return len(learned & scored)
