@@ -6,7 +6,6 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
-from keras import ops
 
 from kzoo import presets
 from kzoo.errors import InputError
@@ -31,7 +30,7 @@ def make(name):
         model = transformers.T5ForConditionalGeneration(transformers.T5Config(**T5))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.3 * torch.randn(parameter.shape)
+            parameter += {"gpt2": 0.1, "t5": 0.3}[name] * torch.randn(parameter.shape)
     return model.eval()
 
 
@@ -95,10 +94,9 @@ def their_beams(model, prompt, sampler, stops):
 
 
 RULES = [  # length penalty, early stopping, least new tokens, stop tokens
-    (1.0, False, 0, (1,)),
-    (0.0, False, 0, (1, 2, 3)),
-    (2.0, "never", 3, (1, 2)),
-    (0.6, True, 0, (1, 2)),
+    (1.0, False, 0, (1, 2, 3)),
+    (0.6, "never", 3, (1, 2)),
+    (2.0, True, 0, (1,)),
     (-1.0, False, 4, (1, 2, 3)),
 ]
 
@@ -108,13 +106,123 @@ def test_beams_are_those_of_transformers(pair, penalty, early, least, stops):
     """Of eight prompts in one batch; transformers searches for each alone."""
     theirs, ours = pair
     sampler = BeamSampler(4, penalty, least, early, return_all_beams=True)
-    x = inputs(ours, PROMPTS)
     settings = {"max_length": LONGEST, "stop_token_ids": stops, "strip_prompt": True}
-    got = ours.generate(x, sampler=sampler, **settings)
-    lengths = set()
+    got = ours.generate(inputs(ours, PROMPTS), sampler=sampler, **settings)
+    assert got["token_ids"].shape[:2] == got["scores"].shape == (len(PROMPTS), 4)
     for prompt, rows, scores in zip(PROMPTS, beams(got), got["scores"], strict=True):
         want, their_scores = their_beams(theirs, prompt, sampler, stops)
         assert rows == want
         np.testing.assert_allclose(scores, their_scores, rtol=1e-4)
-        lengths |= set(map(len, rows))
-    assert len(lengths) > 2  # else it would show little of what ends a beam
+    turned = ours.generate(inputs(ours, PROMPTS[::-1]), sampler=sampler, **settings)
+    assert beams(turned) == beams(got)[::-1]
+
+
+# Ours in keras-hub, and keras-hub's here -----------------------------------------------------
+
+
+def test_keras_hubs_tasks_take_our_beams():
+    """Their prompts begin at one column and end at several."""
+    backbone = keras_hub.models.GPT2Backbone(
+        vocabulary_size=VOCABULARY,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=8,
+        intermediate_dim=16,
+        max_sequence_length=LONGEST,
+    )
+    rng = np.random.default_rng(0)
+    for variable in backbone.weights:
+        variable.assign(rng.normal(size=variable.shape))
+    task = keras_hub.models.GPT2CausalLM(backbone, preprocessor=None)
+    task.compile(sampler=BeamSampler(3, early_stopping=True))
+    ids = np.zeros((3, LONGEST), "int32")
+    for row, prompt in zip(ids, PROMPTS, strict=False):
+        row[: len(prompt)] = prompt
+    mask = (ids != 0).astype("int32")
+
+    def generate(rows):
+        x = {"token_ids": ids[rows], "padding_mask": mask[rows]}
+        got = task.generate(x, stop_token_ids=(1, 2, 3))
+        return np.where(got["padding_mask"], got["token_ids"], -1)
+
+    together = generate([0, 1, 2])
+    assert (together[mask != 0] == ids[mask != 0]).all() and (together == -1).any()
+    for i in range(3):
+        np.testing.assert_array_equal(generate([i, i, i])[0], together[i])
+
+
+SMALL = {"num_layers": 1, "hidden_dim": 8, "num_heads": 1, "intermediate_dim": 8}
+
+
+@pytest.fixture(scope="module")
+def gpt():
+    model = presets.load("gpt_nano", max_sequence_length=12, **SMALL)
+    model.compile(sampler="beam", run_eagerly=keras.backend.backend() == "tensorflow")
+    return model
+
+
+@pytest.mark.torch
+def test_all_beams_of_texts(gpt):
+    sampler = BeamSampler(3, return_all_beams=True)
+    got = gpt.generate(["a", "bcd"], sampler=sampler, strip_prompt=True)
+    assert got["scores"].shape == (2, 3) and (np.diff(got["scores"]) <= 0).all()
+    assert [len(texts) for texts in got["texts"]] == [3, 3]
+    best = gpt.generate(["a", "bcd"], sampler=BeamSampler(3))
+    assert best == [text + more[0] for text, more in zip(["a", "bcd"], got["texts"], strict=True)]
+    one = gpt.generate("bcd", sampler=sampler, strip_prompt=True)
+    assert one["texts"] == got["texts"][1]
+    np.testing.assert_allclose(one["scores"], got["scores"][1], rtol=1e-5)
+
+
+def test_equal_samplers_share_a_program(gpt, monkeypatch):
+    traced, step = [], gpt.generate_step
+    monkeypatch.setattr(gpt, "generate_step", lambda *x: traced.append(1) or step(*x))
+    for prompts in (["a", "b"], ["abc", "d"]):
+        gpt.generate(prompts, sampler=BeamSampler(2, length_penalty=0.3))
+    assert len(traced) == 1
+
+
+@pytest.mark.torch
+def test_keras_hubs_beams_are_taken_as_ours(gpt):
+    theirs = keras_hub.samplers.BeamSampler(num_beams=3, temperature=0.5)
+    settings = {"max_length": 10, "stop_token_ids": None}
+    want = gpt.generate(["a", "bc"], sampler=BeamSampler(3, 0.0, temperature=0.5), **settings)
+    assert gpt.generate(["a", "bc"], sampler=theirs, **settings) == want
+
+    class Other(keras_hub.samplers.BeamSampler):
+        pass
+
+    with pytest.raises(InputError, match="kzoo.models.BeamSampler"):
+        gpt.generate("a", sampler=Other())
+
+
+def test_a_sampler_is_told_by_its_config():
+    sampler = BeamSampler(3, 0.5, 2, "never", True, 0.7)
+    config = keras.saving.serialize_keras_object(sampler)
+    again = keras.saving.deserialize_keras_object(config)
+    assert again == sampler and hash(again) == hash(sampler) and again != BeamSampler(3)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 0},
+        {"num_beams": 2.0},
+        {"num_beams": True},
+        {"min_new_tokens": -1},
+        {"early_stopping": "always"},
+        {"early_stopping": 1},
+        {"length_penalty": float("nan")},
+        {"length_penalty": "1"},
+        {"temperature": 0},
+    ],
+    ids=str,
+)
+def test_rules_that_there_are_not(settings):
+    with pytest.raises(InputError, match="Received: "):
+        BeamSampler(**settings)
+
+
+def test_more_beams_than_tokens(gpt):
+    with pytest.raises(InputError, match="num_beams is at most 383"):
+        gpt.generate("a", sampler=BeamSampler(384))

@@ -326,14 +326,17 @@ def test_samplers_by_name_under_a_state(unilm, name):
     assert len(answers) == len(TEXTS)
 
 
-def test_contrastive_search_sees_no_padding(gpt):
-    """Rows alone and in a batch, where they have padding before them, are the same."""
-    together = gpt.generate(TEXTS, max_length=13, sampler="contrastive", stop_token_ids=None)
-    alone = [
-        gpt.generate(text, max_length=13, sampler="contrastive", stop_token_ids=None)
-        for text in TEXTS[1:3]
-    ]
-    assert together[1:3] == alone
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["beam", "contrastive"])
+@pytest.mark.parametrize("family", ["gpt", "unilm", "t5"])
+def test_what_is_chosen_for_a_prompt_depends_on_no_other(family, name, request):
+    """Rows alone and in batches, where they have padding before them and end at other columns."""
+    model = request.getfixturevalue(family)
+    settings = {"max_length": 13, "sampler": name, "stop_token_ids": [*b"abcdefghijklmnop"]}
+    together = model.generate({"prompts": TEXTS}, **settings)
+    assert len(set(map(len, together))) > 1
+    assert model.generate({"prompts": TEXTS[::-1]}, **settings) == together[::-1]
+    assert model.generate({"prompts": TEXTS[1]}, **settings) == together[1]
 
 
 # Streams and conversations ------------------------------------------------------------------
@@ -403,7 +406,6 @@ def test_a_causal_conversation_changes_nothing_it_has_computed(gpt):
 
 ROW = np.array([[BOS, 97, 98, PAD]], "int32")
 MASK = (ROW != PAD).astype("int32")
-ALL_BEAMS = keras_hub.samplers.BeamSampler(return_all_beams=True)
 WRONG = [
     ({"inputs": []}, "a string or a list"),
     ({"inputs": 3}, "a string or a list"),
@@ -417,13 +419,11 @@ WRONG = [
     ({"inputs": "a", "max_length": 2.5}, "integer"),
     ({"inputs": "a", "sampler": "gready"}, "did you mean 'greedy'"),
     ({"inputs": "a", "sampler": 3}, "keras_hub.samplers.Sampler"),
-    (
-        {"inputs": "a", "sampler": keras_hub.samplers.BeamSampler(return_all_beams=True)},
-        "best beam",
-    ),
     ({"inputs": "a", "stop_token_ids": [VOCABULARY_SIZE]}, "stop_token_ids"),
     ({"inputs": "a", "stop_token_ids": []}, "stop_token_ids"),
     ({"inputs": "a", "stop_token_ids": "end"}, "stop_token_ids"),
+    ({"inputs": "a", "stop_token_ids": True}, "stop_token_ids"),
+    ({"inputs": "a", "stop_token_ids": [[1, 2], [3]]}, "of which each ends a row"),
     ({"inputs": {"token_ids": ROW}}, "padding_mask is missing"),
     ({"inputs": {"token_ids": ROW + 200, "padding_mask": MASK}}, "token ids are in"),
     ({"inputs": {"token_ids": ROW, "padding_mask": MASK[:, ::-1]}}, "begins its row"),

@@ -66,12 +66,13 @@ class BeamSampler(keras_hub.samplers.Sampler):
         super().__init__(temperature=temperature)
         self.num_beams = _integer("num_beams", num_beams, 1)
         self.min_new_tokens = _integer("min_new_tokens", min_new_tokens, 0)
-        if isinstance(early_stopping, str) and early_stopping != "never":
+        if not isinstance(early_stopping, bool) and early_stopping != "never":
             raise InputError(
                 f"early_stopping is True, False or 'never'. Received: {early_stopping!r}"
             )
         for name, value in (("length_penalty", length_penalty), ("temperature", temperature)):
-            if not isinstance(value, int | float | np.number) or not math.isfinite(value):
+            known = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+            if not known or not math.isfinite(value):
                 raise InputError(f"{name} is a finite number. Received: {value!r}")
         if temperature <= 0:
             raise InputError(f"temperature is above 0. Received: {temperature}")

@@ -120,11 +120,12 @@ class Generates:
                 pairs = zip(before, rows, strict=True)
                 rows = [np.concatenate([prompts[i].ids, row]) for i, row in pairs]
             pad = 0 if self.preprocessor is None else self.preprocessor.tokenizer.pad_token_id
-            aligned = dict(zip(("token_ids", "padding_mask"), aligned_left(rows, pad=pad)))
+            ids, mask = aligned_left(rows, pad=pad)
             if scores is None:
-                return aligned
+                return {"token_ids": ids, "padding_mask": mask}
             shape = (len(prompts), beams, -1)
-            return {**{k: x.reshape(shape) for k, x in aligned.items()}, "scores": scores}
+            ids, mask = ids.reshape(shape), mask.reshape(shape)
+            return {"token_ids": ids, "padding_mask": mask, "scores": scores}
         texts = self.preprocessor.generate_postprocess(rows)
         given = inputs["prompts"] if isinstance(inputs, dict) else inputs
         if isinstance(inputs, str | list | tuple) and not self.objective.has_source:
@@ -308,7 +309,8 @@ class Generates:
         known = isinstance(ids, list | tuple) and all(is_integer(i) and 0 <= i < size for i in ids)
         if not known or not ids:
             raise InputError(
-                f"stop_token_ids are 'auto', None, or ids in [0, {size}). Received: {ids!r}"
+                f"stop_token_ids are 'auto', None, or ids in [0, {size}), of which each ends a "
+                f"row. Received: {ids!r}"
             )
         return tuple(map(int, ids))
 

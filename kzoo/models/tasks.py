@@ -17,6 +17,7 @@ from kzoo.config import (
 from kzoo.errors import InputError, unknown
 from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
+from kzoo.models.bases import PipelineModel
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.executions import Executes
 from kzoo.models.generation import Generates, GeneratesFromEncoder
@@ -31,10 +32,6 @@ from kzoo.models.scoring import ScoresTexts
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.weights import PathWeights, by_path, read_weights, write_weights
 
-# Keras puts this class among the bases of a model class when a model is made, and keras-hub takes
-# it out of a task's again: then no thread could use a task while another makes one. As a base of
-# our own it stays.
-_Functional = type(keras.Model(_input := keras.Input((1,)), _input))
 
 
 class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeights):
@@ -159,7 +156,7 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class CausalLM(Generates, _Task, keras_hub.models.CausalLM, _Functional):
+class CausalLM(Generates, _Task, keras_hub.models.CausalLM, PipelineModel):
     __doc__ = f"""Predicts the next token: GPT, UniLM.
 
     {_Task.__doc__}"""
@@ -175,7 +172,7 @@ class CausalLM(Generates, _Task, keras_hub.models.CausalLM, _Functional):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, _Functional):
+class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, PipelineModel):
     __doc__ = f"""Predicts the target's next token from the source that an encoder has read: T5.
 
     {_Task.__doc__}"""
@@ -200,7 +197,7 @@ class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, _Functi
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class MaskedLM(_Task, keras_hub.models.MaskedLM, _Functional):
+class MaskedLM(_Task, keras_hub.models.MaskedLM, PipelineModel):
     __doc__ = f"""Predicts hidden tokens: BERT and its mixed-direction variants.
 
     {_Task.__doc__}"""
