@@ -168,6 +168,30 @@ def test_running_text_in_ids_is_laid_out_as_windows_are(model):
     assert logs["bits_per_byte"] == pytest.approx(want["bits_per_byte"], rel=1e-5)
 
 
+def test_compare_takes_data_in_memory():
+    from kzoo.studies.notebook import _sources
+
+    pairs = [(f"{i}", f"{i} {i + 1}") for i in range(40)]
+    texts = [response for _, response in pairs]
+    small = {**SMALL, "max_sequence_length": 8}
+    results = kzoo.compare(
+        {"gpt": ("gpt_nano", small)}, data=[pairs], seeds=1, steps=2, batch_size=8, progress=False
+    )
+    (record,) = results.records
+    assert record["data"].startswith("list:") and 0 < record["bits"] < 20
+    again = kzoo.studies.Study.from_json(results.directory / "study.json")
+    assert again.given == {record["data"]: [list(pair) for pair in pairs]}
+
+    columns = dict(zip(("prompts", "responses"), zip(*pairs, strict=True), strict=True))
+    assert _sources(columns) == _sources(pairs) == _sources([pairs])
+    (name,), given = _sources(texts)
+    assert given == {name: texts}
+    names, given = _sources(["pydoc", texts, pairs])
+    assert names[0] == "pydoc" and [*given] == names[1:]
+    for names in ("book.txt", ["book.txt"], ["pydoc", "no such file"]):
+        assert _sources(names) == ([names] if isinstance(names, str) else names, {})
+
+
 # sample_weight ------------------------------------------------------------------------------
 
 

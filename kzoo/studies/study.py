@@ -45,6 +45,8 @@ class Study:
         learning_rate: the peak of the schedule.
         valid: the part of the data that is held out.
         evaluations: how often the held-out set is measured along a run.
+        given: name -> the texts, or the (prompt, response) pairs, of sources in `data` that are
+            lists and no names.
     """
 
     arms: dict
@@ -57,6 +59,7 @@ class Study:
     learning_rate: float = 0.01
     valid: float = 0.1
     evaluations: int = 5
+    given: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, fields):
@@ -78,6 +81,11 @@ class Study:
         if isinstance(rate, bool) or not isinstance(rate, int | float) or rate <= 0:
             raise InputError(f"learning_rate is a positive number. Received: {rate!r}")
         fields["data"] = _names("data", fields["data"])
+        if not isinstance(fields.get("given", {}), Mapping):
+            raise InputError(
+                "given is a JSON object of names and lists of texts or pairs. "
+                f"Received: {type(fields['given']).__name__}"
+            )
         fields["seeds"] = _seeds(fields.get("seeds", 2))
         if not isinstance(fields["arms"], Mapping):
             raise InputError(f"arms are a JSON object of labels. Received: {fields['arms']!r}")
@@ -118,6 +126,8 @@ class Study:
             label: {"preset": arm.preset, "overrides": arm.overrides, "data": list(arm.data)}
             for label, arm in self.arms.items()
         }
+        if not self.given:
+            del fields["given"]
         return {**fields, "arms": arms, "data": list(self.data), "seeds": list(self.seeds)}
 
     def runs(self):
@@ -170,7 +180,7 @@ def _arm(label, arm, data):
 def _names(field, value):
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
-        raise InputError(f"{field} is a source or a list of them. Received: {value!r}")
+        raise InputError(f"{field} is a source or a list of them. Received: {value!r:.120}")
     return tuple(value)
 
 
