@@ -50,11 +50,6 @@ def ids(tokens):
     return tokens if np.ndim(tokens) < 2 else tokens[:, 0]
 
 
-def count_bytes(tokens):
-    """How many bytes of text a token array stands for: an int."""
-    return len(tokens) if np.ndim(tokens) < 2 else int(tokens[:, 1].sum())
-
-
 @dataclasses.dataclass(frozen=True)
 class Encoder:
     """Text to the batches of one model.

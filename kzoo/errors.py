@@ -32,7 +32,7 @@ def unknown(kind, received, valid):
     near = difflib.get_close_matches(str(received), valid, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     names = ", ".join(valid[:MOST_NAMES]) + ", …" * (len(valid) > MOST_NAMES)
-    return InputError(f"unknown {kind}{hint} Valid: {names}. Received: {received!r}")
+    return InputError(f"unknown {kind}{hint} Valid: {names}. Received: {received!r:.120}")
 
 
 class Preempted(SystemExit):

@@ -184,28 +184,42 @@ def score_by_hand(model, rows):
     return (weight[:, 1:] * nll(logits(model, x), ids[:, 1:])).sum(1)
 
 
-def assert_scores(model, data, nats, sizes):
-    got = model.score(data, batch_size=BATCH)
+def assert_scores(model, data, nats, sizes, **kwargs):
+    got = model.score(data, batch_size=BATCH, **kwargs)
     assert got["nats"].dtype == got["bits_per_byte"].dtype == "float64"
     np.testing.assert_allclose(got["nats"], nats, rtol=1e-4)
+    assert got["bytes"].tolist() == list(sizes)
     np.testing.assert_allclose(got["bits_per_byte"], nats / np.log(2) / sizes, rtol=1e-4)
 
 
 @pytest.mark.torch
-def test_score_of_a_causal_model(models):
-    texts = ["ab", "to be or not", "é", "c"]
-    rows = [[BOS, *text.encode(), EOS] for text in texts]
-    nats = score_by_hand(models["gpt"], [(row, 0, range(1, len(row))) for row in rows])
-    assert_scores(models["gpt"], texts, nats, [2, 12, 2, 1])
+@pytest.mark.parametrize("end_token", [True, False])
+def test_score_of_a_causal_model(models, end_token):
+    model, texts = models["gpt"], ["ab", "to be or not", "é", "c"]
+    end = [EOS] * end_token
+    rows = [[BOS, *text.encode(), *end] for text in texts]
+    nats = score_by_hand(model, [(row, 0, range(1, len(row))) for row in rows])
+    assert_scores(model, texts, nats, [2, 12, 2, 1], end_token=end_token)
+    got = model.score(texts, BATCH, end_token=end_token)
+    assert got["tokens"].tolist() == [len(row) - 1 for row in rows]
 
-    pairs = {"prompts": ["ab", "é", "abc", "d"], "responses": ["c", "de", "f", "ghi"]}
+    # The prompt is what the response is given, and is not scored.
+    pairs = {"prompts": ["ab", "é", "abc", "d"], "responses": ["c", "dé", "f", "ghi"]}
     parts = [[text.encode() for text in pair] for pair in zip(*pairs.values(), strict=True)]
-    rows = [
-        ([BOS, *a, SEP, *b, EOS], 0, {*range(1, len(a) + len(b) + 3)} - {len(a) + 1})
-        for a, b in parts
-    ]
-    nats = score_by_hand(models["gpt"], rows)
-    assert_scores(models["gpt"], pairs, nats, [len(a) + len(b) for a, b in parts])
+    rows = [([BOS, *a, SEP, *b, *end], 0, len(a) + 2) for a, b in parts]
+    nats = score_by_hand(model, [(row, 0, range(start, len(row))) for row, _, start in rows])
+    assert_scores(model, pairs, nats, [len(b) for _, b in parts], end_token=end_token)
+    listed = list(zip(*pairs.values(), strict=True))
+    assert_scores(model, listed, nats, [len(b) for _, b in parts], end_token=end_token)
+
+
+def test_a_context_that_runs_on_is_scored_as_lm_evaluation_harness_scores_it(models):
+    model, context, continuation = models["gpt"], "to be or ", "not"
+    ids = np.array([[BOS, *(context + continuation).encode()]], "int32")
+    x = {"token_ids": ids[:, :-1], "padding_mask": np.ones_like(ids[:, 1:])}
+    expected = -nll(logits(model, x), ids[:, 1:])[0, len(context) :].sum()
+    nats = model.score([context, context + continuation], BATCH, end_token=False)["nats"]
+    np.testing.assert_allclose(nats[0] - nats[1], expected, rtol=1e-4)
 
 
 @pytest.mark.torch

@@ -155,7 +155,7 @@ class Conversation:
         """
         session, model = self._session, self._session.model
         if not isinstance(text, str):
-            raise InputError(f"what is said is a string. Received: {text!r}")
+            raise InputError(f"what is said is a string. Received: {type(text).__name__}")
         if max_length is not None and not is_count(max_length):
             raise InputError(f"max_length is a positive integer. Received: {max_length!r}")
         (ids,) = model.preprocessor.tokens(text)

@@ -154,7 +154,7 @@ class Generates:
             ...     print(piece, end="", flush=True)
         """
         if not isinstance(prompt["prompts"] if isinstance(prompt, dict) else prompt, str):
-            raise InputError(f"a stream continues one string. Received: {prompt!r}")
+            raise InputError(f"a stream continues one string. Received: {type(prompt).__name__}")
         stops, max_length = self._stops(stop_token_ids), self._max_length(max_length)
         (prompt,) = self._prompts(self._preprocess(prompt), max_length)
         session = Session(self, self._sampler(sampler))
@@ -310,7 +310,7 @@ class Generates:
         if not known or not ids:
             raise InputError(
                 f"stop_token_ids are 'auto', None, or ids in [0, {size}), of which each ends a "
-                f"row. Received: {ids!r}"
+                f"row. Received: {ids!r:.120}"
             )
         return tuple(map(int, ids))
 
@@ -385,7 +385,7 @@ class Generates:
         if not lengths.all() or (real != (np.arange(ids.shape[1]) < lengths[:, None])).any():
             raise InputError(
                 "a prompt is one document of a token at least, which begins its row. "
-                f"Received: {mask_name} {mask.tolist()}"
+                f"Received: {mask_name} {mask.tolist()!r:.120}"
             )
         if lengths.max() > longest:
             raise InputError(

@@ -180,9 +180,9 @@ class ScoresTokens:
             self._gives_hidden = False
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if not self._gives_hidden:
-            return super().compute_loss(x, y, y_pred, sample_weight, training)
         weight = token_weights(y, sample_weight)
+        if not self._gives_hidden:
+            return super().compute_loss(x, y, y_pred, weight, training)
         nats, _ = self._cross_entropy(y_pred, y, weight)
         with self._counting(x, y, y_pred) as metrics:
             for metric in metrics:
@@ -193,7 +193,7 @@ class ScoresTokens:
         if self._gives_hidden:  # `compute_loss` has counted the batch
             return self.get_metrics_result()
         with self._counting(x, y, y_pred):
-            return super().compute_metrics(x, y, y_pred, sample_weight)
+            return super().compute_metrics(x, y, y_pred, token_weights(y, sample_weight))
 
     @contextlib.contextmanager
     def _counting(self, x, y, y_pred):

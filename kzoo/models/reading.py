@@ -166,18 +166,17 @@ def mapped(stream, read):
 
 
 def _element(batch, read):
-    x, y, sample_weight = _parts(batch)
-    return keras.utils.pack_x_y_sample_weight(*_as_tuple(read(x, y, sample_weight)))
+    batch = read(*_parts(batch))
+    return batch if isinstance(batch, tuple) else (batch,)
 
 
 def _parts(batch):
     """A batch of a stream: a tuple is Keras's (x, y, sample_weight), anything else an x."""
-    alone = not isinstance(batch, tuple) or isinstance(batch[0], str | bytes)
-    return (batch, None, None) if alone else keras.utils.unpack_x_y_sample_weight(batch)
-
-
-def _as_tuple(batch):
-    return batch if isinstance(batch, tuple) else (batch,)
+    if not isinstance(batch, tuple) or isinstance(batch[0], str | bytes):
+        return batch, None, None
+    if len(batch) > 3:  # of which Keras's message would print all
+        raise InputError(f"a batch is x, (x, y) or (x, y, weights). Received: {len(batch)} parts")
+    return keras.utils.unpack_x_y_sample_weight(batch)
 
 
 class _Mapped(keras.utils.PyDataset):
@@ -213,7 +212,7 @@ def slices(x, y, sample_weight, batch_size, read):
             batch = keras.tree.map_structure(
                 lambda leaf: None if leaf is None else leaf[at], (x, y, sample_weight)
             )
-            return _as_tuple(read(*batch))
+            return _element(batch, read)
 
     return Slices()
 

@@ -7,9 +7,9 @@ import numpy as np
 from keras import ops
 
 from kzoo import objectives
-from kzoo.encoder import count_bytes
 from kzoo.errors import InputError
 from kzoo.models.reading import read
+from kzoo.vocabulary import NUM_BYTES
 
 
 class ScoresTexts:
@@ -37,7 +37,9 @@ class ScoresTexts:
         Returns:
             A dict of arrays [texts]: `"nats"` (float64), the negative log-likelihood; `"tokens"`
             (int64), how many were scored; `"bytes"` (int64), of the text or response as it was
-            given, in UTF-8; and `"bits_per_byte"` (float64), nats / (ln 2 · bytes).
+            given, in UTF-8, which these tokens stand for (all, but those of the first token
+            where the vocabulary has no BOS before it); and `"bits_per_byte"` (float64),
+            nats / (ln 2 · bytes).
 
             The `loglikelihood` of lm-evaluation-harness is -nats with `end_token=False`: of pairs
             where a separator stands between prompt and response, as `fit` shows pairs. Where the
@@ -59,11 +61,13 @@ class ScoresTexts:
             for row in self._rows(None if sources is None else sources[i], target, end_token):
                 owners.append(i)
                 rows.append(row)
-        nats, tokens = np.zeros(len(targets)), np.zeros(len(targets), int)
+        nats = np.zeros(len(targets))
         np.add.at(nats, owners, self._row_nats(rows, batch_size))
+        tokens, sizes = np.zeros((2, len(targets)), int)
         np.add.at(tokens, owners, [int(weight.sum()) for _, _, weight in rows])
-        sizes = np.array([count_bytes(target) for target in targets])
-        bits = nats / (math.log(2) * sizes)
+        np.add.at(sizes, owners, [_scored_bytes(*row) for row in rows])
+        with np.errstate(divide="ignore", invalid="ignore"):  # where no byte is scored
+            bits = nats / (math.log(2) * sizes)
         return {"nats": nats, "tokens": tokens, "bytes": sizes, "bits_per_byte": bits}
 
     def _rows(self, source, target, end_token):
@@ -116,3 +120,9 @@ class ScoresTexts:
         logits -= logits.max(-1, keepdims=True)
         chosen = np.take_along_axis(logits, y[..., None], -1)[..., 0]
         return weight * (np.log(np.exp(logits).sum(-1)) - chosen)
+
+
+def _scored_bytes(x, y, weight):
+    """How many bytes of text the scored tokens of a row stand for."""
+    sizes = x["label_bytes"] if "label_bytes" in x else y < NUM_BYTES
+    return int(sizes[weight > 0].sum())

@@ -1,6 +1,9 @@
 """Comparisons in a notebook: `kzoo.compare(["gpt_tiny", "unilm_tiny"])`."""
 
 import dataclasses
+import hashlib
+import json
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +45,8 @@ def compare(arms, data="pydoc", *, seeds=2, steps=300, directory=None, progress=
 
     Args:
         arms: list of preset names, or `{label: (name, overrides)}`.
-        data: a source, or a list of sources, as `kzoo.data.load` takes them by name.
+        data: a source as `kzoo.data.load` takes it, by name or in memory (texts, pairs, or
+            `{"prompts": [...], "responses": [...]}`), or a list of such sources.
         seeds: a number of seeds, or a list of them.
         steps: optimizer steps of each run.
         directory: where the files go; a new temporary folder by default. A directory that
@@ -91,7 +95,7 @@ def _study(arms, data, seeds, steps, settings):
         if isinstance(arms, str) or not all(isinstance(name, str) for name in arms):
             raise InputError(
                 "arms are a list of preset names or {label: (name, overrides)}. "
-                f"Received: {arms!r}"
+                f"Received: {arms!r:.120}"
             )
         arms = {name: (name, {}) for name in arms}
     fields = {}
@@ -100,6 +104,51 @@ def _study(arms, data, seeds, steps, settings):
         if not isinstance(arm, tuple | list) or len(arm) != 2:
             raise InputError(f"the arm {label!r} is a pair (name, overrides). Received: {arm!r}")
         fields[label] = {"preset": arm[0], "overrides": arm[1]}
+    names, given = _sources(data)
+    settings = {**settings, "given": given} if given else settings
     return Study.from_dict(
-        {"arms": fields, "data": data, "seeds": seeds, "steps": steps, **settings}
+        {"arms": fields, "data": names, "seeds": seeds, "steps": steps, **settings}
     )
+
+
+def _sources(data):
+    """The names of sources, and what those in memory hold: a list and a dict of lists."""
+    if isinstance(data, str | os.PathLike):
+        return [str(data)], {}
+    if isinstance(data, list | tuple) and not _is_in_memory(data):
+        parts = [_sources(source) for source in data]
+        given = {name: rows for _, held in parts for name, rows in held.items()}
+        return [name for names, _ in parts for name in names], given
+    rows = data
+    if isinstance(data, Mapping) and set(data) == {"prompts", "responses"}:
+        counts = len(data["prompts"]), len(data["responses"])
+        if counts[0] != counts[1]:
+            raise InputError(
+                "there are as many prompts as responses. "
+                f"Received: {counts[0]} prompts, {counts[1]} responses"
+            )
+        rows = list(zip(data["prompts"], data["responses"], strict=True))
+    if not isinstance(rows, list | tuple):
+        raise InputError(
+            "data is a source or a list of them, and one in memory a list of texts or pairs. "
+            f"Received: {type(data).__name__}"
+        )
+    rows = [row if isinstance(row, str) else list(row) for row in rows]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    name = f"list:{digest[:8]}"
+    return [name], {name: rows}
+
+
+def _is_in_memory(data):
+    """Whether a list is one of texts or pairs, and none of sources. Strings of which one at least
+    names a source, or a single one, are sources."""
+    if all(isinstance(row, str) for row in data):
+        return len(data) > 1 and not any(_names_source(row) for row in data)
+    return all(
+        isinstance(row, list | tuple) and len(row) == 2 and all(isinstance(x, str) for x in row)
+        for row in data
+    )
+
+
+def _names_source(text):
+    return text == "pydoc" or text.startswith(("tfds:", "synthetic:")) or os.path.exists(text)

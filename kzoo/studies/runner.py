@@ -238,11 +238,13 @@ class Trainer:
 def load_splits(study, source, config):
     """The data of a run. Arms that differ in mechanism only share them."""
     fields = {name: config[name] for name in ("max_sequence_length", "mask", "objective")}
-    return _load(source, json.dumps(fields), study.batch_size, study.valid, config["seed"])
+    given = json.dumps(study.given.get(source))
+    return _load(source, given, json.dumps(fields), study.batch_size, study.valid, config["seed"])
 
 
 @functools.lru_cache(maxsize=16)
-def _load(source, fields, batch_size, valid, seed):
+def _load(source, given, fields, batch_size, valid, seed):
+    source = json.loads(given) or source
     return data.load(source, json.loads(fields), batch_size=batch_size, valid=valid, seed=seed)
 
 

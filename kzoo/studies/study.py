@@ -50,6 +50,8 @@ class Study:
         learning_rate: the peak of the schedule.
         valid: the part of the data that is held out.
         evaluations: how often the held-out set is measured along a run.
+        given: name -> the texts, or the (prompt, response) pairs, of sources in `data` that are
+            lists and no names.
     """
 
     arms: dict
@@ -62,6 +64,7 @@ class Study:
     learning_rate: float = 0.01
     valid: float = 0.1
     evaluations: int = 5
+    given: dict = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, fields):
@@ -100,6 +103,8 @@ class Study:
             label: {"preset": arm.preset, "overrides": arm.overrides, "data": list(arm.data)}
             for label, arm in self.arms.items()
         }
+        if not self.given:
+            del fields["given"]
         return {**fields, "arms": arms, "data": list(self.data), "seeds": list(self.seeds)}
 
     def runs(self):
@@ -207,6 +212,15 @@ def _mapping(field, value):
     raise InputError(f"{field} are a JSON object of labels. Received: {shown(value)}")
 
 
+def _given(field, value):
+    """Sources in memory, which `kzoo.data.load` checks row by row."""
+    if isinstance(value, dict) and all(isinstance(rows, list) and rows for rows in value.values()):
+        return value
+    raise InputError(
+        f"{field} is a JSON object of names and lists of texts or pairs. Received: {shown(value)}"
+    )
+
+
 _CHECKS = {
     "arms": _mapping,
     "data": _sources,
@@ -218,6 +232,7 @@ _CHECKS = {
     "learning_rate": _rate,
     "valid": _share,
     "evaluations": _count,
+    "given": _given,
 }
 
 
