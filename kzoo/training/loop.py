@@ -85,8 +85,8 @@ def prepare(model, learning_rate, steps, optimizer="adamw", schedule="cosine"):
         optimizer: `"adamw"` or `"muon"`.
 
     Returns:
-        A `Program`. A model of less than 10 million parameters makes 16 steps in a call (not on torch,
-        where Keras takes one).
+        A `Program`. A model of less than 10 million parameters makes 16 steps in a call; on torch,
+        where Keras takes no more, one.
 
     Raises:
         InputError: for an unknown optimizer or schedule.
