@@ -38,7 +38,7 @@ def _compile(options):
     if os.environ["KERAS_BACKEND"] != "jax":
         raise InputError(
             "kzoo compile compiles JAX's programs; use --backend jax. "
-            f"Received: the backend {os.environ['KERAS_BACKEND']}"
+            f"Received: {os.environ['KERAS_BACKEND']!r}"
         )
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     leave_tensorflow([])
