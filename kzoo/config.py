@@ -9,6 +9,7 @@ from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, pl
 from kzoo.vocabulary import VOCABULARY_SIZE
 
 CONFIG_VERSION = 1
+CHECKPOINT_BESIDES = 100_000  # bytes that a checkpoint takes besides its arrays, about
 REQUIRED = object()
 DEFAULTS = {
     "vocabulary_size": VOCABULARY_SIZE,
@@ -331,6 +332,20 @@ def count_parameters(config):
     pooler = config["pooler"] * (d + 1) * d
     transform = config["output_transform"] * ((d + 1) * d + norm + v)
     return stacks + embeddings + pooler + transform
+
+
+def checkpoint_bytes(parameters, keep):
+    """Bytes that the checkpoints of a run take, about: those that are kept, and a new one.
+
+    Args:
+        parameters: of the model; in float32, with the two of AdamW for each.
+        keep: how many are kept.
+
+    Example:
+        >>> checkpoint_bytes(124_672, keep=3)
+        6384256
+    """
+    return (keep + 1) * (12 * parameters + CHECKPOINT_BESIDES)
 
 
 def _check_count(config, field):

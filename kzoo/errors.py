@@ -2,6 +2,9 @@
 
 import difflib
 
+# What is installed under another name than it is imported.
+_PACKAGES = {extra: f"'kzoo[{extra}]'" for extra in ("torch", "tensorflow")}
+_PACKAGES |= {"libtpu": "'kzoo[tpu]'", "orbax": "orbax-checkpoint"}
 MOST_NAMES = 24  # of a longer list the message shows the beginning
 
 
@@ -35,10 +38,30 @@ def unknown(kind, received, valid):
     return InputError(f"unknown {kind}{hint} Valid: {names}. Received: {received!r:.120}")
 
 
+def missing_package(module, purpose):
+    """An `InputError` for a package that is not installed, with how to install it.
+
+    Args:
+        module: its name as it is imported; of a submodule its package counts.
+        purpose: what needs it.
+
+    Example:
+        >>> str(missing_package("torch", "the backend torch"))
+        "the backend torch needs a package: pip install 'kzoo[torch]'. Received: no module 'torch'"
+    """
+    package = module.partition(".")[0]
+    name = _PACKAGES.get(package, package.replace("_", "-"))
+    return InputError(
+        f"{purpose} needs a package: pip install {name}. Received: no module {package!r}"
+    )
+
+
 class Preempted(SystemExit):
-    """SIGTERM or SIGHUP came while a run trained, and the run has been saved: the same script or
-    command, started again, goes on from there. Unless it is caught, the process exits with status 75
-    (EX_TEMPFAIL: try again)."""
+    """SIGTERM or SIGHUP came while a run trained, and the run has been saved.
+
+    The same script or command, started again, goes on from there. Unless it is caught, the process
+    exits with status 75 (EX_TEMPFAIL: try again).
+    """
 
     STATUS = 75
 

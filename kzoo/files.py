@@ -158,6 +158,14 @@ def _remove(folders):
             made.rmdir()
 
 
+def numbered(directory):
+    """The numbers that name folders in a folder, the greatest first: the steps of checkpoints."""
+    with contextlib.suppress(OSError):  # none, or gone since
+        names = (entry.name for entry in os.scandir(directory) if entry.is_dir())
+        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+    return []
+
+
 def taken(directory):
     """Bytes of all files under a folder; 0 where there is none."""
     total = 0

@@ -85,8 +85,15 @@ def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text
     valid = data.load(str(text), model, batch_size=4).valid
     bits = model.evaluate(valid, verbose=0, return_dict=True)["bits_per_byte"]
     assert bits == pytest.approx(result["bits_per_byte"], rel=1e-5)
-    assert main([*arguments, *SETTINGS]) == 2  # the folder is not empty now
-    assert "new or empty folder" in capsys.readouterr().err
+    before = sorted((path, path.stat().st_mtime_ns) for path in out.iterdir())
+    assert main([*arguments, "--json", *SETTINGS]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == result and "this run is finished" in captured.err
+    assert "kzoo.presets.load" in captured.err and "--out" in captured.err
+    assert main([*arguments, *SETTINGS, "--schedule", "wsd"]) == 2
+    message = capsys.readouterr().err
+    assert 'schedule is "cosine" there and "wsd" here' in message and "--out" in message
+    assert sorted((path, path.stat().st_mtime_ns) for path in out.iterdir()) == before
 
 
 def test_generate_streams(capsys, tmp_path, monkeypatch):

@@ -177,7 +177,7 @@ def test_another_studys_folder_is_refused(finished, tmp_path):
     ("changes", "message"),
     [
         ({"stepps": 3}, "did you mean 'steps'"),
-        ({"steps": 0}, "needs the field 'steps'"),
+        ({"steps": 0}, "positive integer.*such as 1"),
         ({"steps": "many"}, "positive integer"),
         ({"seeds": [1, 1]}, "distinct"),
         ({"seeds": [-1]}, "seed"),

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from kzoo import data, presets
 from kzoo.analysis import attention_spectrum
-from kzoo.config import count_parameters
+from kzoo.config import checkpoint_bytes, count_parameters
 from kzoo.errors import InputError
 from kzoo.files import check_folder, found, read_json, reason, taken, write
 from kzoo.ops.choice import platform
@@ -24,7 +24,6 @@ from kzoo.studies.study import measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
 from kzoo.training import Checkpoints, prepare, train
-from kzoo.training.checkpoint import checkpoint_bytes
 from kzoo.values import differences
 
 log = logging.getLogger("kzoo")

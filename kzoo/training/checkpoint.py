@@ -19,29 +19,15 @@ import keras
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kzoo.config import CHECKPOINT_BESIDES
 from kzoo.errors import InputError
-from kzoo.files import check_folder, reason, taken
+from kzoo.files import check_folder, numbered, reason, taken
 from kzoo.values import differences
 
 log = logging.getLogger("kzoo")
 
 _SUMS = "sha256.json"
 _STATE, _FACTS = "state", "facts"
-_BESIDES = 100_000  # bytes that a checkpoint takes besides its arrays, about
-
-
-def checkpoint_bytes(parameters, keep):
-    """Bytes that the checkpoints of a run take, about: those that are kept, and a new one.
-
-    Args:
-        parameters: of the model; in float32, with the two of AdamW for each.
-        keep: how many are kept.
-
-    Example:
-        >>> checkpoint_bytes(124_672, keep=3)
-        6384256
-    """
-    return (keep + 1) * (12 * parameters + _BESIDES)
 
 
 class _Summed:
@@ -126,7 +112,7 @@ class Store:
                 model with other variables. Nothing has changed then.
         """
         damaged = {}
-        steps = self._steps()
+        steps = numbered(self.directory)
         for step in steps:
             damage = _damage(self.directory / str(step))
             if damage is None:
@@ -252,7 +238,7 @@ class Store:
             if self._writing is None:
                 raise
             step, needed = self._writing
-            saved = self._steps()
+            saved = numbered(self.directory)
             rest = f"Step {saved[0]} is saved" if saved else "None is saved"
             raise InputError(
                 f"the checkpoint of step {step} could not be written ({reason(error)}): it takes "
@@ -266,13 +252,6 @@ class Store:
             for folder in (self.directory, *self.directory.parents)
             if folder.exists()
         )
-
-    def _steps(self):
-        """Newest first."""
-        if not self.directory.is_dir():
-            return []
-        names = (path.name for path in self.directory.iterdir() if path.is_dir())
-        return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
     def _damaged(self, step):
         return self.directory / f"{step}.damaged"
@@ -300,7 +279,7 @@ class Store:
 
 def _size(variables):
     """Bytes of a checkpoint, about."""
-    total = _BESIDES
+    total = CHECKPOINT_BESIDES
     for variable in variables.values():
         bits = re.search(r"\d+", keras.backend.standardize_dtype(variable.dtype))
         total += math.prod(variable.shape) * (int(bits[0]) if bits else 8) // 8

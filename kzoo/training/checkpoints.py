@@ -28,7 +28,8 @@ class Checkpoints(keras.callbacks.Callback):
     that is killed at any moment leaves whole ones: the same script, run again, makes the steps
     that are left, with the same losses (on a CPU to the last bit). SIGTERM, which machines send
     before they are taken away, and SIGHUP, which comes where a terminal is closed, save at the end
-    of the step and raise `kzoo.errors.Preempted`: the process exits with status 75. Checkpoints restore onto another number of devices.
+    of the step and raise `kzoo.errors.Preempted`: the process exits with status 75. Checkpoints
+    restore onto another number of devices.
     (On torch, a Dropout of Keras without a seed draws from torch's own generator, which is not
     kept; kzoo's layers have seeds.)
 
@@ -49,7 +50,8 @@ class Checkpoints(keras.callbacks.Callback):
     Raises:
         InputError: for another `every` or `keep`. By `fit`: if the folder's checkpoints belong to
             another model or settings, or none is whole; before the first step, if the folder
-            cannot be written or has too little space; if a checkpoint cannot be written. Checkpoints that are there stay as they are.
+            cannot be written or has too little space; if a checkpoint cannot be written.
+            Checkpoints that are there stay as they are.
 
     Example:
         >>> model = kzoo.presets.load("gpt_nano")
@@ -149,7 +151,7 @@ class Checkpoints(keras.callbacks.Callback):
 
     @property
     def asked_to_end(self):
-        """The signal that has come, SIGTERM or SIGHUP, or None. Several processes agree on the step, and not here."""
+        """The signal that has come, or None. Several processes agree on the step, and not here."""
         return self._notice.received
 
     def end(self):

@@ -85,8 +85,7 @@ def prepare(model, learning_rate, steps, optimizer="adamw", schedule="cosine"):
         optimizer: `"adamw"` or `"muon"`.
 
     Returns:
-        A `Program`. A model of less than 10 million parameters makes 16 steps in a call (not on torch,
-        where Keras takes one).
+        A `Program`. On JAX a model of less than 10 million parameters makes 16 steps in a call.
 
     Raises:
         InputError: for an unknown optimizer or schedule.
@@ -95,7 +94,8 @@ def prepare(model, learning_rate, steps, optimizer="adamw", schedule="cosine"):
         raise unknown("optimizer", optimizer, OPTIMIZERS)
     optimizer = OPTIMIZERS[optimizer](learning_rate, steps, schedule)
     optimizer.build(model.trainable_variables)
-    several = keras.backend.backend() != "torch" and model.count_params() < _SMALL
+    # Elsewhere Keras has its own loops, which tell of the last step only (and on torch, none).
+    several = keras.backend.backend() == "jax" and model.count_params() < _SMALL
     size = STEPS_PER_EXECUTION if several else 1
     model.compile(optimizer=optimizer, weighted_metrics=[], steps_per_execution=size)
     # Its own task over the same layers: compiled, as every task is, with its loss and bits.

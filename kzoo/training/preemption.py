@@ -5,7 +5,6 @@ import os
 import signal
 import threading
 
-
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 

@@ -1,0 +1,165 @@
+"""What commands' options have in common: their kinds of values, and groups of them."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from kzoo.errors import InputError
+from kzoo.files import parse_json
+from kzoo.values import LARGEST
+
+BACKENDS = ("jax", "tensorflow", "torch")
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises `InputError` where argparse would print its usage and exit."""
+
+    def error(self, message):
+        raise InputError(f"{message}. See `{self.prog} --help`")
+
+
+def add_command(commands, name, help, run, saved=None):
+    """A command's parser.
+
+    Args:
+        commands: what argparse's `add_subparsers` returned.
+        name, help: of the command.
+        run: called with the options.
+        saved: called with the options where the command is ended from outside; it says in a
+            sentence what has been saved. Commands that save nothing before their end have none.
+    """
+    command = commands.add_parser(name, help=help, description=help)
+    command.set_defaults(run=run, saved=saved)
+    return command
+
+
+def add_overrides(command):
+    command.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override a config field; VALUE is JSON or a bare word",
+    )
+
+
+def add_running(command):
+    add_json(command, "end with one JSON line on stdout")
+    command.add_argument(
+        "--backend", choices=BACKENDS, help="of Keras; default: KERAS_BACKEND, else jax"
+    )
+
+
+def add_json(command, help):
+    command.add_argument("--json", action="store_true", help=help)
+
+
+def overrides(settings):
+    """`["mask=causal", 'objective={"masked_lm": {"rate": 0.3}}']` as a dict."""
+    fields = {}
+    for setting in settings:
+        field, equals, value = setting.partition("=")
+        if not equals or not field:
+            raise InputError(f"--set takes FIELD=VALUE. Received: {setting!r}")
+        if field in fields:
+            raise InputError(f"--set gives a field once. Received: {field!r} twice")
+        try:
+            fields[field] = parse_json(value)
+        except InputError as error:
+            raise InputError(f"{error}. Received: --set {setting!r}") from None
+        except ValueError:
+            fields[field] = value
+    return fields
+
+
+def leave_tensorflow(sources):
+    """Keep keras-hub from loading TensorFlow where neither backend nor data need it.
+
+    It would load it for its own preprocessing, for seconds and with lines of noise, and works
+    the same without.
+    """
+    if os.environ["KERAS_BACKEND"] != "tensorflow" and not any(
+        source.startswith("tfds:") for source in sources
+    ):
+        sys.modules.setdefault("tensorflow", None)
+
+
+def print_json(result):
+    """One line of JSON; a number that is not finite is null, as JSON has none."""
+    result = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in result.items()
+    }
+    print(json.dumps(result, allow_nan=False))
+
+
+# Kinds of values: each takes the text of an option ---------------------------------------------
+
+
+def mesh(text):
+    """`"data=4,model=2"` as a dict."""
+    pairs = [pair.partition("=")[::2] for pair in text.split(",")]
+    if not all(axis and size.isdecimal() and int(size) for axis, size in pairs):
+        raise argparse.ArgumentTypeError(f"data=N,model=M. Received: {text!r}")
+    return {axis: int(size) for axis, size in pairs}
+
+
+def positive(text):
+    number = int(text) if text.isdecimal() and len(text) < 20 else 0
+    if not 1 <= number <= LARGEST:
+        raise argparse.ArgumentTypeError(
+            f"a positive integer, at most {LARGEST}. Received: {text!r}"
+        )
+    return number
+
+
+def seed(text):
+    if not (text.isdecimal() and len(text) < 20 and int(text) <= LARGEST):
+        raise argparse.ArgumentTypeError(f"an integer in [0, 2^31). Received: {text!r}")
+    return int(text)
+
+
+def rate(text):
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"a positive number, such as 0.003. Received: {text!r}")
+    return number
+
+
+def share(text):
+    number = _number(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(
+            f"a number between 0 and 1, such as 0.1. Received: {text!r}"
+        )
+    return number
+
+
+def words(text):
+    """Text in UTF-8; the shell can hand over other bytes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"text in UTF-8. Received: {text!r}") from None
+    return text
+
+
+def name(text):
+    """Of something: not empty."""
+    if not text:
+        raise argparse.ArgumentTypeError("a name. Received: ''")
+    return text
+
+
+def path(text):
+    return Path(name(text))
+
+
+def _number(text):
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

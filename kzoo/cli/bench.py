@@ -1,0 +1,102 @@
+"""kzoo bench: attention, training and generation beside what else is installed."""
+
+import json
+
+from kzoo.cli.arguments import add_command, add_json, leave_tensorflow, path, positive, print_json
+from kzoo.files import check_folder, check_new, whole_folder
+
+_BYTES = 2**20  # that the results take, at most
+
+
+def add(commands):
+    help = "time attention, training or generation, beside what else is installed"
+    bench = commands.add_parser("bench", help=help, description=help)
+    benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
+
+    help = "attention, forward and backward, by length"
+    attention = add_command(benches, "attention", help, _attention)
+    attention.add_argument("--times", type=positive, nargs="+", default=[1024, 4096, 16384])
+    attention.add_argument("--heads", type=positive, default=8)
+    attention.add_argument("--dim", type=positive, default=64, help="of a head")
+    attention.add_argument("--batch", type=positive, default=1, metavar="ROWS")
+    attention.add_argument("--repeats", type=positive, default=5, help="of each contestant")
+    attention.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    _add_result(attention, "a new folder for bench.json and bench.png")
+
+    train = add_command(benches, "train", "whole train steps of a small GPT", _train)
+    train.add_argument("--steps", type=positive, default=5, help="of each contestant")
+    _add_result(train, "a new folder for bench.json")
+
+    help = "prompts, steps and turns of a conversation"
+    generate = add_command(benches, "generate", help, _generate)
+    generate.add_argument("--lengths", type=positive, nargs="+", default=[256, 4096])
+    generate.add_argument("--turns", type=positive, default=4)
+    generate.add_argument("--repeats", type=positive, default=5, help="of each contestant")
+    _add_result(generate, "a new folder for bench.json")
+
+
+def _add_result(command, help):
+    command.add_argument("--out", type=path, metavar="DIR", help=help)
+    add_json(command, "one JSON line on stdout, no table")
+
+
+def _attention(options):
+    _try(options.out)
+    from kzoo.bench import bench_attention, plot
+
+    settings = ("times", "heads", "dim", "batch", "repeats", "dtype")
+    settings = {name: getattr(options, name) for name in settings}
+    result = _with_status(bench_attention, **settings)
+    _finish(result, options, {"bench.png": plot})
+
+
+def _train(options):
+    _try(options.out)
+    leave_tensorflow([])
+    from kzoo.bench import bench_train
+
+    _finish(_with_status(bench_train, steps=options.steps), options)
+
+
+def _generate(options):
+    _try(options.out)
+    leave_tensorflow([])
+    from kzoo.bench import bench_generate
+
+    settings = {name: getattr(options, name) for name in ("lengths", "turns", "repeats")}
+    _finish(_with_status(bench_generate, **settings), options)
+
+
+def _try(out):
+    check_new(out)
+    if out is not None:
+        check_folder(out, _BYTES)
+
+
+def _with_status(run, **settings):
+    """Run a benchmark, saying on the terminal what runs."""
+    from rich.console import Console
+    from rich.live import Live
+
+    # No animation: it would take time from what is measured.
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        return run(**settings, say=lambda text: live.update(text, refresh=True))
+
+
+def _finish(result, options, pictures=None):
+    from kzoo.bench import tables
+
+    if options.out:
+        with whole_folder(options.out) as part:
+            (part / "bench.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
+            for name, plot in (pictures or {}).items():
+                plot(result).savefig(part / name, dpi=150)
+    if options.json:
+        print_json(result)
+        return
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    console.width = max(console.width, 110)  # a narrow terminal wraps; nothing is cut off
+    for part in tables(result):
+        console.print(part)

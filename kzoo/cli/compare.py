@@ -1,0 +1,92 @@
+"""kzoo compare, kzoo report: a study and its page."""
+
+from pathlib import Path
+
+from kzoo.cli.arguments import add_command, add_running, leave_tensorflow, path, print_json
+from kzoo.errors import InputError
+from kzoo.files import numbered
+
+
+def add(commands):
+    help = "run a study (by default the quick one) and write its report"
+    compare = add_command(commands, "compare", help, _compare, _saved)
+    compare.add_argument("study", nargs="?", type=path, metavar="STUDY.json")
+    compare.add_argument(
+        "--out", type=path, metavar="DIR", help="default: runs/NAME; the same study goes on there"
+    )
+    add_running(compare)
+
+    report = add_command(commands, "report", "write the report of a study's folder again", _report)
+    report.add_argument("directory", type=path, metavar="DIR")
+
+
+def _read(options):
+    """The study and its directory."""
+    from kzoo.studies.study import QUICK, Study
+
+    study = Study.from_json(options.study or QUICK)
+    return study, options.out or Path("runs") / study.name
+
+
+def _compare(options):
+    study, directory = _read(options)
+    leave_tensorflow(study.data)
+
+    from kzoo.ops.choice import platform
+    from kzoo.studies.page import report, table
+    from kzoo.studies.runner import run
+    from kzoo.studies.workers import processes
+
+    records = run(study, directory, at_once=processes() if platform() == "cpu" else None)
+    page = report(directory)
+    rows = table(records)
+    if options.json:
+        finite = rows.astype(object).where(rows.notna(), None)
+        result = {"study": study.name, "report": str(page), "results": finite.to_dict("records")}
+        print_json(result)
+        return
+    _print_results(rows)
+    print(f"report: {page}")
+
+
+def _saved(options):
+    from kzoo.studies.records import read
+
+    try:
+        study, directory = _read(options)
+        finished = len(read(directory)[1])
+    except InputError:  # nothing was begun
+        return "nothing is saved"
+    runs = len(study.runs()) * len(study.seeds)
+    begun = sum(bool(numbered(folder)) for folder in directory.glob("checkpoints/*"))
+    if not finished and not begun:
+        return "nothing is saved"
+    begun = f", and {begun} begun," if begun else ""
+    return (
+        f"{finished} of {runs} runs are finished{begun} in {directory}; the same command goes on "
+        "from there"
+    )
+
+
+def _report(options):
+    from kzoo.studies.page import report
+
+    print(report(options.directory))
+
+
+def _print_results(rows):
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for group, arms in rows.groupby("group", sort=False):
+        unit = arms["measure"].iloc[0]
+        table = Table("arm", title=f"{group}: held-out {unit}", title_justify="left", box=None)
+        for column in ("mean", "least", "greatest", "seconds a run"):
+            table.add_column(column, justify="right")
+        for _, row in arms.iterrows():
+            figures = (row["mean"], row["min"], row["max"])
+            note = f"{row['nan']} not finite" if row["nan"] else ""
+            table.add_row(row["arm"], *(f"{x:.3f}" for x in figures), f"{row['seconds']:.0f}", note)
+        console.print(table)
+    console.print("Rows compare within a group only; the report says what a verdict would need.")

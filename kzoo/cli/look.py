@@ -1,0 +1,77 @@
+"""kzoo list, kzoo show: presets from their JSON, without Keras."""
+
+import json
+import sys
+
+from kzoo.cli.arguments import add_command, add_overrides, overrides, path
+from kzoo.errors import InputError, unknown
+from kzoo.files import check_folder, whole
+
+WORDS = ("mask", "objective")
+
+
+def add(commands):
+    add_command(commands, "list", "the presets: what they are and their parameters", _list)
+    show = add_command(commands, "show", "a preset's complete config", _show)
+    show.add_argument("preset", metavar="NAME")
+    show.add_argument("--masks", action="store_true", help="draw who sees whom")
+    show.add_argument("--png", type=path, metavar="FILE", help="with --masks: a picture")
+    add_overrides(show)
+
+
+def _list(options):
+    from rich.console import Console
+    from rich.table import Table
+
+    from kzoo import presets
+    from kzoo.config import count_parameters
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("preset", "parameters", "layers", "width", "length"):
+        table.add_column(column, justify="left" if column == "preset" else "right", no_wrap=True)
+    table.add_column("mask")
+    table.add_column("objective")
+    for name in presets.names():
+        config = presets.config(name)
+        sizes = (config[field] for field in ("num_layers", "hidden_dim", "max_sequence_length"))
+        words = (config[f] if isinstance(config[f], str) else json.dumps(config[f]) for f in WORDS)
+        table.add_row(name, f"{count_parameters(config):,}", *map(str, sizes), *words)
+    # A pipe has no width of its own: lines stay whole for `grep`.
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+
+
+def _show(options):
+    from kzoo import presets
+    from kzoo.config import count_parameters
+
+    if options.png and not options.masks:
+        raise InputError(f"--png draws masks; add --masks. Received: --png {options.png}")
+    config = presets.config(options.preset, **overrides(options.set))
+    if not options.masks:
+        about = presets.describe(options.preset)
+        print(f"{options.preset}: {about['description']}\n{about['paper']}")
+        print(f"{count_parameters(config):,} parameters, weights random (seed {config['seed']})")
+        print(json.dumps(config, indent=2))
+        return
+    if options.png:
+        check_folder(options.png.parent)
+    from kzoo.analysis import draw_masks, terminal_masks
+
+    stack = (config["mask"], config["num_layers"], config["num_heads"])
+    if config["stack"] != "single":
+        print("The encoder; the decoder is causal, and sees all of what the encoder read.\n")
+    print(terminal_masks(*stack))
+    if options.png:
+        _draw(draw_masks(*stack), options.png)
+        print(options.png)
+
+
+def _draw(figure, file):
+    kinds = figure.canvas.get_supported_filetypes()
+    kind = file.suffix[1:].lower() or "png"
+    if kind not in kinds:
+        raise unknown("kind of picture", kind, kinds)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole(file) as part:
+        figure.savefig(part, format=kind, dpi=150)
