@@ -33,7 +33,6 @@ from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.weights import PathWeights, by_path, read_weights, write_weights
 
 
-
 class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeights):
     """What all tasks share: logits at every position, one loss, and `score`.
 

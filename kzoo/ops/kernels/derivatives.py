@@ -108,9 +108,7 @@ class _Rule:
             _, back = jax.vjp(lambda floats: plain(floats, others), floats)
             return jax.tree.leaves(back(jax.tree.unflatten(self.returned, slopes)))
 
-        primals, tangents = (
-            (list(x[:count]), list(x[-returned:])) for x in (arrays, tangents)
-        )
+        primals, tangents = ((list(x[:count]), list(x[-returned:])) for x in (arrays, tangents))
         return jax.jvp(pull, primals, tangents)[1]
 
 
