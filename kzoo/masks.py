@@ -18,8 +18,8 @@ What differs from example to example comes as two integer tensors [batch, time]:
 (1 is source) and `padding_mask` (0 is padding; each run of another number is a document, so that
 an ordinary 0/1 mask is one). Padding, also inside a document, changes nothing for the rest.
 
-Where a token stands (its document, its position, its source) is found by `kzoo.places`. Neither
-needs anything but `keras.ops`, and that only where tensors are made.
+Where a token stands is found by `kzoo.places`. Neither needs more than `keras.ops`, and that
+only where tensors are made.
 """
 
 import dataclasses
@@ -187,8 +187,7 @@ class Order(Mask):
             places: a `kzoo.places.Places`. A position's level depends on its own
                 `places.position` and, where `needs_source`, `places.in_source` alone.
 
-        Returns:
-            Integers [batch or 1, time], within int32.
+        Returns: Integers [batch or 1, time], within int32.
         """
         raise NotImplementedError
 
@@ -248,7 +247,6 @@ def register(order):
         ... @dataclasses.dataclass(frozen=True)
         ... class OddLast(Order):
         ...     name = "odd_last"
-        ...
         ...     def level(self, places):
         ...         return places.position % 2
         >>> get("odd_last")
@@ -571,7 +569,7 @@ def get(spec):
 
 
 def _check_orders(mask):
-    """`InputError` unless all orders in a mask are what they declare; ours are, by tests."""
+    """`InputError` unless all orders in it are what they declare; ours are, by tests."""
     for part in getattr(mask, "masks", ()):
         _check_orders(part)
     if isinstance(mask, Order) and type(mask) not in _BUILT_IN:
