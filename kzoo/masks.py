@@ -237,10 +237,8 @@ def register(order):
 
     Args:
         order: a subclass of `Order`, a frozen dataclass whose fields are its arguments in JSON,
-            with a `name`. It is returned, so that this is a decorator.
-
-    Raises:
-        InputError: for what is no such class, or a name that another has.
+            with a `name`. It is returned, so that this is a decorator. What is no such class, or
+            has another's name, is refused (`InputError`).
 
     Example:
         >>> @register
