@@ -76,7 +76,7 @@ class Mask:
         Args:
             query_time: number of queries.
             key_time: number of keys; the same as `query_time` by default.
-            query_offset: position of the first query among the keys.
+            query_offset: the first query's position among the keys; if traced, moved among them.
             num_heads: repeat a pattern of heads to this number; by default it stands once.
             padding_mask: integers [batch, key_time], 0 for padding, k for the k-th document.
                 Beside a `key_padding_mask` it speaks of the queries: [batch, query_time].
