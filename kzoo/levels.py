@@ -6,6 +6,7 @@ an order that is not kzoo's own on positions up to `TIME`, once, wherever masks 
 """
 
 import contextlib
+import dataclasses
 import functools
 
 import numpy as np
@@ -38,7 +39,25 @@ def check_name(order):
     return name
 
 
-@functools.cache
+def make(order, arguments):
+    """The order of a class whose fields are `arguments` in JSON.
+
+    Raises:
+        InputError: for an argument that is missing or unknown.
+    """
+    empty, fields = dataclasses.MISSING, dataclasses.fields(order)
+    needed = {f.name for f in fields if f.default is empty and f.default_factory is empty}
+    names = [field.name for field in fields]
+    if not needed <= set(arguments) <= set(names):
+        raise no_such_arguments(order.name, names, {order.name: arguments})
+    return order(**arguments)
+
+
+def no_such_arguments(name, names, received):
+    takes = ", ".join(map(repr, names)) or "no arguments"
+    return InputError(f"the mask {name!r} takes {takes}. Received: {received!r}")
+
+
 def check(order):
     """`InputError` unless an order's levels are integers, and what it declares of them holds.
 
@@ -49,6 +68,11 @@ def check(order):
         >>> check(kzoo.masks.block(3))
     """
     check_class(type(order))
+    _try(order)
+
+
+@functools.cache
+def _try(order):
     position = np.arange(TIME, dtype="int32")
     shuffled = np.random.default_rng(0).permutation(position)
     for source in SOURCES if order.needs_source else (None,):

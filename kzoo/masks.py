@@ -14,13 +14,12 @@ where the level of a token depends on its position t within its document:
     permuted(seed)   hash(seed, t)
 
 A mask's structure is static: hashable, comparable and JSON (`get`, `get_config`).
-What differs from example to example comes as two integer tensors [batch, time]:
-`padding_mask` (0 is padding, k >= 1 the k-th document packed into the row; an ordinary 0/1
-mask is one document) and `source_mask` (1 is source). A document is a run of equal ids, in
-whatever order. Padding, also between the tokens of a document, changes nothing for the rest.
+What differs from example to example comes as two integer tensors [batch, time]: `source_mask`
+(1 is source) and `padding_mask` (0 is padding; each run of another number is a document, so that
+an ordinary 0/1 mask is one). Padding, also inside a document, changes nothing for the rest.
 
-Where a token stands (its document, its position, its source) is found by `kzoo.places`. Neither
-needs anything but `keras.ops`, and that only where tensors are made.
+Where a token stands is found by `kzoo.places`. Neither needs more than `keras.ops`, and that
+only where tensors are made.
 """
 
 import dataclasses
@@ -78,7 +77,7 @@ class Mask:
         Args:
             query_time: number of queries.
             key_time: number of keys; the same as `query_time` by default.
-            query_offset: position of the first query among the keys.
+            query_offset: the first query's position among the keys; if traced, moved among them.
             num_heads: repeat a pattern of heads to this number; by default it stands once.
             padding_mask: integers [batch, key_time], 0 for padding, k for the k-th document.
                 Beside a `key_padding_mask` it speaks of the queries: [batch, query_time].
@@ -164,17 +163,16 @@ class Mask:
 class Order(Mask):
     """A mask given by levels: what linear attention can follow in linear time.
 
-    `level` is all that an order needs; every kernel then follows it, by sorting time. What else
-    it can declare lets kernels do without, and is checked against `level` (`kzoo.levels`) where
-    the order is first used.
+    `level` is all that it needs: every kernel then follows it, by sorting time. What it declares
+    besides lets kernels do without, and is checked against `level` (`kzoo.levels`).
 
     Attributes:
         ascending: declares that levels never fall along a document.
         descending: declares that they never rise.
         grouped: False declares that no two positions of a document share a level.
         lookahead: declares that a token sees at most so many tokens ahead; None for no bound.
-        resumable: declares that tokens that come later see all that came before, wherever the
-            sequence is cut in two, so that a state of linear attention can go on.
+        resumable: declares that, wherever a sequence is cut in two, the second part sees all of
+            the first, so that a state of linear attention can go on.
         time_reversed: whether a token sees itself and what comes after it.
     """
 
@@ -190,8 +188,7 @@ class Order(Mask):
             places: a `kzoo.places.Places`. A position's level depends on its own
                 `places.position` and, where `needs_source`, `places.in_source` alone.
 
-        Returns:
-            Integers [batch or 1, time], within int32.
+        Returns: Integers [batch or 1, time], within int32.
         """
         raise NotImplementedError
 
@@ -241,17 +238,14 @@ def register(order):
 
     Args:
         order: a subclass of `Order`, a frozen dataclass whose fields are its arguments in JSON,
-            with a `name`. It is returned, so that this is a decorator.
-
-    Raises:
-        InputError: for what is no such class, or a name that another has.
+            with a `name`. It is returned, so that this is a decorator. What is no such class, or
+            has another's name, is refused (`InputError`).
 
     Example:
         >>> @register
         ... @dataclasses.dataclass(frozen=True)
         ... class OddLast(Order):
         ...     name = "odd_last"
-        ...
         ...     def level(self, places):
         ...         return places.position % 2
         >>> get("odd_last")
@@ -367,14 +361,17 @@ class Custom(Mask):
 
 
 @dataclasses.dataclass(frozen=True)
-class And(Mask):
-    """What all of several orders or custom masks show; softmax attention only, dense."""
-
+class _Several(Mask):
     masks: tuple
 
     @property
     def needs_source(self):
         return any(mask.needs_source for mask in self.masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class And(_Several):
+    """What all of several orders or custom masks show; softmax attention only, dense."""
 
     @property
     def autoregressive(self):
@@ -396,9 +393,7 @@ class And(Mask):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pattern(Mask):
-    masks: tuple
-
+class _Pattern(_Several):
     def __post_init__(self):
         if not self.masks:
             raise InputError(f"a pattern of {self.name} has at least one mask. Received: []")
@@ -408,10 +403,6 @@ class _Pattern(Mask):
                     "heads stand inside layers, and neither inside itself. "
                     f"Received: {mask.get_config()!r} inside {self.name}"
                 )
-
-    @property
-    def needs_source(self):
-        return any(mask.needs_source for mask in self.masks)
 
     @property
     def autoregressive(self):
@@ -546,8 +537,7 @@ def get(spec):
         A `Mask`.
 
     Raises:
-        InputError: for an unknown name, a wrong argument, a wrong nesting, or an order whose
-            levels are not what it declares.
+        InputError: for an unknown name, a wrong argument or nesting, or a false declaration.
 
     Example:
         >>> get({"heads": ["causal", "reversed"]}) == half_heads()
@@ -570,25 +560,15 @@ def get(spec):
         raise unknown("mask", name, [*_ORDERS, *_NAMED, *_LISTS])
     if not isinstance(arguments, Mapping):
         raise InputError(f"the arguments of {name!r} are a JSON object. Received: {spec!r}")
-    if name in _NAMED and not arguments:
-        return _NAMED[name]()
-    return get(_order(name, arguments, spec))
-
-
-def _order(name, arguments, spec):
-    """The order of a name; its arguments are the fields of the class."""
-    fields = dataclasses.fields(_ORDERS[name]) if name in _ORDERS else ()
-    empty = dataclasses.MISSING
-    needed = {f.name for f in fields if f.default is empty and f.default_factory is empty}
-    names = [field.name for field in fields]
-    if not needed <= set(arguments) <= set(names):
-        takes = ", ".join(map(repr, names)) or "no arguments"
-        raise InputError(f"the mask {name!r} takes {takes}. Received: {spec!r}")
-    return _ORDERS[name](**arguments)
+    if name in _ORDERS:
+        return get(levels.make(_ORDERS[name], arguments))
+    if arguments:
+        raise levels.no_such_arguments(name, [], spec)
+    return _NAMED[name]()
 
 
 def _check_orders(mask):
-    """`InputError` unless all orders in a mask are what they declare; ours are, by tests."""
+    """`InputError` unless all orders in it are what they declare; ours are, by tests."""
     for part in getattr(mask, "masks", ()):
         _check_orders(part)
     if isinstance(mask, Order) and type(mask) not in _BUILT_IN:

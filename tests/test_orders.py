@@ -1,5 +1,8 @@
 """Every order, ours and users', on every kernel, against an oracle that shares nothing with it."""
 
+import dataclasses
+import json
+
 import keras
 import numpy as np
 import oracle
@@ -10,7 +13,9 @@ from hypothesis import strategies as st
 from orders import OURS, THEIRS
 
 from kzoo import masks
-from kzoo.ops import linear_attention, softmax_attention
+from kzoo.errors import InputError
+from kzoo.layers import Attention, LearnedPositions
+from kzoo.ops import linear_attention, reference_attention, softmax_attention
 
 pytestmark = pytest.mark.backends
 
@@ -212,3 +217,200 @@ def test_two_sequences(mechanism, kernel):
     rows = {"padding_mask": queries, "key_padding_mask": keys}
     got = attend(mechanism, kernel, specs)(*(x.astype("float32") for x in (q, k, v)), **rows)
     np.testing.assert_allclose(keras.ops.convert_to_numpy(got), want[0], atol=3e-5)
+
+
+# Padding and documents -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+def test_padding_inside_a_document_changes_nothing(mechanism):
+    """Under rotary and learned positions, in a layer: as if it had never been there."""
+    time, holes = 12, np.array([0, 3, 4, 9])
+    real = np.setdiff1d(np.arange(time), holes)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(1, time, 64)).astype("float32")
+    layer = Attention(len(SPECS), 8, mechanism, {"heads": SPECS}, rotary=True)
+    positions = LearnedPositions(time)
+    source = (np.arange(time)[None] < 5).astype("int32")
+    padding = np.ones((1, time), "int32")
+    padding[:, holes] = 0
+    whole = layer(positions(x, padding), padding_mask=padding, source_mask=source)
+    short = padding[:, real]
+    want = layer(positions(x[:, real], short), padding_mask=short, source_mask=source[:, real])
+    whole, want = (keras.ops.convert_to_numpy(out) for out in (whole, want))
+    np.testing.assert_allclose(whole[:, real], want, atol=1e-5)
+
+
+def test_an_id_that_comes_again_is_refused_where_it_is_known():
+    q = np.ones((1, 4, 1, 16), "float32")
+    said = "an id does not come again after another. Received: 1 again in row 0"
+    known = np.array([[1, 2, 0, 1]])
+    for attend_ in (softmax_attention, linear_attention):
+        for rows in (known, keras.ops.convert_to_tensor(known)):
+            with pytest.raises(InputError, match=said):
+                attend_(q, q, q, "causal", padding_mask=rows)
+    for wrong, said in ((-1, "Received: -1"), (0.5, "Received: 0.5")):
+        with pytest.raises(InputError, match=said):
+            softmax_attention(q, q, q, padding_mask=np.array([[1, 1, wrong, 1]]))
+    with pytest.raises(InputError, match="`padding_mask` has 1 row or those of q, 1"):
+        softmax_attention(q, q, q, padding_mask=np.ones((3, 4), "int32"))
+
+
+# Offsets ------------------------------------------------------------------------------------
+
+
+def test_an_offset_is_honoured_or_refused():
+    q = np.ones((2, 4, 1, 16), "float32")
+    rows = np.ones((2, 4), "int32")
+    attends = [softmax_attention, linear_attention]
+    attends += [lambda *x, **y: reference_attention(*x, mechanism="softmax", **y)]
+    attends += [lambda q, k, v, *x, **y: masks.causal().dense(2, 4, **y)]
+    for attend_ in attends:
+        for offset in (-1, np.int64(-1), 1.0, True, np.array([1, 1])):
+            with pytest.raises(InputError, match="`query_offset` is the first query's position"):
+                attend_(q[:, :2], q, q, "causal", query_offset=offset)
+        with pytest.raises(InputError, match="of two sequences"):
+            attend_(q[:, :2], q, q, "causal", query_offset=1, key_padding_mask=rows)
+        with pytest.raises(InputError, match="beyond the last key"):
+            attend_(q[:, :2], q, q, "causal", query_offset=3, padding_mask=rows)
+        for same in (np.int32(1), np.array(1)):
+            got, want = (
+                keras.ops.convert_to_numpy(attend_(q[:, :2], q, q, "causal", query_offset=one))
+                for one in (same, 1)
+            )
+            np.testing.assert_array_equal(got, want)
+    with pytest.raises(InputError, match="0 of two sequences"):
+        linear_attention(q, q, q, query_offset=1, key_padding_mask=rows, return_state=True)
+    with pytest.raises(InputError, match="with a state `query_offset` is"):
+        linear_attention(q, q, q, "causal", query_offset=np.array([0, -1]), return_state=True)
+
+
+@pytest.mark.skipif(not JAX, reason="the others know all values")
+def test_a_traced_offset_does_not_wrap():
+    import jax
+
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.normal(size=(2, 9, 12, 16)).astype("float32") for _ in range(3))
+    rows = np.ones((2, 9), "int32")
+
+    @jax.jit
+    def run(offset):
+        kwargs = {"query_offset": offset, "padding_mask": rows, "source_mask": rows}
+        return softmax_attention(q[:, :3], k, v, {"heads": SPECS}, **kwargs)
+
+    for offset, nearest in ((-4, 0), (2, 2), (20, 6)):
+        np.testing.assert_allclose(run(offset), run(nearest), atol=1e-6)
+
+
+# Classes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", THEIRS, ids=str)
+def test_a_registered_order_is_a_mask_like_any_other(spec):
+    mask = masks.get(spec)
+    assert masks.get(json.loads(json.dumps(mask.get_config()))) == mask
+    assert masks.get({"heads": [spec, "causal"]}).masks[0] == mask
+
+
+def test_a_preset_takes_a_registered_order():
+    import kzoo
+
+    config = kzoo.presets.config("bert_nano", mask={"reversed_block": {"size": 4}})
+    assert config["mask"] == {"reversed_block": {"size": 4}}
+    with pytest.raises(InputError, match="did you mean 'reversed_block'"):
+        kzoo.presets.config("bert_nano", mask="reversed_blok")
+    with pytest.raises(InputError):  # a next-token loss would be shown its answers
+        kzoo.presets.config("gpt_nano", mask={"reversed_block": {"size": 4}})
+
+
+def order(level=lambda self, places: places.position, fields=(), frozen=True, **names):
+    names = {"level": level, **names}
+    return dataclasses.make_dataclass(
+        "Made", fields, bases=(masks.Order,), namespace=names, frozen=frozen
+    )
+
+
+def modulo(self, places):
+    return places.position % 5
+
+
+@pytest.mark.parametrize(
+    "made, said",
+    [
+        ({"autoregressive": True, "level": modulo}, "autoregressive declares"),
+        ({"autoregressive": True, "level": lambda self, p: p.position // 2}, "would be shown"),
+        ({"ascending": True, "level": modulo}, "ascending declares levels that never fall"),
+        ({"descending": True}, "descending declares levels that never rise"),
+        ({"grouped": False, "level": modulo}, "no level twice"),
+        ({"ascending": True, "lookahead": 1, "level": lambda self, p: p.position // 3}, "tokens"),
+        ({"resumable": True, "level": modulo}, "resumable declares"),
+        ({"level": lambda self, p: p.position / 2}, "integers within int32"),
+        ({"level": lambda self, p: p.position - p.position[:, :1]}, "own token's place alone"),
+        ({"level": masks.Order.level}, "defines `level"),
+        ({"frozen": False}, "frozen dataclass"),
+        (
+            {
+                "needs_source": True,
+                "autoregressive": True,
+                "level": lambda self, p: keras.ops.where(p.in_source, p.position, 3 + p.position),
+            },
+            None,
+        ),
+        (
+            {
+                "needs_source": True,
+                "autoregressive": True,
+                "level": lambda self, p: keras.ops.where(p.in_source, 9, p.position),
+            },
+            "with a source of 7 tokens|autoregressive declares",
+        ),
+    ],
+)
+def test_what_an_order_declares_is_tried(made, said):
+    """Also within other masks, and in a program that is being traced."""
+    x = np.ones((1, 3, 2, 16), "float32")
+    source = np.ones((1, 3), "int32")
+    mask = order(**made)()
+    if said is None:
+        assert masks.get(mask).autoregressive
+        return
+    for attempt in (
+        lambda: masks.get(mask),
+        lambda: masks.heads("causal", mask),
+        lambda: masks.get(masks.causal() & mask),
+        lambda: Attention(2, 8, mask=mask),
+        lambda: linear_attention(x, x, x, mask, source_mask=source),
+    ):
+        with pytest.raises(InputError, match=said):
+            attempt()
+    if JAX:
+        import jax
+
+        with pytest.raises(InputError, match=said):
+            jax.jit(lambda x: softmax_attention(x, x, x, mask, source_mask=source))(x)
+
+
+def test_registration_refuses_what_cannot_be_told_apart():
+    for made, said in (
+        (order(), "a `name` of its own"),
+        (order(name="causal"), "exists already"),
+        (order(name="heads"), "exists already"),
+        (order(name="half_heads"), "exists already"),
+        (order(name="x", frozen=False), "frozen dataclass"),
+        (3, "a subclass"),
+        (masks.Heads, "a subclass"),
+    ):
+        with pytest.raises(InputError, match=said):
+            masks.register(made)
+    with pytest.raises(InputError, match="once `kzoo.masks.register` knows its name"):
+        order(name="unregistered")().get_config()
+
+
+def test_an_unregistered_order_runs_by_its_levels_alone():
+    """`level` is all that a class needs."""
+    x = np.random.default_rng(0).normal(size=(1, 9, 2, 16)).astype("float32")
+    for attend_ in (softmax_attention, linear_attention):
+        got, want = (
+            keras.ops.convert_to_numpy(attend_(x, x, x, mask)) for mask in (order()(), "causal")
+        )
+        np.testing.assert_allclose(got, want, atol=1e-5)

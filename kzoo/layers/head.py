@@ -6,6 +6,7 @@ from keras import ops
 from kzoo.layers.feed_forward import ACTIVATIONS
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.normalization import norm
+from kzoo.ops.precision import float32_products
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -80,7 +81,8 @@ class Head(keras.layers.Layer):
         return logits + ops.cast(self.bias, "float32") if self.transform else logits
 
     def _logits(self, hidden):
-        return self.embedding(hidden, reverse=True)
+        with float32_products(hidden.dtype):  # the logits of the loss
+            return self.embedding(hidden, reverse=True)
 
     def operands(self, hidden):
         """Two tensors whose product is the logits: [batch, time, n] and [vocabulary_size, n]."""

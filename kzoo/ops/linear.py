@@ -33,6 +33,8 @@ from kzoo.ops.operands import (
     zero_padding,
 )
 from kzoo.ops.precision import float32_products
+from kzoo.ops.sorting import backwards, in_time, stable_sort, take_time, ways
+from kzoo.places import concrete
 from kzoo.values import is_count, is_integer, plain
 
 log = logging.getLogger("kzoo")
@@ -192,6 +194,8 @@ def _linear_attention(
         key_padding_mask=key_padding_mask,
         query_offset=0 if stateful else query_offset,
     )
+    if stateful:
+        query_offset = _offsets(query_offset, key_padding_mask is not None)
     heads = mask.per_head(q.shape[2])
     size = phi.size(q.shape[3])
     computed = {"dtype": keras.backend.standardize_dtype(q.dtype), "features": size}
@@ -255,6 +259,21 @@ def _check(heads, phi, stateful, same_places):
         )
 
 
+def _offsets(offset, cross):
+    """The `query_offset` of a state, one or one for each row, checked where it is known."""
+    known = concrete(offset)
+    wrong = known is not None and (
+        known.ndim > 1 or known.dtype.kind not in "iu" or known.min() < 0
+    )
+    if wrong or (cross and not (isinstance(offset, int) and offset == 0)):
+        raise InputError(
+            "with a state `query_offset` is the position of a row's first token, an integer or "
+            "integers [batch] of at least 0; 0 of two sequences, where keys have positions of "
+            f"their own. Received: {offset!r}"
+        )
+    return int(known) if known is not None and not known.ndim else offset
+
+
 def _shifted(places, offset):
     """The positions of `places`, those of each row's first document moved by `offset`."""
     moved = places.position + ops.reshape(ops.cast(offset, "int32"), (-1, 1))
@@ -283,9 +302,9 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
     """
 
     def kind(order):  # what one pass can do
-        if not _in_time(order):
+        if not in_time(order):
             return order
-        return None if core.any_direction else (order.grouped, _backwards(order))
+        return None if core.any_direction else (order.grouped, backwards(order))
 
     groups = {}
     for i, head in enumerate(heads):
@@ -307,20 +326,11 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
     )
 
 
-def _in_time(order):
-    """Whether an order goes through time, forwards or backwards, so that nothing is sorted."""
-    return order.ascending or order.descending
-
-
-def _backwards(order):
-    return order.descending and not order.ascending
-
-
 def _same_kind(core, operands, weights, heads, places, turns, state):
     """Heads whose orders go through time in the same way, in one pass."""
     order = heads[0]
-    forth, back, reverse = _ways(order, places, flip=not core.any_direction)
-    reverse = [_backwards(head) for head in heads] if core.any_direction else reverse
+    forth, back, reverse = ways(order, places, flip=not core.any_direction)
+    reverse = [backwards(head) for head in heads] if core.any_direction else reverse
     document, shown = places.document, None
     if places.segment is not None:
         shown = places.segment != 0
@@ -339,26 +349,6 @@ def _same_kind(core, operands, weights, heads, places, turns, state):
         return _total(*core.features(q, k, weights, tokens.turns, shown), v, state)
     out, state = core(*operands, weights, tokens, state, reverse)
     return back(out), state
-
-
-def _ways(order, places, flip=True):
-    """How time is brought into the order of level and back, and whether it then goes backwards.
-
-    Returns:
-        Two functions of [batch or 1, time, ..], which let None be None, and a boolean. Without
-        `flip` time is never turned round, and may go backwards whatever levels are shared.
-    """
-
-    def way(move, *args, **kwargs):
-        return lambda x: x if x is None else move(x, *args, **kwargs)
-
-    if not _in_time(order):
-        permutation = _stable_sort(order.levels(places), places.document)
-        inverse = ops.argsort(permutation, axis=1)
-        return way(_take_time, permutation), way(_take_time, inverse), False
-    if flip and _backwards(order) and order.grouped:
-        return way(ops.flip, axis=1), way(ops.flip, axis=1), False
-    return way(lambda x: x), way(lambda x: x), _backwards(order)
 
 
 class Tokens(NamedTuple):
@@ -557,38 +547,21 @@ def _merged(core, q, k, v, weights, heads, queries, keys):
     outs = []
     for i, order in enumerate(heads):
         level = _concatenate_time(order.levels(keys), order.levels(queries))
-        permutation = _stable_sort(level, document)
-        tokens = (None if x is None else _take_time(x, permutation) for x in (document, shown))
+        permutation = stable_sort(level, document)
+        tokens = (None if x is None else take_time(x, permutation) for x in (document, shown))
         sorted_document, sorted_shown = tokens
         if document is not None:
             sorted_document = sorted_document[:, None]
-        turns = core.features.turns(_take_time(position, permutation), q.shape[3], q.dtype)
+        turns = core.features.turns(take_time(position, permutation), q.shape[3], q.dtype)
         tokens = Tokens(sorted_document, None, turns, sorted_shown)
-        head = [_take_time(x[:, :, i : i + 1], permutation) for x in (q, k, v)]
+        head = [take_time(x[:, :, i : i + 1], permutation) for x in (q, k, v)]
         own = {name: x[i : i + 1] for name, x in (weights or {}).items()}
         out, _ = core(*head, own, tokens, None)
-        outs.append(_take_time(out, ops.argsort(permutation, axis=1))[:, key_time:])
+        outs.append(take_time(out, ops.argsort(permutation, axis=1))[:, key_time:])
     return ops.concatenate(outs, axis=2)
 
 
 # Helpers ------------------------------------------------------------------------------------
-
-
-def _stable_sort(level, document):
-    """The permutation [batch or 1, time] that sorts by document, then level, then time."""
-    permutation = ops.argsort(level, axis=1)
-    if document is None:
-        return permutation
-    second = ops.argsort(_take_time(document, permutation), axis=1)
-    return _take_time(permutation, second)
-
-
-def _take_time(x, permutation):
-    """`x` [batch or 1, time, ..] with its time reordered, example by example."""
-    if permutation.shape[0] == 1:
-        return ops.take(x, permutation[0], axis=1)
-    permutation = ops.reshape(permutation, (*ops.shape(permutation), *[1] * (len(x.shape) - 2)))
-    return ops.take_along_axis(x, permutation, axis=1)
 
 
 def _concatenate_time(a, b):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import keras
+import numpy as np
 from keras import ops
 
 from kzoo import masks, places
@@ -62,6 +63,18 @@ def prepare(
         source_mask=source_mask,
         key_padding_mask=key_padding_mask,
     )
+    batch = q.shape[0]
+    given = {
+        "padding_mask": padding_mask,
+        "source_mask": source_mask,
+        "key_padding_mask": key_padding_mask,
+    }
+    for name, rows in given.items():
+        received = None if rows is None else np.shape(rows)[0]
+        if received != 1 and not _equal(batch, received):
+            raise InputError(
+                f"`{name}` has 1 row or those of q, {batch}. Received: {received} rows"
+            )
     if dtype is None:
         dtype = "float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else "float32"
     repeats = q.shape[2] // k.shape[2]
