@@ -37,7 +37,8 @@ def read(directory):
     except ValueError:
         raise InputError(f"{STUDY_FILE} is JSON. Received: {directory / STUDY_FILE}") from None
     runs = {}
-    lines = (directory / RESULTS_FILE).read_text(encoding="utf-8").splitlines()
+    # At line feeds alone: a name may hold what Python takes for the end of a line.
+    lines = filter(None, (directory / RESULTS_FILE).read_text(encoding="utf-8").split("\n"))
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
