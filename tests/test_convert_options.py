@@ -10,9 +10,11 @@ import torch
 import transformers
 from keras import ops
 from safetensors.torch import load_file, save_file
+from transformers.models.t5 import modeling_t5
 
 from kzoo import config, convert, presets
 from kzoo.errors import InputError
+from kzoo.layers import RelativeBias
 from kzoo.models.weights import by_path
 
 TIME = 12
@@ -327,6 +329,21 @@ def test_kzoo_computes_what_transformers_does(family, settings, tmp_path):
     sizes = {"segments": settings.get("type_vocab_size", 2)}
     want = their_logits(theirs, family, **sizes)
     assert_equal(our_logits(presets.load(folder), family, **sizes), want)
+
+
+def test_distances_fall_into_transformers_buckets():
+    bucket = modeling_t5.T5Attention._relative_position_bucket
+    distance = torch.arange(600)
+    for buckets in (4, 5, 7, 8, 9, 16, 31, 32, 64):
+        for longest in (5, 10, 33, 128, 500):
+            for both in (True, False):
+                side = buckets // 2 if both else buckets
+                if longest <= side // 2:
+                    continue
+                theirs = bucket(-distance, both, buckets, longest).tolist()
+                layer = RelativeBias(1, buckets, longest, both)
+                ours = [layer.bucket_of[min(i, longest)] for i in range(600)]
+                assert ours == theirs, (buckets, longest, both)
 
 
 def other_output(name):

@@ -318,7 +318,6 @@ def trained(folder, **settings):
         minloglevel=2,
         **{
             "vocab_size": 400,
-            "character_coverage": 0.8,
             "pad_id": 0,
             "eos_id": 1,
             "unk_id": 2,
@@ -333,9 +332,10 @@ def trained(folder, **settings):
 
 
 # What transformers takes for special tokens, SentencePiece takes for text.
-PLAIN = [
-    text for text in TEXTS if not any(s in text for s in ("<extra_id", "</s>", "<pad", "<unk"))
-]
+SPECIAL = ("<extra_id", "</s>", "<pad", "<unk")
+# What the library `tokenizers`, and so transformers, normalises otherwise: it goes by grapheme.
+GRAPHEMES = ("\u0301\u0301", "U\u0308", "\r\n")
+PLAIN = [text for text in TEXTS if not any(part in text for part in (*SPECIAL, *GRAPHEMES))]
 
 
 @pytest.mark.parametrize(
@@ -368,7 +368,8 @@ def test_unigrams_are_transformers(settings, tmp_path):
     size = reference.get_piece_size() + settings.get("extra_ids", 100)
     tokenizer = ours(tmp_path, "t5", size)
     assert tokenizer.vocabulary.size == size
-    odd = [text for text in TEXTS if "▁" not in text]  # which transformers takes for spaces
+    # Of which transformers alone takes the one for a space, and the other for none too many.
+    odd = [text for text in TEXTS if "\x85" not in text and "▁" not in text]
     assert_same_ids(tokenizer, transformers_ids(tmp_path), odd)
     made = transformers.AutoTokenizer.from_pretrained(tmp_path)
     made.save_pretrained(tmp_path / "new")

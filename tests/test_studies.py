@@ -224,3 +224,12 @@ def test_compare_in_a_notebook(tmp_path):
     assert "<html" in results.report().read_text()
     with pytest.raises(InputError, match="arms are"):
         kzoo.compare("gpt_nano")
+
+
+def test_a_name_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path):
+    name = "a\u2028b\x85c"
+    about = {"data": ["x"], "arms": {name: {}}, "seeds": [0]}
+    (tmp_path / "study.json").write_text(json.dumps(about))
+    for run_name in ("1", "2"):
+        append(tmp_path, {"run": run_name, "data": "x", "arm": name, "seed": 0})
+    assert [record["arm"] for record in read(tmp_path)[1]] == [name, name]

@@ -66,8 +66,8 @@ def _steps(tokenizer, normalizer, by_word, whole):
     from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
     steps = [normalizers.Precompiled(normalizer[CHARS])] if normalizer.get(CHARS) else []
-    if normalizer.get(TRIM, 1):  # of spaces alone
-        steps += [normalizers.Replace(Regex(edge), "") for edge in (r"\A +", r" +\z")]
+    if normalizer.get(TRIM, 1):  # of spaces alone, and at the end of their sign
+        steps += [normalizers.Replace(Regex(edge), "") for edge in (r"\A +", r"[ ▁]+\z")]
         steps += [normalizers.Replace(Regex(" {2,}"), " ")]
     prefix = bool(normalizer.get(PREFIX, 1))
     if prefix:  # also before a text that starts with the sign for a space, unlike Metaspace's

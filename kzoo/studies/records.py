@@ -44,6 +44,7 @@ def read(directory):
             f"a study has {', '.join(_OF_A_STUDY)}. Received: {directory / STUDY_FILE}"
         )
     runs = {}
+    # At line feeds alone: a name may hold what Python takes for the end of a line.
     lines = (directory / RESULTS_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(filter(None, lines), start=1):
         try:
