@@ -210,7 +210,8 @@ def test_what_is_changed_too_often_to_be_cut_out_is_counted(caplog):
     words = [f"{n:x}" for n in rng.integers(1 << 20, size=6000)]
     documents = [" ".join(words[i : i + 100]) for i in range(0, len(words), 100)]
     near = [altered(document.encode(), 50, rng).decode() for document in documents]
-    split = load(documents + near, "causal_lm", "causal", length=1024, batch_size=1)
+    mixed = [(documents + near)[i] for i in rng.permutation(2 * len(documents))]
+    split = load(mixed, "causal_lm", "causal", length=1024, batch_size=1)
     held_out, train = (
         [bytes(row[row < NUM_BYTES].astype(np.uint8)) for _, y, _ in part for row in y]
         for part in (split.valid, split.train)
