@@ -1,6 +1,6 @@
 """The figure of the README: who sees whom in each family, above the curves of a study.
 
-    kzoo compare                                       # about 10 minutes on 2 cores
+    kzoo compare                                       # a few minutes on 2 cores
     python examples/quick_figure.py                    # about 15 seconds
 
     python examples/quick_figure.py runs/other other.png

@@ -3,6 +3,7 @@
 import functools
 
 import grain
+import numpy as np
 
 
 class _Sliceable(grain.MapDataset):
@@ -52,8 +53,9 @@ class Batches(_Sliceable):
         # choices follow from its place alone.
         self._order = order.batch(batch_size, drop_remainder=True, batch_fn=list)
         super().__init__(self._order.random_map(encode))
-        settings = {"batch_size": batch_size, "seed": seed, "encode": encode}
-        self.of = functools.partial(Batches, **settings)  # the same of other rows
+        # The same of other rows, with other draws.
+        seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self.of = functools.partial(Batches, batch_size=batch_size, seed=seed, encode=encode)
 
     def __len__(self):
         return len(self._parent)

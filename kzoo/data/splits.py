@@ -31,7 +31,7 @@ def hold_out(rows, valid):
     Targets are labels where fewer than half as many are distinct as there are rows, and the
     distinct ones have 32 characters or fewer on average; else they are free text. A label may
     stand on both sides: held-out examples of a class that no training row shows would measure
-    nothing. So may a source that all rows share.
+    nothing; and each label is held out as often as others. So may a source that all rows share.
 
     A group that has more than 5% of the rows (and more than 10 rows) would make the held-out
     part a matter of one draw. It is split by source, with a warning: then its sources stand on
@@ -61,7 +61,10 @@ def hold_out(rows, valid):
     sources = None if rows[0][0] is None else [folded(source) for source, _ in rows]
     linked_by, group, split = _groups(sources, targets)
     sizes = np.bincount(group)
-    held_out = np.isin(group, choose(sizes, valid))
+    label = np.zeros(len(sizes), int)
+    if linked_by == "source":
+        label = components([targets])[np.unique(group, return_index=True)[1]]
+    held_out = np.isin(group, choose(sizes, valid, label))
     facts = {
         "linked_by": linked_by,
         "groups": len(sizes),
@@ -158,15 +161,17 @@ def components(columns):
     return np.unique([root(row) for row in range(len(parent))], return_inverse=True)[1]
 
 
-def choose(sizes, valid):
+def choose(sizes, valid, label):
     """The groups to hold out: about `valid` of the rows, and at least one group, not all.
 
     Groups of several rows are taken from the largest on, each where less than its share has
-    been held out so far; single rows make up for what is missing, evenly spread.
+    been held out so far; single rows make up for what is missing, evenly spread over labels
+    and, within a label, over the rows.
 
     Args:
         sizes: rows of each group, an integer array; two groups or more.
         valid: the part to hold out.
+        label: a number for each group, by its target where targets are labels.
 
     Returns:
         Indices of groups, an integer array.
@@ -179,6 +184,7 @@ def choose(sizes, valid):
             chosen.append(group)
             held += sizes[group]
     single = np.flatnonzero(sizes == 1)
+    single = single[np.argsort(label[single], kind="stable")]
     missing = max(round(sizes.sum() * valid) - held, 0 if chosen else 1)
     missing = min(missing, len(single))
     chosen += list(single[text.spread(len(single), missing)])

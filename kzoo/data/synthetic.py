@@ -11,8 +11,9 @@ SYMBOLS = "abcdefghijklmnopqrstuvwxyz012345"
 def copy(rows=20000, length=16):
     """Sources of random symbols, targets the same: what attention can look up.
 
-    Softmax attention learns it in 100 to 200 steps of a tiny model; linear attention with a
-    small state does not.
+    How soon it is learned depends on the setting: learning rate and kind of positions decide
+    between hundreds of steps and none of it in as many. All sources have one length, so that
+    rotary positions allow a shortcut: to look back a fixed distance.
 
     Returns:
         A list of `rows` distinct `(source, target)` pairs of strings of `length`.

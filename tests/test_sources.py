@@ -1,0 +1,209 @@
+"""Whatever is handed to `load` is read right or refused in one line that never shows the data."""
+
+import gzip
+import logging
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from kzoo import data
+from kzoo.data import files, sources
+from kzoo.errors import InputError
+
+SECRET = "sesame"
+ROWS = [f"{SECRET} {i}" for i in range(20)]
+LINES = "".join(f"{i * 7919:x} {SECRET} \u00e9t\u00e9 {i * 104729:x}\n" for i in range(300))
+
+
+def refused(source):
+    """The message, which is one line and shows nothing of the data."""
+    config = {"max_sequence_length": 32, "mask": "prefix", "objective": "continuation"}
+    with pytest.raises(InputError) as error:
+        data.load(source, config, batch_size=2)
+    message = str(error.value)
+    assert "Received: " in message and "\n" not in message and len(message) < 500
+    assert SECRET not in message
+    return message
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("a.jsonl", '{"prompt": "sesame"}\n', "{'prompts': [...], 'responses': [...]}"),
+        ("a.CSV", "sesame,b\n", "a list of strings"),
+        ("a.tsv", LINES, ".tsv files hold examples"),
+        ("a.json", "[]", ".json files"),
+        ("a.parquet", b"PAR1", ".parquet files"),
+        ("a.txt", b"PAR1" + LINES.encode(), "Parquet"),
+        ("a.gz", gzip.compress(LINES.encode()), "gunzip"),
+        ("a.pdf", "%PDF-1.4\n" + LINES, "pdftotext"),
+        ("a.rtf", "{\\rtf1 " + LINES, "RTF"),
+        ("a.docx", b"PK\x03\x04" + LINES.encode(), ".docx"),
+        ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(99), "an image"),
+        ("a.txt", LINES + "\0", "binary"),
+        ("a.bin", bytes(range(1, 256)) * 9, "binary"),
+        ("a.txt", "", "no text"),
+        ("a.txt", b"\xef\xbb\xbf \n", "no text"),
+        ("a.txt", LINES.encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
+        ("a.txt", LINES.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
+        ("a.txt", LINES.encode("utf-16-be"), "iconv -f UTF-16BE -t UTF-8"),
+        ("a.txt", LINES.encode("utf-32"), "iconv -f UTF-32 -t UTF-8"),
+        ("a b.txt", LINES.encode("latin-1"), "a b.txt' > new.txt`"),
+        ("a.txt", LINES.encode("latin-1"), "iconv -f WINDOWS-1252 -t UTF-8"),
+        ("a.txt", LINES.encode()[:-1] + b"\xc3", "1 broken characters, the first at byte"),
+    ],
+)
+def test_a_file_that_is_no_text_is_refused_with_what_to_do(tmp_path, name, content, words):
+    message = refused(write(tmp_path, name, content))
+    assert words in message and name in message
+
+
+def test_the_command_that_is_named_converts(tmp_path):
+    for encoding, name in [("utf-16", "UTF-16"), ("utf-32-be", "UTF-32BE"), ("latin-1", "1252")]:
+        path = write(tmp_path, "old.txt", LINES.encode(encoding))
+        command = refused(path).split("`")[1].replace("new.txt", str(tmp_path / "new.txt"))
+        assert name in command and os.system(command) == 0
+        assert sources.read(tmp_path / "new.txt").text == LINES.encode()
+
+
+def test_a_byte_order_mark_is_left_out_and_nothing_else_changed(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    path = write(tmp_path, "a.txt", b"\xef\xbb\xbf" + LINES.encode())
+    assert sources.read(path).text == LINES.encode() and "byte order mark" in caplog.text
+    for odd in (LINES.replace("\n", "\r\n"), LINES.replace("\n", " "), "\u2028\ufeff\r" + LINES):
+        assert sources.read(write(tmp_path, "a.txt", odd)).text == odd.encode()
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("<!DOCTYPE html><html>" + LINES, "HTML"),
+        ("".join(f'{{"text": "{i}"}}\n' for i in range(99)), "JSON lines"),
+        ("".join(f"{i}\t{i * i}\n" for i in range(99)), "a table"),
+        (LINES.replace("\n", "\r\n"), "dos2unix"),
+        (LINES, None),
+        ("\tindented\n\n\tby tabs\n" * 40 + LINES, None),
+        ("".join(f"{i}\n" for i in range(99)), None),
+    ],
+)
+def test_syntax_is_not_learned_without_a_word(tmp_path, caplog, content, words):
+    assert sources.read(write(tmp_path, "a.txt", content)).text == content.encode()
+    assert (words in caplog.text) if words else not caplog.text
+
+
+def test_a_folder_reads_its_texts_and_counts_the_rest(tmp_path, caplog):
+    write(tmp_path, "b/a.txt", LINES)
+    write(tmp_path, "b/b.csv", "1,2")
+    write(tmp_path, "b/c.png", b"\x89PNG")
+    (tmp_path / "b" / "d").symlink_to("/not/there")
+    assert sources.read(tmp_path).text == LINES.encode()
+    assert "3 of 4 files" in caplog.text and "b/b.csv, b/c.png, b/d" in caplog.text
+    write(tmp_path, "b/e.txt", LINES.encode("utf-16"))
+    assert "e.txt" in refused(tmp_path)
+    for name in ("a", "e"):
+        (tmp_path / "b" / f"{name}.txt").unlink()
+    assert "3 of 3 files" in refused(tmp_path)
+
+
+def test_paths(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = write(tmp_path, "moby.txt", LINES)
+    for name in ("~/moby.txt", path, str(path)):
+        assert sources.read(name).text == LINES.encode()
+    assert "did you mean '~/moby.txt'?" in refused("~/mobi.txt")
+    assert f"did you mean {str(path)!r}?" in refused(tmp_path / "mobi.txt")
+    (tmp_path / "link.txt").symlink_to("/not/there")
+    assert "broken link: '/not/there'" in refused(tmp_path / "link.txt")
+    assert "neither a file nor a folder" in refused(os.devnull)
+    assert "nothing is downloaded" in refused("https://example.org/moby.txt")
+    assert "[text]" in refused(LINES) and "[text]" in refused(SECRET * 50)
+    assert "no such file" in refused("a\0b")
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    path = write(tmp_path, "a.txt", LINES)
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(files, "_format", denied)
+    assert "Permission denied" in refused(path)
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        tuple(ROWS),
+        np.array(ROWS),
+        np.array(ROWS, object),
+        pd.Series(ROWS),
+        pd.DataFrame({"text": ROWS})["text"],
+    ],
+    ids=lambda source: type(source).__name__,
+)
+def test_columns_are_as_good_as_lists(source):
+    assert sources.read(source) == sources.read(ROWS)
+
+
+def test_pairs_from_tables():
+    pairs = sources.read(list(zip(ROWS, ROWS[::-1], strict=True)))
+    assert sources.read(np.array([ROWS, ROWS[::-1]]).T) == pairs
+    table = pd.DataFrame({"a": ROWS, "b": ROWS[::-1]})
+    assert sources.read({"prompts": table["a"], "responses": table["b"]}) == pairs
+    assert sources.read(table.values) == pairs
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ((row for row in ROWS), "list(...)"),
+        (set(ROWS), "Received: set"),
+        (pd.DataFrame({"a": ROWS}), "Received: DataFrame"),
+        (SECRET.encode(), ".decode()"),
+        ([*ROWS, SECRET.encode()], "bytes, which .decode() makes a string (row 20)"),
+        ([*ROWS, None], "None (row 20)"),
+        ([*ROWS, 3.5], "float (row 20)"),
+        (pd.Series([*ROWS, np.nan]), "float (row 20)"),
+        (np.arange(9), "int (row 0)"),
+        (np.zeros((3, 2)), "list of 2 (float) (row 0)"),
+        ([(SECRET, SECRET), (SECRET,) * 3], "tuple of 3 (str) (row 1)"),
+        ([(SECRET, None)], "tuple of 2 (str, None) (row 0)"),
+        ([(SECRET, [SECRET])], "(str, list) (row 0)"),
+        ([SECRET, (SECRET, SECRET)], "str (row 0), tuple of 2 (str) (row 1)"),
+        ([(SECRET, SECRET), SECRET], "str (row 1)"),
+        ([{"prompt": SECRET}], "dict (row 0)"),
+        ([(SECRET, "")], "Received: '' (row 0)"),
+        ([SECRET, "a\ud800"], "(row 1)"),
+        ({"prompts": SECRET, "responses": SECRET}, "str, as prompts"),
+        ({"prompts": ROWS, "responses": None}, "None, as responses"),
+        ({SECRET * 9: ROWS}, "a mapping with 1 fields"),
+        (None, "Received: None"),
+        (np.array(SECRET), "Received: ndarray"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_not_rows_of_text_is_named_and_not_shown(source, words):
+    assert words in refused(source)
+
+
+def test_an_empty_prompt_is_a_prompt():
+    for objective, mask in (("continuation", "prefix"), ("seq2seq", "bidirectional")):
+        config = {"max_sequence_length": 32, "mask": mask, "objective": objective}
+        splits = data.load([("", row) for row in ROWS], config, batch_size=2)
+        _, y, weight = splits.train[0]
+        assert (weight.sum(1) >= len(SECRET) + 2).all() and np.isfinite(y).all()
