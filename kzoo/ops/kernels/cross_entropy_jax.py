@@ -6,17 +6,20 @@ import jax
 import jax.numpy as jnp
 
 from kzoo.ops.cross_entropy import terms, terms_and_slopes
+from kzoo.ops.kernels.derivatives import by_hand, varying
 
 
 # Compiled by itself too, so that calls outside of a program share one compilation.
 @functools.partial(jax.jit, static_argnums=4)
 def cross_entropy(hidden, kernel, labels, weights, rows):
     """See `kzoo.ops.cross_entropy.cross_entropy`; all floats are float32."""
-    return _sum(rows, hidden, kernel, labels, weights)
+    return _sum(rows, (hidden, kernel), (labels, weights))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(rows, hidden, kernel, labels, weights):
+def _terms(rows, floats, others):
+    hidden, kernel = floats
+    labels, weights = others
+
     def step(_, chunk):
         hidden, labels, weights = _flat(chunk)
         return None, terms(hidden, kernel, labels, weights).reshape(chunk[1].shape)
@@ -26,7 +29,10 @@ def _sum(rows, hidden, kernel, labels, weights):
     return nats.sum(), nats
 
 
-def _forward(rows, hidden, kernel, labels, weights):
+def _forward(rows, floats, others):
+    hidden, kernel = floats
+    labels, weights = others
+
     def step(summed, chunk):
         hidden, labels, weights = _flat(chunk)
         nats, slopes = terms_and_slopes(hidden, kernel, labels, weights)
@@ -37,17 +43,17 @@ def _forward(rows, hidden, kernel, labels, weights):
         return summed + turned @ slopes, out
 
     chunks = [_cut(x, rows) for x in (hidden, labels, weights)]
-    summed, (nats, hidden_gradient) = _loop(step, jnp.zeros_like(kernel.T), chunks)
+    start = varying(jnp.zeros_like(kernel.T), floats, others)
+    summed, (nats, hidden_gradient) = _loop(step, start, chunks)
     nats = _join(nats, labels.shape)
     return (nats.sum(), nats), (_join(hidden_gradient, hidden.shape), summed.T)
 
 
-def _backward(rows, gradients, cotangents):
-    hidden, kernel = (cotangents[0] * x for x in gradients)
-    return hidden, kernel, None, None
+def _backward(rows, floats, others, gradients, slopes):
+    return tuple(slopes[0] * x for x in gradients)  # the terms carry none
 
 
-_sum.defvjp(_forward, _backward)
+_sum = by_hand(_terms, _forward, _backward)
 
 
 def _loop(step, start, chunks):
