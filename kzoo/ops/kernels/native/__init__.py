@@ -175,16 +175,20 @@ def _linear_plain(static, floats, labels):
 
     begun = document == document.min(-1, keepdims=True)  # what sees the state before
     ended = document == document.max(-1, keepdims=True)  # whose keys make the one after
+
+    def of(x, tokens):  # [batch, time, heads, features] of these tokens, else 0
+        return jnp.where(jnp.swapaxes(tokens, 1, 2)[..., None], x, 0)
+
     numerator = jnp.einsum("bhqk,bkhe->bqhe", sums(q, k, visible), v)
-    numerator += jnp.einsum("bqhd,bhde,bhq->bqhe", q, matrix, jnp.where(begun, 1.0, 0.0))
-    normaliser = sums(q_norm, k_norm, visible).sum(-1)
-    normaliser += jnp.einsum("bqhd,bhd,bhq->bhq", q_norm, vector, jnp.where(begun, 1.0, 0.0))
-    out = ratio(numerator, jnp.swapaxes(normaliser, 1, 2)[..., None])
-    goes_on = jnp.where((begun & ended).all(-1), 1.0, 0.0)
-    shown = jnp.where(ended, 1.0, 0.0)
-    matrix = matrix * goes_on[..., None, None] + jnp.einsum("bkhd,bkhe,bhk->bhde", k, v, shown)
-    vector = vector * goes_on[..., None] + jnp.einsum("bkhd,bhk->bhd", k_norm, shown)
-    return out, (matrix, vector)
+    numerator += jnp.einsum("bqhd,bhde->bqhe", of(q, begun), matrix)
+    normaliser = jnp.swapaxes(sums(q_norm, k_norm, visible).sum(-1), 1, 2)
+    normaliser += jnp.einsum("bqhd,bhd->bqh", of(q_norm, begun), vector)
+    out = ratio(numerator, normaliser[..., None])
+    goes_on = (begun & ended).all(-1)
+    matrix = jnp.where(goes_on[..., None, None], matrix, 0)
+    vector = jnp.where(goes_on[..., None], vector, 0)
+    matrix += jnp.einsum("bkhd,bkhe->bhde", of(k, ended), v)
+    return out, (matrix, vector + of(k_norm, ended).sum(1))
 
 
 def _runs(*labels):
