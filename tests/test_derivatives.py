@@ -158,6 +158,7 @@ def test_second_order(case):
     assert_equal(second_order, case)
 
 
+@pytest.mark.slow
 def test_third_order(case):
     def third(f, *arrays):
         tangents = slopes_of(arrays)
@@ -166,6 +167,7 @@ def test_third_order(case):
     assert_equal(third, case, 1e-3)
 
 
+@pytest.mark.slow
 def test_vmap_around_and_inside(case):
     def mapped(f, *arrays):
         several = [jnp.stack([x, x[::-1] * 0.5]) for x in arrays]
@@ -188,6 +190,7 @@ def test_vmap_around_and_inside(case):
     assert_equal(mapped, case)
 
 
+@pytest.mark.slow
 def test_scan_and_remat(case):
     def looped(f, *arrays):
         """The gradient of a loop whose every step is formed again; and its derivative."""
@@ -219,9 +222,10 @@ def test_derivatives_of_a_state(implementation, packed):
         out, last = linear_attention(q, k, v, "causal", **kwargs)
         return jnp.concatenate([x.ravel() for x in (out, last["matrix"], last["normaliser"])])
 
+    padding = ROWS["padding_mask"] if packed else np.ones((BATCH, TIME), "int32")
+    visible = np.asarray(masks.causal().dense(TIME, padding_mask=padding))
+
     def plain(q, k, v, matrix, normaliser):
-        padding = ROWS["padding_mask"] if packed else np.ones((BATCH, TIME), "int32")
-        visible = np.asarray(masks.causal().dense(TIME, padding_mask=padding))
         q, k = (jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))) for x in (q, k))
         weights = jnp.where(visible, jnp.einsum("bqhd,bkhd->bhqk", q, k), 0)
         first = padding == np.where(padding == 0, 9, padding).min(1, keepdims=True)
