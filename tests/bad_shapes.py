@@ -59,11 +59,11 @@ def call(name, shapes, results, chunk, flags, swapped=None):
 
 
 def changed(shapes):
-    """Every array with one axis changed, taken away or added."""
+    """Every array with one axis shorter, taken away or added."""
     for i, shape in enumerate(shapes):
-        for axis, size in itertools.product(range(len(shape)), (-1, 1)):
+        for axis in range(len(shape)):
             other = list(shape)
-            other[axis] = max(0, other[axis] + size)
+            other[axis] -= 1
             yield [*shapes[:i], tuple(other), *shapes[i + 1 :]]
         yield [*shapes[:i], shape[1:], *shapes[i + 1 :]]
         yield [*shapes[:i], (*shape, 1), *shapes[i + 1 :]]

@@ -163,6 +163,7 @@ def _refused_in_a_process(path, **environment):
     assert " right, " in child.stdout
 
 
+@pytest.mark.slow
 def test_the_handlers_refuse_every_wrong_shape():
     _refused_in_a_process(library._library()._name)
 
