@@ -1,5 +1,11 @@
 """The kernels in C++ against the oracle, and what is said where they cannot be had."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -9,6 +15,7 @@ import pytest
 from test_ops import ONE_BY_ONE, ORDERS, assert_equals_oracle, operands
 
 from kzoo import masks
+from kzoo.errors import InputError
 from kzoo.layers import Attention, kernels
 from kzoo.ops import linear_attention, softmax_attention
 from kzoo.ops.choice import Shape, compiling_for, kernel_for
@@ -146,6 +153,87 @@ def test_nothing_that_is_not_finite_is_made_zero():
         out = np.asarray(attend(q, k, v, "causal", **NATIVE))
         assert np.isnan(out[0, 3, 0]).all()
         assert np.isfinite(np.delete(out, 3, axis=1)).all()
+
+
+def _refused_in_a_process(path, **environment):
+    command = [sys.executable, str(Path(__file__).with_name("bad_shapes.py")), str(path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    assert child.returncode == 0, child.stdout + child.stderr
+    assert " right, " in child.stdout
+
+
+@pytest.mark.slow
+def test_the_handlers_refuse_every_wrong_shape():
+    _refused_in_a_process(library._library()._name)
+
+
+@pytest.mark.slow
+def test_no_shape_touches_memory_beyond_a_buffer(tmp_path):
+    """Under the address and undefined-behaviour sanitizers."""
+    names = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout
+        for name in ("libasan.so", "libubsan.so")
+        if shutil.which("g++")
+    ]
+    if not names or not all(Path(name.strip()).is_absolute() for name in names):
+        pytest.skip("no g++ with sanitizers")
+    path = tmp_path / "sanitized.so"
+    flags = ["-std=c++17", "-O1", library.TUNED, "-fPIC", "-shared"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    include = ["-isystem", jax.ffi.include_dir()]
+    source = str(library.HERE / library.SOURCES[0])
+    subprocess.run(["g++", *flags, *include, source, "-o", str(path)], check=True)
+    preloaded = " ".join(name.strip() for name in names)
+    _refused_in_a_process(path, LD_PRELOAD=preloaded, ASAN_OPTIONS="detect_leaks=0")
+
+
+@pytest.mark.parametrize("implementation", ["native", "chunked"])
+def test_a_state_of_another_shape_is_refused_and_one_serves_all(implementation):
+    own = {"implementation": implementation}
+    one = [x[:1] for x in large(20, poison=False, heads=2, kv_heads=2)[:3]]
+    many = large(20, poison=False, batch=4, heads=2, kv_heads=2)[:3]
+    _, state = linear_attention(*one, "causal", return_state=True, **own)
+    repeated = {name: jnp.repeat(x, 4, axis=0) for name, x in state.items()}
+    got, want = (
+        linear_attention(*many, "causal", initial_state=x, **own) for x in (state, repeated)
+    )
+    np.testing.assert_array_equal(got, want)
+    matrix, normaliser = state["matrix"], state["normaliser"]
+    for wrong, words in (
+        ({"matrix": jnp.repeat(matrix, 3, axis=0), "normaliser": normaliser}, "batch size of q, 4"),
+        ({"matrix": matrix, "normaliser": jnp.repeat(normaliser, 2, axis=0)}, "batch size of q, 4"),
+        ({"matrix": matrix[:, :1], "normaliser": normaliser}, r"\[batch or 1, 2, 16, 32\]"),
+        ({"matrix": matrix[..., :16], "normaliser": normaliser}, r"\[batch or 1, 2, 16, 32\]"),
+        ({"matrix": matrix, "normaliser": normaliser[..., :8]}, r"\[batch or 1, 2, 16\]"),
+        ({"matrix": matrix}, "a dict of 'matrix' and 'normaliser'"),
+        (matrix, "a dict of 'matrix' and 'normaliser'"),
+    ):
+        with pytest.raises(InputError, match=words):
+            linear_attention(*many, "causal", initial_state=wrong, **own)
+    offset = {"query_offset": np.ones(3, "int32"), "initial_state": state}
+    with pytest.raises(InputError, match="`query_offset` has the batch size of q, 4, or 1"):
+        linear_attention(*many, "causal", **offset, **own)
+
+
+@pytest.mark.parametrize(
+    "attend, implementation",
+    [(softmax_attention, name) for name in ("native", "blockwise", "dense")]
+    + [(linear_attention, name) for name in ("native", "chunked")],
+)
+def test_a_mask_of_another_batch_is_refused_and_one_serves_all(attend, implementation):
+    q, k, v, padding_mask, source_mask, _ = large(20)
+    own = {"implementation": implementation}
+    got, want = (
+        attend(q, k, v, ORDERS, padding_mask=x, source_mask=source_mask, **own)
+        for x in (padding_mask[:1], np.repeat(padding_mask[:1], len(q), axis=0))
+    )
+    np.testing.assert_array_equal(got, want)
+    for name in ("padding_mask", "source_mask"):
+        masks_of = {"padding_mask": padding_mask, "source_mask": source_mask}
+        masks_of[name] = np.ones((len(q) + 3, 20), "int32")
+        with pytest.raises(InputError, match=f"`{name}` has the batch size of q"):
+            attend(q, k, v, ORDERS, **masks_of, **own)
 
 
 @pytest.mark.parametrize(

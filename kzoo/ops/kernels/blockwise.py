@@ -13,7 +13,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from kzoo.ops.kernels.derivatives import by_hand, varying
 from kzoo.ops.operands import ratio, take_heads
+from kzoo.ops.reference import masked_softmax
 from kzoo.places import Places
 
 BLOCK = 128, 128  # queries and keys: small ones hide more
@@ -49,6 +51,13 @@ def blockwise(q, k, v, mask, queries, keys):
 
 @functools.partial(jax.jit, static_argnums=0)  # traced once for all layers that are alike
 def _one_mask(mask, q, k, v, queries, keys):
+    return _attention(mask, (q, k, v), (queries, keys))
+
+
+def _attend(mask, floats, places):
+    """What `blockwise` returns, for heads of one mask, and what its gradient needs."""
+    q, k, v = floats
+    queries, keys = places
     batch, query_time, heads, _ = q.shape
     key_time = k.shape[1]
     block = LONG_BLOCK if min(query_time, key_time) >= LONG else BLOCK
@@ -67,16 +76,30 @@ def _one_mask(mask, q, k, v, queries, keys):
     queries, keys = jax.tree.map(_chain, (queries, keys))
     q = _cut(q, query_block, rows)
     k, v = (_cut(x, key_block, rows) for x in (k, v))
-    return _join(_attend(mask, q, k, v, queries, keys, bounds), batch, query_time)
+    out, saved = _forward(mask, q, k, v, queries, keys, bounds)
+    return _join(out, batch, query_time), saved
+
+
+def _gradient(mask, floats, places, saved, slope):
+    q, k, v = floats
+    _, rows, _, block, _ = saved[0].shape  # q in blocks
+    gradients = _backward(mask, saved, _cut(slope, block, rows))
+    times = (q.shape[1], k.shape[1], v.shape[1])
+    return tuple(_join(x, len(q), time) for x, time in zip(gradients, times, strict=True))
+
+
+def _dense(mask, floats, places):
+    q, k, v = floats
+    visible = mask.between(*(Places(*xs) for xs in places))
+    weights = masked_softmax(_dot("bqhd,bkhd->bhqk", q, k), visible)
+    return _dot("bhqk,bkhd->bqhd", weights, v)
+
+
+_attention = by_hand(lambda *arrays: _attend(*arrays)[0], _attend, _gradient, _dense)
 
 
 # From here on blocks are those of all groups: q, k and v are [blocks, rows, heads, block, dim],
 # places [blocks, rows, block], and bounds the first block that each meets and one past the last.
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(mask, q, k, v, queries, keys, bounds):
-    return _forward(mask, q, k, v, queries, keys, bounds)[0]
 
 
 def _forward(mask, q, k, v, queries, keys, bounds):
@@ -97,6 +120,7 @@ def _forward(mask, q, k, v, queries, keys, bounds):
         empty = jnp.zeros(q.shape[:3], q.dtype)
         # Above what is hidden, whose powers then are 0 in a row that has seen nothing too.
         start = (empty + HIDDEN / 2, empty, jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype))
+        start = varying(start, q, k, v, queries, keys)
         highest, total, out = jax.lax.fori_loop(first, end, step, start)
         log_total = jnp.where(total > 0, highest + jnp.log(jnp.where(total > 0, total, 1)), 0)
         return ratio(out, total[..., None]), log_total
@@ -128,16 +152,14 @@ def _backward(mask, saved, cotangent):
             dq_i = _at(dq, i) + _dot("bhdk,bhkq->bhdq", turned, slope)
             return jax.lax.dynamic_update_index_in_dim(dq, dq_i, i, 0, **_INSIDE), dk, dv
 
-        start = (dq, jnp.zeros_like(k), jnp.zeros_like(v))
+        start = varying((dq, jnp.zeros_like(k), jnp.zeros_like(v)), dq)
         dq, dk, dv = jax.lax.fori_loop(first, end, step, start)
         return dq, (dk, dv)
 
     blocks = (jnp.arange(len(k)), k, jnp.swapaxes(k, -1, -2), v, *bounds[1])
-    dq, (dk, dv) = jax.lax.scan(column, jnp.zeros_like(jnp.swapaxes(q, -1, -2)), blocks)
-    return jnp.swapaxes(dq, -1, -2), dk, dv, None, None, None
-
-
-_attend.defvjp(_forward, _backward)
+    start = varying(jnp.zeros_like(jnp.swapaxes(q, -1, -2)), saved, cotangent)
+    dq, (dk, dv) = jax.lax.scan(column, start, blocks)
+    return jnp.swapaxes(dq, -1, -2), dk, dv
 
 
 def _visible(mask, queries, keys):

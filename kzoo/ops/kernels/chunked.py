@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kzoo.ops.kernels.derivatives import by_hand, varying
 from kzoo.ops.operands import ratio
 
 
@@ -76,12 +77,13 @@ def chunked(features, q, k, v, weights, tokens, initial_state, *, chunk_size, re
         state, (numerator, normaliser) = _step(static, weights, None, *first, None)
         out = ratio(numerator, normaliser[..., None])[None]
     else:
-        later = None
+        goes_on = later = None
         if tokens.level is not None and len(chunks.q) > 1:
-            later = _later(static, weights, chunks, where, labels)
+            goes_on, *later = _later(static, weights, chunks, where, labels)
         if initial_state is None:
             initial_state = _zero_state(static, weights, chunks, where)
-        out, state = _attend(static, weights, initial_state, chunks, later, where, labels)
+        floats = weights, initial_state, chunks, later
+        out, state = _attend(static, floats, (goes_on, where, labels))
     out = jnp.transpose(out, (1, 0, 3, 2, 4)).reshape(q.shape[0], -1, *v.shape[2:])
     return out[:, :time], state
 
@@ -131,47 +133,56 @@ def _step(static, weights, state, chunk, later, where, labels, arriving):
     return _added(matrix, vector, k, v, k_norm, staying), sums
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(static, weights, state, chunks, later, where, labels):
-    return _forward(static, weights, state, chunks, later, where, labels)[0]
+def _forward(static, floats, others):
+    weights, state, *chunks = floats
 
-
-def _forward(static, weights, state, *chunks):
     def step(state, chunk):
-        after, (numerator, normaliser) = _step(static, weights, state, *chunk)
+        after, (numerator, normaliser) = _chunk_step(static, weights, state, *chunk)
         return after, (ratio(numerator, normaliser[..., None]), normaliser, state)
 
-    reverse, labels = static[1], chunks[-1]
-    chunks = (*chunks, _arriving(reverse, labels))
-    state, (out, *saved) = jax.lax.scan(step, state, chunks, reverse=reverse)
-    return (out, state), (weights, chunks, out, *saved)
+    state = varying(state, floats, others)
+    chunks = (chunks, _known(static, others))
+    state, (out, *saved) = jax.lax.scan(step, state, chunks, reverse=static[1])
+    return (out, state), (out, *saved)
 
 
-def _backward(static, saved, cotangents):
-    weights, *saved = saved
-    cotangent, after = cotangents
+def _backward(static, floats, others, saved, slopes):
+    weights, _, *chunks = floats
+    slope, after = slopes
 
     def step(carry, chunk):
-        after, slopes = carry
-        (own, later, *rest), out, normaliser, state, cotangent = chunk
+        after, gradients = carry
+        own, known, (out, normaliser, state), slope = chunk
 
-        def run(weights, state, own, later):
-            return _step(static, weights, state, own, later, *rest)
+        def run(weights, state, own):
+            return _chunk_step(static, weights, state, own, known)
 
-        _, pull = jax.vjp(run, weights, state, own, later)
+        _, pull = jax.vjp(run, weights, state, own)
         # Of out = numerator / normaliser; `ratio` hides what a normaliser of 0 would give.
-        cotangent = ratio(cotangent, normaliser[..., None])
-        sums = (cotangent, -_sum(cotangent * out))
-        slope, before, *gradients = pull((after, sums))
-        return (before, jax.tree.map(jnp.add, slopes, slope)), gradients
+        slope = ratio(slope, normaliser[..., None])
+        sums = (slope, -_sum(slope * out))
+        gradient, before, own = pull((after, sums))
+        return (before, jax.tree.map(jnp.add, gradients, gradient)), own
 
-    start = (after, jax.tree.map(jnp.zeros_like, weights))
-    chunks = (*saved, cotangent)
-    (before, slopes), gradients = jax.lax.scan(step, start, chunks, reverse=not static[1])
-    return slopes, before, *gradients, None, None
+    start = varying((after, jax.tree.map(jnp.zeros_like, weights)), floats, others, slopes)
+    chunks = (chunks, _known(static, others), saved, slope)
+    (before, gradients), own = jax.lax.scan(step, start, chunks, reverse=not static[1])
+    return gradients, before, *own
 
 
-_attend.defvjp(_forward, _backward)
+def _chunk_step(static, weights, state, own, known):
+    """`_step`, with what gets a gradient apart from what is known."""
+    chunk, later = own
+    goes_on, *rest = known
+    return _step(static, weights, state, chunk, later and (goes_on, *later), *rest)
+
+
+def _known(static, others):
+    goes_on, where, labels = others
+    return goes_on, where, labels, _arriving(static[1], labels)
+
+
+_attend = by_hand(lambda *arrays: _forward(*arrays)[0], _forward, _backward)
 
 
 def _later(static, weights, chunks, where, labels):
@@ -204,7 +215,7 @@ def _later(static, weights, chunks, where, labels):
     state = _zero_state(static, weights, chunks, where)
     keys = chunks.k, chunks.v  # with queries, their gradient would be zeros to add
     xs = (keys, where, labels, firsts, edges, goes_on, begun)
-    _, states = jax.lax.scan(step, state, xs, reverse=True)
+    _, states = jax.lax.scan(step, varying(state, xs), xs, reverse=True)
     return goes_on.any(axis=(1, 2, 3)), *states
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from kzoo.ops.cross_entropy import terms, terms_and_slopes
+from kzoo.ops.kernels.derivatives import by_hand, varying
 
 
 # Compiled by itself too, so that calls outside of a program share one compilation.
@@ -14,12 +15,13 @@ def cross_entropy(hidden, kernel, labels, weights, rows):
     """See `kzoo.ops.cross_entropy.cross_entropy`; all floats are float32."""
     # What is differentiated later is traced later, when the precision of now no longer holds.
     static = rows, jax.config.jax_default_matmul_precision
-    return _sum(static, hidden, kernel, labels, weights)
+    return _sum(static, (hidden, kernel), (labels, weights))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _sum(static, hidden, kernel, labels, weights):
+def _terms(static, floats, others):
     rows, precision = static
+    hidden, kernel = floats
+    labels, weights = others
 
     def step(_, chunk):
         hidden, labels, weights = _flat(chunk)
@@ -31,8 +33,10 @@ def _sum(static, hidden, kernel, labels, weights):
     return nats.sum(), nats
 
 
-def _forward(static, hidden, kernel, labels, weights):
+def _forward(static, floats, others):
     rows, precision = static
+    hidden, kernel = floats
+    labels, weights = others
 
     def step(summed, chunk):
         hidden, labels, weights = _flat(chunk)
@@ -44,18 +48,18 @@ def _forward(static, hidden, kernel, labels, weights):
         return summed + turned @ slopes, out
 
     chunks = [_cut(x, rows) for x in (hidden, labels, weights)]
+    start = varying(jnp.zeros_like(kernel.T), floats, others)
     with jax.default_matmul_precision(precision):
-        summed, (nats, hidden_gradient) = _loop(step, jnp.zeros_like(kernel.T), chunks)
+        summed, (nats, hidden_gradient) = _loop(step, start, chunks)
     nats = _join(nats, labels.shape)
     return (nats.sum(), nats), (_join(hidden_gradient, hidden.shape), summed.T)
 
 
-def _backward(static, gradients, cotangents):
-    hidden, kernel = (cotangents[0] * x for x in gradients)
-    return hidden, kernel, None, None
+def _backward(static, floats, others, gradients, slopes):
+    return tuple(slopes[0] * x for x in gradients)  # the terms carry none
 
 
-_sum.defvjp(_forward, _backward)
+_sum = by_hand(_terms, _forward, _backward)
 
 
 def _loop(step, start, chunks):

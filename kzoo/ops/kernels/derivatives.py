@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
@@ -37,23 +38,46 @@ def by_hand(function, forward, backward, plain=None):
         Array(2., dtype=float32, weak_type=True)
     """
 
+    def apply(static, floats, others):
+        # Under `jax.shard_map`, so that the gradient of what all devices have is summed over them.
+        return call(static, varying(floats, floats, others), others)
+
     @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
     def call(static, floats, others):
         return function(static, floats, others)
 
-    @call.defjvp
+    @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+    def saving(static, floats, others):
+        return forward(static, floats, others)
+
     def derivative(static, primals, tangents):
         floats, others = primals
-        out, saved = forward(static, floats, others)
+        out, saved = saving(static, floats, others)
         leaves, outs = jax.tree.leaves(floats), jax.tree.leaves(out)
         rest, tree = jax.tree.flatten((others, saved))
-        form = backward, plain or function, static
         trees = jax.tree.structure(floats), tree, jax.tree.structure(out)
+        form = backward, plain or function, static
         rule = _Rule(*form, *trees, tuple(map(jax.typeof, outs)))
         pushed = _push.bind(*leaves, *rest, *jax.tree.leaves(tangents[0]), rule=rule)
-        return out, jax.tree.unflatten(trees[-1], pushed)
+        return out, saved, jax.tree.unflatten(trees[-1], pushed)
 
-    return call
+    @call.defjvp
+    def _(static, primals, tangents):
+        out, _, pushed = derivative(static, primals, tangents)
+        return out, pushed
+
+    @saving.defjvp  # of what is saved nothing is derived: it belongs to the gradient by hand
+    def _(static, primals, tangents):
+        out, saved, pushed = derivative(static, primals, tangents)
+        return (out, saved), (pushed, jax.tree.map(_no_tangent, saved))
+
+    return apply
+
+
+def _no_tangent(x):
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.zeros_like(x)
+    return np.zeros(x.shape, jax.dtypes.float0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +197,7 @@ def _transpose(slopes, *arrays, rule):
 
 
 def _differentiate(arrays, tangents, *, rule):
-    return jax.jvp(rule.push, arrays, [ad.instantiate_zeros(x) for x in tangents])
+    return jax.jvp(rule.push, tuple(arrays), tuple(map(ad.instantiate_zeros, tangents)))
 
 
 def _batch(arrays, axes, *, rule):

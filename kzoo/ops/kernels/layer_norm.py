@@ -5,30 +5,31 @@ a deviation per token. What JAX derives keeps several arrays of the input's size
 them once for each of the terms that cancel.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
+from kzoo.ops.kernels.derivatives import by_hand
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+
 def layer_norm(x, scale, offset, epsilon):
     """See `kzoo.ops.normalization.layer_norm`."""
-    return _forward(x, scale, offset, epsilon)[0]
+    return _layer_norm(epsilon, (x, scale, offset), None)
 
 
-def _forward(x, scale, offset, epsilon):
+def _forward(epsilon, floats, _):
+    x, scale, offset = floats
     tokens = _float32(x)
     mean = tokens.mean(-1, keepdims=True)
     inverse = jax.lax.rsqrt(jnp.square(tokens - mean).mean(-1, keepdims=True) + epsilon)
     y = (tokens - mean) * inverse * scale + offset
-    return y.reshape(x.shape).astype(x.dtype), (x, scale, offset, mean, inverse)
+    return y.reshape(x.shape).astype(x.dtype), (mean, inverse)
 
 
-def _backward(epsilon, saved, cotangent):
-    x, scale, offset, mean, inverse = saved
+def _backward(epsilon, floats, _, saved, slope):
+    x, scale, offset = floats
+    mean, inverse = saved
     normal = (_float32(x) - mean) * inverse
-    slope = _float32(cotangent)
+    slope = _float32(slope)
     by_scale, by_offset = (slope * normal).sum(0), slope.sum(0)
     slope = slope * scale
     along = (slope * normal).mean(-1, keepdims=True)
@@ -37,7 +38,7 @@ def _backward(epsilon, saved, cotangent):
     return by_x, by_scale.astype(scale.dtype), by_offset.astype(offset.dtype)
 
 
-layer_norm.defvjp(_forward, _backward)
+_layer_norm = by_hand(lambda *arrays: _forward(*arrays)[0], _forward, _backward)
 
 
 def _float32(x):

@@ -13,8 +13,11 @@ import numpy as np
 
 from kzoo.masks import Order
 from kzoo.ops.choice import compiled_for
+from kzoo.ops.kernels.derivatives import by_hand, varying
 from kzoo.ops.kernels.mesh import current_mesh
 from kzoo.ops.kernels.native.library import missing
+from kzoo.ops.operands import ratio
+from kzoo.ops.reference import masked_softmax
 
 MULTIPLE = 16  # of columns, whatever vectors the CPU has: `kMultiple` in tile.h
 # `kMost...` in checks.h
@@ -69,7 +72,7 @@ def softmax(q, k, v, mask, queries, keys):
         Float32 [batch, query_time, heads, value_dim]; 0 for queries that see no key.
     """
     heads = mask.per_head(q.shape[2])
-    return _softmax(q, k, v, (*_labels(heads, queries), *_labels(heads, keys)))
+    return _softmax(None, (q, k, v), (*_labels(heads, queries), *_labels(heads, keys)))
 
 
 def _labels(heads, places):
@@ -82,26 +85,35 @@ def _labels(heads, places):
     return level, segment[:, None].astype("int32")
 
 
-@jax.custom_vjp
-def _softmax(q, k, v, labels):
-    return _softmax_forward(q, k, v, labels)[0]
-
-
-def _softmax_forward(q, k, v, labels):
+def _softmax_forward(_, floats, labels):
+    q, k, v = floats
     out = _floats(*q.shape[:3], v.shape[3])
     log_total = _floats(q.shape[0], q.shape[2], q.shape[1])
     out, log_total = _call("kzoo_softmax_forward", (out, log_total), q, k, v, *labels)
-    return out, (q, k, v, labels, out, log_total)
+    return out, (out, log_total)
 
 
-def _softmax_backward(saved, slope):
-    q, k, v, labels, out, log_total = saved
-    shapes = [_floats(*x.shape) for x in (q, k, v)]
-    operands = (q, k, v, *labels, out, log_total, slope)
-    return *_call("kzoo_softmax_backward", shapes, *operands), None
+def _softmax_backward(_, floats, labels, saved, slope):
+    shapes = [_floats(*x.shape) for x in floats]
+    return tuple(_call("kzoo_softmax_backward", shapes, *floats, *labels, *saved, slope))
 
 
-_softmax.defvjp(_softmax_forward, _softmax_backward)
+def _softmax_plain(_, floats, labels):
+    q, k, v = floats
+    rank, segment, key_rank, key_segment = labels
+    visible = key_rank[..., None, :] <= rank[..., :, None]
+    visible &= key_segment[..., None, :] == segment[..., :, None]
+    visible &= key_segment[..., None, :] != 0
+    weights = masked_softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k), visible)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+
+
+_softmax = by_hand(
+    lambda *arrays: _softmax_forward(*arrays)[0],
+    _softmax_forward,
+    _softmax_backward,
+    _softmax_plain,
+)
 
 
 # Linear -------------------------------------------------------------------------------------
@@ -125,34 +137,70 @@ def linear(features, q, k, v, weights, tokens, initial_state, *, chunk_size, rev
     labels = document.astype("int32"), level.astype("int32")
     chunk = max(1, min(chunk_size, time, MOST_CHUNK))  # any size gives the same result
     static = chunk, tuple(np.broadcast_to(reverse, heads).tolist())
-    return _linear(static, (q, k, v, *norms), labels, initial_state)
+    return _linear(static, ((q, k, v, *norms), initial_state), labels)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _linear(static, operands, labels, state):
-    return _linear_forward(static, operands, labels, state)[0]
-
-
-def _linear_forward(static, operands, labels, state):
-    q, k, v, *norms = operands
+def _linear_forward(static, floats, labels):
+    (q, k, v, *norms), state = floats
     batch, time, heads, _ = q.shape
     shapes = [_floats(*v.shape), _floats(batch, heads, time), *(_floats(*x.shape) for x in state)]
     arrays = (q, k, v, *labels, *state, *norms)
     out, normaliser, *after = _call("kzoo_linear_forward", shapes, *arrays, **_fields(static))
-    return (out, tuple(after)), (operands, labels, state, out, normaliser)
+    return (out, tuple(after)), (out, normaliser)
 
 
-def _linear_backward(static, saved, slopes):
-    (q, k, v, *norms), labels, state, out, normaliser = saved
+def _linear_backward(static, floats, labels, saved, slopes):
+    (q, k, v, *norms), state = floats
     slope, after = slopes
     shapes = [_floats(*x.shape) for x in (q, k, v, *state, *norms)]
-    arrays = (q, k, v, *labels, *state, out, normaliser, slope, *after, *norms)
+    arrays = (q, k, v, *labels, *state, *saved, slope, *after, *norms)
     results = _call("kzoo_linear_backward", shapes, *arrays, **_fields(static))
     dq, dk, dv, matrix, vector, *dnorms = results
-    return (dq, dk, dv, *dnorms), None, (matrix, vector)
+    return (dq, dk, dv, *dnorms), (matrix, vector)
 
 
-_linear.defvjp(_linear_forward, _linear_backward)
+def _linear_plain(static, floats, labels):
+    (q, k, v, *norms), (matrix, vector) = floats
+    q_norm, k_norm = norms or (q, k)
+    document, rank = labels
+    # Runs along time: of one document, and of one rank in it, the groups that see each other.
+    document, group = _runs(document), _runs(document, rank)
+    turn = np.where(static[1], -1, 1)[:, None].astype("int32")
+    document, group = document * turn, group * turn  # time in the order of rank
+    visible = document[..., None, :] == document[..., :, None]
+    visible &= group[..., None, :] <= group[..., :, None]
+
+    def sums(q, k, visible):
+        return jnp.where(visible, jnp.einsum("bqhd,bkhd->bhqk", q, k), 0)
+
+    begun = document == document.min(-1, keepdims=True)  # what sees the state before
+    ended = document == document.max(-1, keepdims=True)  # whose keys make the one after
+
+    def of(x, tokens):  # [batch, time, heads, features] of these tokens, else 0
+        return jnp.where(jnp.swapaxes(tokens, 1, 2)[..., None], x, 0)
+
+    numerator = jnp.einsum("bhqk,bkhe->bqhe", sums(q, k, visible), v)
+    numerator += jnp.einsum("bqhd,bhde->bqhe", of(q, begun), matrix)
+    normaliser = jnp.swapaxes(sums(q_norm, k_norm, visible).sum(-1), 1, 2)
+    normaliser += jnp.einsum("bqhd,bhd->bqh", of(q_norm, begun), vector)
+    out = ratio(numerator, normaliser[..., None])
+    goes_on = (begun & ended).all(-1)
+    matrix = jnp.where(goes_on[..., None, None], matrix, 0)
+    vector = jnp.where(goes_on[..., None], vector, 0)
+    matrix += jnp.einsum("bkhd,bkhe->bhde", of(k, ended), v)
+    return out, (matrix, vector + of(k_norm, ended).sum(1))
+
+
+def _runs(*labels):
+    """Counts, along time, of the runs of equal labels: [batch or 1, heads or 1, time]."""
+    changes = [label[..., 1:] != label[..., :-1] for label in labels]
+    change = functools.reduce(jnp.logical_or, changes)
+    return jnp.pad(jnp.cumsum(change, axis=-1, dtype="int32"), [(0, 0), (0, 0), (1, 0)])
+
+
+_linear = by_hand(
+    lambda *arrays: _linear_forward(*arrays)[0], _linear_forward, _linear_backward, _linear_plain
+)
 
 
 def _fields(static):
@@ -160,8 +208,9 @@ def _fields(static):
     return {"chunk": np.int64(chunk), "reverse": np.array(reverse, "int32")}
 
 
-def _call(name, shapes, *operands, **static):
-    return jax.ffi.ffi_call(name, tuple(shapes), vmap_method="sequential")(*operands, **static)
+def _call(name, shapes, *arrays, **static):
+    results = jax.ffi.ffi_call(name, tuple(shapes), vmap_method="sequential")(*arrays, **static)
+    return varying(results, arrays)
 
 
 def _floats(*shape):

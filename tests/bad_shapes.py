@@ -1,0 +1,133 @@
+"""Calls the C++ past Python's checks, with right and wrong shapes: a process that may die of it.
+
+    python tests/bad_shapes.py LIBRARY
+
+Prints how many calls were right and how many were refused.
+"""
+
+import ctypes
+import itertools
+import sys
+
+import jax
+import numpy as np
+
+NAMES = ("softmax_forward", "softmax_backward", "linear_forward", "linear_backward")
+
+
+def arrays_of(name, batch, time, keys, heads, dim, value_dim, norms):
+    """The shapes of a right call: of its arrays and of its results."""
+    q, k = (batch, time, heads, dim), (batch, keys, heads, dim)
+    v, out = (batch, keys, heads, value_dim), (batch, time, heads, value_dim)
+    sums, matrix, vector = (batch, heads, time), (batch, heads, dim, value_dim), (batch, heads, dim)
+    labels = [(batch, heads, time), (1, 1, time), (1, heads, keys), (batch, 1, keys)]
+    if name == "softmax_forward":
+        return [q, k, v, *labels], [out, sums]
+    if name == "softmax_backward":
+        return [q, k, v, *labels, out, sums, out], [q, k, v]
+    q_norm = [q, q] if norms else []
+    first = [q, q, out, labels[1], labels[0], matrix, vector]
+    if name == "linear_forward":
+        return [*first, *q_norm], [out, sums, matrix, vector]
+    rest = [out, sums, out, matrix, vector, *q_norm]
+    return [*first, *rest], [q, q, out, matrix, vector, *q_norm]
+
+
+def integers(name):
+    return range(3, 7) if name.startswith("softmax") else range(3, 5)
+
+
+def call(name, shapes, results, chunk, flags, swapped=None):
+    draw = np.random.default_rng(0)
+    kinds = ["int32" if i in integers(name) else "float32" for i in range(len(shapes))]
+    if swapped is not None:
+        kinds[swapped] = "float64" if kinds[swapped] == "float32" else "float32"
+    given = [
+        draw.integers(0, 3, s) if k == "int32" else draw.random(s)
+        for s, k in zip(shapes, kinds, strict=True)
+    ]
+    given = [np.asarray(x, kind) for x, kind in zip(given, kinds, strict=True)]
+    static = {} if name.startswith("softmax") else {"chunk": np.int64(chunk), "reverse": flags}
+    results = [jax.ShapeDtypeStruct(shape, "float32") for shape in results]
+    try:
+        out = jax.ffi.ffi_call(f"kzoo_{name}", results)(*given, **static)
+        jax.block_until_ready(out)
+        return True
+    except jax.errors.JaxRuntimeError as error:
+        assert "INVALID_ARGUMENT" in str(error), error
+        return False
+
+
+def changed(shapes):
+    """Every array with one axis shorter, taken away or added."""
+    for i, shape in enumerate(shapes):
+        for axis in range(len(shape)):
+            other = list(shape)
+            other[axis] -= 1
+            yield [*shapes[:i], tuple(other), *shapes[i + 1 :]]
+        yield [*shapes[:i], shape[1:], *shapes[i + 1 :]]
+        yield [*shapes[:i], (*shape, 1), *shapes[i + 1 :]]
+
+
+def main(path):
+    jax.config.update("jax_enable_x64", True)
+    library = ctypes.CDLL(path)
+    for name in NAMES:
+        capsule = jax.ffi.pycapsule(getattr(library, f"kzoo_{name}"))
+        jax.ffi.register_ffi_target(f"kzoo_{name}", capsule, platform="cpu")
+    right = refused = 0
+    # Parts of a block and of a chunk, several, none.
+    sizes = [
+        (2, 3, 5, 2, 16, 32),
+        (1, 70, 130, 3, 32, 16),
+        (2, 0, 5, 2, 16, 16),
+        (0, 4, 4, 2, 16, 16),
+    ]
+    sizes += [(2, 5, 0, 2, 16, 16), (1, 0, 0, 1, 16, 16), (2, 3, 3, 0, 16, 16)]
+    for name, size, norms, chunk in itertools.product(NAMES, sizes, (False, True), (1, 7, 64)):
+        if name.startswith("softmax") and (norms or chunk > 1):
+            continue
+        shapes, results = arrays_of(name, *size, norms)
+        flags = np.arange(size[3], dtype="int32") % 2
+        assert call(name, shapes, results, chunk, flags), (name, size, norms, chunk)
+        right += 1
+    size = sizes[0]
+    for name, norms in itertools.product(NAMES, (False, True)):
+        if name.startswith("softmax") and norms:
+            continue
+        shapes, results = arrays_of(name, *size, norms)
+        flags = np.zeros(size[3], "int32")
+        wrong = [(other, results, 2, flags) for other in changed(shapes)]
+        wrong += [(shapes, other, 2, flags) for other in changed(results)]
+        # A label of another batch or other heads may be right.
+        wrong = [x for x in wrong if x[1] != results or not _right(name, x[0], shapes, size)]
+        wrong += [(shapes, results, 2, flags, i) for i in range(len(shapes))]
+        if name.startswith("linear"):
+            chunks = (0, -1, -(2**62), 1025, 2**31, 2**32 + 1, 2**62)
+            wrong += [(shapes, results, chunk, flags) for chunk in chunks]
+            wrong += [(shapes, results, 2, np.zeros(n, "int32")) for n in (0, 1, 3)]
+            wrong += [(shapes + shapes[:1], results, 2, flags), (shapes[:-1], results, 2, flags)]
+        for dims in ((8, 16), (16, 24), (0, 16), (16, 0)):
+            odd = arrays_of(name, *size[:4], *dims, norms)
+            wrong.append((*odd, 2, flags))
+        for arguments in wrong:
+            assert not call(name, *arguments), (name, arguments)
+            refused += 1
+    print(right, "right,", refused, "refused")
+
+
+def _right(name, received, shapes, size):
+    pairs = zip(received, shapes, strict=True)
+    return all(
+        a == b or (i in integers(name) and _fits(a, size) and a[2] == b[2])
+        for i, (a, b) in enumerate(pairs)
+    )
+
+
+def _fits(shape, size):
+    """Whether a shape is that of a label: 1 may stand for batch and heads."""
+    return len(shape) == 3 and shape[0] in (1, size[0]) and shape[1] in (1, size[3])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
