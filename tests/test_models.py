@@ -599,17 +599,6 @@ def test_projection_kernels_have_two_dimensions():
     assert {len(v.shape) for v in kernels} == {2}
 
 
-def test_lora_finds_queries_and_values():
-    model = load("gpt")
-    model.backbone.enable_lora(2)
-    lora = {v.path for v in model.trainable_weights if "lora" in v.path}
-    assert lora == {
-        f"block_{i}/attention/{name}/lora_kernel_{ab}"
-        for i, name, ab in itertools.product((0, 1), ("query", "value"), "ab")
-    }
-    assert not any(v.path.endswith("/kernel") for v in model.trainable_weights)
-
-
 @pytest.mark.torch
 def test_dropout_is_seeded_and_off_in_evaluation():
     def run(**overrides):

@@ -58,6 +58,7 @@ def test_lora_trains_its_matrices_and_no_other_parameter(family, tmp_path):
     before = {v.path: ops.convert_to_numpy(v) for v in model.variables}
     start = logits(model, x)
     model.enable_lora(2)
+    np.testing.assert_array_equal(logits(model, x), start)
     matrices = {v.path for v in model.variables if v.path not in before}
     assert {path.split("/")[-2] for path in matrices} == {"query", "value"}
     assert {v.path for v in model.trainable_variables} == matrices

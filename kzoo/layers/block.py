@@ -151,6 +151,9 @@ class Block(keras.layers.Layer):
     def compute_output_shape(self, inputs_shape):
         return tuple(inputs_shape)
 
+    def compute_output_spec(self, inputs, **kwargs):
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
     def call(
         self,
         inputs,

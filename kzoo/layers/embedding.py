@@ -110,6 +110,9 @@ class SegmentEmbedding(keras.layers.Layer):
     def compute_output_shape(self, inputs_shape, segment_ids_shape=None):
         return tuple(inputs_shape)
 
+    def compute_output_spec(self, inputs, segment_ids):
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
     def call(self, inputs, segment_ids):
         vectors = ops.take(self.embeddings * 1.0, segment_ids, axis=0)
         return inputs + ops.cast(vectors, inputs.dtype)

@@ -79,6 +79,9 @@ class FeedForward(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
+    def compute_output_spec(self, inputs, **kwargs):
+        return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
+
     def call(self, inputs):
         return by_rows(by_token(self._transformed, inputs))
 
