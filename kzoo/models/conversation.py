@@ -155,7 +155,8 @@ class Conversation:
         session, model = self._session, self._session.model
         if not isinstance(text, str):
             raise InputError(f"what is said is a string. Received: {text!r}")
-        if max_length is not None and (not isinstance(max_length, int) or max_length < 1):
+        whole = isinstance(max_length, int | np.integer) and not isinstance(max_length, bool)
+        if max_length is not None and (not whole or max_length < 1):
             raise InputError(f"max_length is a positive integer. Received: {max_length!r}")
         (ids,) = model.preprocessor.tokens(text)
         sep = model.preprocessor.tokenizer.vocabulary.sep
