@@ -45,6 +45,7 @@ before = task()
 use(before)
 keras.Model(x := keras.Input((3,)), keras.layers.Dense(2)(x))
 plt.close(plt.figure())
+matplotlib.path.Path.unit_circle(), matplotlib.path.Path.unit_rectangle()  # which it keeps
 """
 
 OURS = """
@@ -78,7 +79,6 @@ with tempfile.TemporaryDirectory() as folder:
     kzoo.analysis.collapse(model, x)
     kzoo.analysis.attention_spectrum(model, x)
     kzoo.check(model)
-    model.enable_lora(2)
     arms = {"a": ("gpt_nano", small), "b": ("gpt_nano", {**small, "mechanism": "linear"})}
     results = kzoo.compare(arms, data="synthetic:copy", seeds=1, steps=2, batch_size=4, valid=0.001,
                            evaluations=1, directory=f"{folder}/study", progress=False)
