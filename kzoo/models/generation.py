@@ -67,9 +67,24 @@ class Generates:
         """As every task's `compile`; and `sampler`, a name (`"greedy"`, `"top_k"`, `"top_p"`,
         `"random"`, `"beam"`, `"contrastive"`) or a `keras_hub.samplers.Sampler`, by which
         `generate` chooses tokens unless it is given another."""
-        super().compile(*args, sampler=get_sampler(sampler), **kwargs)
+        if not isinstance(sampler, str):
+            sampler = get_sampler(sampler)
+        elif sampler not in SAMPLERS:
+            raise unknown("sampler", sampler, SAMPLERS)
         # Programs of each sampler; not in a dict, which Keras would wrap.
         self._generators = types.SimpleNamespace(named={}, programs={}, of_sessions={})
+        super().compile(*args, sampler=None, **kwargs)
+        self.sampler = sampler
+
+    @property
+    def sampler(self):
+        """The compiled one. That of a name is made when it is first asked for: one that draws
+        takes its seed from Python's generator, which no model should move by being made."""
+        return self._sampler(self._generators.sampler)
+
+    @sampler.setter
+    def sampler(self, spec):
+        self._generators.sampler = spec
 
     def generate(
         self, inputs, max_length=None, sampler=None, stop_token_ids="auto", strip_prompt=False
@@ -273,7 +288,7 @@ class Generates:
     @contextlib.contextmanager
     def _choosing(self, sampler):
         """Inside it `make_generate_function` gives the program of `sampler`."""
-        compiled = self.sampler, self.generate_function
+        compiled = self._generators.sampler, self.generate_function
         self.sampler = sampler
         self.generate_function = self._generators.programs.get(sampler)
         try:
