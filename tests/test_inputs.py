@@ -139,6 +139,15 @@ def test_every_form_trains_and_is_held_out(model, expected, form):
         np.testing.assert_allclose(got[key], want[key], rtol=1e-4, err_msg=key)
 
 
+@pytest.mark.parametrize("family", ["bert", "unilm"])
+def test_what_is_drawn_depends_on_the_text_alone(family):
+    read = presets.load(f"{family}_nano", **SMALL).preprocessor
+    for whole in (TEXTS, PAIRS, IDS):
+        one_by_one = [read(part) for part in halves(whole)]
+        parts = keras.tree.map_structure(lambda *a: np.concatenate(a), *one_by_one)
+        keras.tree.map_structure(np.testing.assert_array_equal, read(whole), parts)
+
+
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 def test_kinds_of_data_mix_and_epochs_begin_anew(model):
     start = model.get_weights()

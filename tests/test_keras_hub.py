@@ -64,7 +64,7 @@ class Checks(test_case.TestCase):
             run_quantization_check=keras.backend.backend() != "tensorflow",
         )
 
-    def check_task(self, family):
+    def check_task(self, family, data):
         model = load(family)
         arguments = {
             "backbone": model.backbone,
@@ -72,7 +72,8 @@ class Checks(test_case.TestCase):
             "objective": model.objective.get_config(),
             "output_transform": model.output_transform,
         }
-        self.run_task_test(type(model), arguments, tokens(model), (4, 12, 384))
+        train_data = tokens(model) if data is None else (data,)
+        self.run_task_test(type(model), arguments, train_data, (4, 12, 384))
 
     def check_saving(self, family):
         model = load(family)
@@ -97,9 +98,18 @@ def test_keras_hubs_check_of_backbones(checks, family):
     checks.check_backbone(family)
 
 
-@pytest.mark.parametrize("family", PRESETS)
-def test_keras_hubs_check_of_tasks(checks, family):
-    checks.check_task(family)
+@pytest.mark.parametrize(
+    "family, data",
+    [("unilm", TEXTS), ("unilm", PAIRS), ("bert_mixed_heads", TEXTS), ("t5_shared", PAIRS)],
+    ids=lambda x: x if isinstance(x, str) else type(x).__name__,
+)
+def test_keras_hubs_check_of_tasks(checks, family, data):
+    checks.check_task(family, data)
+
+
+@pytest.mark.slow
+def test_keras_hubs_check_of_tasks_given_tokens(checks):
+    checks.check_task("bert_mixed_heads", None)
 
 
 @pytest.mark.parametrize("family", ["unilm", "t5_shared"])

@@ -536,9 +536,7 @@ def test_details_do_what_they_say():
 
     model = load("gpt", num_segments=2)
     paired = {"prompts": ["abc"], "responses": ["de"]}
-    (a, *_), (b, *_) = (
-        model.preprocessor.encode(*model.preprocessor.read(t)) for t in (["abc"], paired)
-    )
+    (a, *_), (b, *_) = (model.preprocessor(t) for t in (["abc"], paired))
     assert a["segment_ids"].sum() == 0
     np.testing.assert_array_equal(b["segment_ids"][0, :8], [0, 0, 0, 0, 0, 1, 1, 1])
     other = {**b, "segment_ids": 1 - b["segment_ids"]}

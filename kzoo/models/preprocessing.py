@@ -100,6 +100,14 @@ class ByteTokenizer(keras_hub.tokenizers.Tokenizer):
         return bytes(i for i in map(int, rows) if i < NUM_BYTES).decode("utf-8", "replace")
 
 
+def _draw(*arrays):
+    """A generator of random numbers that follows from token arrays alone."""
+    digest = hashlib.blake2b(digest_size=8)
+    for array in arrays:
+        digest.update(np.asarray(ids(array), "int32").tobytes())
+    return np.random.default_rng(int.from_bytes(digest.digest(), "big"))
+
+
 class _ObjectivePreprocessor:
     """Strings, pairs or token batches to `(x, y, sample_weight)`, laid out by an objective.
 
@@ -188,11 +196,22 @@ class _ObjectivePreprocessor:
                 "%d of %d texts are cut to %d tokens (the longest needs %d)",
                 *(cut, len(needed), length, max(needed)),
             )
-        digest = hashlib.blake2b(digest_size=8)
-        for array in [*(sources or []), *targets]:
-            digest.update(np.asarray(ids(array), "int32").tobytes())
-        rng = np.random.default_rng(int.from_bytes(digest.digest(), "big"))
-        return encoder.batch(sources, targets, length, rng, **kwargs)
+        drawn = not self.objective.next_token or (sources is None and self.objective.has_source)
+        if not drawn:
+            return encoder.batch(sources, targets, length, None, **kwargs)
+        weights = kwargs.pop("weights", None)
+        rows = [
+            encoder.batch(
+                sources and sources[i : i + 1],
+                targets[i : i + 1],
+                length,
+                _draw(*(sources or [])[i : i + 1], targets[i]),
+                weights=None if weights is None else weights[i : i + 1],
+                **kwargs,
+            )
+            for i in range(len(targets))
+        ]
+        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *rows)
 
     def _in_tf_graph(self, data):
         """`call` of symbolic tensors of TensorFlow, in a `tf.data` pipeline."""
