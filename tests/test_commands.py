@@ -65,9 +65,10 @@ def test_train_and_generate(capsys, tmp_path, monkeypatch):
 
 
 def test_compare_predict_and_report(capsys, tmp_path):
+    fields = {**SMALL, "objective": "continuation"}
     arms = {
-        "softmax": ("gpt_nano", SMALL),
-        "linear": ("gpt_nano", {**SMALL, "mechanism": "linear"}),
+        mechanism: {"preset": "gpt_nano", "overrides": {**fields, "mechanism": mechanism}}
+        for mechanism in ("softmax", "linear")
     }
     study = {
         "data": "synthetic:copy",
