@@ -123,8 +123,9 @@ def check_folder(directory, needed=0, advice=""):
         if free >= needed:
             _try(directory / _part(), min(max(needed, 1), _PROBE))
     except (OSError, ValueError) as error:  # a name with a NUL, say
+        why = "it is no folder" if isinstance(error, FileExistsError) else reason(error)
         raise InputError(
-            f"the output is a folder that can be written; this one cannot: {reason(error)}. "
+            f"the output is a folder that can be written; this one cannot: {why}. "
             f"Received: {directory}"
         ) from error
     finally:

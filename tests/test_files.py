@@ -262,7 +262,7 @@ def test_commands_try_the_space_before_they_work(full, text, capsys):
         message = refused(arguments, capsys)
         assert "too little space" in message and "are free" in message
     arguments = ["show", "gpt_nano", "--masks", "--png", "/dev/null/x.png"]
-    assert "not a directory" in refused(arguments, capsys)
+    assert "it is no folder. Received: /dev/null" in refused(arguments, capsys)
     assert everything(full) == {}
 
 
