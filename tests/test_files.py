@@ -288,6 +288,8 @@ def started(arguments, cwd):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Tests in the background of a shell have it ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 

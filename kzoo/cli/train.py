@@ -10,6 +10,7 @@ from kzoo.cli.arguments import (
     add_overrides,
     add_running,
     leave_tensorflow,
+    load_backend,
     name,
     overrides,
     path,
@@ -60,11 +61,14 @@ def add(commands):
 
 
 def _train(options):
-    from kzoo import data, presets
+    from kzoo import presets
 
     config = presets.config(options.preset, **overrides(options.set))
     _check_out(options, config)
     leave_tensorflow([options.text])
+    load_backend()
+    from kzoo import data
+
     splits = data.load(
         options.text,
         config,
