@@ -119,18 +119,13 @@ def check_folder(directory, needed=0, advice=""):
     try:
         made = _missing(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / _part()
-        try:
-            with open(probe, "xb") as file:
-                file.write(bytes(min(max(needed, 1), _PROBE)))
-                file.flush()
-                os.fsync(file.fileno())
-        finally:
-            probe.unlink(missing_ok=True)
         free = shutil.disk_usage(directory).free
+        if free >= needed:
+            _try(directory / _part(), min(max(needed, 1), _PROBE))
     except (OSError, ValueError) as error:  # a name with a NUL, say
+        why = "it is no folder" if isinstance(error, FileExistsError) else reason(error)
         raise InputError(
-            f"the output is a folder that can be written; this one cannot: {reason(error)}. "
+            f"the output is a folder that can be written; this one cannot: {why}. "
             f"Received: {directory}"
         ) from error
     finally:
@@ -140,6 +135,16 @@ def check_folder(directory, needed=0, advice=""):
             f"too little space: about {needed:,} bytes are needed, and {free:,} are free. "
             f"{advice}{' ' if advice else ''}Received: {directory}"
         )
+
+
+def _try(path, size):
+    try:
+        with open(path, "xb") as file:
+            file.write(bytes(size))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _missing(directory):
@@ -154,7 +159,7 @@ def _missing(directory):
 
 def _remove(folders):
     for made in folders:
-        with contextlib.suppress(OSError):  # it holds something by now, or was never made
+        with contextlib.suppress(OSError, ValueError):  # it holds something, or was never made
             made.rmdir()
 
 

@@ -206,8 +206,10 @@ def test_a_full_disk_is_said_and_nothing_is_lost(finished, tmp_path, monkeypatch
     shutil.copytree(finished, run)
     usage = shutil.disk_usage(run)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match="step 4 could not be written.* 1,000 are free") as error:
-        fit(run)
+    watch = Watch()
+    with pytest.raises(InputError, match="too little space.* 1,000 are free") as error:
+        fit(run, watch=watch)
+    assert watch.steps == []  # it is said before the first
     assert str(error.value).endswith(f"Received: {run}") and "\n" not in str(error.value)
     monkeypatch.undo()
     assert sorted(os.listdir(run)) == ["2", "3"]

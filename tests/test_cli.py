@@ -172,6 +172,20 @@ WRONG = [
     (["compare", "TMP/none.json"], "Received: "),
     (["compare", "TMP/short"], "not JSON"),
     (["report", "TMP"], "study.json"),
+    (["compare", "TMP/twice.json"], "'steps' stands twice"),
+    (["compare", "TMP/valid.json"], "valid is the part held out"),
+    (["compare", "TMP"], "Received: "),
+    (["compare", "TMP/good.json", "--out", "TMP"], "other files (binary, empty, good.json and 3"),
+    (["compare", "TMP/good.json", "--backend", "jxa"], "invalid choice"),
+    (["report", "TMP/empty"], "study.json"),
+    (["show", "gpt_nano", "--set", "dropout=NaN"], "no NaN"),
+    (["show", "gpt_nano", "--set", "dropout=0", "--set", "dropout=1"], "once"),
+    (["show", "gpt_nano", "--masks", "--png", "TMP/x.pngg"], "did you mean 'png'"),
+    (["train", "gpt_nano", "--text", "", "--steps", "1", "--out", "TMP/o"], "a name"),
+    (["train", "gpt_nano", "--text", "x", "--steps", "1", "--out", ""], "a name"),
+    (["train", "gpt_nano", "--text", "x", "--steps", "1", "--out", "TMP"], "holds binary, empty"),
+    (["generate", "gpt_nano", "--prompt", "\udcff"], "UTF-8"),
+    (["generate", "gpt_nano", "--prompt", "x", "--seed", "-1"], "[0, 2^31)"),
     (["trian"], "invalid choice"),
     ([], "required"),
 ]
@@ -183,6 +197,10 @@ def test_wrong_input_is_one_line_and_status_2(arguments, message, capsys, tmp_pa
     (tmp_path / "empty").write_text("")
     (tmp_path / "binary").write_bytes(bytes(range(256)))
     (tmp_path / "short").write_text("short")
+    good = {"arms": {"a": "gpt_nano"}, "data": "pydoc", "steps": 1}
+    (tmp_path / "good.json").write_text(json.dumps(good))
+    (tmp_path / "valid.json").write_text(json.dumps({**good, "valid": "x"}))
+    (tmp_path / "twice.json").write_text('{"steps": 1, "steps": 2}')
     before = sorted(tmp_path.iterdir())
     arguments = [argument.replace("TMP", str(tmp_path)) for argument in arguments]
     assert main(arguments) == 2
@@ -190,6 +208,67 @@ def test_wrong_input_is_one_line_and_status_2(arguments, message, capsys, tmp_pa
     assert captured.out == "" and captured.err.count("\n") == 1
     assert captured.err.startswith("kzoo: ") and message in captured.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+NUMBERS = ["0", "-1", "1.5", "nan", "inf", "x", "", "1e9", "[1]", "9" * 50]
+
+
+@pytest.mark.parametrize(
+    ("option", "taken"),
+    [
+        ("--steps", []),
+        ("--batch-size", []),
+        ("--keep", []),
+        ("--learning-rate", ["1.5", "1e9", "9" * 50]),
+        ("--valid", []),
+    ],
+)
+def test_options_take_their_kind_of_number(option, taken, capsys, tmp_path):
+    for value in NUMBERS:
+        # Whatever is right about the option, there is no such text.
+        arguments = ["train", "gpt_nano", "--text", str(tmp_path / "none"), "--out"]
+        arguments += [str(tmp_path / "out"), "--steps", "1", f"{option}={value}"]
+        assert main(arguments) == 2
+        message = capsys.readouterr().err
+        assert ("no such file" in message) == (value in taken), (value, message)
+        assert message.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+WITHOUT = """
+import importlib.abc, sys
+missing, arguments = sys.argv[1], sys.argv[2:]
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocker())
+from kzoo.cli import main
+sys.exit(main(arguments))
+"""
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "package"),
+    [
+        ("torch", ["generate", "gpt_nano", "--prompt", "x", "--backend", "torch"], "'kzoo[torch]'"),
+        ("tensorflow", ["compare", "--backend", "tensorflow"], "'kzoo[tensorflow]'"),
+        ("matplotlib", ["show", "gpt_nano", "--masks"], "matplotlib"),
+        ("keras_hub", ["generate", "gpt_nano", "--prompt", "x"], "keras-hub"),
+    ],
+)
+def test_a_missing_package_is_named_with_how_to_install_it(missing, arguments, package, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WITHOUT, missing, *arguments],
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        cwd=None,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    line = f"needs a package: pip install {package}. Received: no module '{missing}'\n"
+    assert done.stderr.endswith(line) and done.stderr.count("\n") == 1
 
 
 def test_the_backend_is_the_users(tmp_path):

@@ -65,9 +65,10 @@ def test_train_and_generate(capsys, tmp_path, monkeypatch):
 
 
 def test_compare_predict_and_report(capsys, tmp_path):
+    fields = {**SMALL, "objective": "continuation"}
     arms = {
-        "softmax": ("gpt_nano", SMALL),
-        "linear": ("gpt_nano", {**SMALL, "mechanism": "linear"}),
+        mechanism: {"preset": "gpt_nano", "overrides": {**fields, "mechanism": mechanism}}
+        for mechanism in ("softmax", "linear")
     }
     study = {
         "data": "synthetic:copy",
@@ -77,8 +78,9 @@ def test_compare_predict_and_report(capsys, tmp_path):
         "evaluations": 1,
         "valid": 0.001,
     }
-    predicted = kzoo.studies.predict({"softmax": ("gpt_nano", fields)}, **study)
-    assert predicted.minutes > 0 and predicted.runs == 1
+    if BACKEND == "torch":  # on TensorFlow it would build graphs for a minute
+        predicted = kzoo.studies.predict({"softmax": ("gpt_nano", fields)}, **study)
+        assert predicted.minutes > 0 and predicted.runs == 1
     file, out = tmp_path / "study.json", tmp_path / "out"
     file.write_text(json.dumps({**study, "arms": arms}))
     # In this process: others would load the backend anew.

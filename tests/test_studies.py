@@ -1,6 +1,8 @@
+import dataclasses
 import json
 import os
 
+import numpy as np
 import pytest
 
 import kzoo
@@ -193,6 +195,44 @@ def test_bad_studies_are_refused_in_one_line(changes, message):
     with pytest.raises(InputError, match=message) as error:
         study(**changes)
     assert "Received" in str(error.value) and "\n" not in str(error.value)
+
+
+NO_VALUES = [None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**30, "", "7", [], {}, [[]]]
+NO_VALUES += [{"a": 1}, "a\nb", "../../evil", ".", "x" * 500]
+# Which of them a field takes.
+TAKEN = {
+    "learning_rate": [1.5, 10**30],
+    "name": ["7"],
+    "description": ["", "7", "a\nb", "../../evil", ".", "x" * 500],
+    "data": ["7", "a\nb", "../../evil", ".", "x" * 500],
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Study)])
+def test_every_field_takes_its_kind_of_value_and_no_other(field):
+    arms = {"gpt": "gpt_nano"}
+    for value in NO_VALUES:
+        if any(value is taken for taken in TAKEN.get(field, [])):
+            Study.from_dict({**STUDY, "arms": arms, field: value})
+            continue
+        with pytest.raises(InputError) as error:
+            Study.from_dict({**STUDY, "arms": arms, field: value})
+        message = str(error.value)
+        assert "\n" not in message and "Received: " in message and len(message) < 500
+
+
+def test_numpys_numbers_are_taken_and_written_as_json():
+    numbers = {"steps": np.int64(3), "batch_size": np.int32(4), "seeds": np.arange(2)}
+    numbers |= {"learning_rate": np.float32(0.5), "valid": np.float64(0.25)}
+    overrides = {"num_layers": np.int64(1), "dropout": np.float32(0.5), "use_bias": np.bool_(False)}
+    overrides |= {"mask": {"block": {"size": np.int8(4)}}, "objective": "masked_lm"}
+    arms = {"gpt": {"preset": "bert_nano", "overrides": overrides}}
+    made = study(**numbers, arms=arms)
+    again = Study.from_dict(json.loads(json.dumps(made.to_dict())))
+    assert again == made and made.seeds == (0, 1)
+    config = json.loads(json.dumps(made.arms["gpt"].config(0)))
+    assert config["mask"] == {"block": {"size": 4}} and config["dropout"] == 0.5
+    assert json.dumps([kzoo.masks.block(np.int64(4)).get_config()]) == '[{"block": {"size": 4}}]'
 
 
 def test_unusable_data_write_nothing(tmp_path):

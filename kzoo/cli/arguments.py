@@ -1,9 +1,11 @@
 """What commands' options have in common: their kinds of values, and groups of them."""
 
 import argparse
+import importlib
 import json
 import math
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -85,6 +87,27 @@ def leave_tensorflow(sources):
         source.startswith("tfds:") for source in sources
     ):
         sys.modules.setdefault("tensorflow", None)
+
+
+def load_backend():
+    """Import the backend with signals held back: in the midst of that JAX's C++ would crash."""
+    held = []
+
+    def hold(number, frame):
+        held.append(number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if callable(handler)}
+    for number in before:
+        signal.signal(number, hold)
+    try:
+        for package in (os.environ["KERAS_BACKEND"], "grain"):  # which imports JAX
+            importlib.import_module(package)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in held[:1]:
+        signal.raise_signal(number)
 
 
 def print_json(result):

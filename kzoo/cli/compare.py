@@ -2,7 +2,14 @@
 
 from pathlib import Path
 
-from kzoo.cli.arguments import add_command, add_running, leave_tensorflow, path, print_json
+from kzoo.cli.arguments import (
+    add_command,
+    add_running,
+    leave_tensorflow,
+    load_backend,
+    path,
+    print_json,
+)
 from kzoo.errors import InputError
 from kzoo.files import numbered
 
@@ -31,6 +38,7 @@ def _read(options):
 def _compare(options):
     study, directory = _read(options)
     leave_tensorflow(study.data)
+    load_backend()
 
     from kzoo.ops.choice import platform
     from kzoo.studies.page import report, table
@@ -55,7 +63,7 @@ def _saved(options):
     try:
         study, directory = _read(options)
         finished = len(read(directory)[1])
-    except InputError:  # nothing was begun
+    except (InputError, OSError):  # nothing was begun
         return "nothing is saved"
     runs = len(study.runs()) * len(study.seeds)
     begun = sum(bool(numbered(folder)) for folder in directory.glob("checkpoints/*"))

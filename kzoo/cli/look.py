@@ -59,19 +59,23 @@ def _show(options):
     from kzoo.analysis import draw_masks, terminal_masks
 
     stack = (config["mask"], config["num_layers"], config["num_heads"])
+    if options.png:
+        figure = draw_masks(*stack)
+        kind = _kind(figure, options.png)
     if config["stack"] != "single":
         print("The encoder; the decoder is causal, and sees all of what the encoder read.\n")
     print(terminal_masks(*stack))
     if options.png:
-        _draw(draw_masks(*stack), options.png)
+        options.png.parent.mkdir(parents=True, exist_ok=True)
+        with whole(options.png) as part:
+            figure.savefig(part, format=kind, dpi=150)
         print(options.png)
 
 
-def _draw(figure, file):
+def _kind(figure, file):
+    """Of picture, by the file's name."""
     kinds = figure.canvas.get_supported_filetypes()
     kind = file.suffix[1:].lower() or "png"
     if kind not in kinds:
         raise unknown("kind of picture", kind, kinds)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with whole(file) as part:
-        figure.savefig(part, format=kind, dpi=150)
+    return kind

@@ -10,6 +10,7 @@ from kzoo.cli.arguments import (
     add_overrides,
     add_running,
     leave_tensorflow,
+    load_backend,
     name,
     overrides,
     path,
@@ -60,11 +61,14 @@ def add(commands):
 
 
 def _train(options):
-    from kzoo import data, presets
+    from kzoo import presets
 
     config = presets.config(options.preset, **overrides(options.set))
     _check_out(options, config)
     leave_tensorflow([options.text])
+    load_backend()
+    from kzoo import data
+
     splits = data.load(
         options.text,
         config,
@@ -73,7 +77,7 @@ def _train(options):
         seed=config["seed"],
     )
     settings = _settings(options, config, splits)
-    if (options.out / RUN_FILE).is_file():
+    if _has(options.out, RUN_FILE):
         result = _finished(options.out, settings)
     else:
         result = _run(options, config, splits)
@@ -160,20 +164,24 @@ def _use_all_devices():
 # The output folder ----------------------------------------------------------------------------
 
 
+def _has(out, name):
+    return os.path.exists(out / name)  # where pathlib raises, for too long a name say, False
+
+
 def _check_out(options, config):
     """`InputError` unless the folder is new, or this command's, and can take the model."""
     from kzoo.config import checkpoint_bytes, count_parameters
     from kzoo.presets import TASK_FILE
 
     out = options.out
-    if (out / RUN_FILE).is_file():
+    if _has(out, RUN_FILE):
         return
-    if (out / TASK_FILE).is_file() and not (out / CHECKPOINTS).is_dir():
+    if _has(out, TASK_FILE) and not _has(out, CHECKPOINTS):
         raise InputError(
             "the output is a new or empty folder; this one holds a saved model, which "
             f"kzoo.presets.load reads. Received: {out}"
         )
-    if not (out / CHECKPOINTS).is_dir():
+    if not _has(out, CHECKPOINTS):
         check_new(out)
     parameters = count_parameters(config)
     needed = checkpoint_bytes(parameters, options.keep) + 4 * parameters + _BYTES
@@ -209,7 +217,7 @@ def _finished(out, settings):
 
 
 def _saved(options):
-    if (options.out / RUN_FILE).is_file():
+    if _has(options.out, RUN_FILE):
         return f"the model is saved in {options.out}"
     folder = options.out / CHECKPOINTS
     steps = numbered(folder)
