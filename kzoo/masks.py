@@ -23,6 +23,8 @@ only where tensors are made.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping
 
 from kzoo import levels
@@ -590,10 +592,7 @@ def per_layer(spec, num_layers):
 
 
 def _all(specs):
-    first, *others = (get(spec) for spec in specs)
-    for other in others:
-        first = first & other
-    return first
+    return functools.reduce(operator.and_, map(get, specs))
 
 
 def _pattern(mask):

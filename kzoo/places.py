@@ -105,6 +105,30 @@ def check_documents(name, ids):
             )
 
 
+def check_no_gaps(name, ids):
+    """`InputError` if padding stands inside a document, where that is known (`check_documents`).
+
+    For positions that count columns of the row, as relative ones do.
+
+    Example:
+        >>> check_no_gaps("padding_mask", np.array([[0, 1, 1, 0, 2, 2, 0]]))
+    """
+    ids = concrete(ids)
+    if ids is None or ids.ndim != 2 or not ids.size:
+        return
+    clock = np.arange(ids.shape[1])
+    last = np.maximum.accumulate(np.where(ids != 0, clock, -1), axis=1)  # token up to each
+    before = np.concatenate([np.full_like(last[:, :1], -1), last[:, :-1]], axis=1)
+    again = (ids != 0) & (before >= 0) & (before < clock - 1)
+    inside = again & (np.take_along_axis(ids, np.maximum(before, 0), 1) == ids)
+    if inside.any():
+        row, column = (int(x[0]) for x in np.nonzero(inside))
+        raise InputError(
+            f"relative positions count columns, so `{name}` has no padding inside a document; put "
+            f"it at an end of the row. Received: padding before column {column} of row {row}"
+        )
+
+
 def concrete(x):
     """`x` as a NumPy array if its values are known now, None for one of a program being made."""
     if isinstance(x, np.ndarray | np.generic | numbers.Number | list | tuple):

@@ -45,13 +45,27 @@ def test_what_kerass_mask_hides_changes_nothing(mechanism):
     embed = embedding(mask_zero=True)
     for mask in MASKS:
         layer = layers.Attention(HEADS, 4, mechanism=mechanism, mask=mask)
-        ordered_by_gaps = mask in (MASKS[-2], MASKS[-1])  # positions count padding inside
-        tokens = PADDED[:3] if ordered_by_gaps else PADDED
         ids = keras.Input((None,), dtype="int32")
-        out = numpy(keras.Model(ids, layer(embed(ids)))(tokens))
+        out = numpy(keras.Model(ids, layer(embed(ids)))(PADDED))
         want = numpy(layer(numpy(embed(np.array([[3, 4, 5, 6]])))))[0]
-        for row, kept in zip(out, tokens != 0, strict=True):
+        for row, kept in zip(out, PADDED != 0, strict=True):
             np.testing.assert_allclose(row[kept], want, atol=1e-5, err_msg=str(mask))
+
+
+@pytest.mark.parametrize("kind", ["LearnedPositions", "SinusoidalPositions"])
+def test_what_kerass_mask_hides_counts_as_no_position(kind):
+    layer = getattr(layers, kind)(*([6] if kind == "LearnedPositions" else []))
+    x, shown = draw(4, 6, DIM), PADDED != 0
+    want = numpy(layer(x[:, :4])) - x[:, :4]  # without a mask a row is one document
+    outs = {
+        "attached": layer(attached(x, shown)),
+        "argument": layer(x, mask=shown),
+        "padding_mask": layer(x, shown.astype("int32")),
+        "beside one": layer(attached(x, shown), padding_mask=np.ones_like(PADDED)),
+    }
+    for name, out in outs.items():
+        for added, row, vectors in zip(numpy(out) - x, shown, want, strict=True):
+            np.testing.assert_allclose(added[row], vectors, atol=1e-6, err_msg=name)
 
 
 class Subclassed(keras.Model):

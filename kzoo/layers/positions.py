@@ -10,24 +10,37 @@ from keras import ops
 
 from kzoo.errors import InputError
 from kzoo.layers.initializers import SeededNormal, derive_seed
+from kzoo.layers.keras_arguments import counted
 from kzoo.places import document_positions
 
 
 class _AddedPositions(keras.layers.Layer):
-    """Adds a vector for each place within the document.
+    """Adds a vector for each position within the document.
 
     Call arguments:
         inputs: floats [batch, time, hidden_dim].
-        padding_mask: integers [batch, time]: 0 padding, k the k-th document of the row.
+        padding_mask: integers [batch, time]: 0 padding, k the k-th document of the row. Without
+            it, and without a mask of Keras's, the row is one document. What either hides is
+            padding, and counts as no position.
 
     Returns:
         The same shape.
     """
 
-    def compute_output_spec(self, inputs, padding_mask):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def compute_output_shape(self, inputs_shape, padding_mask_shape=None):
+        return tuple(inputs_shape)
+
+    def compute_output_spec(self, inputs, *args, **kwargs):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
-    def call(self, inputs, padding_mask):
+    def call(self, inputs, padding_mask=None, mask=None, inputs_mask=None):
+        padding_mask = counted(padding_mask, inputs_mask if mask is None else mask)
+        if padding_mask is None:
+            return self.add(inputs, ops.arange(ops.shape(inputs)[1], dtype="int32")[None])
         return self.add(inputs, document_positions(padding_mask))
 
     def add(self, inputs, position):
@@ -94,7 +107,8 @@ class RelativeBias(keras.layers.Layer):
     """A trained number for each head and bucket of distances, to be added to the scores.
 
     Half of the buckets hold one distance each, the others ranges that grow by a constant factor
-    up to `max_distance`, from which on all distances share the last.
+    up to `max_distance`, from which on all distances share the last. Distances count columns, so
+    padding stands between documents or at the ends of a row, never inside a document.
     Source: Raffel et al. 2020, arXiv:1910.10683, section 2.1.
 
     Args:
@@ -143,9 +157,14 @@ class RelativeBias(keras.layers.Layer):
             initializer=SeededNormal(x_shape[-1] ** -0.5, derive_seed(self.seed, "embeddings")),
         )
 
+    def compute_output_shape(self, x_shape):
+        return (1, self.num_heads, x_shape[1], x_shape[1])
+
     def compute_output_spec(self, x):
-        shape = (1, self.num_heads, x.shape[1], x.shape[1])
-        return keras.KerasTensor(shape, dtype=self.compute_dtype)
+        return keras.KerasTensor(self.compute_output_shape(x.shape), dtype=self.compute_dtype)
+
+    def compute_mask(self, x, previous_mask=None):
+        return None  # a bias of pairs has no tokens to hide
 
     def call(self, x):
         time = ops.arange(ops.shape(x)[1], dtype="int32")

@@ -15,7 +15,7 @@ from kzoo.models.reading import (
     mapped,
     slices,
 )
-from kzoo.places import check_documents
+from kzoo.places import check_documents, check_no_gaps
 
 log = logging.getLogger("kzoo")
 
@@ -148,6 +148,8 @@ class ReadsText:
                 self._check_ids(x[name])
             if name.endswith("padding_mask"):
                 check_documents(name, x[name])
+                if self.backbone.positions == "relative":
+                    check_no_gaps(name, x[name])
 
     def _check_ids(self, ids):
         longest, time = self.backbone.max_sequence_length, np.shape(ids)[-1]
