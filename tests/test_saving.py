@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 
 import h5py
 import keras
@@ -57,7 +58,9 @@ def test_lora_trains_its_matrices_and_no_other_parameter(family, tmp_path):
     x, y, weight = tokens(model)
     before = {v.path: ops.convert_to_numpy(v) for v in model.variables}
     start = logits(model, x)
+    drawn = random.getstate()
     model.enable_lora(2)
+    assert random.getstate() == drawn  # initial values follow from the model's seed
     np.testing.assert_array_equal(logits(model, x), start)
     matrices = {v.path for v in model.variables if v.path not in before}
     assert {path.split("/")[-2] for path in matrices} == {"query", "value"}
@@ -78,6 +81,18 @@ def test_lora_trains_its_matrices_and_no_other_parameter(family, tmp_path):
     np.testing.assert_allclose(logits(fresh, x), trained, atol=1e-5)
     with pytest.raises(InputError, match="enable_lora comes once"):
         model.enable_lora(2)
+
+
+def test_loras_initial_values_follow_from_seed_and_path():
+    draws = []
+    for seed in (0, 0, 1):
+        model = load("gpt", seed=seed)
+        model.enable_lora(2)
+        draws += [[ops.convert_to_numpy(v) for v in model.trainable_variables if v.name[-1] == "a"]]
+    for a, b, other in zip(*draws, strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert (a != other).all() and a.std() == pytest.approx((2 / 16) ** 0.5, rel=0.5)
+    assert (draws[0][0] != draws[0][1]).all()
 
 
 @pytest.mark.parametrize("rank", [0, -1, 2.0, True, None])

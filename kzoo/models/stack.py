@@ -165,9 +165,30 @@ class Backbone(PathWeights, keras_hub.models.Backbone, Functional):
                 "enable_lora comes once; a model that was saved and loaded takes it anew. "
                 f"Received: rank={rank} for a model that has LoRA matrices"
             )
-        super().enable_lora(int(rank), target_layer_names)
-        for variable in self.trainable_variables:  # keras-hub trains biases, and saves none
+        names = target_layer_names or self.default_lora_layer_names()
+        every = self._flatten_layers(include_self=False)
+        self.trainable = True
+        for layer in every:
+            layer.trainable = False
+        # What keras-hub's `save_lora_weights` goes by: places among the layers with weights.
+        self._lora_rank, self._lora_enabled_layers = int(rank), []
+        for i, layer in enumerate([layer for layer in every if layer.weights]):
+            if layer.name in names and hasattr(layer, "enable_lora"):
+                layer.trainable = True
+                layer.enable_lora(int(rank), a_initializer=self._lora_values(layer.path))
+                self._lora_enabled_layers.append(i)
+        for variable in self.trainable_variables:  # biases would train, and are not saved
             variable.trainable = variable.name.startswith("lora_")
+
+    def _lora_values(self, path):
+        """Initial values of a layer's first matrix, in the scale of Keras's: they follow from the
+        model's seed and the path, as all others do, and leave Python's own generator alone."""
+        seed = derive_seed(self.seed, f"{path}/lora_kernel_a")
+
+        def draw(shape, dtype=None, **kwargs):
+            return SeededNormal((2 / shape[0]) ** 0.5, seed)(shape, dtype, **kwargs)
+
+        return draw
 
     def get_config(self):
         fields = {name: getattr(self, name) for name in BACKBONE_FIELDS}

@@ -1,5 +1,6 @@
 """The machine that is compiled for: a slice of TPUs that are not there."""
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -81,6 +82,28 @@ def _sizes(given, chips):
     return {DATA: chips // model} | ({MODEL: model} if model > 1 else {})
 
 
+@contextlib.contextmanager
+def _libtpu_alone(accelerator):
+    """Inside it libtpu, while it is loaded, finds no TPU of this machine's.
+
+    It would ask the machine for one, write logs to /tmp and let one process in.
+    """
+    wanted = {
+        "TPU_SKIP_MDS_QUERY": "1",
+        "TPU_ACCELERATOR_TYPE": accelerator,
+        "TPU_WORKER_HOSTNAMES": "localhost",
+        "TPU_LOG_DIR": "disabled",
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    }
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
 def mesh_of(topology, sizes):
     """A `jax.sharding.Mesh` of chips that are not there."""
     if importlib.util.find_spec("libtpu") is None:
@@ -91,20 +114,12 @@ def mesh_of(topology, sizes):
     generation, _, shape = topology.partition(":")
     chip = CHIPS[generation]
     chips = math.prod(sizes.values())
-    # libtpu asks the machine for its TPU, writes logs to /tmp and lets one process in, unless:
-    for variable, value in {
-        "TPU_SKIP_MDS_QUERY": "1",
-        "TPU_ACCELERATOR_TYPE": f"{chip.accelerator}-{chips * chip.cores}",
-        "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_LOG_DIR": "disabled",
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    }.items():
-        os.environ.setdefault(variable, value)
     import jax
     import numpy as np
     from jax.experimental import topologies
 
     alone = {"chips_per_host_bounds": (1, 1, 1)} if chips == 1 else {}
-    devices = topologies.get_topology_desc(topology, platform="tpu", **alone).devices
+    with _libtpu_alone(f"{chip.accelerator}-{chips * chip.cores}"):
+        devices = topologies.get_topology_desc(topology, platform="tpu", **alone).devices
     # In the order of their ids, as Keras arranges devices.
     return jax.sharding.Mesh(np.array(devices).reshape(*sizes.values()), [*sizes])
