@@ -252,7 +252,7 @@ def test_an_id_that_comes_again_is_refused_where_it_is_known():
     for wrong, said in ((-1, "Received: -1"), (0.5, "Received: 0.5")):
         with pytest.raises(InputError, match=said):
             softmax_attention(q, q, q, padding_mask=np.array([[1, 1, wrong, 1]]))
-    with pytest.raises(InputError, match="`padding_mask` has 1 row or those of q, 1"):
+    with pytest.raises(InputError, match="`padding_mask` has the batch size of q, 1"):
         softmax_attention(q, q, q, padding_mask=np.ones((3, 4), "int32"))
 
 

@@ -72,7 +72,9 @@ class Generates:
         elif sampler not in SAMPLERS:
             raise unknown("sampler", sampler, SAMPLERS)
         # Programs of each sampler; not in a dict, which Keras would wrap.
-        self._generators = types.SimpleNamespace(named={}, programs={}, of_sessions={})
+        self._generators = types.SimpleNamespace(
+            sampler=None, named={}, programs={}, of_sessions={}
+        )
         super().compile(*args, sampler=None, **kwargs)
         self.sampler = sampler
 
@@ -80,7 +82,8 @@ class Generates:
     def sampler(self):
         """The compiled one. That of a name is made when it is first asked for: one that draws
         takes its seed from Python's generator, which no model should move by being made."""
-        return self._sampler(self._generators.sampler)
+        spec = self._generators.sampler
+        return None if spec is None else self._sampler(spec)
 
     @sampler.setter
     def sampler(self, spec):

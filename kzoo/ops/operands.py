@@ -63,18 +63,6 @@ def prepare(
         source_mask=source_mask,
         key_padding_mask=key_padding_mask,
     )
-    batch = q.shape[0]
-    given = {
-        "padding_mask": padding_mask,
-        "source_mask": source_mask,
-        "key_padding_mask": key_padding_mask,
-    }
-    for name, rows in given.items():
-        received = None if rows is None else np.shape(rows)[0]
-        if received != 1 and not _equal(batch, received):
-            raise InputError(
-                f"`{name}` has 1 row or those of q, {batch}. Received: {received} rows"
-            )
     if dtype is None:
         dtype = "float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else "float32"
     repeats = q.shape[2] // k.shape[2]
@@ -87,11 +75,12 @@ def prepare(
 
 def check_batch(name, x, batch):
     """Refuse a tensor `x` [batch or 1, ..] of another batch size; one of 1 serves all examples."""
-    size = None if x is None or len(x.shape) == 0 else x.shape[0]
+    shape = () if x is None else np.shape(x)
+    size = shape[0] if shape else None
     if not _equal(size, 1) and not _equal(size, batch):
         raise InputError(
             f"`{name}` has the batch size of q, {batch}, or 1, which serves all examples. "
-            f"Received: shape {list(x.shape)}"
+            f"Received: shape {list(shape)}"
         )
 
 
