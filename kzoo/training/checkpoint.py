@@ -13,6 +13,7 @@ import logging
 import math
 import re
 import shutil
+import threading
 from pathlib import Path
 
 import keras
@@ -28,6 +29,9 @@ log = logging.getLogger("kzoo")
 
 _SUMS = "sha256.json"
 _STATE, _FACTS = "state", "facts"
+# Orbax numbers what is written by one counter of the process, which its parts read on their own:
+# of two saves begun at once in two threads, one would wait for signals that the other was sent.
+_BEGINNING = threading.Lock()
 
 
 class _Summed:
@@ -181,11 +185,9 @@ class Store:
             self._writing = step, _size(variables)
             if self._free() < self._writing[1]:
                 raise OSError("too little space")
-            self._manager.save(
-                step,
-                force=True,
-                args=ocp.args.Composite(**{_STATE: _SaveArrays(values), _FACTS: _SaveJson(facts)}),
-            )
+            args = ocp.args.Composite(**{_STATE: _SaveArrays(values), _FACTS: _SaveJson(facts)})
+            with _BEGINNING:
+                self._manager.save(step, force=True, args=args)
 
     def check_room(self, model):
         """`InputError` unless the folder can be written and has room for what is kept in it."""
