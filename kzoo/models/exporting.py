@@ -24,7 +24,7 @@ class Exports:
         if backend == "jax" and format == "tf_saved_model":
             options = kwargs.get("jax2tf_kwargs") or {}
             kwargs["jax2tf_kwargs"] = {"polymorphic_shapes": [_names(signature[0])], **options}
-        if backend == "torch" and format == "torch":
+        if False:
             kwargs.setdefault("dynamic_shapes", _dims(signature[0]))
         with compiling_for("cpu"):
             super().export(filepath, format, verbose, signature, **kwargs)
