@@ -322,7 +322,7 @@ def _cumulative(x, reduce=None, empty=-1):
 
     reduce = reduce or ops.max
     time = x.shape[-1]
-    if time is None or time <= BLOCK:
+    if not is_integer(time) or time <= BLOCK:  # unknown while a program is exported
         clock = ops.arange(ops.shape(x)[-1])
         return reduce(ops.where(clock[:, None] >= clock, x[..., None, :], empty), axis=-1)
     within = _cumulative(_blocks(x, empty), reduce, empty)
@@ -336,7 +336,7 @@ def _filled(x):
     from keras import ops
 
     time = x.shape[-1]
-    if time is None or time <= BLOCK:
+    if not is_integer(time) or time <= BLOCK:  # unknown while a program is exported
         clock = ops.arange(ops.shape(x)[-1], dtype="int32")
         last = _cumulative(ops.where(x != 0, clock, -1))[..., None]
         return ops.sum(ops.where(last == clock, x[..., None, :], 0), axis=-1)

@@ -70,6 +70,66 @@ def test_value_and_gradients_are_those_of_the_plain_loss(operands, rows):
 
 
 @pytest.mark.backends
+@pytest.mark.parametrize("rows", [6, 1000])
+def test_derivatives_of_the_gradient(operands, rows):
+    """Against differences of a gradient that is written down here, in float64."""
+    *floats, labels, weights = operands
+    draws = np.random.default_rng(1)
+    directions = [draws.normal(size=x.shape) for x in floats]
+
+    def gradients(hidden, kernel):
+        logits = hidden @ kernel.T
+        slopes = np.exp(logits - logits.max(-1, keepdims=True))
+        slopes /= slopes.sum(-1, keepdims=True)
+        slopes = weights[..., None] * (slopes - (labels[..., None] == np.arange(VOCABULARY)))
+        return slopes @ kernel, np.einsum("btv,btw->vw", slopes, hidden)
+
+    ahead, behind = (
+        gradients(*(x + step * d for x, d in zip(floats, directions, strict=True)))
+        for step in (1e-5, -1e-5)
+    )
+    want = [0.3 * (a - b) / 2e-5 for a, b in zip(ahead, behind, strict=True)]
+    for got, expected in zip(second_derivatives(operands, directions, rows), want, strict=True):
+        near(got, expected, 1e-5)
+
+
+def second_derivatives(operands, directions, rows):
+    """The derivative of ⟨directions, gradient of 0.3 · the loss⟩ by hidden states and kernel."""
+    *floats, labels, weights = operands
+    floats, directions = (
+        [ops.convert_to_tensor(x, "float32") for x in arrays] for arrays in (floats, directions)
+    )
+
+    def loss(hidden, kernel):
+        return 0.3 * cross_entropy(hidden, kernel, labels, weights, rows=rows)[0]
+
+    def along(gradients):
+        return sum(ops.sum(x * d) for x, d in zip(gradients, directions, strict=True))
+
+    if BACKEND == "jax":
+        import jax
+
+        slopes = jax.grad(lambda *x: along(jax.grad(loss, (0, 1))(*x)), (0, 1))(*floats)
+    elif BACKEND == "torch":
+        import torch
+
+        floats = [x.requires_grad_() for x in floats]
+        first = torch.autograd.grad(loss(*floats), floats, create_graph=True)
+        slopes = torch.autograd.grad(along(first), floats)
+    else:
+        import tensorflow as tf
+
+        with tf.GradientTape() as outer:
+            outer.watch(floats)
+            with tf.GradientTape() as inner:
+                inner.watch(floats)
+                value = loss(*floats)
+            total = along(inner.gradient(value, floats))
+        slopes = outer.gradient(total, floats)
+    return [numpy(x) for x in slopes]
+
+
+@pytest.mark.backends
 def test_terms_are_float32_and_zero_where_the_weight_is(operands):
     hidden, kernel, labels, weights = operands
     total, nats = cross_entropy(hidden, kernel, labels, weights, rows=6)

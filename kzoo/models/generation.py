@@ -82,7 +82,7 @@ class Generates:
     def sampler(self):
         """The compiled one. That of a name is made when it is first asked for: one that draws
         takes its seed from Python's generator, which no model should move by being made."""
-        spec = self._generators.sampler
+        spec = self._generators.sampler  # None while keras-hub compiles: TensorFlow reads it then
         return None if spec is None else self._sampler(spec)
 
     @sampler.setter

@@ -22,12 +22,13 @@ from kzoo.layers.initializers import SeededNormal, stddevs
 from kzoo.layers.normalization import norm
 from kzoo.models.bases import Functional
 from kzoo.models.devices import mesh_axes
+from kzoo.models.exporting import Exports
 from kzoo.models.weights import PathWeights
 from kzoo.ops import feature_maps
 from kzoo.ops.decoding import Window
 
 
-class Backbone(PathWeights, keras_hub.models.Backbone, Functional):
+class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
     """Base of the backbones. A subclass gives `assemble`, which makes and connects its stacks.
 
     Args:

@@ -15,7 +15,7 @@ def cross_entropy(hidden, kernel, labels, weights=None, *, rows):
     ends in one number, its gradient is known up to a factor as soon as a chunk's logits are: the
     forward pass sums the gradients and the backward pass scales them, so nothing is computed twice
     (on TensorFlow the backward pass forms the logits again). Without gradients only the loss is
-    computed.
+    computed. Derivatives of the gradient hold the logits of all tokens at once.
     Source: Hsu et al. 2024, arXiv:2410.10989 (fused linear cross-entropy).
 
     Args:

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError
+from kzoo.values import is_integer
 
 MAX_WAVELENGTH = 10_000
 
@@ -19,7 +20,7 @@ def rotate(x, position, bound=None):
     Args:
         x: floats [batch, time, heads, dim], dim even.
         position: integers [batch or 1, time].
-        bound: a number that all positions are below, where one is known; see `turns`.
+        bound: an integer that all positions are below, where one is known; see `turns`.
 
     Returns:
         The same shape and dtype; angles are computed in float32 at least.
@@ -39,7 +40,7 @@ def turns(position, dim, dtype="float32", bound=None):
     if dim % 2:
         raise InputError(f"rotary positions need an even head size. Received: {dim}")
     dtype = keras.backend.standardize_dtype(dtype)
-    if bound is not None:
+    if is_integer(bound):
         angles = np.arange(bound)[:, None] * _frequencies(dim)
         # As one table, so that one lookup finds both.
         table = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)

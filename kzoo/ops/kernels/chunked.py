@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from kzoo.ops.kernels.derivatives import by_hand, varying
 from kzoo.ops.operands import ratio
+from kzoo.values import is_integer
 
 
 class Chunks(NamedTuple):
@@ -63,22 +64,23 @@ def chunked(features, q, k, v, weights, tokens, initial_state, *, chunk_size, re
         in order.
     """
     time = q.shape[1]
-    chunk = min(chunk_size, time)
+    chunk = min(chunk_size, time) if is_integer(time) else chunk_size  # else unknown as yet
     shown = tokens.shown
-    if shown is None and time % chunk:  # the filled end holds no keys
+    if shown is None and (not is_integer(time) or time % chunk):  # the filled end holds no keys
         shown = jnp.ones((1, time), bool)
     chunks = Chunks(*(_cut(_swap(x), 2, "constant", chunk) for x in (q, k, v)))
     where = jax.tree.map(lambda x: _cut(x, 1, "constant", chunk), (tokens.turns, shown))
     labels = (tokens.document, tokens.level)
     labels = Labels(*(None if x is None else _cut(x, 2, "edge", chunk) for x in labels))
     static = (features, reverse)
-    if len(chunks.q) == 1 and initial_state is None:  # nothing to loop over
+    count = chunks.q.shape[0]
+    if is_integer(count) and count == 1 and initial_state is None:  # nothing to loop over
         first = jax.tree.map(lambda x: x[0], (chunks, None, where, labels))
         state, (numerator, normaliser) = _step(static, weights, None, *first, None)
         out = ratio(numerator, normaliser[..., None])[None]
     else:
         goes_on = later = None
-        if tokens.level is not None and len(chunks.q) > 1:
+        if tokens.level is not None and not (is_integer(count) and count == 1):
             goes_on, *later = _later(static, weights, chunks, where, labels)
         if initial_state is None:
             initial_state = _zero_state(static, weights, chunks, where)
@@ -194,7 +196,7 @@ def _later(static, weights, chunks, where, labels):
         [x if x is None else x[:-1] for x in edges],
         [x if x is None else x[1:] for x in firsts],
     )
-    none = jnp.zeros_like(crossing[:1])
+    none = jnp.zeros((1, *crossing.shape[1:]), bool)
     goes_on, begun = jnp.concatenate([crossing, none]), jnp.concatenate([none, crossing])
 
     @jax.checkpoint
@@ -316,8 +318,10 @@ def _dot(equation, a, b):
 
 def _cut(x, axis, mode, chunk):
     """Time, at `axis`, in chunks along a new first axis; the end filled."""
-    missing = -x.shape[axis] % chunk
-    if missing:
+    time = x.shape[axis]
+    count = -(-time // chunk)
+    missing = count * chunk - time
+    if not is_integer(missing) or missing:
         x = jnp.pad(x, [(0, missing if i == axis else 0) for i in range(x.ndim)], mode=mode)
-    x = x.reshape(*x.shape[:axis], -1, chunk, *x.shape[axis + 1 :])
+    x = x.reshape(*x.shape[:axis], count, chunk, *x.shape[axis + 1 :])
     return jnp.moveaxis(x, axis, 0)

@@ -29,17 +29,18 @@ def cross_entropy(hidden, kernel, labels, weights, rows):
 
     @tf.custom_gradient
     def run(hidden, kernel):
-        pieces = cut(hidden)
         # One at a time: a loop in a graph would compute several chunks at once.
         nats = tf.map_fn(
             lambda chunk: terms(chunk[0], kernel, *chunk[1:]),
-            (pieces, *chunks),
+            (cut(hidden), *chunks),
             fn_output_signature="float32",
             parallel_iterations=1,
         )
         nats = join(nats)
 
         def gradient(cotangent, _):
+            pieces = cut(hidden)  # here too, where derivatives of the gradient are recorded
+
             def step(i, gathered, summed):
                 _, slopes = terms_and_slopes(pieces[i], kernel, *(x[i] for x in chunks))
                 summed += tf.matmul(slopes, pieces[i], transpose_a=True)

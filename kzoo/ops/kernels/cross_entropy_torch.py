@@ -29,11 +29,19 @@ class _CrossEntropy(torch.autograd.Function):
                 out = terms(*chunk)
             nats[here] = out.unflatten(0, y.shape)
         if learns:
-            ctx.save_for_backward(*gradients)
+            ctx.save_for_backward(hidden, kernel, labels, weights, *gradients)
         ctx.mark_non_differentiable(nats)
         return nats.sum(), nats
 
     @staticmethod
     def backward(ctx, cotangent, _):
-        hidden, kernel = ctx.saved_tensors
-        return cotangent * hidden, cotangent * kernel, None, None, None, None
+        hidden, kernel, labels, weights, *gradients = ctx.saved_tensors
+        if torch.is_grad_enabled():  # to be differentiated again, and what is saved is constant
+            gradients = _gradients(hidden, kernel, labels, weights)
+        return *(cotangent * x for x in gradients), None, None, None, None
+
+
+def _gradients(hidden, kernel, labels, weights):
+    tokens = hidden.flatten(0, 1)
+    _, slopes = terms_and_slopes(tokens, kernel, labels.flatten(), weights.flatten())
+    return (slopes @ kernel).unflatten(0, labels.shape), slopes.T @ tokens

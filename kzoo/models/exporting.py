@@ -1,0 +1,93 @@
+"""`export`: a model as a program for other machines, which need neither kzoo nor Keras."""
+
+import importlib.util
+
+import keras
+from keras.src.export.export_utils import get_input_signature
+
+from kzoo.errors import InputError, missing_package, unknown
+from kzoo.ops.choice import compiling_for
+
+# Those that Keras writes of these models: OpenVINO's converter does not know what JAX's becomes,
+# and of tf2onnx come files that no runtime loads.
+FORMATS = {
+    "jax": ("tf_saved_model",),
+    "tensorflow": ("tf_saved_model", "openvino", "litert"),
+    "torch": ("torch",),
+}
+PACKAGES = {"tf_saved_model": "tensorflow", "openvino": "openvino"}
+
+
+class Exports:
+    """A mixin of models whose inputs are a dict of integers [batch, time]."""
+
+    def export(
+        self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs
+    ):
+        """Write the model as a program that runs without kzoo, on other machines too.
+
+        Kernels that only some machines have are left out. On JAX the program is for the kind of
+        device that JAX runs on here, or for those that
+        `jax2tf_kwargs={"native_serialization_platforms": ["cpu", "cuda"]}` names.
+
+        Args:
+            filepath: a folder for `"tf_saved_model"`; else a file, named as Keras asks.
+            format: on JAX `"tf_saved_model"`, which needs TensorFlow installed here; on
+                TensorFlow this, `"openvino"` or `"litert"`, of softmax attention; on torch
+                `"torch"`.
+            verbose: whether Keras tells what it has written.
+            input_signature: a dict of `keras.InputSpec` in a list, where sizes are to be fixed.
+                By default batch and time are any; torch needs them all.
+            **kwargs: as in `keras.Model.export`.
+
+        Raises:
+            InputError: for a format that this backend cannot write of this model, or a package
+                that it needs, with what does.
+
+        Example:
+            >>> model.export("served")
+            >>> logits = tensorflow.saved_model.load("served").serve(batch)
+        """
+        backend = keras.backend.backend()
+        self._check_format(format, backend)
+        signature = input_signature or get_input_signature(self)
+        signature = [signature] if isinstance(signature, dict) else signature
+        sizes = [size for x in keras.tree.flatten(signature) for size in x.shape]
+        if backend == "torch" and None in sizes:
+            raise InputError(
+                "torch exports programs of fixed batch and time: give input_signature=[{name: "
+                'keras.InputSpec(shape=(batch, time), dtype="int32"), ...}] of '
+                f"{', '.join(self.input)}. Received: sizes that are not known"
+            )
+        if backend == "jax":
+            options = kwargs.get("jax2tf_kwargs") or {}
+            kwargs["jax2tf_kwargs"] = {"polymorphic_shapes": [_shapes(signature[0])], **options}
+        with compiling_for("cpu"):  # kernels that every backend of XLA has
+            super().export(filepath, format, verbose, signature, **kwargs)
+
+    def _check_format(self, format, backend):
+        if format not in FORMATS[backend]:
+            raise unknown(f"format of export on {backend}", format, FORMATS[backend])
+        package = PACKAGES.get(format)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise missing_package(package, f"the format {format!r}")
+        if backend == "tensorflow" and getattr(self, "backbone", self).mechanism == "linear":
+            raise InputError(
+                "TensorFlow exports no linear attention, whose scan needs to know the time: save "
+                "the model, and export it under KERAS_BACKEND=jax. "
+                "Received: mechanism='linear' on the tensorflow backend"
+            )
+
+
+def _shapes(inputs):
+    """The shapes of inputs for JAX, in which all tokens of one sequence have one time.
+
+    Keras gives the time of each input a name of its own, and so allows what no attention does.
+    """
+
+    def shape(name, x):
+        time = "encoder_time" if name.startswith("encoder_") else "time"
+        sizes = zip(("batch", time), x.shape, strict=True)
+        return f"({', '.join(str(label if size is None else size) for label, size in sizes)})"
+
+    return {name: shape(name, x) for name, x in inputs.items()}
