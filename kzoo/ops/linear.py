@@ -62,9 +62,9 @@ def linear_attention(
 ):
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j, in linear time.
 
-    Products, sums and the normaliser are in float32 whatever the dtype of the operands. JAX is
-    told so (`kzoo.ops.precision`), since states are sums that are multiplied again: on a TPU a
-    product takes six passes instead of one, which loading and storing still outlasts.
+    Products, sums and the normaliser are in float32 whatever the dtype of the operands, on a TPU
+    in six passes (`kzoo.ops.precision`), since states are sums that are multiplied again. Under
+    `native` derivatives past the gradient, and forward mode, take memory quadratic in time.
     Source: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 to 9; with `rotary`,
     Su et al. 2021, arXiv:2104.09864, equation 19.
 

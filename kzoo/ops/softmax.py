@@ -32,6 +32,8 @@ def softmax_attention(
     Products are summed, and statistics kept, in float32 whatever the dtype of the operands. Of
     float32 operands JAX is told to form them in float32 too (`kzoo.ops.precision`): on a TPU
     in six passes instead of one. Of 16-bit operands and weights they take one.
+    Under the kernels `native` and `blockwise` memory is linear in time for the output and its
+    gradient, and quadratic for forward mode and for derivatives of the gradient.
 
     Args:
         q: floats [batch, query_time, heads, dim].

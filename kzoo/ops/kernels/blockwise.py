@@ -5,7 +5,8 @@ see, with a running maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.028
 2022, arXiv:2205.14135). The backward pass forms each block of weights again from the logarithm
 of the sums. Both are rolled loops whose bounds are computed, so one program serves every length
 of prefix and every packing. Rows of the batch are taken in groups; the blocks of one group follow
-those of another, and blocks of two groups never meet.
+those of another, and blocks of two groups never meet. Derivatives other than the gradient, as
+forward mode and the gradient of a gradient, come from a dense form: quadratic memory.
 """
 
 import functools
