@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kzoo import config as fields
 from kzoo.errors import InputError, unknown
-from kzoo.files import whole_folder
+from kzoo.files import read_json, whole_folder
 
 log = logging.getLogger("kzoo")
 TASK_FILE, CONFIG_FILE, WEIGHTS_FILE = "task.json", "config.json", "model.weights.h5"
@@ -221,9 +221,11 @@ def _kind(name):
 
 
 def _is_ours(path):
-    return path.is_file() and json.loads(path.read_text()).get("registered_name", "").startswith(
-        "kzoo>"
-    )
+    if not path.is_file():
+        return False
+    task = read_json(path)
+    name = task.get("registered_name") if isinstance(task, dict) else None
+    return isinstance(name, str) and name.startswith("kzoo>")
 
 
 def _saved_config(directory):
@@ -232,21 +234,27 @@ def _saved_config(directory):
         raise InputError(f"a saved model has the file {TASK_FILE}. Received: {directory}")
     if not _is_ours(path):
         raise InputError(f"this directory holds another library's model. Received: {directory}")
-    task = json.loads(path.read_text())
-    backbone = task["config"]["backbone"]["config"]
+    task = read_json(path)
     names = (*fields.HEAD_FIELDS, "objective")
-    return {
-        **{field: backbone[field] for field in fields.BACKBONE_FIELDS},
-        **{field: task["config"][field] for field in names},
-        "stack": _STACKS[backbone.get("shared")],
-        "tokenizer": _saved_tokenizer_kind(directory, backbone["vocabulary_size"]),
-    }
+    try:
+        backbone = task["config"]["backbone"]["config"]
+        return {
+            **{field: backbone[field] for field in fields.BACKBONE_FIELDS},
+            **{field: task["config"][field] for field in names},
+            "stack": _STACKS[backbone.get("shared")],
+            "tokenizer": _saved_tokenizer_kind(directory, backbone["vocabulary_size"]),
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{TASK_FILE} is as `save` wrote it, with every field of a config; save the model "
+            f"again. Received: {path}, without {error}"
+        ) from None
 
 
 def _saved_dtype(directory, dtype):
     """The dtype policies of a saved backbone and of its head's dense layer: `dtype` and None, but
     for quantised weights, which have their own."""
-    saved = json.loads((directory / TASK_FILE).read_text())["config"]
+    saved = read_json(directory / TASK_FILE)["config"]
     policy, head = saved["backbone"]["config"]["dtype"], saved.get("head_dtype")
     if policy["class_name"] != "DTypePolicyMap" and head is None:
         return dtype, None
@@ -264,7 +272,7 @@ def _saved_tokenizer_kind(directory, vocabulary_size):
     path = directory / TOKENIZER_FILE
     if not path.is_file():
         return "file"  # none was saved, so none comes, whatever the number of ids
-    return fields.tokenizer_kind(json.loads(path.read_text())["class_name"], vocabulary_size)
+    return fields.tokenizer_kind(read_json(path)["class_name"], vocabulary_size)
 
 
 def _saved_tokenizer(directory):
@@ -273,7 +281,7 @@ def _saved_tokenizer(directory):
     path = directory / TOKENIZER_FILE
     if not path.is_file():
         return None
-    saved = json.loads(path.read_text())
+    saved = read_json(path)
     if saved["class_name"] != FileTokenizer.__name__:
         return None
     tokenizer = FileTokenizer.from_config(saved["config"])

@@ -296,14 +296,19 @@ def started(arguments, cwd):
 def ended(process, number, ready):
     """Its exit status and last line, when a signal has ended it as soon as it is ready."""
     deadline = time.monotonic() + 200
-    while not ready() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.killpg(process.pid, number)  # as a terminal does
-    _, stderr = process.communicate(timeout=200)
+    try:
+        while not ready() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.killpg(process.pid, number)  # as a terminal does
+        _, stderr = process.communicate(timeout=200)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert "Traceback" not in stderr, stderr[-2000:]
     return process.returncode, stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_what_is_ended_says_what_is_saved(tmp_path, text):
     train = ["train", "gpt_nano", "--text", text, "--out", "out", *SETTINGS, "--batch-size", 4]
     train += ["--steps", 1_000_000, "--checkpoint-every", 32]

@@ -14,6 +14,7 @@ from kzoo.data import sources, splits, text
 from kzoo.data.batches import Batches
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
+from kzoo.values import is_count, is_number
 
 log = logging.getLogger("kzoo")
 
@@ -90,7 +91,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         (32, 34)
     """
     config = _config(model_or_config, objective)
-    _check(config, batch_size, valid)
+    _check(config, batch_size, valid, seed)
     encoder = _encoder(model_or_config, config)
     corpus = sources.read(source)
     split = _split_text if corpus.rows is None else _split_rows
@@ -149,7 +150,7 @@ def _config(model_or_config, objective):
     return config
 
 
-def _check(config, batch_size, valid):
+def _check(config, batch_size, valid, seed):
     if config.get("tokenizer", "bytes") not in ("bytes", "file"):
         raise unknown("tokenizer", config["tokenizer"], ["bytes", "file"])
     if config["max_sequence_length"] < 4:
@@ -157,9 +158,14 @@ def _check(config, batch_size, valid):
             "a row has at least 4 tokens. "
             f"Received: max_sequence_length={config['max_sequence_length']!r}"
         )
-    if batch_size < 1:
-        raise InputError(f"a batch has at least 1 row. Received: batch_size={batch_size!r}")
-    if not 0 < valid < 1:
+    if not is_count(batch_size):
+        raise InputError(
+            "a batch has at least 1 row: batch_size is a positive integer. "
+            f"Received: batch_size={batch_size!r:.60}"
+        )
+    if not is_count(seed, least=0):
+        raise InputError(f"seed is an integer in [0, 2^31). Received: {seed!r:.60}")
+    if not is_number(valid) or not 0 < valid < 1:
         raise InputError(
             f"valid is the part held out, between 0 and 1; usual is 0.1. Received: {valid!r}"
         )
