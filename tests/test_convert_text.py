@@ -249,7 +249,8 @@ def test_data_of_tokens(worded):
     rows = text.splitlines()
     splits = data.load(rows, model, batch_size=4)
     x, y, _ = splits.train[0]
-    assert {*x} == {"token_ids", "padding_mask", "segment_ids"} and x["token_ids"].shape == (4, 8)
+    assert {*x} == {"token_ids", "padding_mask", "segment_ids", "label_bytes"}
+    assert x["token_ids"].shape == x["label_bytes"].shape == (4, 8)
     held_out = [rows[i] for i in spread(len(rows), 68)]
     assert splits.valid[0][1][0].tolist() == [2, *tokenizer(held_out[0]), 3]
     assert splits.facts["valid_bytes"] == sum(map(len, held_out))

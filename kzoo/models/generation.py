@@ -80,10 +80,11 @@ class Generates:
 
     @property
     def sampler(self):
-        """The compiled one. That of a name is made when it is first asked for: one that draws
-        takes its seed from Python's generator, which no model should move by being made."""
+        """The compiled one. That of a name is made when `generate` first needs it, and is None
+        before: one that draws takes its seed from Python's generator, which no model should move
+        by being made or saved."""
         spec = self._generators.sampler  # None while keras-hub compiles: TensorFlow reads it then
-        return None if spec is None else self._sampler(spec)
+        return self._generators.named.get(spec) if isinstance(spec, str) else spec
 
     @sampler.setter
     def sampler(self, spec):
@@ -303,8 +304,7 @@ class Generates:
     # Arguments ------------------------------------------------------------------------------
 
     def _sampler(self, spec):
-        if spec is None:
-            return self.sampler
+        spec = self._generators.sampler if spec is None else spec
         if isinstance(spec, str | keras_hub.samplers.BeamSampler):
             # The same one in every call, with one compiled program.
             if spec not in self._generators.named:

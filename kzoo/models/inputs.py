@@ -8,6 +8,7 @@ import numpy as np
 from kzoo.errors import InputError
 from kzoo.models import devices
 from kzoo.models.reading import (
+    check_ids,
     held_out_parts,
     is_running_text,
     is_stream,
@@ -45,10 +46,10 @@ class ReadsText:
         """
         self._check_predicts_next()
         devices.tell_of_idle_devices()
-        x, y, sample_weight = self._read(x, y, sample_weight)
+        x, y, sample_weight = self._labelled(x, y, sample_weight)
         self._check_devices(x, batch_size)
         if kwargs.get("validation_data") is not None:
-            held_out = self._read(*held_out_parts(kwargs["validation_data"]))
+            held_out = self._labelled(*held_out_parts(kwargs["validation_data"]))
             self._check_devices(held_out[0], batch_size)
             kwargs["validation_data"] = held_out if is_tokens(held_out[0]) else held_out[0]
         kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle
@@ -59,7 +60,7 @@ class ReadsText:
         counts too, as it does in `score`."""
         if not kwargs.get("_use_cached_eval_dataset"):  # else `fit` has read it
             self._check_predicts_next()
-            x, y, sample_weight = self._read(x, y, sample_weight)
+            x, y, sample_weight = self._labelled(x, y, sample_weight)
             self._check_devices(x, batch_size)
         return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
 
@@ -98,14 +99,24 @@ class ReadsText:
             return self._tokens(x, y, sample_weight)
         return x, y, sample_weight
 
+    def _labelled(self, x, y, sample_weight):
+        """`_read`, of what has labels: without them Keras would stop within a step, which leaves
+        a model on JAX without its weights."""
+        x, y, sample_weight = self._read(x, y, sample_weight)
+        if is_tokens(x) and y is None:
+            self._check_labels(x, y, sample_weight)
+        return x, y, sample_weight
+
     def _tokens(self, x, y, sample_weight):
         """A batch of text or of tokens, as (x, y, sample_weight) of tokens."""
         if is_running_text(x) and y is not None:  # with labels of its own: the model's input
             x = {"token_ids": x, "padding_mask": x * 0 + 1}
         if is_tokens(x):
             self._check_tokens(x)
-            if y is not None and "label_bytes" not in x:
-                self._tell_of_bytes()
+            if y is not None:
+                self._check_labels(x, y, sample_weight)
+                if "label_bytes" not in x:
+                    self._tell_of_bytes()
             return x, y, sample_weight
         return self._reader().call(x, y, sample_weight)
 
@@ -157,13 +168,25 @@ class ReadsText:
             raise InputError(
                 f"learned positions reach to {longest} tokens. Received: {time} tokens"
             )
-        if isinstance(ids, np.ndarray) and ids.size:
-            low, high = int(ids.min()), int(ids.max())
-            size = self.backbone.vocabulary_size
-            if low < 0 or high >= size:
-                raise InputError(
-                    f"token ids are in [0, {size}). Received: ids from {low} to {high}"
-                )
+        check_ids(ids, self.backbone.vocabulary_size)
+
+    def _check_labels(self, x, y, sample_weight):
+        """Labels of a batch that is all there: one for each token, and where they count an id."""
+        name = [name for name in self.input if name.endswith("token_ids")][-1]
+        shape = tuple(np.shape(x[name]))
+        if y is None or tuple(np.shape(y)) != shape:
+            received = "no y" if y is None else f"y of shape {list(np.shape(y))}"
+            raise InputError(
+                f"a model's inputs come with y, the id to predict at each of the {name}, "
+                f"{list(shape)}. Received: {received}"
+            )
+        if isinstance(y, np.ndarray):
+            weight = np.ones(shape) if sample_weight is None else np.asarray(sample_weight)
+            if weight.ndim == 1:
+                weight = weight[:, None]
+            counted = y[np.broadcast_to(weight != 0, shape)]
+            what = "labels (where sample_weight is not 0)"
+            check_ids(counted, self.backbone.vocabulary_size, what)
 
 
 class KerasLoops:

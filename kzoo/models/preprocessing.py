@@ -12,6 +12,7 @@ from kzoo.encoder import Bytes, Encoder, ids
 from kzoo.errors import InputError
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.reading import (
+    check_ids,
     in_tf_graph,
     is_running_text,
     is_tokens,
@@ -168,7 +169,11 @@ class _ObjectivePreprocessor:
                     "labels go with a model's inputs, {'token_ids': ..., 'padding_mask': ...}; of "
                     "ids alone they are made. Received: an array of ids and y"
                 )
-            rows = [unpadded(row, self.tokenizer.vocabulary.pad) for row in np.asarray(x)]
+            x, vocabulary = np.asarray(x), self.tokenizer.vocabulary
+            if not len(x):
+                raise InputError("there is at least one row of ids. Received: none")
+            check_ids(x, vocabulary.size)
+            rows = [unpadded(row, vocabulary.pad) for row in x]
             weights = read_weights(sample_weight, len(rows))
             return self.encode(None, rows, complete=False, weights=weights)
         prompts, texts = read(x, y)

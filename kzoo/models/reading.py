@@ -25,6 +25,13 @@ def read(x, y=None):
     Raises:
         InputError: for anything else, or prompts and responses of different numbers.
     """
+    prompts, texts = _read(x, y)
+    if not texts:
+        raise InputError("there is at least one text. Received: none")
+    return prompts, texts
+
+
+def _read(x, y):
     if isinstance(x, dict):
         if set(x) != PAIRS:
             raise InputError(
@@ -80,6 +87,17 @@ def is_running_text(x):
     shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
     kind = str(dtype).rpartition(".")[2] if dtype is not None else ""
     return shape is not None and len(shape) == 2 and "int" in kind
+
+
+def check_ids(ids, size, what="token ids"):
+    """`InputError` unless integers of NumPy are in [0, size).
+
+    A program would take another row of a table, or none, without a word.
+    """
+    if isinstance(ids, np.ndarray) and ids.size:
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= size:
+            raise InputError(f"{what} are in [0, {size}). Received: {what} from {low} to {high}")
 
 
 def unpadded(row, pad):
