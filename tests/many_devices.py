@@ -97,7 +97,7 @@ def refused(model):
     """What is said of wrong input to `model`, whose batches are split in two."""
     sources, targets = zip(*PAIRS[:15], strict=True)
     pairs = {"prompts": [*sources], "responses": [*targets]}
-    tokens = model.preprocessor.encode(*model.preprocessor.read(pairs))
+    tokens = model.preprocessor(pairs)
     x, y, weight = tokens
     dataset = kzoo.data.load(PAIRS, model, batch_size=5).train
     calls = {
