@@ -71,6 +71,7 @@ CHOICES = {
     "tokenizer": ("bytes", "file"),
     "config_version": (CONFIG_VERSION,),
 }
+WHOLE_SEQUENCE = ("softmax",)  # feature maps of a key that depend on all others
 POSITIVE = (
     "vocabulary_size",
     "num_layers",
@@ -169,19 +170,24 @@ def _check_values(config):
             f"Received: {config['vocabulary_size']}"
         )
     _check_mechanism(config)
-    check_mask(
-        masks.get(config["mask"]), config["num_layers"], config["num_heads"], config["mechanism"]
-    )
+    sizes = config["num_layers"], config["num_heads"]
+    check_mask(masks.get(config["mask"]), *sizes, config["mechanism"], config["feature_map"])
 
 
-def check_mask(mask, num_layers, num_heads, mechanism):
+def check_mask(mask, num_layers, num_heads, mechanism, feature_map="elu1"):
     """`InputError` unless the mask tiles layers and heads and the mechanism can follow it."""
+    (name,) = feature_map if isinstance(feature_map, dict) else (feature_map,)
     for layer in masks.per_layer(mask, num_layers):
         for head in layer.per_head(num_heads):
             if mechanism == "linear" and not isinstance(head, masks.Order):
                 raise InputError(
                     "linear attention follows orders (bidirectional, causal, reversed, prefix, "
                     f"block, permuted), not custom masks or &; use softmax. Received: {head!r}"
+                )
+            if mechanism == "linear" and name in WHOLE_SEQUENCE and not head.is_full:
+                raise InputError(
+                    f"the feature map {name!r} normalises keys over time; it needs a bidirectional "
+                    f"mask. Received: {head!r}"
                 )
 
 
@@ -244,6 +250,16 @@ def check_two_stacks(config):
         raise InputError(
             "the mask is the encoder's, which holds the source alone; use 'bidirectional' for a "
             f"prefix. Received: mask={mask.get_config()!r}"
+        )
+    (name,) = (
+        config["feature_map"]
+        if isinstance(config["feature_map"], dict)
+        else (config["feature_map"],)
+    )
+    if config["mechanism"] == "linear" and name in WHOLE_SEQUENCE:
+        raise InputError(
+            f"the feature map {name!r} normalises keys over time; it needs a bidirectional mask, "
+            f"which a decoder has not. Received: stack={config['stack']!r}"
         )
     for field in ("num_segments", "pooler"):
         if config[field]:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import grain
@@ -18,6 +19,7 @@ from kzoo.errors import InputError, Preempted
 from kzoo.training import Checkpoints
 from kzoo.training.checkpoint import Store
 from kzoo.training.checkpoints import interval
+from kzoo.training.preemption import Notice
 from kzoo.training.stream import read_ahead
 
 BATCHES = 3
@@ -298,3 +300,23 @@ def test_a_write_that_fails_leaves_the_checkpoint_before_it(tmp_path):
     assert done.stdout.count("\n") == 1
     assert os.listdir(tmp_path / "run") == ["1"]
     assert Store(tmp_path / "run", 1).restore(model(1000), {})[0] == 1
+
+
+def test_an_interrupt_that_was_dropped_comes_again(tmp_path):
+    """Python drops what is raised while it collects garbage for JAX."""
+    before, notice = signal.getsignal(signal.SIGINT), Notice()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        notice.begin()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        assert notice.interrupted
+        notice.end()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints._notice.interrupted = True
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.after_step(1, None, dict)

@@ -302,6 +302,43 @@ def test_token_ids_outside_the_vocabulary(models, way):
         refused(attempt, "token ids are in [0, 384)", str(bad))
 
 
+def test_arrays_of_ids_outside_the_vocabulary(models):
+    """A program would take another row of a table, or none, and give a number all the same."""
+    model, good = models["gpt"], np.full((2, 8), 7)
+    for wrong in (1000, -1, VOCABULARY_SIZE):
+        ids = good.copy()
+        ids[1, 3] = wrong
+        for call in (model.evaluate, model.fit, model.predict):
+            refused(lambda call=call, ids=ids: call(ids, verbose=0), "[0, 384)", str(wrong))
+        refused(lambda ids=ids: model.evaluate((x for x in [ids]), verbose=0), str(wrong))
+    assert np.isfinite(model.evaluate(good, verbose=0)).all()
+
+
+def test_labels_outside_the_vocabulary_count_only_where_they_weigh_nothing(models):
+    model = models["gpt"]
+    ids = np.arange(40, dtype="int32").reshape(2, 20)[:, :TIME]
+    x, y = {"token_ids": ids, "padding_mask": ids * 0 + 1}, ids + 1
+    half = np.where(np.arange(TIME) < 8, 0.0, 1.0) * np.ones_like(ids, "float32")
+    ignored = np.where(half > 0, y, -100)  # as transformers marks them
+    refused(lambda: model.evaluate(x, ignored, verbose=0), "sample_weight is not 0", "-100")
+    want = model.evaluate(x, y, sample_weight=half, verbose=0)
+    got = model.evaluate(x, ignored, sample_weight=half, verbose=0)
+    np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_inputs_without_labels_are_refused_and_the_model_stays(models):
+    model = models["gpt"]
+    x, y, _ = tokens(model, TEXTS)
+    before = model.evaluate(TEXTS, verbose=0)
+    refused(lambda: model.evaluate(x, verbose=0), "no y")
+    refused(lambda: model.fit(x, verbose=0), "no y")
+    refused(lambda: model.fit(x, y[:2], verbose=0), "y of shape [2, 16]")
+    for nothing in ([], np.zeros((0, 5), "int32"), {"prompts": [], "responses": []}):
+        refused(lambda nothing=nothing: model.evaluate(nothing, verbose=0), "none")
+    refused(lambda: model.score([]), "none")
+    np.testing.assert_allclose(model.evaluate(TEXTS, verbose=0), before)
+
+
 @pytest.mark.parametrize("way", ["fit", "predict_on_batch"])
 def test_a_missing_source_mask(models, way):
     model = models["unilm"]

@@ -279,6 +279,6 @@ def test_files_that_are_missing_or_broken(tmp_path, records):
         report(tmp_path)
     write(tmp_path, records)
     (tmp_path / "study.json").write_text("{")
-    with pytest.raises(InputError, match="study.json is JSON"):
+    with pytest.raises(InputError, match="not JSON .line 1"):
         report(tmp_path)
     assert not (tmp_path / "report.html").exists()

@@ -121,6 +121,8 @@ def _sources(data):
         return [name for names, _ in parts for name in names], given
     rows = data
     if isinstance(data, Mapping) and set(data) == {"prompts", "responses"}:
+        if any(isinstance(texts, str) for texts in data.values()):
+            raise InputError("prompts and responses are lists of strings. Received: a string")
         counts = len(data["prompts"]), len(data["responses"])
         if counts[0] != counts[1]:
             raise InputError(

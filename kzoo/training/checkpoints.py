@@ -130,8 +130,11 @@ class Checkpoints(keras.callbacks.Callback):
 
         Raises:
             Preempted: if a signal has come, when the checkpoint is written.
+            KeyboardInterrupt: if Ctrl-C has come, and was dropped where it was raised.
             InputError: if a checkpoint cannot be written.
         """
+        if self._notice.interrupted:
+            raise KeyboardInterrupt
         self._calls += 1
         asked = self.asked_to_end
         if self._processes > 1:  # JAX spreads the word, and finds a step that none has made yet

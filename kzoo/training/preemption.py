@@ -22,24 +22,33 @@ class Notice:
 
     Attributes:
         received: the name of the signal that has come, or None.
+        interrupted: whether Ctrl-C has come. It raises as ever; but where Python was collecting
+            garbage for JAX just then, what is raised is dropped, and only this is left.
     """
 
     def __init__(self, training=lambda frame: True):
         self.received = None
+        self.interrupted = False
         self._training = training
         self._before = {}
 
     def begin(self):
-        self.received = None
+        self.received, self.interrupted = None, False
         if self._before or threading.current_thread() is not threading.main_thread():
             return
         for number in SIGNALS:
             if signal.getsignal(number) not in (None, signal.SIG_IGN):
                 self._before[number] = signal.signal(number, self._note)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self._before[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
 
     def end(self):
         while self._before:
             signal.signal(*self._before.popitem())
+
+    def _interrupt(self, number, frame):
+        self.interrupted = True
+        raise KeyboardInterrupt
 
     def _note(self, number, frame):
         if self._training(frame):
