@@ -414,7 +414,7 @@ ROW = np.array([[BOS, 97, 98, PAD]], "int32")
 MASK = (ROW != PAD).astype("int32")
 WRONG = [
     ({"inputs": []}, "a string or a list"),
-    ({"inputs": 3}, "a string or a list"),
+    ({"inputs": 3}, "strings, or lists of them"),
     ({"inputs": ["a", 3]}, "strings"),
     ({"inputs": {"prompts": []}}, "a string or a list"),
     ({"inputs": {"prompts": ["a"], "responses": ["b"]}}, "the keys"),

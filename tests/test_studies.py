@@ -268,7 +268,8 @@ def test_compare_in_a_notebook(tmp_path):
 
 def test_a_name_may_hold_what_python_takes_for_the_end_of_a_line(tmp_path):
     name = "a\u2028b\x85c"
-    about = {"data": ["x"], "arms": {name: {}}, "seeds": [0]}
+    about = {"name": "lines", "description": "", "data": ["x"], "arms": {name: {}}, "seeds": [0]}
+    about |= {"steps": 1, "batch_size": 1, "learning_rate": 0.1}
     (tmp_path / "study.json").write_text(json.dumps(about))
     for run_name in ("1", "2"):
         append(tmp_path, {"run": run_name, "data": "x", "arm": name, "seed": 0})

@@ -78,6 +78,9 @@ class Study:
             if field not in fields:
                 raise InputError(f"a study needs the field {field!r}. Received: {sorted(fields)}")
         given = {field: _CHECKS[field](field, plain(value)) for field, value in fields.items()}
+        for name in given.get("given", {}):
+            if name not in given["data"]:
+                raise unknown("source of the field 'given'", name, given["data"])
         study = cls(**{**given, "arms": _arms(given["arms"], given["data"])})
         for arm in study.arms.values():
             arm.config(study.seeds[0])  # refuses what does not fit, before anything is written
@@ -214,7 +217,8 @@ def _mapping(field, value):
 
 def _given(field, value):
     """Sources in memory, which `kzoo.data.load` checks row by row."""
-    if isinstance(value, dict) and all(isinstance(rows, list) and rows for rows in value.values()):
+    lists = isinstance(value, dict) and [isinstance(rows, list) for rows in value.values()]
+    if lists and all(lists):
         return value
     raise InputError(
         f"{field} is a JSON object of names and lists of texts or pairs. Received: {shown(value)}"
