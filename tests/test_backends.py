@@ -78,6 +78,7 @@ np.savez(sys.argv[1], **results)
 """
 
 
+@pytest.mark.slow
 def test_three_steps_of_training_agree_across_backends(tmp_path):
     results = {}
     for backend in ("jax", "torch", "tensorflow"):

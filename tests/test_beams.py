@@ -101,6 +101,7 @@ RULES = [  # length penalty, early stopping, least new tokens, stop tokens
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty, early, least, stops", RULES)
 def test_beams_are_those_of_transformers(pair, penalty, early, least, stops):
     """Of eight prompts in one batch; transformers searches for each alone."""

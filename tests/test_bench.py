@@ -61,6 +61,7 @@ def result(tmp_path_factory):
     return json.loads(line), out
 
 
+@pytest.mark.slow
 def test_attention_reports_every_contestant(result):
     result, out = result
     assert result == json.loads((out / "bench.json").read_text())

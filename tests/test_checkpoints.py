@@ -254,6 +254,7 @@ def python(*arguments, status=0, **environment):
     return done
 
 
+@pytest.mark.slow
 def test_checkpoints_restore_onto_other_numbers_of_devices(tmp_path):
     for epochs, count in enumerate([8, 1, 2], start=1):
         python(HERE / "on_devices.py", count, tmp_path / "run", epochs)

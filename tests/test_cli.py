@@ -249,6 +249,7 @@ sys.exit(main(arguments))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("missing", "arguments", "package"),
     [

@@ -63,6 +63,7 @@ def gradients(attention, times, **sizes):
         return jax.jit(jax.grad(loss)).lower(operands, rows).compile()
 
 
+@pytest.mark.slow
 def test_splash_computes_every_order_at_every_length():
     lengths = (128, 200, 512)
     program = gradients(softmax_attention, lengths, data=2, model=2)
@@ -76,6 +77,7 @@ def test_splash_computes_every_order_at_every_length():
         assert f"12,{time},{time}]" not in program.as_text()
 
 
+@pytest.mark.slow
 def test_linear_attention_of_every_order_takes_memory_linear_in_time():
     sizes = {}
     for time in (1024, 4096):
@@ -128,6 +130,7 @@ def test_data_parallel_linear_exchanges_nothing_but_gradients(texts):
     assert attention == {"block_0/attention": {"kernel": "chunked", "calls": 0}}
 
 
+@pytest.mark.slow
 def test_data_and_model_parallel(texts):
     mesh = {"data": 2, "model": 2}
     report = compile_only("bert_mixed_heads_nano", "v5e:2x2", 8, mesh=mesh, **ONE_LAYER)
@@ -139,6 +142,7 @@ def test_data_and_model_parallel(texts):
     assert {one["group"] for one in hlo.collectives(texts[0])} <= {2, 4}
 
 
+@pytest.mark.slow
 def test_an_encoder_and_a_decoder_exchange_nothing_but_gradients(texts):
     fields = {**ONE_LAYER, "tie_embeddings": False}
     report = compile_only("t5_mixed_encoder_nano", "v5e:2x2", 8, **fields)

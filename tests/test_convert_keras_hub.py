@@ -37,6 +37,7 @@ def shaken(backbone):
     return backbone
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("name", HUB)
 def test_outputs_are_keras_hubs(name):

@@ -164,6 +164,7 @@ WRITTEN = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family, overrides, kind", WRITTEN, ids=str)
 def test_transformers_computes_what_is_written(family, overrides, kind, tmp_path):
     fields = FAMILIES[family] | overrides
@@ -322,6 +323,7 @@ READ = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family, settings", READ, ids=str)
 def test_kzoo_computes_what_transformers_does(family, settings, tmp_path):
     folder = their_folder(family, settings, tmp_path)
@@ -359,6 +361,7 @@ def only_the_decoders_bias(tensors):
     return tensors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, settings, change",
     [

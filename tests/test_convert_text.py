@@ -35,6 +35,7 @@ def minilm():
     return presets.load(MINILM)
 
 
+@pytest.mark.slow
 def test_sentence_embeddings_of_minilm(minilm):
     """The real weights: mean of the last hidden states, normalised (Reimers 2019)."""
     tokenizer = transformers.AutoTokenizer.from_pretrained(MINILM)
@@ -112,6 +113,7 @@ def nll(logits, y):
     return np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, y[..., None], -1)[..., 0]
 
 
+@pytest.mark.slow
 def test_a_gpt2_reads_and_scores_text(spelt):
     model = presets.load(spelt, dropout=0.0)
     tokenizer = model.preprocessor.tokenizer
@@ -146,6 +148,7 @@ def worded(folders, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_bert_hides_and_scores_word_pieces(worded):
     model = presets.load(worded, dropout=0.0)
     tokenizer = model.preprocessor.tokenizer
@@ -173,6 +176,7 @@ def test_a_bert_hides_and_scores_word_pieces(worded):
 PIECES = {"vocab_size": 35, "pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
 
 
+@pytest.mark.slow
 def test_a_t5_reads_and_scores_text(tmp_path):
     pieces = io.BytesIO()
     sentences = [f"{a} {b} of the {c}" for a in WORDS[5:31] for b in WORDS[5:31] for c in "xyz"]

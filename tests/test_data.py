@@ -67,6 +67,7 @@ def rows_of(dataset):
 # Batches
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 @pytest.mark.parametrize("source", ["prose", "synthetic:copy"])
 def test_a_batch_follows_from_seed_epoch_and_place(prose, source, objective):

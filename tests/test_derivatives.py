@@ -118,10 +118,12 @@ def forward(f, *arrays):
     )
 
 
+@pytest.mark.slow
 def test_forward_mode(case):
     assert_equal(forward, case)
 
 
+@pytest.mark.slow
 def test_a_jacobian_by_columns_and_by_rows(case):
     def jacobians(f, *arrays):
         some = lambda x: f(x, *arrays[1:]).ravel()[:7]  # noqa: E731
@@ -154,6 +156,7 @@ def second_order(f, *arrays):
     )
 
 
+@pytest.mark.slow
 def test_second_order(case):
     assert_equal(second_order, case)
 
@@ -216,6 +219,7 @@ def test_scan_and_remat(case, request):
         looped(*case[:1], *case[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["native", "chunked"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_derivatives_of_a_state(implementation, packed):

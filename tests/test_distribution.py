@@ -163,6 +163,7 @@ def eight(programs):
     return result(start("devices", devices=8, flags=flags))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", many_devices.LAYOUTS)
 def test_losses_are_those_of_one_device(eight, family):
     alone = eight[family].pop("alone")["losses"]

@@ -107,6 +107,7 @@ def test_initial_values_depend_on_neither_mask_nor_mechanism(mechanism):
     assert own == {"cross_attention", "cross_attention_norm"}
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_two_stacks_with_equal_values_are_the_shared_one(mechanism):
@@ -175,6 +176,7 @@ def test_outputs_depend_on_what_the_masks_show_and_on_nothing_else(family, mecha
     assert not encoder["decoder_sequence_output"][:5, 5].any()
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("mechanism", MECHANISMS)
 def test_analyses_look_into_both_stacks(mechanism):

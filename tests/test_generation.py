@@ -117,6 +117,7 @@ def name(value):
     return "-".join(map(str, value.values())) if isinstance(value, dict) else value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family, overrides", MODELS, ids=name)
 def test_generation_equals_greedy_decoding_without_a_cache(family, overrides):
     model = load(family, **overrides)
@@ -125,6 +126,7 @@ def test_generation_equals_greedy_decoding_without_a_cache(family, overrides):
     assert_greedy(got, rows(x), chosen(model, got, rows(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_a_mask_in_its_place_tells_the_next_token(mechanism):
@@ -154,6 +156,7 @@ def test_a_mask_in_its_place_tells_the_next_token(mechanism):
         presets.load("t5_nano", prediction="mask")
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "family, overrides",
@@ -326,6 +329,7 @@ def test_samplers_by_name_under_a_state(unilm, name):
     assert len(answers) == len(TEXTS)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ["beam", "contrastive"])
 @pytest.mark.parametrize("family", ["gpt", "unilm", "t5"])

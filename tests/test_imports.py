@@ -160,6 +160,7 @@ socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
 """
 
 
+@pytest.mark.slow
 def test_core_paths_run_without_tensorflow_and_network(tmp_path):
     code = f"""{BLOCKED}
 import numpy as np

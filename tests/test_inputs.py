@@ -439,6 +439,7 @@ def test_bytes_between_and_inside_characters():
 LONG = "The Cafés are naïve,  东京 and  the end.\n\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("objective", ["causal_lm", "continuation", "masked_lm"])
 def test_bits_are_per_byte_of_the_original_text_in_every_entry_point(tokenizer, objective):
     if objective == "masked_lm" and tokenizer.vocabulary.mask is None:

@@ -93,11 +93,13 @@ def checks(tmp_path):
     case.tearDown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", PRESETS)
 def test_keras_hubs_check_of_backbones(checks, family):
     checks.check_backbone(family)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family, data",
     [("unilm", TEXTS), ("unilm", PAIRS), ("bert_mixed_heads", TEXTS), ("t5_shared", PAIRS)],

@@ -42,6 +42,7 @@ def attention(mechanism, mask, **kwargs):
 # Attention ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism, mask", ATTENTIONS)
 def test_padding_and_packing_change_nothing(mechanism, mask):
     layer = attention(mechanism, mask)

@@ -271,6 +271,7 @@ def test_document_positions_restart():
     ]
 
 
+@pytest.mark.slow
 def test_positions_of_long_rows_equal_a_count(monkeypatch):
     """In blocks, and blocks of blocks."""
     monkeypatch.setattr(places, "BLOCK", 8)

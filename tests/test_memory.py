@@ -60,6 +60,7 @@ def block_inputs(**settings):
     return inputs
 
 
+@pytest.mark.slow
 @on_jax
 @pytest.mark.parametrize(
     "settings",
@@ -96,6 +97,7 @@ def test_dropout_acts_and_differs_by_call():
     np.testing.assert_array_equal(numpy(block(x)), numpy(block(x, training=False)))
 
 
+@pytest.mark.slow
 @on_jax
 def test_memory_falls():
     import jax
@@ -156,6 +158,7 @@ def test_accumulated_gradients_are_the_mean_over_batches():
         np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+@pytest.mark.slow
 @on_jax
 @pytest.mark.parametrize(
     ("family", "execution", "settings"),

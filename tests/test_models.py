@@ -44,6 +44,7 @@ def same_weights(models):
 # Fit, evaluate -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
     [
@@ -98,6 +99,7 @@ def test_the_loss_is_per_scored_token(models):
     np.testing.assert_allclose(numpy(loss(y, x, weight)), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.backends
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_long_packed_rows_in_a_compiled_model(mechanism):
@@ -440,6 +442,7 @@ def test_backbone_arguments_are_checked():
 # Leaks ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 @pytest.mark.parametrize("family", FAMILIES)

@@ -36,6 +36,7 @@ def large(time, **sizes):
     return operands(time, **{"dim": 16, "value_dim": 32, **sizes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_every_order_packed_and_padded_equals_the_oracle(mechanism, time):
@@ -46,6 +47,7 @@ def test_every_order_packed_and_padded_equals_the_oracle(mechanism, time):
         assert (x[padding_mask == 0] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", ONE_BY_ONE, ids=str)
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_one_order_in_all_heads_equals_the_oracle(mechanism, mask):
@@ -58,6 +60,7 @@ def test_one_order_in_all_heads_equals_the_oracle(mechanism, mask):
         assert_equals_oracle(arrays, cotangent[rows], mechanism, ours=NATIVE, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk_size", [1, 7, 16, 64])
 def test_groups_shorter_and_longer_than_a_chunk(chunk_size):
     q, k, v, padding_mask, source_mask, cotangent = large(45)
@@ -79,6 +82,7 @@ def test_two_sequences_and_a_window_of_queries(mechanism):
     assert_equals_oracle((q, k, v), cotangent, mechanism, ours=NATIVE, mask=mask, **both)
 
 
+@pytest.mark.slow
 def test_a_state_goes_on_with_its_gradient():
     q, k, v, *_, cotangent = large(50, poison=False, batch=2)
     kwargs = {"mask": "causal", "chunk_size": 16}
@@ -116,6 +120,7 @@ def _state_slopes(arrays, implementation):
     return jax.grad(total, argnums=(0, 1, 2))(*arrays)
 
 
+@pytest.mark.slow
 def test_vmap_and_jit_and_remat():
     q, k, v, *_ = large(70, poison=False, batch=3, heads=2, kv_heads=2)
     arrays = [jnp.asarray(x, "float32") for x in (q, k, v)]
@@ -216,6 +221,7 @@ def test_a_state_of_another_shape_is_refused_and_one_serves_all(implementation):
         linear_attention(*many, "causal", **offset, **own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "attend, implementation",
     [(softmax_attention, name) for name in ("native", "blockwise", "dense")]

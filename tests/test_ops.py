@@ -83,6 +83,7 @@ def _round(x, dtype):
     return ops.convert_to_numpy(ops.cast(ops.cast(x, dtype), "float32")).astype("float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
@@ -103,6 +104,7 @@ def test_every_order_packed_and_padded_equals_the_oracle(mechanism, dtype, time)
         assert (gradient[padded] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", TIMES)
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_every_order_without_padding_equals_the_oracle(mechanism, time):
@@ -133,6 +135,7 @@ def test_feature_maps_equal_the_oracle(feature_map):
     assert_equals_oracle((q, k, v), cotangent, "linear", feature_map=feature_map, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_queries_in_a_window_of_the_keys(mechanism):
     q, k, v, padding_mask, source_mask, cotangent = operands(21)
@@ -141,6 +144,7 @@ def test_queries_in_a_window_of_the_keys(mechanism):
     assert_equals_oracle((q, k, v), cotangent, mechanism, query_offset=15, **kwargs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_cross_attention_sees_the_same_document(mechanism):
     q, _, _, padding_mask, _, cotangent = operands(21)
@@ -174,6 +178,7 @@ def small_blocks(monkeypatch):
     blockwise._one_mask.clear_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("time", [24, 21])
 def test_blockwise_softmax_equals_the_oracle(small_blocks, time):
     q, k, v, padding_mask, source_mask, cotangent = operands(time, batch=6)
@@ -199,6 +204,7 @@ def test_blockwise_softmax_equals_the_oracle(small_blocks, time):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5 * max(1, np.abs(b).max()))
 
 
+@pytest.mark.slow
 def test_blockwise_softmax_takes_custom_masks_windows_and_two_sequences(small_blocks):
     q, k, v, padding_mask, _, _ = operands(21, poison=False)
     window = masks.causal() & masks.custom(lambda query, key: query - key < 5)
@@ -250,6 +256,7 @@ def test_a_kernel_that_does_not_apply_raises_when_named():
 # States -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("cuts", [[9, 10], list(range(1, 21))], ids=["three parts", "token steps"])
 def test_split_and_resumed_linear_attention_equals_the_whole(cuts, rotary):

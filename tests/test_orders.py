@@ -122,6 +122,7 @@ def test_every_order_on_every_kernel(mechanism, kernel, time):
     check(mechanism, kernel, time, kv_heads=4 if time == 21 else None)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not JAX, reason="splash is a kernel of JAX")
 @pytest.mark.parametrize("time", [21, pytest.param(300, marks=pytest.mark.slow)])
 def test_every_order_on_splash(time, monkeypatch):
@@ -179,6 +180,7 @@ def test_any_documents_and_padding_of_a_traced_batch(traced, padding, seed):
 # Windows and two sequences -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism, kernel", KERNELS)
 def test_a_window_of_queries(mechanism, kernel):
     time, window = 21, slice(9, 14)
@@ -200,6 +202,7 @@ def test_a_window_of_queries(mechanism, kernel):
     np.testing.assert_allclose(keras.ops.convert_to_numpy(got), want[0], atol=3e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism, kernel", KERNELS)
 def test_two_sequences(mechanism, kernel):
     specs = [spec for spec in SPECS if not masks.get(spec).needs_source]
@@ -222,6 +225,7 @@ def test_two_sequences(mechanism, kernel):
 # Padding and documents -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_padding_inside_a_document_changes_nothing(mechanism):
     """Under rotary and learned positions, in a layer: as if it had never been there."""

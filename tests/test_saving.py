@@ -144,6 +144,7 @@ GRID = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how, family", GRID)
 def test_every_way_brings_the_same_logits_back(how, family, tmp_path):
@@ -164,6 +165,7 @@ def test_every_way_brings_the_same_logits_back(how, family, tmp_path):
             presets.load(tmp_path / "saved", dtype="bfloat16")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_quantised_weights_keep_the_precision_of_the_other_layers(tmp_path):
     model = load("bert", dtype="mixed_bfloat16")
@@ -188,6 +190,7 @@ def quantised_then(model, mode):
     layer._dtype_policy = keras.dtype_policies.get(f"{mode}/4/128_from_float32")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how", ["lora then int8", "int8 then lora", "gptq", "awq", "factor"])
 def test_what_would_not_come_back_is_refused_before_anything_is_written(how, tmp_path):
@@ -211,6 +214,7 @@ def test_what_would_not_come_back_is_refused_before_anything_is_written(how, tmp
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_refusal_says_works(tmp_path):
     base = changed("gpt", "int8")

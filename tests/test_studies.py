@@ -65,6 +65,7 @@ def test_the_quick_study_is_what_it_says():
     assert Study.from_dict(quick.to_dict()) == quick
 
 
+@pytest.mark.slow
 def test_records_say_what_was_measured(finished):
     directory, records = finished
     assert [r["run"] for r in records] == [
@@ -123,6 +124,7 @@ def test_a_killed_study_goes_on_to_the_same_records(finished, monkeypatch, tmp_p
     assert list(map(without_clock, resumed)) == list(map(without_clock, expected))
 
 
+@pytest.mark.slow
 def test_programs_in_processes_of_their_own_give_the_same_records(finished, tmp_path):
     _, expected = finished
     records = run(study(), tmp_path, progress=False, at_once=2)
@@ -136,6 +138,7 @@ def test_a_process_that_fails_stops_the_study(tmp_path):
         in_processes(study(), tmp_path, jobs, print, 1)
 
 
+@pytest.mark.slow
 def test_a_nan_stops_its_arm_and_not_the_others(monkeypatch, tmp_path):
     whole = runner_module.train
 
@@ -164,6 +167,7 @@ def test_a_torn_line_is_cut_off(tmp_path):
     assert [record["run"] for record in read(tmp_path)[1]] == ["r", "s"]
 
 
+@pytest.mark.slow
 def test_another_studys_folder_is_refused(finished, tmp_path):
     directory, _ = finished
     before = sorted((path, path.stat().st_mtime_ns) for path in directory.iterdir())

@@ -193,6 +193,7 @@ def test_variants_cover_every_pair():
         assert {(row[a], row[b]) for row in VARIANTS} == set(itertools.product(*choices))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
 def test_variants_train_and_have_the_parameters_that_are_counted(variant):
     model = presets.load("gpt_nano", **{**SMALL, "num_layers": 1}, **variant)
