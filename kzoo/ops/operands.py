@@ -75,7 +75,7 @@ def prepare(
 
 def check_batch(name, x, batch):
     """Refuse a tensor `x` [batch or 1, ..] of another batch size; one of 1 serves all examples."""
-    shape = () if x is None else np.shape(x)
+    shape = () if x is None else tuple(np.shape(x))
     size = shape[0] if shape else None
     if not _equal(size, 1) and not _equal(size, batch):
         raise InputError(

@@ -13,6 +13,7 @@ import logging
 import math
 import re
 import shutil
+import signal
 import threading
 from pathlib import Path
 
@@ -186,7 +187,7 @@ class Store:
             if self._free() < self._writing[1]:
                 raise OSError("too little space")
             args = ocp.args.Composite(**{_STATE: _SaveArrays(values), _FACTS: _SaveJson(facts)})
-            with _BEGINNING:
+            with _BEGINNING, _uninterrupted():
                 self._manager.save(step, force=True, args=args)
 
     def check_room(self, model):
@@ -277,6 +278,23 @@ class Store:
                 f"the checkpoints are another model's, which has {len(saved)} variables and this "
                 f"one {len(variables)}. Received: {self.directory}"
             )
+
+
+@contextlib.contextmanager
+def _uninterrupted():
+    """Ctrl-C inside it comes at its end: Orbax would lose sight of what it has begun to write."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    came = []
+    signal.signal(signal.SIGINT, lambda *received: came.append(received))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])
 
 
 def _size(variables):
