@@ -176,7 +176,7 @@ def _check_values(config):
 
 def check_mask(mask, num_layers, num_heads, mechanism, feature_map="elu1"):
     """`InputError` unless the mask tiles layers and heads and the mechanism can follow it."""
-    (name,) = feature_map if isinstance(feature_map, dict) else (feature_map,)
+    name = _map_name(feature_map)
     for layer in masks.per_layer(mask, num_layers):
         for head in layer.per_head(num_heads):
             if mechanism == "linear" and not isinstance(head, masks.Order):
@@ -189,6 +189,11 @@ def check_mask(mask, num_layers, num_heads, mechanism, feature_map="elu1"):
                     f"the feature map {name!r} normalises keys over time; it needs a bidirectional "
                     f"mask. Received: {head!r}"
                 )
+
+
+def _map_name(feature_map):
+    """The name in the spec of a feature map: `"favor"` of `{"favor": {"features": 64}}`."""
+    return next(iter(feature_map)) if isinstance(feature_map, dict) else feature_map
 
 
 def check_split(config, model):
@@ -251,11 +256,7 @@ def check_two_stacks(config):
             "the mask is the encoder's, which holds the source alone; use 'bidirectional' for a "
             f"prefix. Received: mask={mask.get_config()!r}"
         )
-    (name,) = (
-        config["feature_map"]
-        if isinstance(config["feature_map"], dict)
-        else (config["feature_map"],)
-    )
+    name = _map_name(config["feature_map"])
     if config["mechanism"] == "linear" and name in WHOLE_SEQUENCE:
         raise InputError(
             f"the feature map {name!r} normalises keys over time; it needs a bidirectional mask, "

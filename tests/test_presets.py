@@ -149,6 +149,8 @@ def test_choices_are_what_layers_accept():
 
     assert config.CHOICES["mechanism"] == attention.MECHANISMS
     assert config.CHOICES["feature_map"] == feature_maps.NAMES
+    whole = [name for name in feature_maps.NAMES if feature_maps.get(name).whole_sequence]
+    assert config.WHOLE_SEQUENCE == tuple(whole)
     assert config.CHOICES["normalization"] == tuple(normalization.NORMALIZATIONS)
     assert config.CHOICES["norm_placement"] == block.NORM_PLACEMENTS
     assert config.CHOICES["activation"] == tuple(feed_forward.ACTIVATIONS)
@@ -173,3 +175,20 @@ def test_load_builds_what_the_config_says(caplog):
 def test_parameters_are_those_that_are_counted(size):
     complete = presets.config(f"gpt_{size}")
     assert presets.load(f"gpt_{size}").count_params() == config.count_parameters(complete)
+
+
+@pytest.mark.parametrize(
+    "name, overrides",
+    [
+        ("gpt_nano", {}),
+        ("bert_nano", {"mask": "half_heads"}),
+        ("bert_nano", {"mask": {"layers": ["bidirectional", "reversed"]}}),
+        ("t5_nano", {}),
+    ],
+)
+def test_a_feature_map_of_whole_sequences_needs_a_mask_that_shows_them(name, overrides):
+    """Before anything is made: a study of such an arm would find out in its midst."""
+    linear = {"mechanism": "linear", "feature_map": "softmax"}
+    with pytest.raises(InputError, match="needs a bidirectional mask"):
+        presets.config(name, **linear, **overrides)
+    presets.config("bert_nano", **linear)

@@ -1,7 +1,5 @@
 """Attention under any mask, softmax or linear, of one sequence or of two."""
 
-from numbers import Integral
-
 import keras
 from keras import ops
 
@@ -13,6 +11,7 @@ from kzoo.layers.keras_arguments import counted, narrowed, refuse
 from kzoo.ops import feature_maps, linear_attention, reference_attention, softmax_attention
 from kzoo.ops.choice import Shape, kernel_for
 from kzoo.ops.rows import by_rows
+from kzoo.values import is_count
 
 MECHANISMS = ("softmax", "linear")
 MASKS_OF_KEYS = ("key_padding_mask", "value_mask", "key_mask")
@@ -111,9 +110,9 @@ class Attention(Decodes, keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         kv_heads = num_heads if kv_heads is None else kv_heads
-        sizes = {"num_heads": num_heads, "head_dim": head_dim, "kv_heads": kv_heads}
-        for name, size in sizes.items():
-            if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+        sizes = (("num_heads", num_heads), ("head_dim", head_dim), ("kv_heads", kv_heads))
+        for name, size in sizes:
+            if not is_count(size):
                 raise InputError(f"{name} is a positive integer. Received: {size!r}")
         self.num_heads = num_heads
         self.head_dim = head_dim

@@ -1,7 +1,5 @@
 """What backbones are made of: the embedding of tokens, and stacks of blocks."""
 
-from numbers import Integral
-
 import keras
 import keras_hub
 from keras import ops
@@ -26,6 +24,7 @@ from kzoo.models.exporting import Exports
 from kzoo.models.weights import PathWeights
 from kzoo.ops import feature_maps
 from kzoo.ops.decoding import Window
+from kzoo.values import is_count
 
 
 class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
@@ -159,7 +158,7 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         Raises:
             InputError: for a rank that is no positive integer, or a second call.
         """
-        if not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1:
+        if not is_count(rank):
             raise InputError(f"the rank of LoRA matrices is a positive integer. Received: {rank!r}")
         if getattr(self, "_lora_enabled_layers", None):
             raise InputError(

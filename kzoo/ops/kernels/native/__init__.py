@@ -101,8 +101,8 @@ def _softmax_backward(_, floats, labels, saved, slope):
 
 def _softmax_plain(_, floats, labels):
     q, k, v = floats
-    rank, segment, key_rank, key_segment = labels
-    visible = key_rank[..., None, :] <= rank[..., :, None]
+    level, segment, key_level, key_segment = labels
+    visible = key_level[..., None, :] <= level[..., :, None]
     visible &= key_segment[..., None, :] == segment[..., :, None]
     visible &= key_segment[..., None, :] != 0
     weights = masked_softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k), visible)
@@ -163,11 +163,11 @@ def _linear_backward(static, floats, labels, saved, slopes):
 def _linear_plain(static, floats, labels):
     (q, k, v, *norms), (matrix, vector) = floats
     q_norm, k_norm = norms or (q, k)
-    document, rank = labels
-    # Runs along time: of one document, and of one rank in it, the groups that see each other.
-    document, group = _runs(document), _runs(document, rank)
+    document, level = labels
+    # Runs along time: of one document, and of one level in it, the groups that see each other.
+    document, group = _runs(document), _runs(document, level)
     turn = np.where(static[1], -1, 1)[:, None].astype("int32")
-    document, group = document * turn, group * turn  # time in the order of rank
+    document, group = document * turn, group * turn  # time in the order of level
     visible = document[..., None, :] == document[..., :, None]
     visible &= group[..., None, :] <= group[..., :, None]
 
