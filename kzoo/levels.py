@@ -12,7 +12,7 @@ import functools
 import numpy as np
 
 from kzoo.errors import InputError
-from kzoo.places import Places
+from kzoo.sequence import SequenceInfo
 
 TIME = 4096
 SOURCES = (0, 1, 7, TIME // 2, TIME)  # tokens of the source, for orders that need one
@@ -124,14 +124,14 @@ def _level(order, position, source):
             None if x is None else ops.convert_to_tensor(x[None]) for x in (position, in_source)
         ]
         try:
-            level = order.level(Places(given[0], in_source=given[1]))
+            level = order.level(SequenceInfo(given[0], in_source=given[1]))
         except NotImplementedError:
             raise _false(
-                order, "an order defines `level(self, places)`", "no such method"
+                order, "an order defines `level(self, sequence)`", "no such method"
             ) from None
         level = np.asarray(ops.convert_to_numpy(level))
     if level.shape not in ((), (1, 1), (1, len(position))):
-        raise _false(order, "levels have the shape of `places.position`", f"shape {level.shape}")
+        raise _false(order, "levels have the shape of `sequence.position`", f"shape {level.shape}")
     whole = level.astype("int64")
     if not np.array_equal(whole, level) or np.abs(whole).max() >= 2**31:
         raise _false(order, "levels are integers within int32", f"{level.dtype} {level[0, :8]}")

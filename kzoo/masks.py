@@ -18,7 +18,7 @@ What differs from example to example comes as two integer tensors [batch, time]:
 (1 is source) and `padding_mask` (0 is padding; each run of another number is a document, so that
 an ordinary 0/1 mask is one). Padding, also inside a document, changes nothing for the rest.
 
-Where a token stands is found by `kzoo.places`. Neither needs more than `keras.ops`, and that
+Where a token stands is found by `kzoo.sequence`. Neither needs more than `keras.ops`, and that
 only where tensors are made.
 """
 
@@ -29,7 +29,7 @@ from collections.abc import Callable, Mapping
 
 from kzoo import levels
 from kzoo.errors import InputError, unknown
-from kzoo.places import places
+from kzoo.sequence import sequence_info
 from kzoo.values import is_integer
 
 
@@ -98,7 +98,7 @@ class Mask:
             >>> causal().dense(3)[0, 0]
             [[ True, False, False], [ True,  True, False], [ True,  True,  True]]
         """
-        queries, keys = places(
+        queries, keys = sequence_info(
             self,
             query_time,
             key_time,
@@ -110,7 +110,7 @@ class Mask:
         return self.between(queries, keys, num_heads)
 
     def between(self, queries, keys, num_heads=None):
-        """`dense` for the `Places` of queries and of keys."""
+        """`dense` for the `SequenceInfo` of queries and of keys."""
         from keras import ops
 
         heads = _pattern(self) if num_heads is None else self.per_head(num_heads)
@@ -183,12 +183,12 @@ class Order(Mask):
     grouped = True
     lookahead = None
 
-    def level(self, places):
+    def level(self, sequence):
         """The level of each position.
 
         Args:
-            places: a `kzoo.places.Places`. A position's level depends on its own
-                `places.position` and, where `needs_source`, `places.in_source` alone.
+            sequence: a `kzoo.sequence.SequenceInfo`. A position's level depends on its own
+                `sequence.position` and, where `needs_source`, `sequence.in_source` alone.
 
         Returns: Integers [batch or 1, time], within int32.
         """
@@ -210,11 +210,11 @@ class Order(Mask):
     def resumable(self):
         return self.is_full or self.is_causal
 
-    def levels(self, places):
-        """`level` as int32, of the shape of `places.position`."""
+    def levels(self, sequence):
+        """`level` as int32, of the shape of `sequence.position`."""
         from keras import ops
 
-        return ops.cast(self.level(places), "int32") + ops.zeros_like(places.position)
+        return ops.cast(self.level(sequence), "int32") + ops.zeros_like(sequence.position)
 
     def visible(self, queries, keys):
         return self.levels(keys)[:, None, :] <= self.levels(queries)[:, :, None]
@@ -248,8 +248,8 @@ def register(order):
         ... @dataclasses.dataclass(frozen=True)
         ... class OddLast(Order):
         ...     name = "odd_last"
-        ...     def level(self, places):
-        ...         return places.position % 2
+        ...     def level(self, sequence):
+        ...         return sequence.position % 2
         >>> get("odd_last")
         OddLast()
     """
@@ -272,8 +272,8 @@ class Bidirectional(Order):
     name = "bidirectional"
     ascending = descending = True
 
-    def level(self, places):
-        return places.position * 0
+    def level(self, sequence):
+        return sequence.position * 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,8 +283,8 @@ class Causal(Order):
     grouped = False
     lookahead = 0
 
-    def level(self, places):
-        return places.position
+    def level(self, sequence):
+        return sequence.position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,8 +293,8 @@ class Reversed(Order):
     descending = True
     grouped = False
 
-    def level(self, places):
-        return -places.position
+    def level(self, sequence):
+        return -sequence.position
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,10 +303,10 @@ class Prefix(Order):
     ascending = autoregressive = resumable = True
     needs_source = True
 
-    def level(self, places):
+    def level(self, sequence):
         from keras import ops
 
-        return ops.where(places.in_source, 0, places.position + 1)
+        return ops.where(sequence.in_source, 0, sequence.position + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -324,8 +324,8 @@ class Block(Order):
     def lookahead(self):
         return self.size - 1
 
-    def level(self, places):
-        return places.position // self.size
+    def level(self, sequence):
+        return sequence.position // self.size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,8 +339,8 @@ class Permuted(Order):
             raise InputError(f"a permutation's seed is an integer. Received: {self.seed!r}")
         object.__setattr__(self, "seed", int(self.seed))
 
-    def level(self, places):
-        return levels.scattered(places.position, self.seed)
+    def level(self, sequence):
+        return levels.scattered(sequence.position, self.seed)
 
 
 # Compositions ---------------------------------------------------------------------------

@@ -14,8 +14,8 @@ class ReversedBlock(masks.Order):
     name = "reversed_block"
     descending = True
 
-    def level(self, places):
-        return -(places.position // self.size)
+    def level(self, sequence):
+        return -(sequence.position // self.size)
 
 
 @masks.register
@@ -26,8 +26,8 @@ class Strided(masks.Order):
     step: int = 3
     name = "strided"
 
-    def level(self, places):
-        return places.position % self.step
+    def level(self, sequence):
+        return sequence.position % self.step
 
 
 @masks.register
@@ -36,8 +36,8 @@ class FromTheMiddle(masks.Order):
     name = "from_the_middle"
     grouped = False
 
-    def level(self, places):
-        return ops.abs(3 * places.position - 10)
+    def level(self, sequence):
+        return ops.abs(3 * sequence.position - 10)
 
 
 @masks.register
@@ -47,8 +47,8 @@ class PrefixOfPairs(masks.Order):
     needs_source = True
     ascending = True
 
-    def level(self, places):
-        return ops.where(places.in_source, 0, 1 + places.position // 2)
+    def level(self, sequence):
+        return ops.where(sequence.in_source, 0, 1 + sequence.position // 2)
 
 
 @masks.register
@@ -58,8 +58,8 @@ class BareCausal(masks.Order):
 
     name = "bare_causal"
 
-    def level(self, places):
-        return places.position
+    def level(self, sequence):
+        return sequence.position
 
 
 OURS = (

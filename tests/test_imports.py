@@ -19,16 +19,16 @@ BELOW = {
     "files": {"errors"},
     "program_cache": set(),
     "vocabulary": set(),
-    "places": {"errors", "values"},
-    "levels": {"errors", "places"},
-    "masks": {"errors", "places", "values", "levels"},
+    "sequence": {"errors", "values"},
+    "levels": {"errors", "sequence"},
+    "masks": {"errors", "sequence", "values", "levels"},
     "objectives": LEAVES,
     "encoder": LEAVES | {"objectives"},
     "config": LEAVES | {"masks", "objectives"},
     "data": LEAVES | {"masks", "objectives", "encoder", "config"},
-    "ops": LEAVES | {"places", "masks", "program_cache"},
-    "layers": LEAVES | {"places", "masks", "ops"},
-    "models": LEAVES | {"places", "masks", "objectives", "encoder", "config", "ops", "layers"},
+    "ops": LEAVES | {"sequence", "masks", "program_cache"},
+    "layers": LEAVES | {"sequence", "masks", "ops"},
+    "models": LEAVES | {"sequence", "masks", "objectives", "encoder", "config", "ops", "layers"},
 }
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}

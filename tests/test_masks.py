@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kzoo import masks, places
+from kzoo import masks, sequence
 from kzoo.errors import InputError
-from kzoo.places import document_positions
+from kzoo.sequence import document_positions
 
 pytestmark = pytest.mark.backends
 
@@ -274,7 +274,7 @@ def test_document_positions_restart():
 @pytest.mark.slow
 def test_positions_of_long_rows_equal_a_count(monkeypatch):
     """In blocks, and blocks of blocks."""
-    monkeypatch.setattr(places, "BLOCK", 8)
+    monkeypatch.setattr(sequence, "BLOCK", 8)
     rng = np.random.default_rng(0)
     for time in (7, 8, 9, 70, 300):
         ids = np.repeat(rng.permutation(time) + 1, rng.integers(1, time // 2, time))[:time]

@@ -222,10 +222,10 @@ def test_blockwise_softmax_takes_custom_masks_windows_and_two_sequences(small_bl
 
 def test_blockwise_softmax_skips_blocks_that_the_mask_hides(small_blocks):
     from kzoo.ops.kernels.blockwise import _arrays, _bounds, _fields, _meetings
-    from kzoo.places import places
+    from kzoo.sequence import sequence_info
 
     def work(mask, **kwargs):
-        queries, keys = places(masks.get(mask), 32, **kwargs)
+        queries, keys = sequence_info(masks.get(mask), 32, **kwargs)
         blocks = [
             tuple(None if x is None else x.swapaxes(0, 1) for x in _arrays(_fields(which), 1, size))
             for which, size in ((queries, 8), (keys, 4))

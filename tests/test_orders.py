@@ -327,15 +327,15 @@ def test_a_preset_takes_a_registered_order():
         kzoo.presets.config("gpt_nano", mask={"reversed_block": {"size": 4}})
 
 
-def order(level=lambda self, places: places.position, fields=(), frozen=True, **names):
+def order(level=lambda self, sequence: sequence.position, fields=(), frozen=True, **names):
     names = {"level": level, **names}
     return dataclasses.make_dataclass(
         "Made", fields, bases=(masks.Order,), namespace=names, frozen=frozen
     )
 
 
-def modulo(self, places):
-    return places.position % 5
+def modulo(self, sequence):
+    return sequence.position % 5
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from kzoo.ops.kernels import splash as kernel
 
 SCALE = 0.25
 SIZES = {"query_time": 8, "key_time": 8, "num_heads": 2, "dim": 16, "value_dim": 16}
-PLAIN = {**SIZES, "bias": False, "same_places": True, "padded": False}
+PLAIN = {**SIZES, "bias": False, "same_sequence": True, "padded": False}
 
 
 def attention(dtype="float32", interpret=True, **kwargs):
@@ -147,13 +147,13 @@ def test_queries_in_a_window_of_the_keys():
         ("causal", {"value_dim": 1025}, "at most 1024 dimensions"),
         ({"and": ["causal", {"block": {"size": 2}}]}, {}, "masks by &"),
         (masks.custom(lambda query, key: query == key), {}, "custom masks"),
-        ("causal", {"same_places": False}, "'causal' inside one whole sequence"),
-        ({"heads": ["bidirectional", "permuted"]}, {"same_places": False}, "'permuted'"),
+        ("causal", {"same_sequence": False}, "'causal' inside one whole sequence"),
+        ({"heads": ["bidirectional", "permuted"]}, {"same_sequence": False}, "'permuted'"),
         (masks.half_heads(), {"query_time": 10**6, "key_time": 10**6}, "tables of tiles"),
         ("prefix", {"query_time": 10**6, "key_time": 10**6}, "tables of tiles"),
         ("causal", {}, None),
         (ORDERS, {"num_heads": 12, "padded": True}, None),
-        ("bidirectional", {"same_places": False, "query_time": 3, "padded": True}, None),
+        ("bidirectional", {"same_sequence": False, "query_time": 3, "padded": True}, None),
         (masks.half_heads(), {"query_time": 65536, "key_time": 65536, "num_heads": 8}, None),
     ],
 )

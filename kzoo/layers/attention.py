@@ -299,7 +299,7 @@ class Attention(Decodes, keras.layers.Layer):
             value_dim=self.head_dim,
             mask=self.mask,
             padded=padded,
-            same_places=not self.across and key_time is None,
+            same_sequence=not self.across and key_time is None,
             bias=self.relative,
             dtype=self.compute_dtype,
             features=self.feature_map.size(self.head_dim) if self.mechanism == "linear" else None,

@@ -122,6 +122,6 @@ class Decodes:
         out = softmax_attention(q, k, v, self.mask, key_padding_mask=shown, scale=self.scale)
         return self._output(out)
 
-    def _who(self, places):
-        source = ops.cast(places.in_source, "int32") if self.mask.needs_source else None
-        return {"padding_mask": places.segment, "source_mask": source}
+    def _who(self, sequence):
+        source = ops.cast(sequence.in_source, "int32") if self.mask.needs_source else None
+        return {"padding_mask": sequence.segment, "source_mask": source}

@@ -11,7 +11,7 @@ from keras import ops
 from kzoo.errors import InputError
 from kzoo.layers.initializers import SeededNormal, derive_seed
 from kzoo.layers.keras_arguments import counted
-from kzoo.places import document_positions
+from kzoo.sequence import document_positions
 
 
 class _AddedPositions(keras.layers.Layer):
@@ -171,9 +171,9 @@ class RelativeBias(keras.layers.Layer):
         return self.between(time, time)
 
     def between(self, query, key):
-        """The bias of queries and keys at the places `query` and `key`, integers [time].
+        """The bias of queries and keys at the positions `query` and `key`, integers [time].
 
-        Within a document places differ as positions do, so columns of the row serve as places.
+        Within a document columns differ as positions do, so columns of the row serve.
         """
         after = key[None, :] - query[:, None]
         distance = ops.abs(after) if self.bidirectional else ops.maximum(-after, 0)

@@ -16,7 +16,7 @@ from kzoo.models.reading import (
     mapped,
     slices,
 )
-from kzoo.places import check_documents, check_no_gaps
+from kzoo.sequence import check_documents, check_no_gaps
 
 log = logging.getLogger("kzoo")
 

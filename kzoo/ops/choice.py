@@ -85,7 +85,7 @@ class Shape:
         num_heads, dim, value_dim: heads and the sizes of one.
         mask: a `Mask` that does not differ by layer.
         padded: whether a padding mask says documents and padding.
-        same_places: whether queries and keys are one sequence.
+        same_sequence: whether queries and keys are one sequence.
         bias: whether a bias is added to the scores.
         dtype: of the layer's computation.
         features: of a head, in linear attention.
@@ -99,7 +99,7 @@ class Shape:
     value_dim: int
     mask: object
     padded: bool = False
-    same_places: bool = True
+    same_sequence: bool = True
     bias: bool = False
     dtype: str = "float32"
     features: int | None = None
@@ -185,7 +185,7 @@ def refusal(name, shape, backend):
             dim=shape.dim,
             value_dim=shape.value_dim,
             bias=shape.bias,
-            same_places=shape.same_places,
+            same_sequence=shape.same_sequence,
             padded=shape.padded,
         )
     if name == "cudnn":

@@ -7,7 +7,7 @@ from keras import ops
 from kzoo.ops.operands import ratio
 from kzoo.ops.precision import float32_products
 from kzoo.ops.reference import masked_softmax, softmax_scale
-from kzoo.places import Places
+from kzoo.sequence import SequenceInfo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Window:
         return ops.arange(self.size, dtype="int32") + self.index
 
     def queries(self):
-        """The `Places` of the new columns, tensors [batch, size]."""
-        return self._places(self.columns())
+        """The `SequenceInfo` of the new columns, tensors [batch, size]."""
+        return self._sequence_info(self.columns())
 
     def keys(self, time):
-        """The `Places` of the columns below `time`, tensors [batch, time]."""
-        return self._places(ops.arange(time, dtype="int32"))
+        """The `SequenceInfo` of the columns below `time`, tensors [batch, time]."""
+        return self._sequence_info(ops.arange(time, dtype="int32"))
 
     def key_time(self, time):
         """How many of `time` cached columns there are to look at, an integer."""
@@ -67,13 +67,13 @@ class Window:
         """Booleans [batch]: whether the first new column is not in the cache yet."""
         return self.length <= self.index
 
-    def _places(self, column):
+    def _sequence_info(self, column):
         column = column[None]
         start, source_end, end = (x[:, None] for x in (self.start, self.source_end, self.end))
         real = ops.logical_and(column >= start, column < end)
         segment = ops.cast(real, "int32")
         in_source = ops.logical_and(real, column < source_end)
-        return Places(ops.maximum(column - start, 0), segment, segment, in_source)
+        return SequenceInfo(ops.maximum(column - start, 0), segment, segment, in_source)
 
 
 @float32_products()

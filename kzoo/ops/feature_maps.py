@@ -18,7 +18,7 @@ from keras import ops
 
 from kzoo.errors import InputError, unknown
 from kzoo.ops.precision import float32_products
-from kzoo.places import document_index
+from kzoo.sequence import document_index
 from kzoo.values import is_integer
 
 

@@ -38,7 +38,7 @@ class Features:
             turns: of `turns`.
             shown: booleans [batch or 1, time], the keys that count, since φ(0) is not 0; None
                 for all.
-            key_turns: like `turns`, where the keys are not at the places of the queries.
+            key_turns: like `turns`, where the keys are not those of the queries.
 
         Returns:
             q, k, q_norm, k_norm: floats [batch, time, heads, features]; the last two None where

@@ -34,7 +34,7 @@ from kzoo.ops.operands import (
 )
 from kzoo.ops.precision import float32_products
 from kzoo.ops.sorting import backwards, in_time, stable_sort, take_time, ways
-from kzoo.places import concrete
+from kzoo.sequence import concrete
 from kzoo.values import is_count, is_integer, plain
 
 log = logging.getLogger("kzoo")
@@ -207,8 +207,8 @@ def _linear_attention(
     _check(heads, phi, stateful, whole or queries is keys)
     features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
     if whole:
-        places = (x.position for x in (queries, keys))
-        turns, key_turns = (features.turns(x, q.shape[3], q.dtype) for x in places)
+        positions = (x.position for x in (queries, keys))
+        turns, key_turns = (features.turns(x, q.shape[3], q.dtype) for x in positions)
         shown = keys.segment == queries.segment[:, :1]
         operands = features(q, k, feature_weights, turns, shown, key_turns)
         out, state = _total(*operands, v, None)
@@ -238,7 +238,7 @@ def choose_chunk(features, value_dim):
     return min(max(2 ** round(math.log2(features * value_dim) / 2), least), largest)
 
 
-def _check(heads, phi, stateful, same_places):
+def _check(heads, phi, stateful, same_sequence):
     for head in set(heads):
         if not isinstance(head, Order):
             raise InputError(
@@ -251,8 +251,8 @@ def _check(heads, phi, stateful, same_places):
                 f"prefix mask, or an order that declares `resumable`. Received: {head!r}"
             )
     phi.check(heads)
-    if stateful and (phi.whole_sequence or not same_places):
-        reason = phi.get_config() if phi.whole_sequence else "queries and keys at other places"
+    if stateful and (phi.whole_sequence or not same_sequence):
+        reason = phi.get_config() if phi.whole_sequence else "queries and keys of two sequences"
         raise InputError(
             "a state needs queries and keys of one sequence, and features of a key that later "
             f"keys do not change. Received: {reason!r}"
@@ -274,18 +274,18 @@ def _offsets(offset, cross):
     return int(known) if known is not None and not known.ndim else offset
 
 
-def _shifted(places, offset):
-    """The positions of `places`, those of each row's first document moved by `offset`."""
-    moved = places.position + ops.reshape(ops.cast(offset, "int32"), (-1, 1))
-    if places.segment is None:
+def _shifted(sequence, offset):
+    """The positions of `sequence`, those of each row's first document moved by `offset`."""
+    moved = sequence.position + ops.reshape(ops.cast(offset, "int32"), (-1, 1))
+    if sequence.segment is None:
         return moved
-    return ops.where(places.document <= 1, moved, places.position)
+    return ops.where(sequence.document <= 1, moved, sequence.position)
 
 
-# Queries and keys at the same places ------------------------------------------------------
+# One sequence -----------------------------------------------------------------------------
 
 
-def _sorted(core, q, k, v, weights, heads, places, turns, state):
+def _sorted(core, q, k, v, weights, heads, sequence, turns, state):
     """Bring the time of every head into the order of its level, attend, and bring it back.
 
     Args:
@@ -293,7 +293,7 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
         q, k, v: floats [batch, time, heads, dim].
         weights: of a learned feature map, by name, heads first; or None.
         heads: the order of each head.
-        places: the `Places` of the tokens.
+        sequence: the `SequenceInfo` of the tokens.
         turns: of rotary positions, from `Features.turns`.
         state: the initial state, a pair of tensors [batch, heads, ..], or None.
 
@@ -315,7 +315,7 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
         own_weights = {name: take_heads(x, index, 0) for name, x in (weights or {}).items()}
         own_state = None if state is None else tuple(take_heads(x, index, 1) for x in state)
         in_order = [heads[i] for i in index]
-        out, last = _same_kind(core, own, own_weights, in_order, places, turns, own_state)
+        out, last = _same_kind(core, own, own_weights, in_order, sequence, turns, own_state)
         outs.append(out)
         states.append(last)
         taken += index
@@ -326,20 +326,20 @@ def _sorted(core, q, k, v, weights, heads, places, turns, state):
     )
 
 
-def _same_kind(core, operands, weights, heads, places, turns, state):
+def _same_kind(core, operands, weights, heads, sequence, turns, state):
     """Heads whose orders go through time in the same way, in one pass."""
     order = heads[0]
-    forth, back, reverse = ways(order, places, flip=not core.any_direction)
+    forth, back, reverse = ways(order, sequence, flip=not core.any_direction)
     reverse = [backwards(head) for head in heads] if core.any_direction else reverse
-    document, shown = places.document, None
-    if places.segment is not None:
-        shown = places.segment != 0
+    document, shown = sequence.document, None
+    if sequence.segment is not None:
+        shown = sequence.segment != 0
         if state is not None:  # padding at the row's beginning parts no state from its document
             document = ops.maximum(document, 1)
         document = forth(document)[:, None]
     level = None
     if any(head.grouped for head in heads):
-        levels = {head: forth(head.levels(places))[:, None] for head in dict.fromkeys(heads)}
+        levels = {head: forth(head.levels(sequence))[:, None] for head in dict.fromkeys(heads)}
         level = _join([levels[head] for head in heads] if len(levels) > 1 else [levels[order]], 1)
     turns = None if turns is None else tuple(forth(x) for x in turns)
     tokens = Tokens(document, level, turns, forth(shown))
@@ -522,7 +522,7 @@ def _from_neighbours(q, k, v, labels, edges, facing, state):
     return ops.matmul(belongs(q, before), ops.moveaxis(states, 0, 2)), last
 
 
-# Queries and keys at different places -------------------------------------------------------
+# Two sequences ----------------------------------------------------------------------------
 
 
 def _merged(core, q, k, v, weights, heads, queries, keys):
@@ -589,7 +589,7 @@ def _shift(x, first):
 
 
 def _swap(x):
-    """Time and heads change places."""
+    """Time and heads are swapped."""
     return ops.transpose(x, (0, 2, 1, 3))
 
 

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kzoo import masks, places
+from kzoo import masks, sequence
 from kzoo.errors import InputError
 
 
@@ -35,7 +35,7 @@ def prepare(
         dtype: of the computation; by default float32, or float64 where q is float64.
 
     Returns:
-        q, k, v in `dtype` with equal numbers of heads; the mask; the `Places` of queries and
+        q, k, v in `dtype` with equal numbers of heads; the mask; the `SequenceInfo` of queries and
         of keys.
 
     Raises:
@@ -54,7 +54,7 @@ def prepare(
 
     # TensorFlow may not know the time; then queries and keys of no other place are one sequence.
     apart = not _equal(q.shape[1], k.shape[1]) or key_padding_mask is not None
-    queries, keys = places.places(
+    queries, keys = sequence.sequence_info(
         mask,
         ops.shape(q)[1],
         ops.shape(k)[1] if apart else None,
@@ -141,11 +141,11 @@ def _check_shapes(q, k, v):
         raise InputError(f"the heads of q are a multiple of those of k. Received: {shapes}")
 
 
-def zero_padding(x, places):
-    """`x` [batch, time, heads, dim] with exact zeros where `places` has padding."""
-    if places.segment is None:
+def zero_padding(x, sequence):
+    """`x` [batch, time, heads, dim] with exact zeros where `sequence` has padding."""
+    if sequence.segment is None:
         return x
-    return ops.where(places.segment[:, :, None, None] != 0, x, ops.zeros_like(x))
+    return ops.where(sequence.segment[:, :, None, None] != 0, x, ops.zeros_like(x))
 
 
 def take_heads(x, index, axis=2):

@@ -80,7 +80,7 @@ def softmax_attention(
         v,
         mask,
         padded=keys.segment is not None,
-        same_places=queries is keys,
+        same_sequence=queries is keys,
         bias=bias is not None,
         dtype="float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else dtype,
     )

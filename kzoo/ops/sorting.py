@@ -12,7 +12,7 @@ def backwards(order):
     return order.descending and not order.ascending
 
 
-def ways(order, places, flip=True):
+def ways(order, sequence, flip=True):
     """How time is brought into the order of level and back, and whether it then goes backwards.
 
     Returns:
@@ -24,7 +24,7 @@ def ways(order, places, flip=True):
         return lambda x: x if x is None else move(x, *args, **kwargs)
 
     if not in_time(order):
-        permutation = stable_sort(order.levels(places), places.document)
+        permutation = stable_sort(order.levels(sequence), sequence.document)
         inverse = ops.argsort(permutation, axis=1)
         return way(take_time, permutation), way(take_time, inverse), False
     if flip and backwards(order) and order.grouped:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from kzoo.ops.kernels.derivatives import by_hand, varying
 from kzoo.ops.operands import ratio, take_heads
 from kzoo.ops.reference import masked_softmax
-from kzoo.places import Places
+from kzoo.sequence import SequenceInfo
 
 BLOCK = 128, 128  # queries and keys: small ones hide more
 # In long sequences: XLA shares a product of matrices out over cores from 2**17 results.
@@ -34,7 +34,7 @@ def blockwise(q, k, v, mask, queries, keys):
         k: floats [batch, key_time, heads, dim].
         v: floats [batch, key_time, heads, value_dim].
         mask: a `Mask` that does not differ by layer.
-        queries, keys: their `Places`.
+        queries, keys: their `SequenceInfo`.
 
     Returns:
         Floats [batch, query_time, heads, value_dim]; 0 for queries that see no key.
@@ -55,10 +55,10 @@ def _one_mask(mask, q, k, v, queries, keys):
     return _attention(mask, (q, k, v), (queries, keys))
 
 
-def _attend(mask, floats, places):
+def _attend(mask, floats, sequence):
     """What `blockwise` returns, for heads of one mask, and what its gradient needs."""
     q, k, v = floats
-    queries, keys = places
+    queries, keys = sequence
     batch, query_time, heads, _ = q.shape
     key_time = k.shape[1]
     block = LONG_BLOCK if min(query_time, key_time) >= LONG else BLOCK
@@ -71,7 +71,7 @@ def _attend(mask, floats, places):
         queries = (queries[0], jnp.ones_like(queries[0]), *queries[2:])
     if keys[1] is None and queries[1] is not None:
         keys = (keys[0], jnp.ones_like(keys[0]), *keys[2:])
-    queries, keys = (jax.tree.map(lambda x: _group(x, rows), places) for places in (queries, keys))
+    queries, keys = (jax.tree.map(lambda x: _group(x, rows), x) for x in (queries, keys))
     meet = jax.vmap(functools.partial(_meetings, mask))(queries, keys)
     bounds = _bounds(meet), _bounds(jnp.swapaxes(meet, 1, 2))
     queries, keys = jax.tree.map(_chain, (queries, keys))
@@ -81,7 +81,7 @@ def _attend(mask, floats, places):
     return _join(out, batch, query_time), saved
 
 
-def _gradient(mask, floats, places, saved, slope):
+def _gradient(mask, floats, sequence, saved, slope):
     q, k, v = floats
     _, rows, _, block, _ = saved[0].shape  # q in blocks
     gradients = _backward(mask, saved, _cut(slope, block, rows))
@@ -89,9 +89,9 @@ def _gradient(mask, floats, places, saved, slope):
     return tuple(_join(x, len(q), time) for x, time in zip(gradients, times, strict=True))
 
 
-def _dense(mask, floats, places):
+def _dense(mask, floats, sequence):
     q, k, v = floats
-    visible = mask.between(*(Places(*xs) for xs in places))
+    visible = mask.between(*(SequenceInfo(*xs) for xs in sequence))
     weights = masked_softmax(_dot("bqhd,bkhd->bhqk", q, k), visible)
     return _dot("bhqk,bkhd->bqhd", weights, v)
 
@@ -100,7 +100,7 @@ _attention = by_hand(lambda *arrays: _attend(*arrays)[0], _attend, _gradient, _d
 
 
 # From here on blocks are those of all groups: q, k and v are [blocks, rows, heads, block, dim],
-# places [blocks, rows, block], and bounds the first block that each meets and one past the last.
+# sequence [blocks, rows, block], and bounds the first block that each meets and one past the last.
 
 
 def _forward(mask, q, k, v, queries, keys, bounds):
@@ -168,7 +168,7 @@ def _visible(mask, queries, keys):
 
     def visible(i, j):
         pair = (
-            Places(*(None if x is None else _at(x, at) for x in xs))
+            SequenceInfo(*(None if x is None else _at(x, at) for x in xs))
             for xs, at in ((queries, i), (keys, j))
         )
         return mask.between(*pair)
@@ -191,9 +191,9 @@ def _meetings(mask, queries, keys):
     return meet.any(-1)
 
 
-def _levels(order, places):
+def _levels(order, sequence):
     """[blocks, rows, block]: the level of each position."""
-    return jax.vmap(lambda xs: order.levels(Places(*xs)))(places)
+    return jax.vmap(lambda xs: order.levels(SequenceInfo(*xs)))(sequence)
 
 
 def _documents(segment):
@@ -218,14 +218,14 @@ def _bounds(meet):
     return (before + first).reshape(-1), (before + end).reshape(-1)
 
 
-def _fields(places):
-    """The tensors of `Places`, in a tuple as JAX takes it."""
-    return places.position, places.segment, places.document, places.in_source
+def _fields(sequence):
+    """The tensors of `SequenceInfo`, in a tuple as JAX takes it."""
+    return sequence.position, sequence.segment, sequence.document, sequence.in_source
 
 
-def _arrays(places, batch, block):
-    """The tensors of `Places` as [batch, blocks, block]; the end is filled up, and hidden."""
-    position, segment, document, in_source = places
+def _arrays(sequence, batch, block):
+    """The tensors of `SequenceInfo` as [batch, blocks, block]; the end is filled up, and hidden."""
+    position, segment, document, in_source = sequence
     missing = -position.shape[1] % block
     if segment is None and missing:
         segment = jnp.ones_like(position)

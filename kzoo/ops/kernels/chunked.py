@@ -302,7 +302,7 @@ def _hide_all(x, seen):
 
 
 def _swap(x):
-    """Time and heads change places."""
+    """Time and heads are swapped."""
     return jnp.swapaxes(x, 1, 2)
 
 

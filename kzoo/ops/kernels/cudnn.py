@@ -27,7 +27,7 @@ def refuses(shape):
             f"not {dim} and {value_dim}"
         )
     times = shape.query_time, shape.key_time
-    flags = _flags(shape.mask, shape.num_heads, shape.same_places and not shape.padded)
+    flags = _flags(shape.mask, shape.num_heads, shape.same_sequence and not shape.padded)
     if flags is None and any(time % 2 for time in times):
         return f"cuDNN takes a mask for even times only, not for {times[0]} and {times[1]}"
     capability = _capability()
@@ -46,7 +46,7 @@ def cudnn(q, k, v, mask, queries, keys, *, implementation="cudnn"):
         q: floats [batch, query_time, heads, dim], scaled.
         k, v: floats [batch, key_time, heads, dim].
         mask: a `Mask` that does not differ by layer.
-        queries, keys: their `Places`.
+        queries, keys: their `SequenceInfo`.
         implementation: of `jax.nn.dot_product_attention`; `"xla"` runs anywhere, for tests.
 
     Returns:

@@ -13,7 +13,7 @@ def sdpa(q, k, v, mask, queries, keys, bias=None):
         k: floats [batch, key_time, heads, dim].
         v: floats [batch, key_time, heads, value_dim].
         mask: a `Mask` that does not differ by layer.
-        queries, keys: their `Places`.
+        queries, keys: their `SequenceInfo`.
         bias: floats [batch or 1, heads or 1, query_time, key_time], or None.
 
     Returns:

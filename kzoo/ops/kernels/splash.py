@@ -30,7 +30,7 @@ from kzoo.errors import InputError
 from kzoo.masks import Order
 from kzoo.ops.kernels.mesh import current_mesh, each_device, refuses_mesh
 from kzoo.ops.precision import float32_products
-from kzoo.places import Places
+from kzoo.sequence import SequenceInfo
 
 # Limits found by compiling forward and backward passes for a v5e.
 LANES = 128  # splash works on whole registers
@@ -40,7 +40,7 @@ SCALAR_BYTES = 2**20  # of scalar memory, for the tables of tiles
 
 
 def refuses(
-    mask, *, query_time, key_time, num_heads, dim, value_dim, bias, same_places, padded
+    mask, *, query_time, key_time, num_heads, dim, value_dim, bias, same_sequence, padded
 ) -> str | None:
     """Why splash cannot compute an attention, in words for its user, or None if it can.
 
@@ -51,7 +51,7 @@ def refuses(
         mask: a `Mask`.
         query_time, key_time, num_heads, dim, value_dim: sizes of q, k and v.
         bias: whether a bias is added to the scores.
-        same_places: whether queries and keys are one sequence and the first query its first.
+        same_sequence: whether queries and keys are one sequence and the first query its first.
         padded: whether there is a padding mask, which splash always takes.
 
     Raises:
@@ -65,7 +65,7 @@ def refuses(
     for order in orders:
         if not isinstance(order, Order):
             return f"splash follows orders, neither custom masks nor masks by &: {order!r}"
-        if not same_places and not order.is_full:
+        if not same_sequence and not order.is_full:
             return (
                 f"splash follows the order {order.name!r} inside one whole sequence only; here "
                 "queries and keys are two sequences, or the queries begin later"
@@ -91,7 +91,7 @@ def splash(q, k, v, mask, queries, keys, *, interpret=False):
         k: the same dtype [batch, key_time, heads, dim], padding zero.
         v: the same dtype [batch, key_time, heads, value_dim], padding zero.
         mask: a `Mask`.
-        queries, keys: `Places` of both.
+        queries, keys: `SequenceInfo` of both.
         interpret: run the kernel as ordinary operations, on any platform, slowly.
 
     Returns:
@@ -132,13 +132,13 @@ def _attend(q, k, v, rows, weights=None, *, mask, interpret):
     for head, order in enumerate(mask.per_head(q.shape[2])):
         groups.setdefault(None if _is_static(order) else order, []).append((head, order))
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
-    parts, places = [], []
+    parts, positions = [], []
     for group in groups.values():
         heads, orders = zip(*group, strict=True)
         own = (q, k, v) if len(groups) == 1 else (x[:, np.array(heads)] for x in (q, k, v))
         parts.append(_together(*own, rows, orders, interpret))
-        places.extend(heads)
-    out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)[:, np.argsort(places)]
+        positions.extend(heads)
+    out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)[:, np.argsort(positions)]
     return jnp.swapaxes(out, 1, 2)
 
 
@@ -154,7 +154,7 @@ def _together(q, k, v, rows, orders, interpret):
     if _is_static(order):
         windows = [_window(order) for order in orders]
         return _call(q, k, v, (query_segment, key_segment), windows, interpret)
-    level = order.levels(Places(position, in_source=in_source))
+    level = order.levels(SequenceInfo(position, in_source=in_source))
     # Padding inside a document would stretch how far ahead a token sees: it goes to the front.
     ahead, turn = order.lookahead, None
     if not order.ascending or (ahead is not None and key_segment is not None):

@@ -67,7 +67,7 @@ def softmax(q, k, v, mask, queries, keys):
         k: float32 [batch, key_time, heads, dim].
         v: float32 [batch, key_time, heads, value_dim].
         mask: a `Mask` whose heads are orders.
-        queries, keys: their `Places`.
+        queries, keys: their `SequenceInfo`.
 
     Returns:
         Float32 [batch, query_time, heads, value_dim]; 0 for queries that see no key.
@@ -76,13 +76,13 @@ def softmax(q, k, v, mask, queries, keys):
     return _softmax(None, (q, k, v), (*_labels(heads, queries), *_labels(heads, keys)))
 
 
-def _labels(heads, places):
+def _labels(heads, sequence):
     """Integers [batch or 1, heads or 1, time]: the level, and the document, 0 for padding."""
-    levels = {order: order.levels(places) for order in dict.fromkeys(heads)}
+    levels = {order: order.levels(sequence) for order in dict.fromkeys(heads)}
     level = jnp.stack(jnp.broadcast_arrays(*levels.values()), axis=1)
     if len(levels) > 1:
         level = level[:, np.array([list(levels).index(order) for order in heads])]
-    segment = jnp.ones_like(places.position) if places.segment is None else places.segment
+    segment = jnp.ones_like(sequence.position) if sequence.segment is None else sequence.segment
     return level, segment[:, None].astype("int32")
 
 

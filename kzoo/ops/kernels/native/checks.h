@@ -40,7 +40,7 @@ class Checks {
     dims(name, received, Dims(wanted.begin(), wanted.size()), broadcasts);
   }
 
-  void rank(const char* name, Dims received, size_t wanted) {
+  void level(const char* name, Dims received, size_t wanted) {
     require(received.size() == wanted, [&] {
       return std::string(name) + " has " + std::to_string(wanted) +
              " axes. Received: " + text(received);

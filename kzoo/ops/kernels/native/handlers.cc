@@ -68,11 +68,11 @@ kzoo::Sizes sizes(const Array& q, const Array& v) {
   return {queries[0], queries[1], values[1], queries[2], queries[3], values[3]};
 }
 
-std::vector<kzoo::Visible> visible(const kzoo::Sizes& sizes, const Integers& query_rank,
-                                   const Integers& query_segment, const Integers& key_rank,
+std::vector<kzoo::Visible> visible(const kzoo::Sizes& sizes, const Integers& query_level,
+                                   const Integers& query_segment, const Integers& key_level,
                                    const Integers& key_segment) {
-  const kzoo::Places queries{labels(query_rank), labels(query_segment)};
-  const kzoo::Places keys{labels(key_rank), labels(key_segment)};
+  const kzoo::Tokens queries{labels(query_level), labels(query_segment)};
+  const kzoo::Tokens keys{labels(key_level), labels(key_segment)};
   std::vector<kzoo::Visible> heads;
   for (int64_t b = 0; b < sizes.batch; ++b)
     for (int64_t h = 0; h < sizes.heads; ++h) heads.emplace_back(queries, keys, b, h);
@@ -80,21 +80,21 @@ std::vector<kzoo::Visible> visible(const kzoo::Sizes& sizes, const Integers& que
 }
 
 // What both passes take; the checks of everything else begin with it.
-Checks check_softmax(const Array& q, const Array& k, const Array& v, const Integers& query_rank,
-                     const Integers& query_segment, const Integers& key_rank,
+Checks check_softmax(const Array& q, const Array& k, const Array& v, const Integers& query_level,
+                     const Integers& query_segment, const Integers& key_level,
                      const Integers& key_segment) {
   Checks checks;
-  checks.rank("q", q.dimensions(), 4);
-  checks.rank("v", v.dimensions(), 4);
+  checks.level("q", q.dimensions(), 4);
+  checks.level("v", v.dimensions(), 4);
   if (!checks.hold()) return checks;
   const kzoo::Sizes s = sizes(q, v);
   checks.columns("dim", s.dim, kzoo::kMostDim);
   checks.columns("value_dim", s.value_dim, kzoo::kMostDim);
   checks.dims("k", k.dimensions(), {s.batch, s.key_time, s.heads, s.dim});
   checks.dims("v", v.dimensions(), {s.batch, s.key_time, s.heads, s.value_dim});
-  checks.dims("query_rank", query_rank.dimensions(), {s.batch, s.heads, s.query_time}, true);
+  checks.dims("query_level", query_level.dimensions(), {s.batch, s.heads, s.query_time}, true);
   checks.dims("query_segment", query_segment.dimensions(), {s.batch, 1, s.query_time}, true);
-  checks.dims("key_rank", key_rank.dimensions(), {s.batch, s.heads, s.key_time}, true);
+  checks.dims("key_level", key_level.dimensions(), {s.batch, s.heads, s.key_time}, true);
   checks.dims("key_segment", key_segment.dimensions(), {s.batch, 1, s.key_time}, true);
   return checks;
 }
@@ -104,17 +104,17 @@ bool empty(const kzoo::Sizes& s) {
   return s.batch == 0 || s.heads == 0 || (s.query_time == 0 && s.key_time == 0);
 }
 
-ffi::Error SoftmaxForward(ffi::ThreadPool pool, Array q, Array k, Array v, Integers query_rank,
-                          Integers query_segment, Integers key_rank, Integers key_segment,
+ffi::Error SoftmaxForward(ffi::ThreadPool pool, Array q, Array k, Array v, Integers query_level,
+                          Integers query_segment, Integers key_level, Integers key_segment,
                           Filled out, Filled log_total) {
-  Checks checks = check_softmax(q, k, v, query_rank, query_segment, key_rank, key_segment);
+  Checks checks = check_softmax(q, k, v, query_level, query_segment, key_level, key_segment);
   if (!checks.hold()) return checks.error();
   const kzoo::Sizes s = sizes(q, v);
   checks.dims("out", out->dimensions(), {s.batch, s.query_time, s.heads, s.value_dim});
   checks.dims("log_total", log_total->dimensions(), {s.batch, s.heads, s.query_time});
   if (!checks.hold()) return checks.error();
   if (empty(s)) return ffi::Error::Success();
-  const auto seen = visible(s, query_rank, query_segment, key_rank, key_segment);
+  const auto seen = visible(s, query_level, query_segment, key_level, key_segment);
   const int64_t blocks = (s.query_time + kzoo::kBlock - 1) / kzoo::kBlock;
   parallel(pool, s.batch * s.heads * blocks, [&](int64_t task) {
     // Late queries see most under a causal mask: they go first, so that none is waited for.
@@ -125,11 +125,11 @@ ffi::Error SoftmaxForward(ffi::ThreadPool pool, Array q, Array k, Array v, Integ
   return ffi::Error::Success();
 }
 
-ffi::Error SoftmaxBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integers query_rank,
-                           Integers query_segment, Integers key_rank, Integers key_segment,
+ffi::Error SoftmaxBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integers query_level,
+                           Integers query_segment, Integers key_level, Integers key_segment,
                            Array out, Array log_total, Array slope, Filled dq, Filled dk,
                            Filled dv) {
-  Checks checks = check_softmax(q, k, v, query_rank, query_segment, key_rank, key_segment);
+  Checks checks = check_softmax(q, k, v, query_level, query_segment, key_level, key_segment);
   if (!checks.hold()) return checks.error();
   const kzoo::Sizes s = sizes(q, v);
   checks.dims("out", out.dimensions(), {s.batch, s.query_time, s.heads, s.value_dim});
@@ -140,7 +140,7 @@ ffi::Error SoftmaxBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Inte
   checks.dims("dv", dv->dimensions(), {s.batch, s.key_time, s.heads, s.value_dim});
   if (!checks.hold()) return checks.error();
   if (empty(s)) return ffi::Error::Success();
-  const auto seen = visible(s, query_rank, query_segment, key_rank, key_segment);
+  const auto seen = visible(s, query_level, query_segment, key_level, key_segment);
   parallel(pool, s.batch * s.heads, [&](int64_t head) {
     kzoo::softmax_backward(s, seen[head], at(q, head), at(k, head), at(v, head), at(out, head),
                            log_total.typed_data() + head * s.query_time, at(slope, head),
@@ -151,7 +151,7 @@ ffi::Error SoftmaxBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Inte
 
 // Linear ------------------------------------------------------------------------------------------
 
-// One head in the order of rank: from here on, time may go back.
+// One head in the order of level: from here on, time may go back.
 struct Order {
   int64_t head, time, heads;
   bool reverse;
@@ -180,11 +180,11 @@ struct Order {
 
 // What both passes take; the checks of everything else begin with it.
 Checks check_linear(const Array& q, const Array& k, const Array& v, const Integers& document,
-                    const Integers& rank, const Array& matrix, const Array& vector, int64_t chunk,
+                    const Integers& level, const Array& matrix, const Array& vector, int64_t chunk,
                     Flags reverse) {
   Checks checks;
-  checks.rank("q", q.dimensions(), 4);
-  checks.rank("v", v.dimensions(), 4);
+  checks.level("q", q.dimensions(), 4);
+  checks.level("v", v.dimensions(), 4);
   if (!checks.hold()) return checks;
   const kzoo::Sizes s = sizes(q, v);
   checks.columns("features", s.dim, kzoo::kMostFeatures);
@@ -193,7 +193,7 @@ Checks check_linear(const Array& q, const Array& k, const Array& v, const Intege
   checks.dims("k", k.dimensions(), {s.batch, s.query_time, s.heads, s.dim});
   checks.dims("v", v.dimensions(), {s.batch, s.query_time, s.heads, s.value_dim});
   checks.dims("document", document.dimensions(), {s.batch, s.heads, s.query_time}, true);
-  checks.dims("rank", rank.dimensions(), {s.batch, s.heads, s.query_time}, true);
+  checks.dims("level", level.dimensions(), {s.batch, s.heads, s.query_time}, true);
   checks.dims("matrix", matrix.dimensions(), {s.batch, s.heads, s.dim, s.value_dim});
   checks.dims("vector", vector.dimensions(), {s.batch, s.heads, s.dim});
   const int64_t flags[] = {static_cast<int64_t>(reverse.size())};
@@ -220,10 +220,10 @@ std::pair<Type, Type> both(Checks& checks, Type q, Type k, const Remaining& rema
 }
 
 ffi::Error LinearForward(ffi::ThreadPool pool, Array q, Array k, Array v, Integers document,
-                         Integers rank, Array matrix, Array vector, ffi::RemainingArgs norms,
+                         Integers level, Array matrix, Array vector, ffi::RemainingArgs norms,
                          Filled out, Filled normaliser, Filled matrix_after, Filled vector_after,
                          int64_t chunk, Flags reverse) {
-  Checks checks = check_linear(q, k, v, document, rank, matrix, vector, chunk, reverse);
+  Checks checks = check_linear(q, k, v, document, level, matrix, vector, chunk, reverse);
   if (!checks.hold()) return checks.error();
   const kzoo::Sizes s = sizes(q, v);
   checks.dims("out", out->dimensions(), v.dimensions());
@@ -236,25 +236,25 @@ ffi::Error LinearForward(ffi::ThreadPool pool, Array q, Array k, Array v, Intege
   const int64_t state = features * value_dim;
   parallel(pool, q.dimensions()[0] * q.dimensions()[2], [&](int64_t head) {
     const Order order(head, q, reverse);
-    const auto chunks = kzoo::cut(order(document), order(rank), order.time, chunk);
+    const auto chunks = kzoo::cut(order(document), order(level), order.time, chunk);
     float* sums = matrix_after->typed_data() + head * state;
     float* norm_sums = vector_after->typed_data() + head * features;
     std::copy_n(matrix.typed_data() + head * state, state, sums);
     std::copy_n(vector.typed_data() + head * features, features, norm_sums);
     kzoo::linear_forward({features, value_dim, int(chunk), order(q), order(k), order(norm.first),
-                          order(norm.second), order(v), order(rank), &chunks},
+                          order(norm.second), order(v), order(level), &chunks},
                          order(out), order.scalars(normaliser->typed_data()), sums, norm_sums);
   });
   return ffi::Error::Success();
 }
 
 ffi::Error LinearBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integers document,
-                          Integers rank, Array matrix, Array vector, Array out, Array normaliser,
+                          Integers level, Array matrix, Array vector, Array out, Array normaliser,
                           Array slope, Array matrix_after, Array vector_after,
                           ffi::RemainingArgs norms, Filled dq, Filled dk, Filled dv,
                           Filled matrix_slope, Filled vector_slope, ffi::RemainingRets dnorms,
                           int64_t chunk, Flags reverse) {
-  Checks checks = check_linear(q, k, v, document, rank, matrix, vector, chunk, reverse);
+  Checks checks = check_linear(q, k, v, document, level, matrix, vector, chunk, reverse);
   if (!checks.hold()) return checks.error();
   const kzoo::Sizes s = sizes(q, v);
   checks.dims("out", out.dimensions(), v.dimensions());
@@ -277,14 +277,14 @@ ffi::Error LinearBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integ
   const int64_t state = features * value_dim;
   parallel(pool, q.dimensions()[0] * q.dimensions()[2], [&](int64_t head) {
     const Order order(head, q, reverse);
-    const auto chunks = kzoo::cut(order(document), order(rank), order.time, chunk);
+    const auto chunks = kzoo::cut(order(document), order(level), order.time, chunk);
     float* sums = matrix_slope->typed_data() + head * state;
     float* norm_sums = vector_slope->typed_data() + head * features;
     std::copy_n(matrix_after.typed_data() + head * state, state, sums);
     std::copy_n(vector_after.typed_data() + head * features, features, norm_sums);
     const float* normalisers = normaliser.typed_data();
     kzoo::linear_backward({features, value_dim, int(chunk), order(q), order(k),
-                           order(norm.first), order(norm.second), order(v), order(rank), &chunks},
+                           order(norm.first), order(norm.second), order(v), order(level), &chunks},
                           order(out), order.scalars(normalisers), order(slope),
                           matrix.typed_data() + head * state, vector.typed_data() + head * features,
                           sums, norm_sums,
@@ -301,20 +301,20 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     kzoo_softmax_forward, SoftmaxForward,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
         .Arg<Array>().Arg<Array>().Arg<Array>()  // q, k, v
-        .Arg<Integers>().Arg<Integers>().Arg<Integers>().Arg<Integers>()  // ranks and segments
+        .Arg<Integers>().Arg<Integers>().Arg<Integers>().Arg<Integers>()  // levels and segments
         .Ret<Array>().Ret<Array>());  // out, log_total
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     kzoo_softmax_backward, SoftmaxBackward,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
         .Arg<Array>().Arg<Array>().Arg<Array>()  // q, k, v
-        .Arg<Integers>().Arg<Integers>().Arg<Integers>().Arg<Integers>()  // ranks and segments
+        .Arg<Integers>().Arg<Integers>().Arg<Integers>().Arg<Integers>()  // levels and segments
         .Arg<Array>().Arg<Array>().Arg<Array>()  // out, log_total, slope
         .Ret<Array>().Ret<Array>().Ret<Array>());  // of q, k, v
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     kzoo_linear_forward, LinearForward,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
         .Arg<Array>().Arg<Array>().Arg<Array>()  // q, k, v
-        .Arg<Integers>().Arg<Integers>()  // document, rank
+        .Arg<Integers>().Arg<Integers>()  // document, level
         .Arg<Array>().Arg<Array>()  // the state before
         .RemainingArgs()  // q_norm, k_norm
         .Ret<Array>().Ret<Array>()  // out, normaliser
@@ -324,7 +324,7 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
     kzoo_linear_backward, LinearBackward,
     ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
         .Arg<Array>().Arg<Array>().Arg<Array>()  // q, k, v
-        .Arg<Integers>().Arg<Integers>()  // document, rank
+        .Arg<Integers>().Arg<Integers>()  // document, level
         .Arg<Array>().Arg<Array>()  // the state before
         .Arg<Array>().Arg<Array>().Arg<Array>()  // out, normaliser, slope
         .Arg<Array>().Arg<Array>()  // the slope of the state after

@@ -13,7 +13,7 @@
 
 namespace kzoo {
 
-// One head in the order of rank. `at` of time t stands at data + t * stride, where a stride below
+// One head in the order of level. `at` of time t stands at data + t * stride, where a stride below
 // 0 goes back in time.
 template <typename T>
 struct Line {
@@ -26,19 +26,19 @@ struct Line {
 typedef Line<const float> In;
 typedef Line<float> Out;
 
-// A stretch of time in one document: whole groups of equal rank, together no longer than the
+// A stretch of time in one document: whole groups of equal level, together no longer than the
 // size of a chunk, or one group that is longer.
 struct Chunk {
   int64_t start, end;
   bool begins, group;  // its document begins with it; it is one group
 };
 
-inline std::vector<Chunk> cut(Line<const int32_t> document, Line<const int32_t> rank, int64_t time,
+inline std::vector<Chunk> cut(Line<const int32_t> document, Line<const int32_t> level, int64_t time,
                               int size) {
   std::vector<Chunk> chunks;
   for (int64_t t = 0, end; t < time; t = end) {
     for (end = t + 1;
-         end < time && *rank.at(end) == *rank.at(t) && *document.at(end) == *document.at(t);)
+         end < time && *level.at(end) == *level.at(t) && *document.at(end) == *document.at(t);)
       ++end;
     const bool begins = t == 0 || *document.at(t) != *document.at(t - 1), group = end - t > size;
     if (begins || group || chunks.back().group || end - chunks.back().start > size)
@@ -52,7 +52,7 @@ inline std::vector<Chunk> cut(Line<const int32_t> document, Line<const int32_t> 
 struct Head {
   int features, value_dim, size;  // `size` of a chunk
   In q, k, q_norm, k_norm, v;     // q_norm and k_norm: features in the normaliser
-  Line<const int32_t> rank;
+  Line<const int32_t> level;
   const std::vector<Chunk>* chunks;
 };
 
@@ -76,20 +76,20 @@ void each_part(const Chunk& chunk, int size, const Work& work) {
     work(Chunk{t, std::min<int64_t>(chunk.end, t + size), false, chunk.group});
 }
 
-// The end of t's group of equal ranks, and its start.
+// The end of t's group of equal levels, and its start.
 inline int64_t group_end(const Head& head, const Chunk& chunk, int64_t t) {
   int64_t end = chunk.group ? chunk.end : t + 1;
-  while (end < chunk.end && *head.rank.at(end) == *head.rank.at(t)) ++end;
+  while (end < chunk.end && *head.level.at(end) == *head.level.at(t)) ++end;
   return end;
 }
 
 inline int64_t group_start(const Head& head, const Chunk& chunk, int64_t t) {
   int64_t start = chunk.group ? chunk.start : t;
-  while (start > chunk.start && *head.rank.at(start - 1) == *head.rank.at(t)) --start;
+  while (start > chunk.start && *head.level.at(start - 1) == *head.level.at(t)) --start;
   return start;
 }
 
-// weights[i][j] = x_i y_j where j's rank is no more than i's, else 0; its rows are `width` apart.
+// weights[i][j] = x_i y_j where j's level is no more than i's, else 0; its rows are `width` apart.
 inline void pairs(const Head& head, const Chunk& chunk, const float* x, const float* y, int dim,
                   float* turned, float* weights, int width) {
   const int count = chunk.end - chunk.start;

@@ -26,9 +26,9 @@ struct Labels {
   }
 };
 
-// A query sees the keys of its segment, but 0, whose rank is no more than its own.
-struct Places {
-  Labels rank, segment;
+// A query sees the keys of its segment, but 0, whose level is no more than its own.
+struct Tokens {
+  Labels level, segment;
 };
 
 struct Sizes {
@@ -52,31 +52,31 @@ struct Ranges {
 // Which pairs of a head's queries and keys are visible.
 struct Visible {
   enum Kind { kNone, kSome, kAll };
-  const int32_t *query_rank, *query_segment, *key_rank, *key_segment;
-  Ranges query_ranks, query_segments, key_ranks, key_segments;
+  const int32_t *query_level, *query_segment, *key_level, *key_segment;
+  Ranges query_levels, query_segments, key_levels, key_segments;
 
-  Visible(const Places& queries, const Places& keys, int64_t b, int64_t h)
-      : query_rank(queries.rank.row(b, h)),
+  Visible(const Tokens& queries, const Tokens& keys, int64_t b, int64_t h)
+      : query_level(queries.level.row(b, h)),
         query_segment(queries.segment.row(b, 0)),
-        key_rank(keys.rank.row(b, h)),
+        key_level(keys.level.row(b, h)),
         key_segment(keys.segment.row(b, 0)),
-        query_ranks(query_rank, queries.rank.time),
-        query_segments(query_segment, queries.rank.time),
-        key_ranks(key_rank, keys.rank.time),
-        key_segments(key_segment, keys.rank.time) {}
+        query_levels(query_level, queries.level.time),
+        query_segments(query_segment, queries.level.time),
+        key_levels(key_level, keys.level.time),
+        key_segments(key_segment, keys.level.time) {}
 
   Kind blocks(int64_t i, int64_t j) const {
     const int low = key_segments.low[j], high = key_segments.high[j];
-    if (key_ranks.low[j] > query_ranks.high[i] || high == 0) return kNone;
+    if (key_levels.low[j] > query_levels.high[i] || high == 0) return kNone;
     if (low > query_segments.high[i] || high < query_segments.low[i]) return kNone;
     const bool one = low == high && query_segments.low[i] == low && query_segments.high[i] == low;
-    return one && key_ranks.high[j] <= query_ranks.low[i] ? kAll : kSome;
+    return one && key_levels.high[j] <= query_levels.low[i] ? kAll : kSome;
   }
 
   // Of the query at `t`, lanes of keys from `at` on: -1 where it sees them, else 0.
   Ints lanes(int64_t t, int64_t at) const {
     const Ints segment = load(key_segment + at);
-    return (load(key_rank + at) <= query_rank[t]) & (segment == query_segment[t]) & (segment != 0);
+    return (load(key_level + at) <= query_level[t]) & (segment == query_segment[t]) & (segment != 0);
   }
 };
 
@@ -89,7 +89,7 @@ inline void hide(const Visible& visible, int64_t t, int64_t first, int count, in
     }
     for (int lane = 0; lane < kLanes; ++lane) {  // keys end within these
       const int64_t at = first + n + lane;
-      const bool see = n + lane < count && visible.key_rank[at] <= visible.query_rank[t] &&
+      const bool see = n + lane < count && visible.key_level[at] <= visible.query_level[t] &&
                        visible.key_segment[at] == visible.query_segment[t] &&
                        visible.key_segment[at] != 0;
       seen[n / kLanes][lane] = see ? -1 : 0;

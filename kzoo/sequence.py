@@ -16,7 +16,7 @@ BLOCK = 256  # the tokens of which each looks back at each in `_cumulative`
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class SequenceInfo:
     """Where each position of a sequence stands; tensors of [batch or 1, time].
 
     Attributes:
@@ -57,7 +57,7 @@ def document_positions(padding_mask):
 
 
 def document_index(segment):
-    """`Places.document` of ids [batch, time]."""
+    """`SequenceInfo.document` of ids [batch, time]."""
     return _documents(segment)[0]
 
 
@@ -156,7 +156,7 @@ def concrete(x):
     return x.numpy() if tf.is_tensor(x) and hasattr(x, "numpy") else None
 
 
-def places(
+def sequence_info(
     mask,
     query_time,
     key_time=None,
@@ -166,7 +166,7 @@ def places(
     source_mask=None,
     key_padding_mask=None,
 ):
-    """The `Places` of queries and of keys; arguments and errors as in `Mask.dense`."""
+    """The `SequenceInfo` of queries and of keys; arguments and errors as in `Mask.dense`."""
     from keras import ops
 
     same = key_time is None or (is_integer(key_time) and key_time == query_time)
@@ -206,21 +206,21 @@ def places(
             )
     padding_mask = _ids("padding_mask", padding_mask)
     if cross:
-        keys = _places(key_time, _ids("key_padding_mask", key_padding_mask), numbered=False)
-        return _places(query_time, padding_mask, numbered=False), keys
-    keys = _places(key_time, padding_mask, source_mask)
+        keys = _sequence_info(key_time, _ids("key_padding_mask", key_padding_mask), numbered=False)
+        return _sequence_info(query_time, padding_mask, numbered=False), keys
+    keys = _sequence_info(key_time, padding_mask, source_mask)
     if same and _is_zero(query_offset):
         return keys, keys
     return _window(keys, query_time, key_time, query_offset), keys
 
 
 def _window(keys, query_time, key_time, offset):
-    """The `Places` of `query_time` queries, the first of which stands at the key `offset`."""
+    """The `SequenceInfo` of `query_time` queries, the first of which stands at the key `offset`."""
     from keras import ops
 
     if keys.segment is None and keys.in_source is None:
         position = ops.arange(query_time, dtype="int32")[None] + offset
-        return Places(position)
+        return SequenceInfo(position)
     if all(map(is_integer, (offset, query_time, key_time))):
         if offset + query_time > key_time:
             raise InputError(
@@ -232,7 +232,7 @@ def _window(keys, query_time, key_time, offset):
         offset = ops.minimum(offset, key_time - query_time)
     window = ops.arange(query_time, dtype="int32") + offset
     parts = (keys.position, keys.segment, keys.document, keys.in_source)
-    return Places(*(None if x is None else ops.take(x, window, axis=1) for x in parts))
+    return SequenceInfo(*(None if x is None else ops.take(x, window, axis=1) for x in parts))
 
 
 def _offset(offset):
@@ -274,8 +274,8 @@ def _ids(name, mask):
     return ops.cast(mask, "int32")
 
 
-def _places(time, segment=None, source_mask=None, *, numbered=True):
-    """The `Places` of one sequence; `numbered` as `Places.segment` is of one sequence."""
+def _sequence_info(time, segment=None, source_mask=None, *, numbered=True):
+    """The `SequenceInfo` of one sequence; `numbered` as its `segment` is of one sequence alone."""
     from keras import ops
 
     clock = ops.arange(time, dtype="int32")[None]
@@ -286,14 +286,14 @@ def _places(time, segment=None, source_mask=None, *, numbered=True):
     if numbered and segment is not None:
         segment = ops.where(real, document, 0)
     if source_mask is None:
-        return Places(position, segment, document)
+        return SequenceInfo(position, segment, document)
     target = ops.cast(source_mask, "int32") == 0
     clock = clock + ops.zeros_like(source_mask, dtype="int32")
     if real is not None:
         target = ops.logical_and(target, real)
     last_target = _cumulative(ops.where(target, clock, -1))
     position = position + ops.zeros_like(source_mask, dtype="int32")
-    return Places(position, segment, document, in_source=last_target < start)
+    return SequenceInfo(position, segment, document, in_source=last_target < start)
 
 
 def _documents(segment):
