@@ -1,0 +1,121 @@
+"""Parts of one kind by name, each a frozen dataclass that is JSON both ways.
+
+The JSON of a part is its name, or its name with those fields that differ from their defaults:
+`"linear"`, `{"linear": {"feature_map": "relu"}}`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import ClassVar
+
+from kzoo.errors import InputError, unknown
+from kzoo.values import plain
+
+
+class Part:
+    """Base of the parts that a `Registry` holds; a subclass is a frozen dataclass.
+
+    Attributes:
+        name: the name in JSON.
+    """
+
+    name: ClassVar[str]
+
+    def get_config(self):
+        """The shortest JSON from which the registry's `get` makes this part again."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        config = {name: value for name, value in fields.items() if value != defaults[name]}
+        return {self.name: _json(config)} if config else self.name
+
+
+class Registry:
+    """The parts of one kind.
+
+    Args:
+        kind: what a part is, for messages, e.g. `"objective"`.
+        base: the class that all of them subclass, a subclass of `Part`.
+    """
+
+    def __init__(self, kind, base):
+        self.kind = kind
+        self.base = base
+        self._classes = {}
+
+    @property
+    def names(self):
+        """The names of the parts, in the order in which they were registered: a tuple."""
+        return tuple(self._classes)
+
+    def __getitem__(self, name):
+        """The class of a name, or `InputError` with the nearest valid one."""
+        if not isinstance(name, str) or name not in self._classes:
+            raise unknown(self.kind, name, self.names)
+        return self._classes[name]
+
+    def register(self, cls):
+        """Add a class under its `name`; a decorator.
+
+        Raises:
+            InputError: for what is no frozen dataclass of the kind, and for a name that another
+                class has. A class that is made anew, as in a notebook, replaces itself.
+        """
+        if not (isinstance(cls, type) and issubclass(cls, self.base)):
+            raise InputError(f"{self._a} is a subclass of {self.base.__name__}. Received: {cls!r}")
+        if "__dataclass_params__" not in vars(cls):
+            cls = dataclasses.dataclass(frozen=True)(cls)
+        name = getattr(cls, "name", None)
+        if not isinstance(name, str) or not name.isidentifier():
+            raise InputError(
+                f"{self._a} has a `name` of letters, digits and underscores. Received: {name!r}"
+            )
+        known = self._classes.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (
+            cls.__module__,
+            cls.__qualname__,
+        ):
+            raise InputError(
+                f"each {self.kind} has a name of its own; {name!r} is {known.__module__}."
+                f"{known.__qualname__}. Received: {cls.__module__}.{cls.__qualname__}"
+            )
+        self._classes[name] = cls
+        return cls
+
+    def get(self, spec):
+        """The part of a name, of JSON (`{name: {field: value}}`), or `spec` if it is one.
+
+        Raises:
+            InputError: for an unknown name or field, or a value that the part refuses.
+        """
+        if isinstance(spec, self.base):
+            return spec
+        name, fields = spec, {}
+        if isinstance(spec, Mapping) and len(spec) == 1:
+            ((name, fields),) = spec.items()
+        elif isinstance(spec, Mapping):
+            raise InputError(
+                f"{self._a} is a name, or one name with its fields: {{name: {{field: value}}}}. "
+                f"Received: {spec!r:.120}"
+            )
+        cls = self[name]
+        valid = [field.name for field in dataclasses.fields(cls)]
+        if not isinstance(fields, Mapping) or (fields and not valid):
+            takes = f"a JSON object of {', '.join(valid)}" if valid else "no fields"
+            raise InputError(f"the {self.kind} {name!r} takes {takes}. Received: {spec!r:.120}")
+        for field in fields:
+            if field not in valid:
+                raise unknown(f"field of the {self.kind} {name!r}", field, valid)
+        return cls(**plain(fields))
+
+    @property
+    def _a(self):
+        return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+
+
+def _json(value):
+    """A value with parts inside it as their JSON."""
+    if isinstance(value, Part):
+        return value.get_config()
+    if isinstance(value, Mapping):
+        return {key: _json(item) for key, item in value.items()}
+    return [_json(item) for item in value] if isinstance(value, tuple | list) else value
