@@ -19,18 +19,21 @@ BELOW = {
     "files": {"errors"},
     "registry": {"errors", "values"},
     "program_cache": set(),
+    "precision": set(),
     "vocabulary": set(),
     "sequence": {"errors", "values"},
     "levels": {"errors", "sequence"},
     "masks": {"errors", "sequence", "values", "levels"},
+    "feature_maps": LEAVES | {"precision", "sequence"},
     "objectives": LEAVES,
     "encoder": LEAVES | {"objectives"},
-    "config": LEAVES | {"masks", "objectives"},
+    "config": LEAVES | {"masks", "mechanisms", "objectives"},
     "data": LEAVES | {"masks", "objectives", "encoder", "config"},
-    "ops": LEAVES | {"sequence", "masks", "program_cache"},
-    "layers": LEAVES | {"sequence", "masks", "ops"},
-    "models": LEAVES | {"sequence", "masks", "objectives", "encoder", "config", "ops", "layers"},
+    "ops": LEAVES | {"sequence", "masks", "program_cache", "precision", "feature_maps"},
 }
+BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
+BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
+BELOW["models"] = BELOW["layers"] | {"layers", "objectives", "encoder", "config"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}
@@ -41,7 +44,11 @@ BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}
 BELOW["__main__"] = {"cli"}
 KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 # Rooms that answer without Keras, so that names and mistakes are told at once.
-LIGHT = (*sorted(LEAVES), "masks", "objectives", "encoder", "config", "data", "presets", "cli")
+LIGHT = (
+    *sorted(LEAVES),
+    *("precision", "masks", "feature_maps", "mechanisms"),
+    *("objectives", "encoder", "config", "data", "presets", "cli"),
+)
 
 
 def room(path):
@@ -132,7 +139,8 @@ def run(code, **environment):
 def test_importing_the_package_loads_no_framework():
     code = """
 import sys, kzoo
-from kzoo import config, errors, masks, objectives, presets, vocabulary
+from kzoo import config, errors, masks, mechanisms, objectives, presets, vocabulary
+mechanisms.get({"linear": {"feature_map": "favor"}}).check([masks.causal()])
 presets.names(), presets.config("unilm_base", mechanism="linear")
 for name in ("keras", "keras_hub", "tensorflow", "torch", "jax", "grain"):
     assert name not in sys.modules, name

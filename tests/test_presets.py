@@ -144,12 +144,12 @@ def test_a_missing_field():
 
 
 def test_choices_are_what_layers_accept():
+    from kzoo import feature_maps
     from kzoo.layers import attention, block, feed_forward, normalization
-    from kzoo.ops import feature_maps
 
     assert config.CHOICES["mechanism"] == attention.MECHANISMS
-    assert config.CHOICES["feature_map"] == feature_maps.NAMES
-    whole = [name for name in feature_maps.NAMES if feature_maps.get(name).whole_sequence]
+    assert config.CHOICES["feature_map"] == feature_maps.names()
+    whole = [name for name in feature_maps.names() if feature_maps.get(name).whole_sequence]
     assert config.WHOLE_SEQUENCE == tuple(whole)
     assert config.CHOICES["normalization"] == tuple(normalization.NORMALIZATIONS)
     assert config.CHOICES["norm_placement"] == block.NORM_PLACEMENTS

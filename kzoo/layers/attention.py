@@ -3,12 +3,12 @@
 import keras
 from keras import ops
 
-from kzoo import masks
+from kzoo import feature_maps, masks
 from kzoo.errors import InputError, unknown
 from kzoo.layers.decoding import Decodes
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.keras_arguments import counted, narrowed, refuse
-from kzoo.ops import feature_maps, linear_attention, reference_attention, softmax_attention
+from kzoo.ops import linear_attention, reference_attention, softmax_attention
 from kzoo.ops.choice import Shape, kernel_for
 from kzoo.ops.rows import by_rows
 from kzoo.values import is_count
@@ -32,7 +32,7 @@ class Attention(Decodes, keras.layers.Layer):
         mechanism: `"softmax"` or `"linear"`.
         mask: a mask spec or `Mask` that does not differ by layer.
         feature_map: of linear attention, a name, JSON or `FeatureMap` of
-            `kzoo.ops.feature_maps`.
+            `kzoo.feature_maps`.
         kv_heads: number of heads of keys and values, a divisor of `num_heads`; the same
             number by default.
         rotary: rotate by the place within the document.

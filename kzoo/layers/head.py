@@ -6,7 +6,7 @@ from keras import ops
 from kzoo.layers.feed_forward import ACTIVATIONS
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.normalization import norm
-from kzoo.ops.precision import float32_products
+from kzoo.precision import float32_products
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

@@ -4,7 +4,7 @@ import keras
 import keras_hub
 from keras import ops
 
-from kzoo import masks
+from kzoo import feature_maps, masks
 from kzoo.config import BACKBONE_FIELDS, check_split, resolve_backbone
 from kzoo.errors import InputError
 from kzoo.layers import (
@@ -22,7 +22,6 @@ from kzoo.models.bases import Functional
 from kzoo.models.devices import mesh_axes
 from kzoo.models.exporting import Exports
 from kzoo.models.weights import PathWeights
-from kzoo.ops import feature_maps
 from kzoo.ops.decoding import Window
 from kzoo.values import is_count
 

@@ -4,14 +4,14 @@ import keras
 from keras import ops
 
 from kzoo.errors import InputError
-from kzoo.ops.precision import float32_products
+from kzoo.precision import float32_products
 
 
 def cross_entropy(hidden, kernel, labels, weights=None, *, rows):
     """Σ w·nll over all tokens, nll = −log softmax(hidden · kernelᵀ)[label], in chunks of tokens.
 
     The logits of one chunk exist at a time, in float32, and float32 operands are multiplied in
-    float32 (`kzoo.ops.precision`); products of 16-bit ones are exact as they are. Since the loss
+    float32 (`kzoo.precision`); products of 16-bit ones are exact as they are. Since the loss
     ends in one number, its gradient is known up to a factor as soon as a chunk's logits are: the
     forward pass sums the gradients and the backward pass scales them, so nothing is computed twice
     (on TensorFlow the backward pass forms the logits again). Without gradients only the loss is

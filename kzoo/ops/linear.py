@@ -17,10 +17,9 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from kzoo import masks
+from kzoo import feature_maps, masks
 from kzoo.errors import InputError
 from kzoo.masks import Order
-from kzoo.ops import feature_maps
 from kzoo.ops.choice import kernel_for, platform, shape_of
 from kzoo.ops.features import features_of
 from kzoo.ops.operands import (
@@ -32,8 +31,8 @@ from kzoo.ops.operands import (
     take_heads,
     zero_padding,
 )
-from kzoo.ops.precision import float32_products
 from kzoo.ops.sorting import backwards, in_time, stable_sort, take_time, ways
+from kzoo.precision import float32_products
 from kzoo.sequence import concrete
 from kzoo.values import is_count, is_integer, plain
 
@@ -63,7 +62,7 @@ def linear_attention(
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j, in linear time.
 
     Products, sums and the normaliser are in float32 whatever the dtype of the operands, on a TPU
-    in six passes (`kzoo.ops.precision`), since states are sums that are multiplied again. Under
+    in six passes (`kzoo.precision`), since states are sums that are multiplied again. Under
     `native` derivatives past the gradient, and forward mode, take memory quadratic in time.
     Source: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 to 9; with `rotary`,
     Su et al. 2021, arXiv:2104.09864, equation 19.
@@ -76,7 +75,7 @@ def linear_attention(
         padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`; with an
             `initial_state`, `query_offset` is the place of the first token in its document, an
             integer or integers [batch].
-        feature_map: a name, JSON or `FeatureMap` of `kzoo.ops.feature_maps`.
+        feature_map: a name, JSON or `FeatureMap` of `kzoo.feature_maps`.
         feature_weights: the tensors of a learned feature map, by name.
         rotary: rotate φ(q) and φ(k) in the numerator by the place within the document; q and k
             themselves under a map of their product (`FeatureMap.of_products`).

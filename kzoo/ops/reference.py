@@ -3,12 +3,12 @@
 import keras
 from keras import ops
 
+from kzoo import feature_maps
 from kzoo.errors import InputError, unknown
-from kzoo.ops import feature_maps
 from kzoo.ops.features import features_of
 from kzoo.ops.operands import nothing, prepare, ratio
-from kzoo.ops.precision import float32_products
 from kzoo.ops.rotary import rotate
+from kzoo.precision import float32_products
 
 
 @float32_products()
@@ -48,7 +48,7 @@ def reference_attention(
         padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`.
         scale: softmax only; 1/√dim by default.
         bias: softmax only; floats [batch or 1, heads or 1, query_time, key_time].
-        feature_map: linear only; a name, JSON or `FeatureMap` of `kzoo.ops.feature_maps`.
+        feature_map: linear only; a name, JSON or `FeatureMap` of `kzoo.feature_maps`.
         feature_weights: linear only; the tensors of a learned feature map, by name.
         rotary: rotate by the place within the document.
         dtype: of the computation, e.g. `"float64"`; by default that of q, float32 at least.

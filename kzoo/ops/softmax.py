@@ -7,9 +7,9 @@ from keras import ops
 
 from kzoo.ops.choice import kernel_for, platform, shape_of
 from kzoo.ops.operands import nothing, prepare
-from kzoo.ops.precision import float32_products
 from kzoo.ops.reference import masked_softmax, softmax_scale
 from kzoo.ops.rotary import rotate
+from kzoo.precision import float32_products
 
 
 def softmax_attention(
@@ -30,7 +30,7 @@ def softmax_attention(
     """softmax(scale · q kᵀ + bias) v over the visible keys (arXiv:1706.03762, equation 1).
 
     Products are summed, and statistics kept, in float32 whatever the dtype of the operands. Of
-    float32 operands JAX is told to form them in float32 too (`kzoo.ops.precision`): on a TPU
+    float32 operands JAX is told to form them in float32 too (`kzoo.precision`): on a TPU
     in six passes instead of one. Of 16-bit operands and weights they take one.
     Under the kernels `native` and `blockwise` memory is linear in time for the output and its
     gradient, and quadratic for forward mode and for derivatives of the gradient.

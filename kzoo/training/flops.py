@@ -1,8 +1,7 @@
 """The multiplications and additions that a training step cannot do without."""
 
-from kzoo import masks
+from kzoo import feature_maps, masks
 from kzoo.config import GATED
-from kzoo.ops import feature_maps
 
 
 def count_flops(config):

@@ -29,7 +29,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from kzoo.errors import InputError
 from kzoo.masks import Order
 from kzoo.ops.kernels.mesh import current_mesh, each_device, refuses_mesh
-from kzoo.ops.precision import float32_products
+from kzoo.precision import float32_products
 from kzoo.sequence import SequenceInfo
 
 # Limits found by compiling forward and backward passes for a v5e.
