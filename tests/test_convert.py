@@ -173,7 +173,7 @@ def test_published_counts(their_config, names, count):
     family = convert.family_of(their_config)
     tied = their_config.get("tie_word_embeddings", True)
     fields = family.read_config(their_config, names)
-    complete = config.resolve({**fields, "tie_embeddings": tied, "tokenizer": "file"})
+    complete = config.Config.get({**fields, "tie_embeddings": tied, "tokenizer": "file"})
     assert config.count_parameters(complete) == count
     shapes = [row.their_shape(complete) for row in family.rows(complete)]
     assert sum(np.prod(shape) for shape in shapes) == count

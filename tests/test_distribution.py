@@ -108,7 +108,7 @@ def test_a_distribution_over_devices_that_are_not_there():
 @pytest.mark.parametrize(
     "overrides, model, said",
     [
-        ({}, 3, "num_heads divides into the 3 devices along the mesh axis 'model'"),
+        ({}, 3, "num_heads must be a multiple of 3, the number of devices along"),
         ({"kv_heads": 2}, 4, "kv_heads=2"),
         ({"intermediate_dim": 30}, 4, "intermediate_dim=30"),
         ({"mask": {"heads": ["causal", "prefix"]}}, 4, "whole repetitions of the pattern of heads"),

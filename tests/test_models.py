@@ -405,7 +405,7 @@ def test_sequences_longer_than_the_table_of_positions():
 def test_a_mask_must_not_show_the_objective_its_answer(family, overrides, said):
     refused(lambda: load(family, **overrides), said)
     fields = presets.config(f"{family}_nano", **SMALL)
-    fields = {name: fields[name] for name in config.BACKBONE_FIELDS} | {
+    fields = {name: fields[name] for name in config.BackboneConfig.field_names()} | {
         name: value for name, value in overrides.items() if name == "mask"
     }
     backbone = kzoo.models.SingleStackBackbone(**fields)
@@ -422,7 +422,7 @@ def test_an_objective_of_another_task(models):
 
 def test_backbone_arguments_are_checked():
     fields = presets.config("gpt_nano", **SMALL)
-    fields = {name: fields[name] for name in config.BACKBONE_FIELDS}
+    fields = {name: fields[name] for name in config.BackboneConfig.field_names()}
     for wrong, said in (
         ({"positions": "rotery"}, "rotary"),
         ({"positions": "relative", "mechanism": "linear"}, "bias on softmax"),

@@ -5,15 +5,7 @@ import keras_hub
 import numpy as np
 
 from kzoo import objectives
-from kzoo.config import (
-    BACKBONE_FIELDS,
-    CONFIG_VERSION,
-    DEFAULTS,
-    HEAD_FIELDS,
-    check_head,
-    check_objective,
-    tokenizer_kind,
-)
+from kzoo.config import BackboneConfig, Config, HeadConfig, check_objective, tokenizer_kind
 from kzoo.errors import InputError, unknown
 from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
@@ -57,15 +49,15 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
     def __init__(
         self, backbone, preprocessor=None, objective=None, head=None, head_dtype=None, **kwargs
     ):
-        for field in BACKBONE_FIELDS:
+        for field in BackboneConfig.field_names():
             if field in kwargs:  # Keras would drop it without a word
                 raise InputError(
                     f"{field} is the backbone's; kzoo.presets.load(directory, {field}=...) "
                     f"overrides it. Received: {field}={kwargs[field]!r}"
                 )
-        fields = {field: kwargs.pop(field, DEFAULTS[field]) for field in HEAD_FIELDS}
-        check_head(fields)
-        if fields["prediction"] == "mask" and backbone.stack_name != "single":
+        of_head = [field for field in HeadConfig.field_names() if field in kwargs]
+        config = HeadConfig.get({field: kwargs.pop(field) for field in of_head})
+        if config.prediction == "mask" and backbone.stack_name != "single":
             raise InputError(
                 "a decoder tells the next token: prediction is 'next'. Received: prediction='mask'"
             )
@@ -84,19 +76,20 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
         self._distribution = None
         head = head or Head(
             backbone.token_embedding,
-            fields["output_transform"],
+            config.output_transform,
             backbone.activation,
             backbone.normalization,
             backbone.norm_epsilon,
             stddevs(backbone.initialization, backbone.num_layers),
-            fields["output_scale"],
+            config.output_scale,
             seed=derive_seed(backbone.seed, "head"),
             dense_dtype=head_dtype,
             name="head",
             dtype=backbone.dtype_policy,
         )
         self.head = head
-        for field, value in fields.items():
+        self.head_config = config
+        for field, value in config.get_config().items():
             setattr(self, field, value)
         logits = head(self._decoded(backbone(backbone.input)))
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
@@ -115,8 +108,8 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
 
     def twin(self):
         """A task of its own, compiled by default, over the same layers and weights."""
-        head = {field: getattr(self, field) for field in HEAD_FIELDS}
-        return type(self)(self.backbone, self.preprocessor, self.objective, head=self.head, **head)
+        own = {"head": self.head, **self.head_config.get_config()}
+        return type(self)(self.backbone, self.preprocessor, self.objective, **own)
 
     @staticmethod
     def _decoded(hidden):
@@ -126,16 +119,15 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
     @property
     def config(self):
         """The complete config: what `kzoo.presets.config` gives, for this model."""
-        fields = self.backbone.get_config()
         cls = self.preprocessor and type(self.preprocessor.tokenizer).__name__
-        return {
-            **{field: fields[field] for field in BACKBONE_FIELDS},
+        fields = {
+            **self.backbone.config.get_config(),
+            **self.head_config.get_config(),
             "stack": self.backbone.stack_name,
-            "objective": self.objective.get_config(),
+            "objective": self.objective,
             "tokenizer": tokenizer_kind(cls, self.backbone.vocabulary_size),
-            **{field: getattr(self, field) for field in HEAD_FIELDS},
-            "config_version": CONFIG_VERSION,
         }
+        return Config.get(fields).get_config()
 
     # keras-hub keeps what is not the backbone's in a file of its own; by path there, too.
     def save_task_weights(self, filepath):
@@ -149,7 +141,7 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
         return {path: v for path, v in by_path(self).items() if path not in of_backbone}
 
     def get_config(self):
-        head = {field: getattr(self, field) for field in HEAD_FIELDS}
+        head = self.head_config.get_config()
         if self.output_transform and self.head.dense.quantization_mode is not None:
             head["head_dtype"] = keras.dtype_policies.serialize(self.head.dense.dtype_policy)
         return {**super().get_config(), "objective": self.objective.get_config(), **head}
