@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from kzoo import config as fields
+from kzoo import migrations, objectives
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json, whole_folder
 
@@ -160,10 +161,10 @@ def build(complete, dtype=None, tokenizer=None, remat="none", head_dtype=None):
     A tokenizer of the kind `"file"` is given; without it the model takes token batches only.
     `head_dtype` is that of the head's dense layer, where it is not `dtype`.
     """
-    from kzoo import models, objectives
+    from kzoo import models
 
     objective = objectives.get(complete["objective"])
-    task = getattr(models, objective.task)
+    task = getattr(models, objectives.task_name(complete["stack"], objective))
     of_backbone = {field: complete[field] for field in fields.BACKBONE_FIELDS}
     if complete["stack"] == "single":
         backbone = models.SingleStackBackbone(**of_backbone, dtype=dtype, remat=remat)
@@ -238,12 +239,13 @@ def _saved_config(directory):
     names = (*fields.HEAD_FIELDS, "objective")
     try:
         backbone = task["config"]["backbone"]["config"]
-        return {
+        saved = {
             **{field: backbone[field] for field in fields.BACKBONE_FIELDS},
             **{field: task["config"][field] for field in names},
             "stack": _STACKS[backbone.get("shared")],
             "tokenizer": _saved_tokenizer_kind(directory, backbone["vocabulary_size"]),
         }
+        return migrations.config(saved)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{TASK_FILE} is as `save` wrote it, with every field of a config; save the model "
