@@ -15,7 +15,10 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEAVES = {"errors", "files", "migrations", "names", "registry", "values", "vocabulary"}
 BELOW = {
     "errors": set(),
-    "values": set(),
+    "backend": set(),
+    "load_keras": {"backend"},
+    "learning_rate": set(),
+    "values": {"errors"},
     "files": {"errors"},
     "names": set(),
     "migrations": {"errors"},
@@ -31,11 +34,13 @@ BELOW = {
     "encoder": LEAVES | {"objectives"},
     "config": LEAVES | {"masks", "mechanisms", "objectives"},
     "data": LEAVES | {"masks", "objectives", "encoder", "config"},
-    "ops": LEAVES | {"sequence", "masks", "program_cache", "precision", "feature_maps"},
+    "ops": LEAVES
+    | {"load_keras", "sequence", "masks", "program_cache", "precision", "feature_maps"},
 }
 BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
 BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
 BELOW["models"] = BELOW["layers"] | {"layers", "objectives", "encoder", "config"}
+BELOW["models"] |= {"backend", "learning_rate"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}
@@ -48,7 +53,7 @@ KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 # Rooms that answer without Keras, so that names and mistakes are told at once.
 LIGHT = (
     *sorted(LEAVES),
-    *("precision", "masks", "feature_maps", "mechanisms"),
+    *("backend", "learning_rate", "precision", "masks", "feature_maps", "mechanisms"),
     *("objectives", "encoder", "config", "data", "presets", "cli"),
 )
 
@@ -112,6 +117,16 @@ def test_only_models_and_above_know_keras_hub_and_nobody_loads_tensorflow():
             assert "keras_hub" not in packages, path
         if room(path) in ("objectives", "encoder", "data", "config"):
             assert not packages & KERAS, path
+
+
+def test_packages_that_import_keras_choose_its_backend_first():
+    for path in FILES:
+        if {name.partition(".")[0] for name in imports(path, everywhere=False)} & {"keras"}:
+            first = (path.parent / "__init__.py").read_text().partition("import ")[2]
+            while path.parent != PACKAGE and "kzoo.load_keras" not in first.split("\n")[0]:
+                path = path.parent
+                assert path != PACKAGE, path
+                first = (path.parent / "__init__.py").read_text().partition("import ")[2]
 
 
 def test_nothing_is_pickled():

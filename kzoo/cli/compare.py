@@ -9,6 +9,7 @@ from kzoo.cli.arguments import (
     load_backend,
     path,
     print_json,
+    say_backend,
 )
 from kzoo.errors import InputError
 from kzoo.files import numbered
@@ -45,6 +46,7 @@ def _compare(options):
     from kzoo.studies.runner import run
     from kzoo.studies.workers import processes
 
+    say_backend(options)
     records = run(study, directory, at_once=processes() if platform() == "cpu" else None)
     page = report(directory)
     rows = table(records)
