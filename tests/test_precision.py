@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from kzoo.ops import linear_attention, softmax_attention
-from kzoo.ops.choice import compiling_for
+from kzoo.ops.context import compiling_for
 from kzoo.ops.cross_entropy import cross_entropy
 from kzoo.ops.feature_maps import NAMES
 from kzoo.training.compile_only import target
