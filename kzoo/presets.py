@@ -191,7 +191,7 @@ def _undone():
     """Whether the compiler takes remat out again."""
     import keras
 
-    from kzoo.ops.choice import platform
+    from kzoo.ops.context import platform
 
     on_cpu = keras.backend.backend() == "jax" and platform() == "cpu"
     return on_cpu and _KEEPS_REMAT not in os.environ.get("XLA_FLAGS", "")

@@ -101,6 +101,47 @@ def test_imports_run_one_way(path):
     assert rooms - {here, "__version__"} <= BELOW[here]
 
 
+# Inside a package: what a file needs when it is imported, and what its functions import.
+KNOWN_CIRCLES = [{"kzoo.studies.runner", "kzoo.studies.workers"}]
+
+
+def module(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(graph):
+    """The sets of more than one module that each reach all of the set."""
+
+    def reached(start):
+        seen, ahead = set(), [start]
+        while ahead:
+            for name in graph[ahead.pop()] - seen:
+                seen.add(name)
+                ahead.append(name)
+        return seen
+
+    beyond = {name: reached(name) for name in graph}
+    found = {frozenset(m for m in beyond[name] if name in beyond[m]) for name in graph}
+    return [set(circle) for circle in found if circle]
+
+
+def test_no_circle_of_files():
+    modules = {module(path): path for path in FILES}
+
+    def file_of(name):
+        while name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {
+        name: {file_of(other) for other in imports(path) if other.startswith("kzoo.")} - {"kzoo"}
+        for name, path in modules.items()
+    }
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
+    assert [circle for circle in circles(graph) if circle not in KNOWN_CIRCLES] == []
+
+
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_rooms_load_no_keras(name):
     for path in FILES:

@@ -19,7 +19,7 @@ from kzoo.analysis import attention_spectrum
 from kzoo.config import checkpoint_bytes, count_parameters
 from kzoo.errors import InputError
 from kzoo.files import check_folder, found, read_json, reason, taken, write
-from kzoo.ops.choice import platform
+from kzoo.ops.context import platform
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read
 from kzoo.studies.study import measure
