@@ -3,7 +3,7 @@
 Plain Python over JSON, so that names and mistakes are answered without loading Keras.
 """
 
-from kzoo import masks, objectives
+from kzoo import masks, mixers, objectives
 from kzoo.errors import InputError, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain
 from kzoo.vocabulary import VOCABULARY_SIZE
@@ -65,7 +65,7 @@ CHOICES = {
     "positions": ("none", "learned", "sinusoidal", "rotary", "relative"),
     "normalization": ("layer_norm", "rms_norm"),
     "norm_placement": ("pre", "post"),
-    "activation": ("gelu", "gelu_tanh", "relu", "geglu", "geglu_tanh", "swiglu"),
+    "activation": tuple(mixers.ACTIVATIONS),
     "initialization": ("fan_in", "gpt2"),
     "prediction": ("next", "mask"),
     "tokenizer": ("bytes", "file"),
@@ -86,7 +86,6 @@ POSITIVE = (
 )
 MOST = {"num_layers": 10_000, "num_heads": 10_000}  # each has a mask of its own
 BOOLEAN = ("embedding_norm", "use_bias", "pooler", "tie_embeddings")
-GATED = ("geglu", "geglu_tanh", "swiglu")
 # What the backbone takes; the rest belongs to the task and its preprocessor.
 HEAD_FIELDS = ("output_transform", "output_scale", "prediction", "loss_rows")
 TASK_FIELDS = ("stack", "objective", "tokenizer", *HEAD_FIELDS, "config_version")
@@ -325,15 +324,10 @@ def count_parameters(config):
         >>> count_parameters(presets.config("gpt_nano"))
         124608
     """
-    d, f, v = (config[name] for name in ("hidden_dim", "intermediate_dim", "vocabulary_size"))
-    bias = config["use_bias"]
+    d, v = config["hidden_dim"], config["vocabulary_size"]
     norm = d if config["normalization"] == "rms_norm" else 2 * d
-    heads, kv_heads = (config[name] * config["head_dim"] for name in ("num_heads", "kv_heads"))
-    attention = (d + bias) * (heads + 2 * kv_heads) + (heads + bias) * d
-    if config["mechanism"] == "linear" and "hedgehog" in config["feature_map"]:
-        attention += 2 * heads * config["head_dim"]
-    inner = 2 if config["activation"] in GATED else 1
-    feed_forward = inner * (d + bias) * f + (f + bias) * d
+    attention = mixers.sequence_mixer(config).parameters()
+    feed_forward = mixers.channel_mixer(config).parameters()
     final_norm = norm if config["norm_placement"] == "pre" else 0
     relative = config["relative_buckets"] * config["num_heads"]
     relative *= config["positions"] == "relative"
@@ -342,7 +336,7 @@ def count_parameters(config):
     stacks = layers * own + final_norm + relative
     if config["stack"] != "single":
         stacks *= 1 if config["stack"] == "encoder_decoder_shared" else 2
-        stacks += layers * (attention + norm)  # the decoder's look at the encoder
+        stacks += layers * (attention + norm)  # the decoder's cross-attention
     embeddings = v * d * (1 if config["tie_embeddings"] else 2) + config["num_segments"] * d
     embeddings += config["max_sequence_length"] * d * (config["positions"] == "learned")
     embeddings += norm * config["embedding_norm"]

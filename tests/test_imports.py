@@ -27,12 +27,13 @@ BELOW = {
     "feature_maps": LEAVES | {"precision", "sequence"},
     "objectives": LEAVES,
     "encoder": LEAVES | {"objectives"},
-    "config": LEAVES | {"masks", "mechanisms", "objectives"},
+    "config": LEAVES | {"masks", "mechanisms", "mixers", "objectives"},
     "data": LEAVES | {"masks", "objectives", "encoder", "config"},
     "ops": LEAVES | {"sequence", "masks", "program_cache", "precision", "feature_maps"},
 }
 BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
-BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
+BELOW["mixers"] = LEAVES | {"mechanisms"}
+BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms", "mixers"}
 BELOW["models"] = BELOW["layers"] | {"layers", "objectives", "encoder", "config"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
@@ -46,7 +47,7 @@ KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 # Rooms that answer without Keras, so that names and mistakes are told at once.
 LIGHT = (
     *sorted(LEAVES),
-    *("precision", "masks", "feature_maps", "mechanisms"),
+    *("precision", "masks", "feature_maps", "mechanisms", "mixers"),
     *("objectives", "encoder", "config", "data", "presets", "cli"),
 )
 

@@ -144,18 +144,16 @@ def test_a_missing_field():
 
 
 def test_choices_are_what_layers_accept():
-    from kzoo import feature_maps
-    from kzoo.layers import attention, block, feed_forward, normalization
+    from kzoo import feature_maps, mixers
+    from kzoo.layers import block, feed_forward, normalization
 
-    assert config.CHOICES["mechanism"] == attention.MECHANISMS
     assert config.CHOICES["feature_map"] == feature_maps.names()
     whole = [name for name in feature_maps.names() if feature_maps.get(name).whole_sequence]
     assert config.WHOLE_SEQUENCE == tuple(whole)
     assert config.CHOICES["normalization"] == tuple(normalization.NORMALIZATIONS)
     assert config.CHOICES["norm_placement"] == block.NORM_PLACEMENTS
     assert config.CHOICES["activation"] == tuple(feed_forward.ACTIVATIONS)
-    gated = [name for name, (_, gates) in feed_forward.ACTIVATIONS.items() if gates]
-    assert config.GATED == tuple(gated)
+    assert [*mixers.ACTIVATIONS] == [*feed_forward.ACTIVATIONS]
 
 
 def test_load_builds_what_the_config_says(caplog):

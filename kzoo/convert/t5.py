@@ -1,6 +1,6 @@
 """T5 1.0 (Raffel et al. 2020, arXiv:1910.10683) and 1.1 (Shazeer 2020, arXiv:2002.05202)."""
 
-from kzoo.config import GATED
+from kzoo import mixers
 from kzoo.convert.family import ACTIVATIONS, Family, choose, dense, one, renamed, require, take
 
 SIZES = {
@@ -117,7 +117,7 @@ def _rows(c):
                 rows += _attention(f"{ours}/cross_attention", f"{theirs}.1.EncDecAttention")
             last = f"{theirs}.{2 if stack == 'decoder' else 1}"
             rows += _rms_norm(f"{ours}/feed_forward_norm", f"{last}.layer_norm")
-            gated = c["activation"] in GATED
+            gated = mixers.ACTIVATIONS[c["activation"]]
             inner = {"gate": "wi_0", "intermediate": "wi_1"} if gated else {"intermediate": "wi"}
             for part, name in inner.items():
                 their_dense = f"{last}.DenseReluDense.{name}"

@@ -3,9 +3,10 @@
 import keras
 from keras import activations
 
+from kzoo import mixers
 from kzoo.errors import unknown
 from kzoo.layers.initializers import by_token, dense
-from kzoo.ops.rows import by_rows
+from kzoo.ops.batch_axis import split_by_example
 
 
 def _gelu(x):
@@ -16,14 +17,14 @@ def _gelu_tanh(x):
     return activations.gelu(x, approximate=True)
 
 
-# Name -> (function, whether it gates a second projection).
+# Whether a name gates a second projection stands in `kzoo.mixers.ACTIVATIONS`.
 ACTIVATIONS = {
-    "gelu": (_gelu, False),
-    "gelu_tanh": (_gelu_tanh, False),
-    "relu": (activations.relu, False),
-    "geglu": (_gelu, True),
-    "geglu_tanh": (_gelu_tanh, True),
-    "swiglu": (activations.silu, True),
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": activations.relu,
+    "geglu": _gelu,
+    "geglu_tanh": _gelu_tanh,
+    "swiglu": activations.silu,
 }
 
 
@@ -62,7 +63,8 @@ class FeedForward(keras.layers.Layer):
         self.use_bias = use_bias
         self.stddev = stddev and tuple(stddev)
         self.seed = seed
-        self.function, self.gated = ACTIVATIONS[activation]
+        self.function = ACTIVATIONS[activation]
+        self.gated = mixers.ACTIVATIONS[activation]
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -83,7 +85,7 @@ class FeedForward(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def call(self, inputs):
-        return by_rows(by_token(self._transformed, inputs))
+        return split_by_example(by_token(self._transformed, inputs))
 
     def _transformed(self, inputs):
         x = self.intermediate(inputs)

@@ -49,7 +49,7 @@ class Head(keras.layers.Layer):
         super().__init__(**kwargs)
         self.embedding = embedding
         self.transform = transform
-        self.function = ACTIVATIONS[activation][0]
+        self.function = ACTIVATIONS[activation]
         self.normalization = normalization
         self.epsilon = epsilon
         self.stddev = stddev

@@ -1,13 +1,13 @@
-"""Rows of a batch on many devices."""
+"""The batch axis on many devices."""
 
 import keras
 
 
-def by_rows(x):
-    """The same tensor, split by rows over the mesh axis "data" where there is one.
+def split_by_example(x):
+    """The same tensor, split by examples over the mesh axis "data" where there is one.
 
     Where parameters are split over "data" too, XLA might rather split the features of what they
-    are multiplied with, and have every device compute all rows.
+    are multiplied with, and have every device compute all examples.
 
     Args:
         x: a tensor [batch, ...]; one that does not divide is left alone.
