@@ -9,42 +9,29 @@ devices need no table of their own: a mixer of another kind is one class here an
 import dataclasses
 from typing import ClassVar
 
-from kzoo import mechanisms
+from kzoo import mechanisms, names
 from kzoo.mechanisms import HeadSizes, Mechanism
 
 DATA, MODEL = "data", "model"  # the axes of a mesh of devices
-# Name -> whether it gates a second projection.
-ACTIVATIONS = {
-    "gelu": False,
-    "gelu_tanh": False,
-    "relu": False,
-    "geglu": True,
-    "geglu_tanh": True,
-    "swiglu": True,
-}
 
 
 def sequence_mixer(config):
     """The `Attention` of every block of a complete config."""
-    heads = (config[name] for name in ("num_heads", "kv_heads", "head_dim"))
-    mechanism = mechanism_of(config)
-    return Attention(config["hidden_dim"], HeadSizes(*heads), mechanism, config["use_bias"])
+    heads = HeadSizes(config.num_heads, config.kv_heads, config.head_dim)
+    return Attention(config.hidden_dim, heads, mechanism_of(config), config.use_bias)
 
 
 def channel_mixer(config):
     """The `FeedForward` of every block of a complete config."""
-    names = ("hidden_dim", "intermediate_dim", "activation", "use_bias")
-    return FeedForward(*(config[name] for name in names))
+    sizes = config.hidden_dim, config.intermediate_dim
+    return FeedForward(*sizes, config.activation, config.use_bias)
 
 
 def mechanism_of(config):
     """The `Mechanism` of a complete config."""
-    mechanism, fields = config["mechanism"], {}
-    if mechanism == "linear":
-        fields = {"feature_map": config["feature_map"]}
-    elif mechanism == "softmax":
-        fields = {"scale": config["attention_scale"]}
-    return mechanisms.with_fields(mechanism, **fields)
+    if config.mechanism == "linear":
+        return mechanisms.with_fields("linear", feature_map=config.feature_map)
+    return mechanisms.with_fields("softmax", scale=config.attention_scale)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +97,7 @@ class FeedForward:
     Attributes:
         width: of a token.
         intermediate_dim: size of the inner layer.
-        activation: a name of `ACTIVATIONS`.
+        activation: a name of `kzoo.names.ACTIVATIONS`.
         use_bias: whether projections have biases.
         sharding: as of `Attention`.
     """
@@ -139,7 +126,7 @@ class FeedForward:
 
     @property
     def _projections(self):
-        return 1 + ACTIVATIONS[self.activation]
+        return 1 + names.ACTIVATIONS[self.activation].gated
 
 
 def sharding():

@@ -12,11 +12,13 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kzoo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room and what it may import, one way: a room sees what stands on a line above it.
-LEAVES = {"errors", "files", "registry", "values", "vocabulary"}
+LEAVES = {"errors", "files", "migrations", "names", "registry", "values", "vocabulary"}
 BELOW = {
     "errors": set(),
     "values": set(),
     "files": {"errors"},
+    "names": set(),
+    "migrations": {"errors"},
     "registry": {"errors", "values"},
     "program_cache": set(),
     "precision": set(),
@@ -33,8 +35,8 @@ BELOW = {
 }
 BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
 BELOW["mixers"] = LEAVES | {"mechanisms"}
-BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms", "mixers"}
-BELOW["models"] = BELOW["layers"] | {"layers", "objectives", "encoder", "config"}
+BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
+BELOW["models"] = BELOW["layers"] | {"layers", "mixers", "objectives", "encoder", "config"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}

@@ -166,7 +166,7 @@ def test_linear_attention_streams():
         part, state = layer(x[:, t : t + 1], **step)
         parts.append(numpy(part))
     np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-5)
-    with pytest.raises(ValueError, match="only linear attention has a state"):
+    with pytest.raises(ValueError, match="a state needs a mechanism that has one"):
         layers.SoftmaxAttention(HEADS, 4)(x, return_state=True)
 
 

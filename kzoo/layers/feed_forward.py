@@ -3,9 +3,9 @@
 import keras
 from keras import activations
 
-from kzoo import mixers
 from kzoo.errors import unknown
 from kzoo.layers.initializers import by_token, dense
+from kzoo.names import ACTIVATIONS
 from kzoo.ops.batch_axis import split_by_example
 
 
@@ -17,14 +17,12 @@ def _gelu_tanh(x):
     return activations.gelu(x, approximate=True)
 
 
-# Whether a name gates a second projection stands in `kzoo.mixers.ACTIVATIONS`.
-ACTIVATIONS = {
+# The functions that `kzoo.names.ACTIVATIONS` names.
+FUNCTIONS = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "relu": activations.relu,
-    "geglu": _gelu,
-    "geglu_tanh": _gelu_tanh,
-    "swiglu": activations.silu,
+    "silu": activations.silu,
 }
 
 
@@ -63,8 +61,8 @@ class FeedForward(keras.layers.Layer):
         self.use_bias = use_bias
         self.stddev = stddev and tuple(stddev)
         self.seed = seed
-        self.function = ACTIVATIONS[activation]
-        self.gated = mixers.ACTIVATIONS[activation]
+        self.function = FUNCTIONS[ACTIVATIONS[activation].function]
+        self.gated = ACTIVATIONS[activation].gated
         self.supports_masking = True
 
     def build(self, input_shape):

@@ -3,9 +3,10 @@
 import keras
 from keras import ops
 
-from kzoo.layers.feed_forward import ACTIVATIONS
+from kzoo.layers.feed_forward import FUNCTIONS
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.normalization import norm
+from kzoo.names import ACTIVATIONS
 from kzoo.precision import float32_products
 
 
@@ -49,7 +50,7 @@ class Head(keras.layers.Layer):
         super().__init__(**kwargs)
         self.embedding = embedding
         self.transform = transform
-        self.function = ACTIVATIONS[activation]
+        self.function = FUNCTIONS[ACTIVATIONS[activation].function]
         self.normalization = normalization
         self.epsilon = epsilon
         self.stddev = stddev

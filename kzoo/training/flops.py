@@ -4,6 +4,7 @@ import collections
 import itertools
 
 from kzoo import masks, mixers
+from kzoo.config import get
 
 
 def count_flops(config):
@@ -26,16 +27,16 @@ def count_flops(config):
         >>> count_flops(kzoo.presets.config("gpt_nano"))
         {'matmul': 15728640, 'attention': 1064960}
     """
-    time, layers = config["max_sequence_length"], config["num_layers"]
-    stacks = [masks.per_layer(config["mask"], layers)]
-    if config["stack"] != "single":  # the decoder attends to itself, and to the encoder
+    config = get(config)
+    time, layers = config.max_sequence_length, config.num_layers
+    stacks = [masks.per_layer(config.mask, layers)]
+    if config.stack != "single":  # the decoder attends to itself, and to the encoder
         stacks += [[masks.causal()] * layers, [masks.bidirectional()] * layers]
     mixer, flops = mixers.sequence_mixer(config), collections.Counter()
     for mask in itertools.chain(*stacks):
-        flops.update(mixer.flops(time, mask.per_head(config["num_heads"])))
-    feed_forwards = layers * (1 if config["stack"] == "single" else 2)
-    for _ in range(feed_forwards):
+        flops.update(mixer.flops(time, mask.per_head(config.num_heads)))
+    for _ in range(layers * (1 if config.stack == "single" else 2)):
         flops.update(mixers.channel_mixer(config).flops(time))
-    d = config["hidden_dim"]
-    output = d * config["vocabulary_size"] + d * d * config["output_transform"]
+    d = config.hidden_dim
+    output = d * config.vocabulary_size + d * d * config.output_transform
     return {"matmul": flops["matmul"] + 2 * output * time, "attention": flops["attention"]}
