@@ -67,7 +67,6 @@ class Mechanism(Part):
         orders_only: whether it follows orders alone (`kzoo.masks.Order`), not any mask of pairs.
         takes_bias: whether a bias is added to scores of its own (relative positions).
         exports_to_tensorflow: whether its program can be exported by the TensorFlow backend.
-        kernels: the names of the kernels that compute it, as in `kzoo.layers.kernels`.
         sharding: of its variables and of the kernels and biases of its projections: the end of
             the path below the attention, a regular expression, to the mesh axes ("model", "data"
             or None) of the dimensions. What is not named is whole on every device.
@@ -76,7 +75,6 @@ class Mechanism(Part):
     orders_only: ClassVar[bool] = False
     takes_bias: ClassVar[bool] = False
     exports_to_tensorflow: ClassVar[bool] = True
-    kernels: ClassVar[tuple[str, ...]] = ("dense",)
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
 
     # What it says of itself, without Keras ---------------------------------------------------
@@ -178,7 +176,7 @@ class Mechanism(Part):
             bias: floats [batch or 1, num_heads or 1, query_time, key_time], if it `takes_bias`.
             initial_state: the state that an earlier call returned, batch first.
             return_state: whether to return the output and the state.
-            implementation: one of its `kernels`, or `"auto"`.
+            implementation: a kernel by name (`kzoo.ops.dispatch`), or `"auto"`.
             **sequence: `padding_mask`, `source_mask`, `key_padding_mask` and `query_offset`, as in
                 `Mask.dense`; those that are given.
 
@@ -193,15 +191,15 @@ class Mechanism(Part):
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
     def kernel(self, sizes, shape, platform):
-        """The name of the kernel that computes a call of this shape.
+        """The name of the kernel that computes a call of this shape; by default the mechanism's.
 
         Args:
             sizes: a `HeadSizes`.
             shape: a dict of `query_time`, `key_time`, `mask`, `padded`, `same_sequence`, `bias` and
-                `dtype`, as in `kzoo.ops.choice.Shape`.
+                `dtype`, as in `kzoo.ops.dispatch.Spec`.
             platform: `"cpu"`, `"gpu"` or `"tpu"`.
         """
-        return self.kernels[0]
+        return self.name
 
     # Decoding --------------------------------------------------------------------------------
 
@@ -364,14 +362,13 @@ def masks_of(sequence, mask):
 
 
 def dispatched(name, sizes, shape, platform):
-    """`Mechanism.kernel` of a mechanism that `kzoo.ops` computes."""
-    import keras
+    """`Mechanism.kernel` of a mechanism that kernels of `kzoo.ops` compute."""
+    from kzoo.ops.context import here
+    from kzoo.ops.dispatch import Spec, kernel_for
 
-    from kzoo.ops.choice import Shape, kernel_for
-
-    dim = sizes.head_dim
-    shape = Shape(num_heads=sizes.num_heads, dim=dim, value_dim=dim, **shape)
-    return kernel_for(name, shape, keras.backend.backend(), platform)
+    heads = {"num_heads": sizes.num_heads, "kv_heads": sizes.kv_heads}
+    dims = {"dim": sizes.head_dim, "value_dim": sizes.head_dim}
+    return kernel_for(name, Spec(**heads, **dims, **shape, **{**here(), "platform": platform}))
 
 
 def _those(word):

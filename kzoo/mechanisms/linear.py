@@ -21,7 +21,6 @@ class Linear(Mechanism):
     feature_map: FeatureMap = Elu1()
     name = "linear"
     orders_only = True
-    kernels = ("chunked", "native")
     exports_to_tensorflow = False
     sharding = {r"feature_map_\w+": ("model", None)}  # [heads · head_dim, features]
 

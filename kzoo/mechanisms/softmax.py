@@ -20,7 +20,6 @@ class Softmax(Mechanism):
     scale: float | None = None
     name = "softmax"
     takes_bias = True
-    kernels = ("dense", "native", "blockwise", "splash", "cudnn", "sdpa")
 
     def __post_init__(self):
         if self.scale is not None and not (is_number(self.scale) and self.scale > 0):
