@@ -330,10 +330,9 @@ class Config(HeadConfig, BackboneConfig):
                 "bytes and their special tokens need a vocabulary_size of "
                 f"{VOCABULARY_SIZE} or more. Received: {self.vocabulary_size}"
             )
-        check_stack(self.stack, self.objective)
         if self.stack != "single":
             check_two_stacks(self)
-        check_objective(self.mask, self.objective)
+        objectives.check(self.stack, self.mask, self.objective)
 
 
 def get(spec):
@@ -400,59 +399,14 @@ def _check_mechanism(config):
         )
 
 
-def check_stack(stack, objective):
-    """`InputError` unless the stack suits the objective."""
-    two = stack != "single"
-    if two != (objective.task == "Seq2SeqLM"):
-        right = "'seq2seq'" if two else "'causal_lm', 'continuation' or 'masked_lm'"
-        raise InputError(
-            f"the stack {stack!r} takes the objective {right}. "
-            f"Received: objective={objective.get_config()!r}"
-        )
-
-
 def check_two_stacks(config):
-    """`InputError` for what an encoder and a decoder have no place for."""
-    mask = config.mask
-    if mask.needs_source:
-        raise InputError(
-            "the mask is the encoder's, which holds the source alone; use 'bidirectional' for a "
-            f"prefix. Received: mask={mask.get_config()!r}"
-        )
+    """`InputError` for what an encoder and a decoder cannot have."""
+    objectives.check_two_stacks(config)
     name = _map_name(config.feature_map)
     if config.mechanism == "linear" and name in WHOLE_SEQUENCE:
         raise InputError(
             f"the feature map {name!r} normalises keys over time; it needs a bidirectional mask, "
             f"which a decoder has not. Received: feature_map={config.feature_map!r}"
-        )
-    for field in ("num_segments", "pooler"):
-        if getattr(config, field):
-            raise InputError(
-                f"only a single stack has {field}. Received: {field}={getattr(config, field)!r}"
-            )
-
-
-def check_objective(mask, objective):
-    """`InputError` if the mask would show the objective its answer, or lacks its source.
-
-    A leak test does not catch the first: such a mask allows what it shows.
-    """
-    try:
-        spec = mask.get_config()
-    except InputError:  # a custom mask has no JSON
-        spec = mask
-    received = f"Received: mask={spec!r} with objective={objective.get_config()!r}"
-    two_stacks = objective.task == "Seq2SeqLM"  # then the mask is the encoder's
-    if objective.next_token and not two_stacks and not mask.autoregressive:
-        raise InputError(
-            "this mask would show a next-token loss its answer; every head and layer must be "
-            f"causal or prefix, or the objective 'masked_lm'. {received}"
-        )
-    scores_source = getattr(objective, "score", None) == "all"
-    if mask.needs_source and (not objective.has_source or scores_source):
-        raise InputError(
-            "a prefix mask shows the source whole, so only its continuation can be scored; "
-            f"use the objective 'continuation', or the mask 'causal'. {received}"
         )
 
 

@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from kzoo import migrations, objectives
 from kzoo.config import BackboneConfig, Config, HeadConfig, tokenizer_kind
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json, whole_folder
@@ -166,7 +167,7 @@ def build(complete, dtype=None, tokenizer=None, remat="none", head_dtype=None):
     from kzoo import models
 
     config = Config.get(complete)
-    task = getattr(models, config.objective.task)
+    task = getattr(models, objectives.task_name(config.stack, config.objective))
     of_backbone = {**vars(config.part(BackboneConfig)), "dtype": dtype, "remat": remat}
     if config.stack == "single":
         backbone = models.SingleStackBackbone(**of_backbone)
@@ -240,12 +241,13 @@ def _saved_config(directory):
     names = (*HeadConfig.field_names(), "objective")
     try:
         backbone = task["config"]["backbone"]["config"]
-        return {
+        saved = {
             **{field: backbone[field] for field in BackboneConfig.field_names()},
             **{field: task["config"][field] for field in names},
             "stack": _STACKS[backbone.get("shared")],
             "tokenizer": _saved_tokenizer_kind(directory, backbone["vocabulary_size"]),
         }
+        return migrations.config(saved)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{TASK_FILE} is as `save` wrote it, with every field of a config; save the model "

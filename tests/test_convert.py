@@ -267,7 +267,7 @@ def test_a_bert_without_its_head_and_one_with_its_pooler(tmp_path):
 def test_other_masks_and_objectives_keep_all_weights(ours, folders):
     for name, overrides in {
         "bert": {"mask": {"heads": ["causal", "reversed"]}},
-        "gpt2": {"mask": "prefix", "objective": "continuation"},
+        "gpt2": {"mask": "prefix", "objective": "prefix_lm"},
         "t5": {"mask": {"layers": ["causal", "reversed"]}},
     }.items():
         changed = presets.load(folders[name], **overrides)
@@ -414,7 +414,7 @@ def test_a_bert_without_its_head_is_exported_as_one(tmp_path):
 @pytest.mark.parametrize(
     "overrides, said",
     [
-        ({"mask": "prefix", "objective": "continuation"}, "gpt2: mask is 'causal' there"),
+        ({"mask": "prefix", "objective": "prefix_lm"}, "gpt2: mask is 'causal' there"),
         ({"mechanism": "linear"}, "mechanism is 'softmax' there"),
         ({"normalization": "layer_norm", "num_segments": 2}, "num_segments is 0 there"),
     ],

@@ -40,7 +40,7 @@ BERT = {
 UNILM = {
     **BERT,
     "mask": "prefix",
-    "objective": "continuation",
+    "objective": "prefix_lm",
     "prediction": "mask",
     "num_segments": 6,
 }
@@ -48,7 +48,7 @@ T5 = {
     **COMMON,
     "head_dim": 3,
     "mask": "bidirectional",
-    "objective": "seq2seq",
+    "objective": "prefix_lm",
     "stack": "encoder_decoder",
     "positions": "relative",
     "relative_buckets": 8,
@@ -212,7 +212,7 @@ REFUSED = [
     ("gpt2", {"embedding_norm": True}, "embedding_norm is False"),
     ("gpt2", {"num_segments": 2}, "num_segments is 0"),
     ("gpt2", {"pooler": True}, "pooler is False"),
-    ("gpt2", {"mask": "prefix", "objective": "continuation"}, "mask is 'causal'"),
+    ("gpt2", {"mask": "prefix", "objective": "prefix_lm"}, "mask is 'causal'"),
     ("gpt2", {"prediction": "mask"}, "prediction is 'next'"),
     ("bert", {"tie_embeddings": False, "output_transform": False}, "tie_embeddings is True"),
     ("bert", {"num_segments": 0}, "num_segments is 1"),

@@ -26,7 +26,7 @@ needs_shakespeare = pytest.mark.skipif(
     not SHAKESPEARE.exists(), reason="tiny Shakespeare is not beside the project"
 )
 
-OBJECTIVES = ["causal_lm", "continuation", {"continuation": {"score": "all"}}, "masked_lm"]
+OBJECTIVES = ["causal_lm", "prefix_lm", {"prefix_lm": {"score": "all"}}, "masked_lm"]
 
 
 def config(objective="causal_lm", mask="causal", length=64, **fields):
@@ -131,8 +131,8 @@ def test_arms_get_the_same_batches_but_for_the_source_mask(prose, objective):
 
 
 def test_arms_that_train_on_all_tokens_are_measured_on_the_targets(prose):
-    targets = load(prose, "continuation", mask="prefix")
-    everything = load(prose, {"continuation": {"score": "all"}}, mask="prefix")
+    targets = load(prose, "prefix_lm", mask="prefix")
+    everything = load(prose, {"prefix_lm": {"score": "all"}}, mask="prefix")
     assert all(same(targets.valid[k], everything.valid[k]) for k in range(len(targets.valid)))
     (x, y, some), (x_all, y_all, more) = targets.train[0], everything.train[0]
     assert same((x, y), (x_all, y_all)) and (more >= some).all() and more.sum() > some.sum()
@@ -324,7 +324,7 @@ def test_copying():
     assert set("".join(source for source, _ in rows)) == set(synthetic.SYMBOLS)
     assert len(set(synthetic.SYMBOLS)) == 32
 
-    splits = load("synthetic:copy", "continuation", mask="prefix", batch_size=32)
+    splits = load("synthetic:copy", "prefix_lm", mask="prefix", batch_size=32)
     x, y, weight = splits.train[0]
     assert x["token_ids"].shape == (32, 34)  # BOS, 16, SEP, 16
     assert (x["token_ids"][:, 1:17] == x["token_ids"][:, 18:]).all()
@@ -335,8 +335,8 @@ def test_copying():
 def test_pairs_come_in_two_forms():
     pairs = [(f"{i}+{i}", f"{2 * i}") for i in range(40)]
     prompts, responses = (list(column) for column in zip(*pairs, strict=True))
-    as_pairs = load(pairs, "continuation", mask="prefix")
-    as_dict = load({"prompts": prompts, "responses": responses}, "continuation", mask="prefix")
+    as_pairs = load(pairs, "prefix_lm", mask="prefix")
+    as_dict = load({"prompts": prompts, "responses": responses}, "prefix_lm", mask="prefix")
     assert same(as_pairs.train[0], as_dict.train[0])
     assert as_pairs.facts == as_dict.facts
     x, _, _ = as_pairs.train[0]
@@ -375,7 +375,7 @@ def test_rows_that_are_cut_are_counted(caplog):
         ({"prompts": ["a"], "response": ["b"]}, {}, "['prompts', 'response']"),
         ({"prompts": ["a"], "responses": []}, {}, "1 prompts, 0 responses"),
         (3, {}, "Received: int"),
-        (["ab", "c", "de"] * 9, {"objective": "continuation", "batch_size": 1}, "a row of 1"),
+        (["ab", "c", "de"] * 9, {"objective": "prefix_lm", "batch_size": 1}, "a text of 1"),
         (["only one"], {"batch_size": 1}, "Received: 1 rows"),
         (["a", "b", "c"], {}, "batch_size of at most 2"),
         ("synthetic:copy", {"valid": 0}, "Received: 0"),

@@ -117,7 +117,7 @@ def test_a_distribution_over_devices_that_are_not_there():
     ids=str,
 )
 def test_what_a_mesh_does_not_divide(overrides, model, said):
-    objective = "continuation" if "mask" in overrides else "causal_lm"
+    objective = "prefix_lm" if "mask" in overrides else "causal_lm"
     fields = {**presets.config("gpt_nano", objective=objective, **overrides)}
     with pytest.raises(InputError) as caught:
         config.check_split(fields, model)

@@ -80,8 +80,8 @@ def test_overrides():
     assert presets.config("bert_base")["num_layers"] == 12  # the preset itself is untouched
     assert presets.config("bert_base", mask="half_heads")["mask"] == complete["mask"]
     assert presets.config("bert_base", mask=masks.half_heads())["mask"] == complete["mask"]
-    score = {"continuation": {"score": "targets"}}
-    assert presets.config("unilm_nano", objective=score)["objective"] == "continuation"
+    score = {"prefix_lm": {"score": "targets"}}
+    assert presets.config("unilm_nano", objective=score)["objective"] == "prefix_lm"
     assert presets.config("gpt_nano", hidden_dim=48)["head_dim"] == 12
     assert presets.config("gpt_nano", head_dim=10)["head_dim"] == 10
     assert presets.config("gpt_nano", kv_heads=2)["kv_heads"] == 2
@@ -108,7 +108,7 @@ def test_overrides():
         ("gpt_nano", {"mask": "casual"}, "did you mean 'causal'?"),
         ("gpt_nano", {"objective": "causal_ml"}, "did you mean 'causal_lm'?"),
         ("gpt_nano", {"mask": "bidirectional"}, "would show a next-token loss its answer"),
-        ("gpt_nano", {"mask": "prefix"}, "use the objective 'continuation'"),
+        ("gpt_nano", {"mask": "prefix"}, "use the objective 'prefix_lm'"),
         ("bert_nano", {"num_heads": 5}, "the nearest is 4"),
         ("bert_nano", {"num_heads": 0}, "positive integer"),
         ("bert_nano", {"num_heads": True}, "positive integer"),

@@ -19,7 +19,7 @@ LINES = "".join(f"{i * 7919:x} {SECRET} \u00e9t\u00e9 {i * 104729:x}\n" for i in
 
 def refused(source):
     """The message, which is one line and shows nothing of the data."""
-    config = {"max_sequence_length": 32, "mask": "prefix", "objective": "continuation"}
+    config = {"max_sequence_length": 32, "mask": "prefix", "objective": "prefix_lm"}
     with pytest.raises(InputError) as error:
         data.load(source, config, batch_size=2)
     message = str(error.value)
@@ -202,8 +202,8 @@ def test_what_is_not_rows_of_text_is_named_and_not_shown(source, words):
 
 
 def test_an_empty_prompt_is_a_prompt():
-    for objective, mask in (("continuation", "prefix"), ("seq2seq", "bidirectional")):
-        config = {"max_sequence_length": 32, "mask": mask, "objective": objective}
+    for stack, mask in (("single", "prefix"), ("encoder_decoder", "bidirectional")):
+        config = {"max_sequence_length": 32, "mask": mask, "stack": stack, "objective": "prefix_lm"}
         splits = data.load([("", row) for row in ROWS], config, batch_size=2)
         _, y, weight = splits.train[0]
         assert (weight.sum(1) >= len(SECRET) + 2).all() and np.isfinite(y).all()

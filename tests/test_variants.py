@@ -62,7 +62,7 @@ def test_presets_both_ways(family, tmp_path):
 def test_saved_weights_serve_another_mask_and_objective(tmp_path):
     gpt = load("gpt")
     presets.save(gpt, tmp_path)
-    unilm = presets.load(tmp_path, mask="prefix", objective="continuation")
+    unilm = presets.load(tmp_path, mask="prefix", objective="prefix_lm")
     bert = presets.load(tmp_path, mask="half_heads", objective="masked_lm")
     assert isinstance(bert, keras_hub.models.MaskedLM)
     for model in (unilm, bert):

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 
+from kzoo import migrations
 from kzoo.cli.arguments import (
     add_command,
     add_overrides,
@@ -202,7 +203,8 @@ def _settings(options, config, splits):
 def _finished(out, settings):
     """The result of a run that has come to its end, with a word on what can be done now."""
     run = read_json(out / RUN_FILE)
-    other = list(differences(run.get("settings"), json.loads(json.dumps(settings))))
+    before, now = migrations.record(run.get("settings")), json.loads(json.dumps(settings))
+    other = list(differences(before, now))
     if other:
         raise InputError(
             f"the output folder holds a finished run of other settings: {'; '.join(other)}. Name "

@@ -206,7 +206,7 @@ def _t5_config(backbone):
         "max_sequence_length": 512,
         "stack": "encoder_decoder",
         "mask": "bidirectional",
-        "objective": "seq2seq",
+        "objective": "prefix_lm",
         "positions": "relative",
         "normalization": "rms_norm",
         "activation": activations[key],

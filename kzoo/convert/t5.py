@@ -51,7 +51,7 @@ def _read_config(config, names):
         "max_sequence_length": config.get("n_positions", 512),
         "stack": "encoder_decoder",
         "mask": "bidirectional",
-        "objective": "seq2seq",
+        "objective": "prefix_lm",
         "positions": "relative",
         "relative_buckets": config.get("relative_attention_num_buckets", 32),
         "relative_distance": config.get("relative_attention_max_distance", 128),

@@ -14,6 +14,7 @@ from kzoo.data import sources, splits, text
 from kzoo.data.batches import Batches
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
+from kzoo.objectives.layouts import layout
 from kzoo.values import is_count, is_number
 
 log = logging.getLogger("kzoo")
@@ -180,11 +181,11 @@ def _encoder(model_or_config, config):
             "data for a model with a file's tokenizer, or with segments, is made for the model "
             f"itself, loaded with its tokenizer. Received: {model_or_config!r:.80}"
         )
+    source_mask = masks.get(config["mask"]).needs_source
     return Encoder(
         objectives.get(config["objective"]),
+        layout(config.get("stack", "single"), source_mask, preprocessor and preprocessor.segments),
         preprocessor.tokenizer if from_file else Bytes,
-        masks.get(config["mask"]).needs_source,
-        preprocessor and preprocessor.segments,
     )
 
 
@@ -212,7 +213,7 @@ class _Rows(NamedTuple):
 
 def _split_text(corpus, length, valid, encoder):
     """Windows of a text's two parts; the row length; no row is cut; facts of the split."""
-    size = encoder.objective.window(length, encoder.vocabulary)
+    size = encoder.window(length)
     in_bytes = encoder.tokenizer is Bytes
 
     def rows(part):
@@ -244,7 +245,7 @@ def _split_rows(corpus, length, valid, encoder):
     if paired:
         sources = encoder.tokens(source for source, _ in corpus.rows)
 
-    needed = np.array([encoder.row_length(*row) for row in zip(sources, targets, strict=True)])
+    needed = np.array([encoder.example_length(*row) for row in zip(sources, targets, strict=True)])
     cut = int((needed > length).sum())
     if cut:
         log.warning("%d of %d rows are longer than %d tokens and are cut", cut, len(needed), length)

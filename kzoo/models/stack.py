@@ -4,7 +4,7 @@ import keras
 import keras_hub
 from keras import ops
 
-from kzoo import feature_maps, masks
+from kzoo import masks
 from kzoo.config import BackboneConfig, check_split
 from kzoo.errors import InputError
 from kzoo.layers import (

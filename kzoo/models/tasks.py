@@ -4,8 +4,8 @@ import keras
 import keras_hub
 import numpy as np
 
-from kzoo import objectives
-from kzoo.config import BackboneConfig, Config, HeadConfig, check_objective, tokenizer_kind
+from kzoo import migrations, objectives
+from kzoo.config import BackboneConfig, Config, HeadConfig, tokenizer_kind
 from kzoo.errors import InputError, unknown
 from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
@@ -64,14 +64,7 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.objective = objectives.get(objective or self.default_objective)
-        if self.objective.task != type(self).__name__:
-            valid = [
-                name
-                for name in ("causal_lm", "continuation", "seq2seq", "masked_lm")
-                if objectives.get(name).task == type(self).__name__
-            ]
-            raise unknown(f"objective of {type(self).__name__}", self.objective.name, valid)
-        check_objective(backbone.mask, self.objective)
+        self._check_objective(backbone)
         self._gives_hidden = self._told_of_bytes = False
         self._distribution = None
         head = head or Head(
@@ -96,6 +89,18 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
         if keras.backend.backend() == "torch":
             # keras-hub hides them from torch, and DistributedDataParallel would find no parameters.
             self.add_module("torch_parameters", self.torch_params)
+
+    def _check_objective(self, backbone):
+        objectives.check(backbone.stack_name, backbone.mask, self.objective)
+        task = type(self).__name__
+        if objectives.task_name(backbone.stack_name, self.objective) != task:
+            every = map(objectives.get, objectives.names())
+            valid = [x.name for x in every if objectives.task_name(backbone.stack_name, x) == task]
+            raise unknown(f"objective of {task}", self.objective.name, valid)
+
+    @classmethod
+    def from_config(cls, config):
+        return super().from_config(migrations.config(config))
 
     def enable_lora(self, rank):
         """Train matrices of rank `rank` beside the query and value projections, and no other
@@ -171,7 +176,7 @@ class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, Pipelin
 
     backbone_cls = EncoderDecoderBackbone
     preprocessor_cls = Seq2SeqLMPreprocessor
-    default_objective = "seq2seq"
+    default_objective = "prefix_lm"
     rereads = True
 
     @staticmethod
@@ -209,7 +214,7 @@ class MaskedLM(_Task, keras_hub.models.MaskedLM, PipelineModel):
     def _score_rows(self, encoder, sources, target, complete):
         ((x, y, _),) = super()._score_rows(encoder, sources, target, complete)
         vocabulary = encoder.vocabulary
-        begins = 0 if sources is None else encoder.row_length(sources[0], target[:0], False)
+        begins = 0 if sources is None else encoder.example_length(sources[0], target[:0], False)
         hideable = vocabulary.is_text(y) & (np.arange(len(y)) >= begins)
         for position in np.flatnonzero(hideable):
             hidden = y.copy()
