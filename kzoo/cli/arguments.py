@@ -44,7 +44,8 @@ def add_overrides(command):
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="override a config field; VALUE is JSON or a bare word",
+        help="override a config field, or an option inside one "
+        "(mechanism.linear.feature_map=relu); VALUE is JSON or a bare word",
     )
 
 
@@ -60,20 +61,29 @@ def add_json(command, help):
 
 
 def overrides(settings):
-    """`["mask=causal", 'objective={"masked_lm": {"rate": 0.3}}']` as a dict."""
+    """`["mask=causal", "objective.masked_lm.rate=0.3"]` as a dict of fields.
+
+    Dots lead into JSON objects: `{"mask": "causal", "objective": {"masked_lm": {"rate": 0.3}}}`.
+    """
     fields = {}
     for setting in settings:
-        field, equals, value = setting.partition("=")
-        if not equals or not field:
+        path, equals, value = setting.partition("=")
+        *outer, last = path.split(".")
+        if not equals or not all([*outer, last]):
             raise InputError(f"--set takes FIELD=VALUE. Received: {setting!r}")
-        if field in fields:
-            raise InputError(f"--set gives a field once. Received: {field!r} twice")
+        inside = fields
+        for name in outer:
+            inside = inside.setdefault(name, {})
+            if not isinstance(inside, dict):
+                raise InputError(f"--set gives a field once. Received: {name!r} twice")
+        if last in inside:
+            raise InputError(f"--set gives a field once. Received: {path!r} twice")
         try:
-            fields[field] = parse_json(value)
+            inside[last] = parse_json(value)
         except InputError as error:
             raise InputError(f"{error}. Received: --set {setting!r}") from None
         except ValueError:
-            fields[field] = value
+            inside[last] = value
     return fields
 
 

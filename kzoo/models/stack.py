@@ -4,7 +4,7 @@ import keras
 import keras_hub
 from keras import ops
 
-from kzoo import masks
+from kzoo import masks, migrations
 from kzoo.config import BackboneConfig, check_split
 from kzoo.errors import InputError
 from kzoo.layers import (
@@ -176,7 +176,14 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
     def get_config(self):
         own = {"name": self.name, "trainable": self.trainable}
         how = {"remat": self.remat, "dtype": keras.dtype_policies.serialize(self.policies)}
-        return {**own, **self.config.get_config(), **how}
+        version = {"config_version": migrations.CONFIG_VERSION}
+        return {**own, **self.config.get_config(), **how, **version}
+
+    @classmethod
+    def from_config(cls, config):
+        config = migrations.config(config)
+        config.pop("config_version", None)
+        return super().from_config(config)
 
     @property
     def policies(self):
@@ -290,12 +297,12 @@ class Stack:
                 config.num_heads,
                 config.head_dim,
                 config.intermediate_dim,
-                mechanism=config.mechanism,
+                mechanism=config.mechanism.name,
                 mask=layer_mask,
-                feature_map=config.feature_map,
+                feature_map=getattr(config.mechanism, "feature_map", "elu1"),
                 kv_heads=config.kv_heads,
                 rotary=config.positions == "rotary",
-                scale=config.attention_scale,
+                scale=getattr(config.mechanism, "scale", None),
                 relative=relative,
                 identity_mix=config.identity_mix,
                 activation=config.activation,
