@@ -22,18 +22,32 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{message}. See `{self.prog} --help`")
 
+    def format_help(self):
+        """argparse's, with what the command does before its usage."""
+        description, self.description = self.description, None
+        try:
+            text = super().format_help()
+        finally:
+            self.description = description
+        formatter = self._get_formatter()
+        formatter.add_text(description)
+        return f"{formatter.format_help()}\n{text}"
 
-def add_command(commands, name, help, run, saved=None):
+
+def add_command(commands, name, help, run=None, saved=None, more=""):
     """A command's parser.
 
     Args:
         commands: what argparse's `add_subparsers` returned.
-        name, help: of the command.
-        run: called with the options.
+        name: of the command.
+        help: what it does, in a line: "list the presets".
+        run: called with the options; None for a command of commands.
         saved: called with the options where the command is ended from outside; it says in a
             sentence what has been saved. Commands that save nothing before their end have none.
+        more: sentences that its own help has besides.
     """
-    command = commands.add_parser(name, help=help, description=help)
+    description = f"{help[0].upper()}{help[1:]}. {more}"
+    command = commands.add_parser(name, help=help, description=description)
     command.set_defaults(run=run, saved=saved)
     return command
 
