@@ -11,7 +11,9 @@ from kzoo.layers.decoding import Decodes
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.keras_arguments import counted, narrowed, refuse
 from kzoo.mechanisms.base import Extras
-from kzoo.ops.batch_axis import split_by_example
+from kzoo.ops.context import here
+from kzoo.ops.dispatch import Spec
+from kzoo.ops.sharding import shard_batch
 from kzoo.values import is_count
 
 MASKS_OF_KEYS = ("key_padding_mask", "value_mask", "key_mask")
@@ -354,7 +356,7 @@ class Attention(Decodes, keras.layers.Layer):
     def _output(self, x):
         """What the heads gathered, [batch, time, heads, head_dim], projected."""
         x = ops.reshape(x, (*ops.shape(x)[:2], self.num_heads * self.head_dim))
-        return split_by_example(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
+        return shard_batch(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
 
     def get_config(self):
         return {
@@ -461,8 +463,8 @@ def kernels(model, batch_shape, platform):
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
 
     Returns:
-        A dict from the paths of the `Attention` layers to names of kernels (each mechanism's
-        `kernels`), with a padding mask.
+        A dict from the paths of the `Attention` layers to names of kernels, those of
+        `kzoo.ops.dispatch.kernels`, with a padding mask.
 
     Raises:
         InputError: for an unknown platform, or a shape that is none.
