@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import textwrap
 
-from kzoo import masks, mechanisms, migrations, names, objectives
+from kzoo import masks, mechanisms, migrations, mixers, names, objectives
 from kzoo.errors import InputError, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain
 from kzoo.vocabulary import VOCABULARY_SIZE
@@ -378,15 +378,10 @@ def count_parameters(config):
         124608
     """
     config = Config.get(config)
-    d, f, v = config.hidden_dim, config.intermediate_dim, config.vocabulary_size
-    bias = config.use_bias
+    d, v = config.hidden_dim, config.vocabulary_size
     norm = names.NORMALIZATIONS[config.normalization] * d
-    heads, kv_heads = config.num_heads * config.head_dim, config.kv_heads * config.head_dim
-    attention = (d + bias) * (heads + 2 * kv_heads) + (heads + bias) * d
-    sizes = mechanisms.HeadSizes(config.num_heads, config.kv_heads, config.head_dim)
-    attention += config.mechanism.parameters(sizes, d, bias)
-    inner = 1 + names.ACTIVATIONS[config.activation].gated
-    feed_forward = inner * (d + bias) * f + (f + bias) * d
+    attention = mixers.sequence_mixer(config).parameters()
+    feed_forward = mixers.channel_mixer(config).parameters()
     final_norm = norm if config.norm_placement == "pre" else 0
     relative = config.relative_buckets * config.num_heads
     relative *= config.positions == "relative"

@@ -238,11 +238,11 @@ def test_extending_in_parts_equals_one_pass(family, mechanism):
     def extend(cache, tokens, *where):
         tokens, *where = map(ops.convert_to_tensor, (tokens, *where))
         index, end = (0, *where) if len(where) == 1 else where
-        return model.backbone.extend(tokens, cache, index, end)
+        return model.backbone.decode(tokens, cache, index, end)
 
     extend = compiled(extend, model.backbone)
     begin = (ops.convert_to_tensor(x.astype("int32")) for x in (start, source_end))
-    got, cache = [], model.backbone.empty_cache(*begin, time)
+    got, cache = [], model.backbone.init_cache(*begin, time)
     # The first part has columns that stay free, whatever stands in them.
     hidden, cache = extend(cache, ids[:, :12], np.array([9, 9], "int32"))
     got.append(numpy(hidden)[:, :9])

@@ -67,7 +67,6 @@ class Mechanism(Part):
         orders_only: whether it follows orders alone (`kzoo.masks.Order`), not any mask of pairs.
         takes_bias: whether a bias is added to scores of its own (relative positions).
         exports_to_tensorflow: whether its program can be exported by the TensorFlow backend.
-        kernels: the names of the kernels that compute it, as in `kzoo.layers.kernels`.
         sharding: of its variables and of the kernels and biases of its projections: the end of
             the path below the attention, a regular expression, to the mesh axes ("model", "data"
             or None) of the dimensions. What is not named is whole on every device.
@@ -76,7 +75,6 @@ class Mechanism(Part):
     orders_only: ClassVar[bool] = False
     takes_bias: ClassVar[bool] = False
     exports_to_tensorflow: ClassVar[bool] = True
-    kernels: ClassVar[tuple[str, ...]] = ("dense",)
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
 
     # What it says of itself, without Keras ---------------------------------------------------
@@ -178,7 +176,7 @@ class Mechanism(Part):
             bias: floats [batch or 1, num_heads or 1, query_time, key_time], if it `takes_bias`.
             initial_state: the state that an earlier call returned, batch first.
             return_state: whether to return the output and the state.
-            implementation: one of its `kernels`, or `"auto"`.
+            implementation: the name of a kernel, or `"auto"`.
             **sequence: `padding_mask`, `source_mask`, `key_padding_mask` and `query_offset`, as in
                 `Mask.dense`; those that are given.
 
@@ -192,16 +190,16 @@ class Mechanism(Part):
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
-    def kernel(self, sizes, shape, platform):
-        """The name of the kernel that computes a call of this shape.
+    def kernel(self, spec):
+        """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 
         Args:
-            sizes: a `HeadSizes`.
-            shape: a dict of `query_time`, `key_time`, `mask`, `padded`, `same_sequence`, `bias` and
-                `dtype`, as in `kzoo.ops.choice.Shape`.
-            platform: `"cpu"`, `"gpu"` or `"tpu"`.
+            spec: the `kzoo.ops.dispatch.Spec` of the call.
         """
-        return self.kernels[0]
+        from kzoo.ops import dispatch
+
+        known = dispatch.kernels(self.name, spec.backend)
+        return dispatch.kernel_for(self.name, spec) if known else "ops"
 
     # Decoding --------------------------------------------------------------------------------
 
@@ -361,17 +359,6 @@ def masks_of(sequence, mask):
 
     source = ops.cast(sequence.in_source, "int32") if mask.needs_source else None
     return {"padding_mask": sequence.segment, "source_mask": source}
-
-
-def dispatched(name, sizes, shape, platform):
-    """`Mechanism.kernel` of a mechanism that `kzoo.ops` computes."""
-    import keras
-
-    from kzoo.ops.choice import Shape, kernel_for
-
-    dim = sizes.head_dim
-    shape = Shape(num_heads=sizes.num_heads, dim=dim, value_dim=dim, **shape)
-    return kernel_for(name, shape, keras.backend.backend(), platform)
 
 
 def _those(word):

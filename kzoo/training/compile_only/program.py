@@ -131,13 +131,13 @@ def decoding(model, config, target, batch):
         return pure
 
     def prefill(inputs):
-        hidden, cache = backbone.extend(
+        hidden, cache = backbone.decode(
             inputs["prompt"], model.begin(inputs), 0, None, inputs.get("segment_ids")
         )
         return head(hidden[:, -1:])[:, 0], cache
 
     def step(token, cache, index):
-        hidden, cache = backbone.extend(token, cache, index)
+        hidden, cache = backbone.decode(token, cache, index)
         return head(hidden)[:, 0], cache
 
     def kept(cache):
