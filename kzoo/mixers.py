@@ -18,20 +18,13 @@ DATA, MODEL = "data", "model"  # the axes of a mesh of devices
 def sequence_mixer(config):
     """The `Attention` of every block of a complete config."""
     heads = HeadSizes(config.num_heads, config.kv_heads, config.head_dim)
-    return Attention(config.hidden_dim, heads, mechanism_of(config), config.use_bias)
+    return Attention(config.hidden_dim, heads, config.mechanism, config.use_bias)
 
 
 def channel_mixer(config):
     """The `FeedForward` of every block of a complete config."""
     sizes = config.hidden_dim, config.intermediate_dim
     return FeedForward(*sizes, config.activation, config.use_bias)
-
-
-def mechanism_of(config):
-    """The `Mechanism` of a complete config."""
-    if config.mechanism == "linear":
-        return mechanisms.with_fields("linear", feature_map=config.feature_map)
-    return mechanisms.with_fields("softmax", scale=config.attention_scale)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -280,7 +280,7 @@ def test_other_masks_and_objectives_keep_all_weights(ours, folders):
 
 def test_new_parameters_are_named(folders, caplog):
     with caplog.at_level(logging.INFO, logger="kzoo"):
-        model = presets.load(folders["gpt2"], mechanism="linear", feature_map="hedgehog")
+        model = presets.load(folders["gpt2"], mechanism={"linear": {"feature_map": "hedgehog"}})
         presets.load(folders["gpt2"], mechanism="linear")
         presets.load(folders["gpt2"], num_layers=3, num_segments=2)
     new = [line for line in caplog.messages if line.startswith("new parameters")]

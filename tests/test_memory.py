@@ -67,7 +67,7 @@ def block_inputs(**settings):
     "settings",
     [
         {"mask": "causal", "rotary": True, "norm_placement": "post"},
-        {"mechanism": "linear", "feature_map": "hedgehog", "mask": "prefix"},
+        {"mechanism": {"linear": {"feature_map": "hedgehog"}}, "mask": "prefix"},
         {"cross_attention": True, "relative": True, "mask": "causal"},
         {"mechanism": "linear", "cross_attention": True, "dtype": "mixed_bfloat16"},
     ],
@@ -164,7 +164,7 @@ def test_accumulated_gradients_are_the_mean_over_batches():
 @pytest.mark.parametrize(
     ("family", "execution", "settings"),
     [
-        ("gpt", {"dtype": "mixed_bfloat16", "remat": "block"}, {"loss_rows": 16}),
+        ("gpt", {"dtype": "mixed_bfloat16", "remat": "block"}, {"loss_tokens": 16}),
         ("gpt", {"dtype": "mixed_float16"}, {}),
         ("unilm", {"dtype": "mixed_bfloat16"}, {"mechanism": "linear"}),
         ("t5_shared", {"remat": "block"}, {"positions": "relative"}),

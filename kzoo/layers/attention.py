@@ -11,6 +11,8 @@ from kzoo.layers.decoding import Decodes
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.keras_arguments import counted, narrowed, refuse
 from kzoo.mechanisms.base import Extras
+from kzoo.ops.context import here
+from kzoo.ops.dispatch import Spec
 from kzoo.ops.sharding import shard_batch
 from kzoo.values import is_count
 
@@ -271,17 +273,22 @@ class Attention(Decodes, keras.layers.Layer):
         return (1 - self.identity_mix) * x + self.identity_mix * v
 
     def kernel_for(self, query_time, platform, key_time=None, padded=True):
-        """The name of the kernel that computes this attention, of `kzoo.ops.dispatch`."""
-        shape = {
-            "query_time": query_time,
-            "key_time": key_time or query_time,
-            "mask": self.mask,
-            "padded": padded,
-            "same_sequence": not self.cross and key_time is None,
-            "bias": self.relative,
-            "dtype": self.compute_dtype,
-        }
-        return self.mechanism.kernel(self.sizes, shape, platform)
+        """The name of the kernel that computes this attention: `Mechanism.kernel`."""
+        spec = Spec(
+            query_time=query_time,
+            key_time=key_time or query_time,
+            num_heads=self.num_heads,
+            kv_heads=self.kv_heads,
+            dim=self.head_dim,
+            value_dim=self.head_dim,
+            mask=self.mask,
+            padded=padded,
+            same_sequence=not self.cross and key_time is None,
+            bias=self.relative,
+            dtype=self.compute_dtype,
+            **{**here(), "platform": platform},
+        )
+        return self.mechanism.kernel(spec)
 
     def attention_weights(self, query, value=None, key=None, **kwargs):
         """The weights as a dense matrix, for analysis: [batch, heads, query_time, key_time].
@@ -461,8 +468,8 @@ def kernels(model, batch_shape, platform):
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
 
     Returns:
-        A dict from the paths of the `Attention` layers to names of kernels (`kzoo.ops.dispatch`),
-        with a padding mask.
+        A dict from the paths of the `Attention` layers to names of kernels, those of
+        `kzoo.ops.dispatch.kernels`, with a padding mask.
 
     Raises:
         InputError: for an unknown platform, or a shape that is none.

@@ -190,16 +190,16 @@ class Mechanism(Part):
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
-    def kernel(self, sizes, shape, platform):
-        """The name of the kernel that computes a call of this shape; by default the mechanism's.
+    def kernel(self, spec):
+        """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 
         Args:
-            sizes: a `HeadSizes`.
-            shape: a dict of `query_time`, `key_time`, `mask`, `padded`, `same_sequence`, `bias` and
-                `dtype`, as in `kzoo.ops.dispatch.Spec`.
-            platform: `"cpu"`, `"gpu"` or `"tpu"`.
+            spec: the `kzoo.ops.dispatch.Spec` of the call.
         """
-        return self.name
+        from kzoo.ops import dispatch
+
+        known = dispatch.kernels(self.name, spec.backend)
+        return dispatch.kernel_for(self.name, spec) if known else "ops"
 
     # Decoding --------------------------------------------------------------------------------
 
@@ -359,16 +359,6 @@ def masks_of(sequence, mask):
 
     source = ops.cast(sequence.in_source, "int32") if mask.needs_source else None
     return {"padding_mask": sequence.segment, "source_mask": source}
-
-
-def dispatched(name, sizes, shape, platform):
-    """`Mechanism.kernel` of a mechanism that kernels of `kzoo.ops` compute."""
-    from kzoo.ops.context import here
-    from kzoo.ops.dispatch import Spec, kernel_for
-
-    heads = {"num_heads": sizes.num_heads, "kv_heads": sizes.kv_heads}
-    dims = {"dim": sizes.head_dim, "value_dim": sizes.head_dim}
-    return kernel_for(name, Spec(**heads, **dims, **shape, **{**here(), "platform": platform}))
 
 
 def _those(word):

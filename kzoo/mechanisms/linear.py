@@ -5,7 +5,7 @@ import dataclasses
 
 from kzoo import feature_maps
 from kzoo.feature_maps import Elu1, FeatureMap
-from kzoo.mechanisms.base import Mechanism, dispatched, masks_of, register
+from kzoo.mechanisms.base import Mechanism, masks_of, register
 
 
 @register
@@ -77,9 +77,9 @@ class Linear(Mechanism):
         own = {"rotary": rotary, "return_weights": True, **self._map(extras, q)}
         return reference_attention(q, k, v, mask, mechanism="linear", **own, **sequence)
 
-    def kernel(self, sizes, shape, platform):
-        shape = {**shape, "features": self.feature_map.size(sizes.head_dim)}
-        return dispatched("linear", sizes, shape, platform)
+    def kernel(self, spec):
+        features = self.feature_map.size(spec.dim)
+        return super().kernel(dataclasses.replace(spec, features=features))
 
     def init_cache(self, sizes, batch, time, dtype):
         """The state of no keys, whose size does not depend on the time."""

@@ -243,14 +243,14 @@ class Generates:
         """The states that tell the token at a column: [batch, 1, hidden_dim].
 
         Args:
-            hidden: those of the token before it, which tell it where `prediction` is "next".
+            hidden: those of the token before it, which tell it where `prediction_site` is "next".
                 Where it is "mask", those of a mask token at the column do (Dong et al. 2019,
                 arXiv:1905.03197, section 2.5), and the cache forgets that token.
             cache: that holds the columns before.
             column: int32 scalar.
             segment_ids: integers [batch, 1], those of the column.
         """
-        if self.prediction == "next":
+        if self.prediction_site == "next":
             return hidden
         mask = self.preprocessor.tokenizer.vocabulary.mask
         masks = ops.zeros_like(cache["length"])[:, None] + mask

@@ -4,7 +4,7 @@ import keras
 import keras_hub
 from keras import ops
 
-from kzoo import masks
+from kzoo import masks, migrations
 from kzoo.config import BackboneConfig, check_split
 from kzoo.errors import InputError
 from kzoo.layers import (
@@ -20,7 +20,6 @@ from kzoo.layers import (
 )
 from kzoo.layers.initializers import SeededNormal, stddevs
 from kzoo.layers.normalization import norm
-from kzoo.mixers import mechanism_of
 from kzoo.models.bases import Functional
 from kzoo.models.devices import mesh_axes
 from kzoo.models.exporting import Exports
@@ -180,7 +179,14 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
     def get_config(self):
         own = {"name": self.name, "trainable": self.trainable}
         how = {"remat": self.remat, "dtype": keras.dtype_policies.serialize(self.policies)}
-        return {**own, **self.config.get_config(), **how}
+        version = {"config_version": migrations.CONFIG_VERSION}
+        return {**own, **self.config.get_config(), **how, **version}
+
+    @classmethod
+    def from_config(cls, config):
+        config = migrations.config(config)
+        config.pop("config_version", None)
+        return super().from_config(config)
 
     @property
     def policies(self):
@@ -352,7 +358,7 @@ def _block(config, mask, name, dtype, *, cross_attention, shares, remat):
         return Attention(
             config.num_heads,
             config.head_dim,
-            mechanism=mechanism_of(config),
+            mechanism=config.mechanism,
             kv_heads=config.kv_heads,
             seed=derive_seed(seed, name),
             name=name,

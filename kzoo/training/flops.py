@@ -4,7 +4,7 @@ import collections
 import itertools
 
 from kzoo import masks, mixers
-from kzoo.config import get
+from kzoo.config import Config
 
 
 def count_flops(config):
@@ -18,7 +18,8 @@ def count_flops(config):
     Training takes three times as many, since the backward pass multiplies twice.
 
     Args:
-        config: a complete config; examples have `max_sequence_length` tokens, in both stacks.
+        config: a `kzoo.config.Config` or its JSON; examples have `max_sequence_length` tokens, in
+            both stacks.
 
     Returns:
         A dict: `matmul` and `attention`.
@@ -27,7 +28,7 @@ def count_flops(config):
         >>> count_flops(kzoo.presets.config("gpt_nano"))
         {'matmul': 15728640, 'attention': 1064960}
     """
-    config = get(config)
+    config = Config.get(config)
     time, layers = config.max_sequence_length, config.num_layers
     stacks = [masks.per_layer(config.mask, layers)]
     if config.stack != "single":  # the decoder attends to itself, and to the encoder
