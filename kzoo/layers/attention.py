@@ -213,8 +213,8 @@ class Attention(Decodes, keras.layers.Layer):
             return out
         shape = (query.shape[0], self.num_heads, self.feature_map.size(self.head_dim))
         return out, {
-            "matrix": keras.KerasTensor((*shape, self.head_dim), dtype="float32"),
-            "normaliser": keras.KerasTensor(shape, dtype="float32"),
+            "kv_state": keras.KerasTensor((*shape, self.head_dim), dtype="float32"),
+            "k_sum": keras.KerasTensor(shape, dtype="float32"),
         }
 
     def call(

@@ -23,8 +23,8 @@ class Decodes:
             return {name: ops.zeros(shape, self.compute_dtype) for name in ("key", "value")}
         shape = (batch, self.num_heads, self.feature_map.size(self.head_dim))
         return {
-            "matrix": ops.zeros((*shape, self.head_dim), "float32"),
-            "normaliser": ops.zeros(shape, "float32"),
+            "kv_state": ops.zeros((*shape, self.head_dim), "float32"),
+            "k_sum": ops.zeros(shape, "float32"),
         }
 
     def extend(self, x, cache, window, bias=None):
