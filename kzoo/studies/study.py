@@ -164,11 +164,14 @@ def measure(objective, source):
         (measure, group): two strings.
     """
     objective = objectives.get(objective)
-    if not objective.next_token:
-        return "bits per masked byte", f"masked bytes on {source}"
-    if objective.has_source:
-        return "bits per byte of target", f"continuation on {source}"
-    return "bits per byte", f"every next byte on {source}"
+    unit = "bits per byte of target" if objective.has_source else "bits per byte"
+    unit = unit if objective.next_token else "bits per masked byte"
+    names = {
+        "causal_lm": "every next byte",
+        "prefix_lm": "continuation",
+        "masked_lm": "masked bytes",
+    }
+    return unit, f"{names.get(objective.name, objective.name)} on {source}"
 
 
 def _group(config, source):
