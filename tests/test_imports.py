@@ -17,11 +17,12 @@ BELOW = {
     "errors": set(),
     "backend": set(),
     "load_keras": {"backend"},
+    "load_keras_hub": {"load_keras", "backend"},
     "learning_rate": set(),
     "values": {"errors"},
     "files": {"errors"},
     "registry": {"errors", "values"},
-    "program_cache": set(),
+    "compilation_cache": set(),
     "vocabulary": set(),
     "sequence": {"errors", "values"},
     "levels": {"errors", "sequence"},
@@ -30,17 +31,17 @@ BELOW = {
     "encoder": LEAVES | {"objectives"},
     "config": LEAVES | {"masks", "objectives"},
     "data": LEAVES | {"masks", "objectives", "encoder", "config"},
-    "ops": LEAVES | {"load_keras"} | {"sequence", "masks", "program_cache"},
+    "ops": LEAVES | {"load_keras"} | {"sequence", "masks", "compilation_cache"},
     "layers": LEAVES | {"load_keras", "sequence", "masks", "ops"},
     "models": LEAVES | {"sequence", "masks", "objectives", "encoder", "config", "ops", "layers"},
 }
-BELOW["models"] |= {"load_keras", "backend", "learning_rate"}
+BELOW["models"] |= {"load_keras_hub", "load_keras", "backend", "learning_rate"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}
 BELOW["analysis"] = BELOW["presets"] | {"presets", "data"}
 BELOW["bench"] = BELOW["presets"] | {"presets"}
-BELOW["studies"] = BELOW["training"] | {"training", "analysis", "program_cache"}
+BELOW["studies"] = BELOW["training"] | {"training", "analysis", "compilation_cache"}
 BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}
 BELOW["__main__"] = {"cli"}
 KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}

@@ -15,9 +15,9 @@ import sys
 from kzoo.backend import BACKENDS, VARIABLE, chosen
 from kzoo.cli import bench, compare, compile, generate, look, quiet, train
 from kzoo.cli.arguments import Parser, need
+from kzoo.compilation_cache import use_compilation_cache
 from kzoo.errors import InputError, Preempted, missing_package, unknown
 from kzoo.files import reason
-from kzoo.program_cache import keep_programs
 
 EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
 COMMANDS = (look, train, generate, compare, compile, bench)
@@ -82,7 +82,7 @@ def _set_up(options):
         # One times compilation; the other's programs, for absent machines, JAX cannot read again.
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     else:
-        keep_programs()
+        use_compilation_cache()
     quiet.others()
     handler = quiet.Handler()
     handler.setFormatter(logging.Formatter("kzoo: %(message)s"))
