@@ -24,7 +24,7 @@ options, _ = parser.parse_known_args()  # a notebook has arguments of its own
 # %% Train both arms, with two seeds each
 results = kzoo.compare(
     {
-        "causal": ("gpt_nano", {"objective": "continuation"}),
+        "causal": ("gpt_nano", {"objective": "prefix_lm"}),
         "prefix": ("unilm_nano", {}),
     },
     data=options.text,

@@ -43,9 +43,9 @@ if SIZE == "full":
     PRESET, SMALLER = "gpt_base", {}
     BATCH, HELD_OUT, EPOCHS, EPOCH_STEPS, RATE, GENERATED = 64, 0.1, 20, 25, 6e-4, 200
     ARMS = {
-        "causal": ("gpt_small", {"objective": "continuation"}),
+        "causal": ("gpt_small", {"objective": "prefix_lm"}),
         "prefix": ("unilm_small", {}),
-        "causal, linear": ("gpt_small", {"objective": "continuation", "mechanism": "linear"}),
+        "causal, linear": ("gpt_small", {"objective": "prefix_lm", "mechanism": "linear"}),
         "prefix, linear": ("unilm_small", {"mechanism": "linear"}),
     }
     STUDY = {"seeds": 2, "steps": 1000, "batch_size": 32, "learning_rate": 1e-3}
@@ -55,7 +55,7 @@ else:
     SMALLER["max_sequence_length"] = 32
     BATCH, HELD_OUT, EPOCHS, EPOCH_STEPS, RATE, GENERATED = 8, 0.001, 2, 6, 3e-3, 24
     ARMS = {
-        "causal": ("gpt_nano", {"objective": "continuation"}),
+        "causal": ("gpt_nano", {"objective": "prefix_lm"}),
         "prefix, linear": ("unilm_nano", {"mechanism": "linear"}),
     }
     STUDY = {"seeds": 1, "steps": 8, "batch_size": 8, "evaluations": 2, "valid": 0.001}

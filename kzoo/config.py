@@ -1,177 +1,343 @@
-"""The fields of a model's config: their defaults, their checks, and the parameters they make.
+"""The fields of a model's config, each declared once, and what must hold between them.
 
-Plain Python over JSON, so that names and mistakes are answered without loading Keras.
+A config is a frozen dataclass and JSON both ways: `Config.get(spec)` and `get_config()`. It is
+known without Keras, so that names and mistakes are answered at once.
 """
 
-from kzoo import masks, objectives
+import dataclasses
+import functools
+import textwrap
+
+from kzoo import masks, names, objectives
 from kzoo.errors import InputError, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain
 from kzoo.vocabulary import VOCABULARY_SIZE
 
 CONFIG_VERSION = 1
+STACKS = ("single", "encoder_decoder", "encoder_decoder_shared")
+TOKENIZERS = ("bytes", "file")
+MOST_MASKS = 10_000  # of layers, or of heads of a layer: each has a mask of its own
 CHECKPOINT_BESIDES = 100_000  # bytes that a checkpoint takes besides its arrays, about
-REQUIRED = object()
-DEFAULTS = {
-    "vocabulary_size": VOCABULARY_SIZE,
-    "num_layers": REQUIRED,
-    "num_heads": REQUIRED,
-    "kv_heads": None,  # as many as num_heads
-    "head_dim": None,  # hidden_dim / num_heads
-    "hidden_dim": REQUIRED,
-    "intermediate_dim": REQUIRED,
-    "max_sequence_length": REQUIRED,
-    "mask": REQUIRED,
-    "mechanism": "softmax",
-    "feature_map": "elu1",
-    "stack": "single",
-    "objective": REQUIRED,
-    "attention_scale": None,  # on q·k under softmax; 1/√head_dim
-    "identity_mix": 0.0,  # ε: attention weights become (1-ε)A + εI
-    "positions": "rotary",
-    "relative_buckets": 32,
-    "relative_distance": 128,  # from which on all share a bucket
-    "num_segments": 0,  # of segment embeddings
-    "normalization": "layer_norm",
-    "norm_placement": "pre",
-    "norm_epsilon": 1e-5,
-    "embedding_norm": False,
-    "activation": "gelu",
-    "use_bias": True,
-    "dropout": 0.0,
-    "initialization": "fan_in",
-    "pooler": False,
-    "tie_embeddings": True,
-    "output_transform": False,  # dense, activation and norm before the output matrix, and a bias
-    "output_scale": 1.0,  # on what the output matrix receives
-    "tokenizer": "bytes",
-    "prediction": "next",  # told by the state of the token before; or by a "mask" in its place
-    "loss_rows": 0,  # tokens whose logits training holds at once; 0 for all
-    "seed": 0,
-    "config_version": CONFIG_VERSION,
-}
-CHOICES = {
-    "mechanism": ("softmax", "linear"),
-    "feature_map": (
-        "elu1",
-        "relu",
-        "squared_relu",
-        "exp",
-        "softmax",
-        "taylor2",
-        "favor",
-        "hedgehog",
-    ),
-    "stack": ("single", "encoder_decoder", "encoder_decoder_shared"),
-    "positions": ("none", "learned", "sinusoidal", "rotary", "relative"),
-    "normalization": ("layer_norm", "rms_norm"),
-    "norm_placement": ("pre", "post"),
-    "activation": ("gelu", "gelu_tanh", "relu", "geglu", "geglu_tanh", "swiglu"),
-    "initialization": ("fan_in", "gpt2"),
-    "prediction": ("next", "mask"),
-    "tokenizer": ("bytes", "file"),
-    "config_version": (CONFIG_VERSION,),
-}
-WHOLE_SEQUENCE = ("softmax",)  # feature maps of a key that depend on all others
-POSITIVE = (
-    "vocabulary_size",
-    "num_layers",
-    "num_heads",
-    "kv_heads",
-    "head_dim",
-    "hidden_dim",
-    "intermediate_dim",
-    "max_sequence_length",
-    "relative_buckets",
-    "relative_distance",
+FEATURE_MAPS = (
+    *("elu1", "relu", "squared_relu", "exp", "softmax", "taylor2", "favor", "hedgehog"),
 )
-MOST = {"num_layers": 10_000, "num_heads": 10_000}  # each has a mask of its own
-BOOLEAN = ("embedding_norm", "use_bias", "pooler", "tie_embeddings")
-GATED = ("geglu", "geglu_tanh", "swiglu")
-# What the backbone takes; the rest belongs to the task and its preprocessor.
-HEAD_FIELDS = ("output_transform", "output_scale", "prediction", "loss_rows")
-TASK_FIELDS = ("stack", "objective", "tokenizer", *HEAD_FIELDS, "config_version")
-BACKBONE_FIELDS = tuple(field for field in DEFAULTS if field not in TASK_FIELDS)
+WHOLE_SEQUENCE = ("softmax",)  # feature maps of a key that depend on all others
 
 
-def resolve(fields):
-    """A complete config from some of its fields, with nothing left to resolve.
+# What a field takes: each is called with the field's name and a value, and returns the value as a
+# config holds it, or raises `InputError`.
 
-    Args:
-        fields: mapping of field names to values; those without a default must be there.
 
-    Returns:
-        A dict with every field of `DEFAULTS`, JSON throughout; `mask` and `objective` in
-        their shortest form.
+def _count(name, value, *, least=1, most=LARGEST):
+    if is_count(value, least) and value <= most:
+        return value
+    kind = "a positive integer" if least else f"an integer, {least} or more and"
+    raise InputError(f"{name} must be {kind}, at most {most}. Received: {value!r}")
 
-    Raises:
-        InputError: unknown field or value, heads that do not divide the width, a mask that
-            does not tile the heads or layers, that the mechanism cannot follow, or that
-            would show the objective its answer.
+
+def _count_or_none(name, value):
+    return None if value is None else _count(name, value)
+
+
+def _number(name, value, *, least=0.0, below=None, or_none=False):
+    """Positive; with `below`, in [least, below)."""
+    if value is None and or_none:
+        return None
+    if below is None and not (is_number(value) and value > 0):
+        raise InputError(f"{name} must be a positive number. Received: {value!r}")
+    if below is not None and not (is_number(value) and least <= value < below):
+        raise InputError(f"{name} must be a number in [{least:g}, {below:g}). Received: {value!r}")
+    return value
+
+
+def _seed(name, value):
+    if is_integer(value) and 0 <= value < 2**31:
+        return value
+    raise InputError(f"{name} must be an integer in [0, 2^31). Received: {value!r}")
+
+
+def _boolean(name, value):
+    if is_boolean(value):
+        return value
+    raise InputError(f"{name} must be true or false. Received: {value!r}")
+
+
+def _one_of(valid):
+    def take(name, value):
+        if not isinstance(value, str | int) or value not in valid:
+            raise unknown(f"value of {name}", value, valid)
+        return value
+
+    return take
+
+
+def _spec(get):
+    """JSON of a mask or an objective, or the object itself."""
+    return lambda name, value: get(value)
+
+
+def _feature_map(name, value):
+    if _map_name(value) not in FEATURE_MAPS:
+        raise unknown(f"value of {name}", value, FEATURE_MAPS)
+    return value
+
+
+def _map_name(feature_map):
+    """The name in the spec of a feature map: `"favor"` of `{"favor": {"features": 64}}`."""
+    return next(iter(feature_map)) if isinstance(feature_map, dict) else feature_map
+
+
+def _field(takes, doc, default=dataclasses.MISSING, **options):
+    """A field of a config: what it takes, what it means, and its default if it has one."""
+    takes = functools.partial(takes, **options) if options else takes
+    return dataclasses.field(default=default, metadata={"takes": takes, "doc": doc})
+
+
+# Configs -------------------------------------------------------------------------------------
+
+
+def _documented(cls):
+    """Fields of a config, for its docstring."""
+    cls.__doc__ = f"{cls.__doc__.rstrip()}\n\n    Attributes:\n{cls.documentation()}\n    "
+    return cls
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Base of configs: fields that check themselves, by the declarations of `_field`."""
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            self._set(field.name, field.metadata["takes"](field.name, getattr(self, field.name)))
+
+    def _set(self, name, value):
+        object.__setattr__(self, name, value)
+
+    @classmethod
+    def field_names(cls):
+        """The names of the fields, a tuple."""
+        return tuple(field.name for field in dataclasses.fields(cls))
+
+    @classmethod
+    def get(cls, spec):
+        """The config of JSON, or `spec` if it is one.
+
+        Args:
+            spec: a mapping of the names of fields to values; those without a default must be
+                there.
+
+        Raises:
+            InputError: for an unknown or missing field, a value that a field does not take, and
+                for fields that do not fit together.
+        """
+        if isinstance(spec, cls):
+            return spec
+        valid = dataclasses.fields(cls)
+        for name in spec:
+            if name not in cls.field_names():
+                raise unknown("field", name, cls.field_names())
+        required = [field.name for field in valid if field.default is dataclasses.MISSING]
+        missing = [name for name in required if name not in spec]
+        if missing:
+            raise InputError(f"a config needs the fields {', '.join(missing)}. Received: {spec!r}")
+        return cls(**plain(spec))
+
+    def get_config(self):
+        """JSON of all fields, with nothing left to resolve; masks and objectives in their
+        shortest form."""
+        values = {name: getattr(self, name) for name in self.field_names()}
+        return {name: getattr(x, "get_config", lambda x=x: x)() for name, x in values.items()}
+
+    def part(self, cls):
+        """The fields that are those of `cls`, of which this class is a subclass."""
+        return cls(**{name: getattr(self, name) for name in cls.field_names()})
+
+    @classmethod
+    def documentation(cls):
+        """A line or more on each field, for docstrings."""
+        entries = [f"{field.name}: {field.metadata['doc']}" for field in dataclasses.fields(cls)]
+        indent = {"initial_indent": " " * 8, "subsequent_indent": " " * 12}
+        return "\n".join(textwrap.fill(entry, 96, **indent) for entry in entries)
+
+
+@_documented
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BackboneConfig(Fields):
+    """What a backbone computes."""
+
+    vocabulary_size: int = _field(_count, "number of token ids.", VOCABULARY_SIZE)
+    num_layers: int = _field(_count, "number of blocks of a stack.", most=MOST_MASKS)
+    num_heads: int = _field(_count, "number of heads of queries.", most=MOST_MASKS)
+    kv_heads: int = _field(
+        _count_or_none, "number of heads of keys and values; by default `num_heads`.", None
+    )
+    head_dim: int = _field(
+        _count_or_none, "size of a head; by default hidden_dim / num_heads.", None
+    )
+    hidden_dim: int = _field(_count, "size of a token's state.")
+    intermediate_dim: int = _field(_count, "size of the inner layer of feed-forward networks.")
+    max_sequence_length: int = _field(
+        _count, "the most tokens of a sequence; the size of a table of learned positions."
+    )
+    mask: masks.Mask = _field(
+        _spec(masks.get),
+        "which keys a query sees, a spec or object of `kzoo.masks`; `layers` repeats over the "
+        "blocks. Of an encoder and a decoder, the encoder's.",
+    )
+    mechanism: str = _field(
+        _one_of(("softmax", "linear")),
+        'how attention is computed: "softmax" or "linear".',
+        "softmax",
+    )
+    feature_map: str | dict = _field(_feature_map, "of linear attention.", "elu1")
+    attention_scale: float = _field(
+        _number, "factor on q·k under softmax, 1/√head_dim by default.", None, or_none=True
+    )
+    identity_mix: float = _field(
+        _number, "ε in (1-ε)A + εI, which the attention weights A become.", 0.0, below=1
+    )
+    positions: str = _field(
+        _one_of(names.POSITIONS),
+        ", ".join(names.POSITIONS) + ". Relative ones are a bias on the scores, "
+        "`kzoo.layers.RelativeBias`, one table for all blocks of a stack.",
+        "rotary",
+    )
+    relative_buckets: int = _field(_count, "of relative positions: the number of biases.", 32)
+    relative_distance: int = _field(
+        _count, "of relative positions: the distance from which on all share a bias.", 128
+    )
+    num_segments: int = _field(_count, "number of segment embeddings; 0 for none.", 0, least=0)
+    normalization: str = _field(
+        _one_of(names.NORMALIZATIONS), "layer_norm or rms_norm.", "layer_norm"
+    )
+    norm_placement: str = _field(
+        _one_of(names.NORM_PLACEMENTS), "pre: x + f(norm(x)); or post: norm(x + f(x)).", "pre"
+    )
+    norm_epsilon: float = _field(_number, "what norms add to the variance.", 1e-5)
+    embedding_norm: bool = _field(
+        _boolean, "whether the sum of the embeddings is normalised.", False
+    )
+    activation: str = _field(
+        _one_of(names.ACTIVATIONS),
+        "of feed-forward networks: " + ", ".join(names.ACTIVATIONS) + ".",
+        "gelu",
+    )
+    use_bias: bool = _field(_boolean, "whether projections have biases.", True)
+    dropout: float = _field(
+        _number,
+        "rate on embeddings and on what blocks add; never on attention weights.",
+        0.0,
+        below=1,
+    )
+    initialization: str = _field(
+        _one_of(names.INITIALIZATIONS),
+        "of kernels: fan_in or gpt2, as in `kzoo.layers.initializers.stddevs`.",
+        "fan_in",
+    )
+    pooler: bool = _field(
+        _boolean,
+        "whether there is a `pooler`, tanh of a dense layer, for the first token's state.",
+        False,
+    )
+    tie_embeddings: bool = _field(
+        _boolean, "whether the output matrix is the transposed embedding.", True
+    )
+    seed: int = _field(_seed, "the integer from which all initial values and dropout derive.", 0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self._resolve_heads()
+        _check_mechanism(self)
+        check_mask(self.mask, self.num_layers, self.num_heads, self.mechanism, self.feature_map)
+
+    def _resolve_heads(self):
+        heads, width = self.num_heads, self.hidden_dim
+        if self.kv_heads is None:
+            self._set("kv_heads", heads)
+        if self.head_dim is None:
+            if width % heads:
+                near = sorted(range(1, min(width, MOST_MASKS) + 1), key=lambda n: abs(n - heads))
+                nearest = next(n for n in near if width % n == 0)
+                raise InputError(
+                    f"num_heads must divide hidden_dim={width} where no head_dim is given; the "
+                    f"nearest is {nearest}. Received: num_heads={heads}"
+                )
+            self._set("head_dim", width // heads)
+        if heads % self.kv_heads:
+            raise InputError(
+                f"kv_heads must divide num_heads={heads}. Received: kv_heads={self.kv_heads}"
+            )
+        if self.positions == "rotary" and self.head_dim % 2:
+            raise InputError(
+                f"rotary positions need an even head_dim. Received: head_dim={self.head_dim}"
+            )
+
+
+@_documented
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadConfig(Fields):
+    """What a task makes of hidden states."""
+
+    output_transform: bool = _field(
+        _boolean,
+        "whether a dense layer, the activation and a norm stand before the output matrix, which "
+        "then has a bias (BERT's).",
+        False,
+    )
+    output_scale: float = _field(_number, "factor on what the output matrix receives.", 1.0)
+    prediction: str = _field(
+        _one_of(("next", "mask")),
+        "where `generate` reads a token's logits: at the token before it (next), or at a mask "
+        "token that stands in its place (mask).",
+        "next",
+    )
+    loss_rows: int = _field(
+        _count,
+        "the number of tokens whose logits exist at once in `fit`, `evaluate` and `score`; 0 for "
+        "all. The loss is the same.",
+        0,
+        least=0,
+    )
+
+
+@_documented
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(HeadConfig, BackboneConfig):
+    """A complete config: of a backbone, its head, and the task.
+
+    Example:
+        >>> from kzoo import presets
+        >>> config = Config.get(presets.config("gpt_nano"))
+        >>> config.mask, config.head_dim
+        (causal(), 16)
     """
-    config = _complete(fields, DEFAULTS)
-    _check_values(config)
-    check_head(config)
-    mask, objective = masks.get(config["mask"]), objectives.get(config["objective"])
-    check_stack(config["stack"], objective)
-    if config["stack"] != "single":
-        check_two_stacks(config)
-    check_objective(mask, objective)
-    return {**config, "mask": mask.get_config(), "objective": objective.get_config()}
+
+    stack: str = _field(_one_of(STACKS), "which parameters: " + ", ".join(STACKS) + ".", "single")
+    objective: objectives.Objective = _field(
+        _spec(objectives.get), "what is predicted, a spec or object of `kzoo.objectives`."
+    )
+    tokenizer: str = _field(
+        _one_of(TOKENIZERS), "bytes, or file: one that comes with the weights.", "bytes"
+    )
+    config_version: int = _field(
+        _one_of((CONFIG_VERSION,)), "of the names and meanings of these fields.", CONFIG_VERSION
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.vocabulary_size < VOCABULARY_SIZE and self.tokenizer == "bytes":
+            raise InputError(
+                "bytes and their special tokens need a vocabulary_size of "
+                f"{VOCABULARY_SIZE} or more. Received: {self.vocabulary_size}"
+            )
+        if self.stack != "single":
+            check_two_stacks(self)
+        objectives.check(self.stack, self.mask, self.objective)
 
 
-def resolve_backbone(fields):
-    """Like `resolve`, for the fields of a backbone: `mask` becomes a `Mask`."""
-    config = _complete(fields, {field: DEFAULTS[field] for field in BACKBONE_FIELDS})
-    _check_values(config)
-    return {**config, "mask": masks.get(config["mask"])}
-
-
-def _complete(fields, defaults):
-    for field in fields:
-        if field not in defaults:
-            raise unknown("field", field, defaults)
-    config = {**defaults, **plain(fields)}
-    missing = [field for field, value in config.items() if value is REQUIRED]
-    if missing:
-        raise InputError(f"a config needs the fields {', '.join(missing)}. Received: {fields!r}")
-    return config
-
-
-def _check_values(config):
-    """Of the fields of `config`, each alone and those of the backbone together."""
-    for field, valid in CHOICES.items():
-        value = config.get(field, valid[0])
-        if field == "feature_map" and isinstance(value, dict) and len(value) == 1:
-            (value,) = value  # {"favor": {"features": 64}}
-        if value not in valid:
-            raise unknown(f"value of {field}", value, valid)
-    _resolve_heads(config)
-    for field in POSITIVE:
-        _check_count(config, field)
-    for field in BOOLEAN:
-        if not is_boolean(config[field]):
-            raise InputError(f"{field} is true or false. Received: {config[field]!r}")
-    for field in ("dropout", "identity_mix"):
-        if not is_number(config[field]) or not 0 <= config[field] < 1:
-            raise InputError(f"{field} is a number in [0, 1). Received: {config[field]!r}")
-    for field in ("norm_epsilon", "attention_scale"):
-        given = config[field] is not None or DEFAULTS[field] is not None
-        if given and not (is_number(config[field]) and config[field] > 0):
-            raise InputError(f"{field} is a positive number. Received: {config[field]!r}")
-    if not is_count(config["num_segments"], least=0):
-        raise InputError(
-            f"num_segments is an integer, 0 or more. Received: {config['num_segments']!r}"
-        )
-    if not is_integer(config["seed"]) or not 0 <= config["seed"] < 2**31:
-        raise InputError(f"seed is an integer in [0, 2^31). Received: {config['seed']!r}")
-    if config["vocabulary_size"] < VOCABULARY_SIZE and config.get("tokenizer") == "bytes":
-        raise InputError(
-            f"bytes and their special tokens need a vocabulary_size of {VOCABULARY_SIZE} or more. "
-            f"Received: {config['vocabulary_size']}"
-        )
-    _check_mechanism(config)
-    sizes = config["num_layers"], config["num_heads"]
-    check_mask(masks.get(config["mask"]), *sizes, config["mechanism"], config["feature_map"])
+def get(spec):
+    """The complete config of JSON, or `spec` if it is a config, of a backbone alone too."""
+    return spec if isinstance(spec, BackboneConfig) else Config.get(spec)
 
 
 def check_mask(mask, num_layers, num_heads, mechanism, feature_map="elu1"):
@@ -191,11 +357,6 @@ def check_mask(mask, num_layers, num_heads, mechanism, feature_map="elu1"):
                 )
 
 
-def _map_name(feature_map):
-    """The name in the spec of a feature map: `"favor"` of `{"favor": {"features": 64}}`."""
-    return next(iter(feature_map)) if isinstance(feature_map, dict) else feature_map
-
-
 def check_split(config, model):
     """`InputError` unless a model can be split over `model` devices, each with its own heads.
 
@@ -203,108 +364,49 @@ def check_split(config, model):
     programs.
 
     Args:
-        config: the fields of a backbone, resolved.
+        config: of the model, or of its backbone: a config or its JSON.
         model: the size of the mesh axis "model".
     """
+    config = get(config)
     for field in ("num_heads", "kv_heads", "intermediate_dim"):
-        if config[field] % model:
+        if getattr(config, field) % model:
             raise InputError(
-                f"{field} divides into the {model} devices along the mesh axis 'model'. "
-                f"Received: {field}={config[field]}"
+                f"{field} must be a multiple of {model}, the number of devices along the mesh axis "
+                f"'model'. Received: {field}={getattr(config, field)}"
             )
-    heads = config["num_heads"]
-    for mask in masks.per_layer(config["mask"], config["num_layers"]):
+    heads = config.num_heads
+    for mask in masks.per_layer(config.mask, config.num_layers):
         orders = mask.per_head(heads)
         if orders != orders[: heads // model] * model:
             raise InputError(
-                f"each of the {model} devices along the mesh axis 'model' holds whole repetitions "
-                f"of the pattern of heads. Received: num_heads={heads} with mask="
-                f"{mask!r}"
+                f"each of the {model} devices along the mesh axis 'model' must hold whole "
+                f"repetitions of the pattern of heads. Received: num_heads={heads} with "
+                f"mask={mask!r}"
             )
 
 
 def _check_mechanism(config):
     """Linear attention has no scores that a bias or a scale could act on."""
-    if config["mechanism"] == "linear" and config["positions"] == "relative":
+    if config.mechanism == "linear" and config.positions == "relative":
         raise InputError(
             "relative positions are a bias on softmax attention; linear attention takes 'rotary', "
             "'learned', 'sinusoidal' or 'none'. Received: positions='relative'"
         )
-    if config["mechanism"] == "linear" and config["attention_scale"] is not None:
+    if config.mechanism == "linear" and config.attention_scale is not None:
         raise InputError(
             "attention_scale belongs to softmax attention; linear attention has none. "
-            f"Received: attention_scale={config['attention_scale']!r}"
-        )
-
-
-def check_stack(stack, objective):
-    """`InputError` unless the stack suits the objective."""
-    two = stack != "single"
-    if two != (objective.task == "Seq2SeqLM"):
-        right = "'seq2seq'" if two else "'causal_lm', 'continuation' or 'masked_lm'"
-        raise InputError(
-            f"the stack {stack!r} takes the objective {right}. "
-            f"Received: objective={objective.get_config()!r}"
+            f"Received: attention_scale={config.attention_scale!r}"
         )
 
 
 def check_two_stacks(config):
     """`InputError` for what an encoder and a decoder have no place for."""
-    mask = masks.get(config["mask"])
-    if mask.needs_source:
-        raise InputError(
-            "the mask is the encoder's, which holds the source alone; use 'bidirectional' for a "
-            f"prefix. Received: mask={mask.get_config()!r}"
-        )
-    name = _map_name(config["feature_map"])
-    if config["mechanism"] == "linear" and name in WHOLE_SEQUENCE:
+    objectives.check_two_stacks(config.mask, vars(config))
+    name = _map_name(config.feature_map)
+    if config.mechanism == "linear" and name in WHOLE_SEQUENCE:
         raise InputError(
             f"the feature map {name!r} normalises keys over time; it needs a bidirectional mask, "
-            f"which a decoder has not. Received: stack={config['stack']!r}"
-        )
-    for field in ("num_segments", "pooler"):
-        if config[field]:
-            raise InputError(
-                f"only a single stack has {field}. Received: {field}={config[field]!r}"
-            )
-
-
-def check_objective(mask, objective):
-    """`InputError` if the mask would show the objective its answer, or lacks its source.
-
-    A leak test does not catch the first: such a mask allows what it shows.
-    """
-    try:
-        spec = mask.get_config()
-    except InputError:  # a custom mask has no JSON
-        spec = mask
-    received = f"Received: mask={spec!r} with objective={objective.get_config()!r}"
-    two_stacks = objective.task == "Seq2SeqLM"  # then the mask is the encoder's
-    if objective.next_token and not two_stacks and not mask.autoregressive:
-        raise InputError(
-            "this mask would show a next-token loss its answer; every head and layer must be "
-            f"causal or prefix, or the objective 'masked_lm'. {received}"
-        )
-    scores_source = getattr(objective, "score", None) == "all"
-    if mask.needs_source and (not objective.has_source or scores_source):
-        raise InputError(
-            "a prefix mask shows the source whole, so only its continuation can be scored; "
-            f"use the objective 'continuation', or the mask 'causal'. {received}"
-        )
-
-
-def check_head(config):
-    """`InputError` unless a task's `HEAD_FIELDS` have values that they can have."""
-    rows, scale, prediction = (config[f] for f in ("loss_rows", "output_scale", "prediction"))
-    if prediction not in CHOICES["prediction"]:
-        raise unknown("value of prediction", prediction, CHOICES["prediction"])
-    if not is_count(rows, least=0):
-        raise InputError(f"loss_rows is a positive integer, or 0 for all. Received: {rows!r}")
-    if not is_number(scale) or not scale > 0:
-        raise InputError(f"output_scale is a positive number. Received: {scale!r}")
-    if not is_boolean(config["output_transform"]):
-        raise InputError(
-            f"output_transform is true or false. Received: {config['output_transform']!r}"
+            f"which a decoder has not. Received: feature_map={config.feature_map!r}"
         )
 
 
@@ -318,36 +420,37 @@ def tokenizer_kind(cls, vocabulary_size):
 
 
 def count_parameters(config):
-    """The number of parameters of the model that a complete config describes.
+    """The number of parameters of the model of a complete config, or of its JSON.
 
     Example:
         >>> from kzoo import presets
         >>> count_parameters(presets.config("gpt_nano"))
         124608
     """
-    d, f, v = (config[name] for name in ("hidden_dim", "intermediate_dim", "vocabulary_size"))
-    bias = config["use_bias"]
-    norm = d if config["normalization"] == "rms_norm" else 2 * d
-    heads, kv_heads = (config[name] * config["head_dim"] for name in ("num_heads", "kv_heads"))
+    config = Config.get(config)
+    d, f, v = config.hidden_dim, config.intermediate_dim, config.vocabulary_size
+    bias = config.use_bias
+    norm = names.NORMALIZATIONS[config.normalization] * d
+    heads, kv_heads = config.num_heads * config.head_dim, config.kv_heads * config.head_dim
     attention = (d + bias) * (heads + 2 * kv_heads) + (heads + bias) * d
-    if config["mechanism"] == "linear" and "hedgehog" in config["feature_map"]:
-        attention += 2 * heads * config["head_dim"]
-    inner = 2 if config["activation"] in GATED else 1
+    if config.mechanism == "linear" and "hedgehog" in config.feature_map:
+        attention += 2 * heads * config.head_dim
+    inner = 1 + names.ACTIVATIONS[config.activation].gated
     feed_forward = inner * (d + bias) * f + (f + bias) * d
-    final_norm = norm if config["norm_placement"] == "pre" else 0
-    relative = config["relative_buckets"] * config["num_heads"]
-    relative *= config["positions"] == "relative"
+    final_norm = norm if config.norm_placement == "pre" else 0
+    relative = config.relative_buckets * config.num_heads
+    relative *= config.positions == "relative"
 
-    layers, own = config["num_layers"], attention + feed_forward + 2 * norm
+    layers, own = config.num_layers, attention + feed_forward + 2 * norm
     stacks = layers * own + final_norm + relative
-    if config["stack"] != "single":
-        stacks *= 1 if config["stack"] == "encoder_decoder_shared" else 2
-        stacks += layers * (attention + norm)  # the decoder's look at the encoder
-    embeddings = v * d * (1 if config["tie_embeddings"] else 2) + config["num_segments"] * d
-    embeddings += config["max_sequence_length"] * d * (config["positions"] == "learned")
-    embeddings += norm * config["embedding_norm"]
-    pooler = config["pooler"] * (d + 1) * d
-    transform = config["output_transform"] * ((d + 1) * d + norm + v)
+    if config.stack != "single":
+        stacks *= 1 if config.stack == "encoder_decoder_shared" else 2
+        stacks += layers * (attention + norm)  # the decoder's cross-attention
+    embeddings = v * d * (1 if config.tie_embeddings else 2) + config.num_segments * d
+    embeddings += config.max_sequence_length * d * (config.positions == "learned")
+    embeddings += norm * config.embedding_norm
+    pooler = config.pooler * (d + 1) * d
+    transform = config.output_transform * ((d + 1) * d + norm + v)
     return stacks + embeddings + pooler + transform
 
 
@@ -363,32 +466,3 @@ def checkpoint_bytes(parameters, keep):
         6384256
     """
     return (keep + 1) * (12 * parameters + CHECKPOINT_BESIDES)
-
-
-def _check_count(config, field):
-    most = MOST.get(field, LARGEST)
-    if not is_count(config[field]) or config[field] > most:
-        raise InputError(
-            f"{field} is a positive integer, at most {most}. Received: {config[field]!r}"
-        )
-
-
-def _resolve_heads(config):
-    heads, width = config["num_heads"], config["hidden_dim"]
-    config["kv_heads"] = heads if config["kv_heads"] is None else config["kv_heads"]
-    for field in ("num_heads", "kv_heads", "hidden_dim"):
-        _check_count(config, field)
-    if config["head_dim"] is None:
-        if width % heads:
-            near = sorted(range(1, min(width, MOST["num_heads"]) + 1), key=lambda n: abs(n - heads))
-            nearest = next(n for n in near if width % n == 0)
-            raise InputError(
-                f"num_heads divides hidden_dim={width}, or head_dim is given; the nearest is "
-                f"{nearest}. Received: num_heads={heads}"
-            )
-        config["head_dim"] = width // heads
-    if heads % config["kv_heads"]:
-        raise InputError(f"kv_heads divides num_heads={heads}. Received: {config['kv_heads']}")
-    odd = is_integer(config["head_dim"]) and config["head_dim"] % 2
-    if config["positions"] == "rotary" and odd:
-        raise InputError(f"rotary positions need an even head_dim. Received: {config['head_dim']}")

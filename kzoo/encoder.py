@@ -11,7 +11,8 @@ import dataclasses
 import numpy as np
 
 from kzoo.errors import InputError
-from kzoo.objectives import Objective
+from kzoo.objectives import Objective, layouts
+from kzoo.objectives.layouts import EncoderDecoder, Single
 from kzoo.vocabulary import BYTES
 
 
@@ -56,16 +57,26 @@ class Encoder:
 
     Attributes:
         objective: a `kzoo.objectives.Objective`.
+        layout: how the model's stack reads examples, of `kzoo.objectives.layouts`.
         tokenizer: has `vocabulary` and `encode(texts)`, as `Bytes` has.
-        source_mask: whether the model takes a `source_mask`.
-        segments: the segment ids of texts and sources, and of the targets of pairs, where the
-            model has segment embeddings; else None.
-    """
+
+    Raises:
+        InputError: if the layout's stack cannot learn the objective.
+
+    Example:
+        >>> from kzoo import objectives
+        >>> encoder = Encoder(objectives.get("prefix_lm"))
+        >>> x, y, weight = encoder.batch(encoder.tokens(["a"]), encoder.tokens(["bc"]), 6)
+        >>> x["token_ids"].tolist(), y.tolist(), weight.tolist()
+        ([[257, 97, 260, 98, 99, 258]], [[97, 260, 98, 99, 258, 256]], [[0.0, 0.0, 1.0, 1.0, 1.0, 0.0]])
+    """  # noqa: E501
 
     objective: Objective
+    layout: Single | EncoderDecoder = Single()
     tokenizer: object = Bytes
-    source_mask: bool = False
-    segments: tuple | None = None
+
+    def __post_init__(self):
+        self.layout.check(self.objective)
 
     @property
     def vocabulary(self):
@@ -75,36 +86,73 @@ class Encoder:
         """Strings as token arrays: a list."""
         return self.tokenizer.encode(list(texts))
 
-    def row_length(self, source, target, complete=True):
-        """As `Objective.row_length`, of token arrays."""
-        return self.objective.row_length(source, target, complete, self.vocabulary)
+    def example_length(self, source, target, complete=True):
+        """The `length` at which `batch` keeps an example whole, in tokens.
 
-    def batch(self, sources, targets, length, rng, *, complete=True, held_out=False, weights=None):
+        Args:
+            source, target: token arrays; source is None for plain text.
+            complete: whether EOS follows the target.
+        """
+        source = None if source is None else len(source)
+        return layouts.example_length(
+            self.objective, source, len(target), complete, self.vocabulary
+        )
+
+    def window(self, length):
+        """How many tokens of running text fill an example of `length` tokens (no EOS)."""
+        return layouts.window(self.objective, length, self.vocabulary)
+
+    def batch(
+        self,
+        sources,
+        targets,
+        length,
+        rng=None,
+        *,
+        complete=True,
+        held_out=False,
+        weights=None,
+    ):
         """Token arrays as `(x, y, sample_weight)`.
 
         Args:
-            sources, targets, length, rng, complete, held_out: as `Objective.encode` takes them.
+            sources: list of `batch` token arrays, or None for plain text.
+            targets: list of `batch` token arrays, none empty (one array of them will do). What
+                does not fit is cut: the target's end (down to one token), then the source's end;
+                callers count with `example_length` and say so.
+            length: tokens of a sequence.
+            rng: `numpy.random.Generator` of what the objective draws, such as boundaries and
+                masked positions. The result depends on the arguments and its state, on nothing
+                else. None will do where the objective draws nothing.
+            complete: whether targets are whole and EOS follows. Windows of running text are not.
+            held_out: score what held-out examples score (`prefix_lm`: targets only, whatever is
+                trained on, so that arms are measured on the same tokens).
             weights: float [batch], how much each example counts; None if all count the same.
 
         Returns:
-            As `Objective.encode`, with the inputs that the model takes. Where tokens are no bytes,
-            `x` has besides `"label_bytes"`, int32 [batch, length]: the bytes of text that each
-            label stands for, of which bits per byte are counted.
+            `x`, a dict of int32 [batch, length], the model's inputs as the layout writes them;
+            where tokens are no bytes it has besides `"label_bytes"`, int32 [batch, length]: the
+            bytes of text that each label stands for, of which bits per byte are counted. `y`,
+            int32 [batch, length]: the ids to predict. `sample_weight`, float32 [batch, length]:
+            1, or the example's weight, where they are scored.
+
+        Raises:
+            InputError: a target is empty, or a text too short for the objective.
         """
-        x, y, sample_weight = self.objective.encode(
-            sources,
-            targets,
+        room = self.window(length)
+        x, y, sample_weight = self.layout.batch(
+            self.objective,
+            self.objective.examples(sources, targets, room, rng, self.vocabulary),
             length,
             rng,
             complete=complete,
-            held_out=held_out,
+            scored=self.objective.scored(held_out),
             vocabulary=self.vocabulary,
         )
-        if not self.source_mask:
-            x.pop("source_mask", None)
-        in_target = x.pop("segment_ids", None)
-        if self.segments is not None:
-            x["segment_ids"] = np.array(self.segments, np.int32)[in_target]
         if weights is not None:
             sample_weight = sample_weight * np.asarray(weights, np.float32)[:, None]
         return x, y, sample_weight
+
+    def prompts(self, texts, as_source):
+        """The inputs of a model that is to go on from some texts: see the layout's `prompts`."""
+        return self.layout.prompts(texts, as_source, self.vocabulary)

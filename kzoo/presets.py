@@ -6,7 +6,8 @@ import logging
 import os
 from pathlib import Path
 
-from kzoo import config as fields
+from kzoo import migrations, objectives
+from kzoo.config import BackboneConfig, Config, HeadConfig, tokenizer_kind
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json, whole_folder
 
@@ -44,18 +45,18 @@ def config(name, **overrides):
         **overrides: fields that replace the preset's, e.g. `mechanism="linear"`.
 
     Returns:
-        A dict of JSON values; see `kzoo.config.DEFAULTS` for the fields.
+        A dict of JSON values; see `kzoo.config.Config` for the fields.
 
     Raises:
         InputError: for an unknown preset, field or value, and for fields that do not fit
-            together (`kzoo.config.resolve`).
+            together (`kzoo.config.Config.get`).
 
     Example:
         >>> config("unilm_base", num_layers=2)["mask"]
         'prefix'
     """
     preset, size = _find(name)
-    return fields.resolve({**preset["config"], **preset["sizes"][size], **overrides})
+    return _resolved({**preset["config"], **preset["sizes"][size]}, overrides)
 
 
 def load(name, *, dtype=None, remat="none", **overrides):
@@ -99,14 +100,14 @@ def load(name, *, dtype=None, remat="none", **overrides):
     if kind == "preset":
         complete = config(name, **overrides)
     elif kind == "saved":
-        complete = fields.resolve({**_saved_config(Path(name)), **overrides})
+        complete = _resolved(_saved_config(Path(name)), overrides)
         tokenizer = _saved_tokenizer(Path(name))
         dtype, head_dtype = _saved_dtype(Path(name), dtype)
     else:
         from kzoo import convert
 
         checkpoint = convert.read(name)
-        complete = fields.resolve({**checkpoint.config, **overrides})
+        complete = _resolved(checkpoint.config.get_config(), overrides)
         tokenizer = checkpoint.tokenizer
     model = build(complete, dtype, tokenizer, remat, head_dtype)
     if kind == "checkpoint":
@@ -159,36 +160,38 @@ def build(complete, dtype=None, tokenizer=None, remat="none", head_dtype=None):
 
     A tokenizer of the kind `"file"` is given; without it the model takes token batches only.
     `head_dtype` is that of the head's dense layer, where it is not `dtype`.
-    """
-    from kzoo import models, objectives
 
-    objective = objectives.get(complete["objective"])
-    task = getattr(models, objective.task)
-    of_backbone = {field: complete[field] for field in fields.BACKBONE_FIELDS}
-    if complete["stack"] == "single":
-        backbone = models.SingleStackBackbone(**of_backbone, dtype=dtype, remat=remat)
+    Args:
+        complete: a `kzoo.config.Config`, or its JSON.
+    """
+    from kzoo import models
+
+    config = Config.get(complete)
+    task = getattr(models, objectives.task_name(config.stack, config.objective))
+    of_backbone = {**vars(config.part(BackboneConfig)), "dtype": dtype, "remat": remat}
+    if config.stack == "single":
+        backbone = models.SingleStackBackbone(**of_backbone)
     else:
-        shared = complete["stack"] == "encoder_decoder_shared"
-        execution = {"dtype": dtype, "remat": remat}
-        backbone = models.EncoderDecoderBackbone(**of_backbone, shared=shared, **execution)
-    if complete["tokenizer"] == "bytes":
+        shared = config.stack == "encoder_decoder_shared"
+        backbone = models.EncoderDecoderBackbone(**of_backbone, shared=shared)
+    if config.tokenizer == "bytes":
         tokenizer = models.ByteTokenizer()
     preprocessor = tokenizer and task.preprocessor_cls(
         tokenizer,
-        complete["max_sequence_length"],
-        objective,
+        config.max_sequence_length,
+        config.objective,
         source_mask=backbone.mask.needs_source,
-        segments=_segments(complete["num_segments"], backbone.mask),
+        segments=_segments(config.num_segments, backbone.mask),
     )
-    head = {field: complete[field] for field in fields.HEAD_FIELDS}
-    return task(backbone, preprocessor, objective=objective, head_dtype=head_dtype, **head)
+    head = {**vars(config.part(HeadConfig)), "head_dtype": head_dtype}
+    return task(backbone, preprocessor, objective=config.objective, **head)
 
 
 def _undone():
     """Whether the compiler takes remat out again."""
     import keras
 
-    from kzoo.ops.choice import platform
+    from kzoo.ops.context import platform
 
     on_cpu = keras.backend.backend() == "jax" and platform() == "cpu"
     return on_cpu and _KEEPS_REMAT not in os.environ.get("XLA_FLAGS", "")
@@ -235,15 +238,16 @@ def _saved_config(directory):
     if not _is_ours(path):
         raise InputError(f"this directory holds another library's model. Received: {directory}")
     task = read_json(path)
-    names = (*fields.HEAD_FIELDS, "objective")
+    names = (*HeadConfig.field_names(), "objective")
     try:
         backbone = task["config"]["backbone"]["config"]
-        return {
-            **{field: backbone[field] for field in fields.BACKBONE_FIELDS},
+        saved = {
+            **{field: backbone[field] for field in BackboneConfig.field_names()},
             **{field: task["config"][field] for field in names},
             "stack": _STACKS[backbone.get("shared")],
             "tokenizer": _saved_tokenizer_kind(directory, backbone["vocabulary_size"]),
         }
+        return migrations.config(saved)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{TASK_FILE} is as `save` wrote it, with every field of a config; save the model "
@@ -272,7 +276,7 @@ def _saved_tokenizer_kind(directory, vocabulary_size):
     path = directory / TOKENIZER_FILE
     if not path.is_file():
         return "file"  # none was saved, so none comes, whatever the number of ids
-    return fields.tokenizer_kind(read_json(path)["class_name"], vocabulary_size)
+    return tokenizer_kind(read_json(path)["class_name"], vocabulary_size)
 
 
 def _saved_tokenizer(directory):
@@ -287,6 +291,10 @@ def _saved_tokenizer(directory):
     tokenizer = FileTokenizer.from_config(saved["config"])
     tokenizer.load_preset_assets(str(directory))
     return tokenizer
+
+
+def _resolved(fields, overrides):
+    return Config.get({**fields, **overrides}).get_config()
 
 
 def _find(name):

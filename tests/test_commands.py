@@ -65,7 +65,7 @@ def test_train_and_generate(capsys, tmp_path, monkeypatch):
 
 
 def test_compare_predict_and_report(capsys, tmp_path):
-    fields = {**SMALL, "objective": "continuation"}
+    fields = {**SMALL, "objective": "prefix_lm"}
     arms = {
         mechanism: {"preset": "gpt_nano", "overrides": {**fields, "mechanism": mechanism}}
         for mechanism in ("softmax", "linear")

@@ -87,7 +87,7 @@ def test_variable_paths_are_those_of_the_golden_file(name):
 
 OBJECTIVES = {
     "causal_lm": [("gpt", {})],
-    "continuation": [("gpt", {"objective": "continuation"}), ("unilm", {})],
+    "prefix_lm": [("gpt", {"objective": "prefix_lm"}), ("unilm", {})],
     "masked_lm": [("bert", {}), ("bert_mixed_heads", {}), ("bert_mixed_layers", {})],
 }
 TEXT = [f"{i} times {j} is {i * j}; and so on." for i in range(12) for j in range(12)]
@@ -117,7 +117,7 @@ def test_arms_of_an_objective_see_the_same_batches(objective, rows):
 def test_held_out_tokens_are_the_same_whatever_is_trained_on():
     arms = [
         presets.config("unilm_nano"),
-        presets.config("gpt_nano", objective={"continuation": {"score": "all"}}),
+        presets.config("gpt_nano", objective={"prefix_lm": {"score": "all"}}),
     ]
     targets, everything = (kzoo.data.load(TEXT, config, batch_size=8) for config in arms)
     for i in range(len(targets.valid)):

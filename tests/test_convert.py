@@ -173,7 +173,7 @@ def test_published_counts(their_config, names, count):
     family = convert.family_of(their_config)
     tied = their_config.get("tie_word_embeddings", True)
     fields = family.read_config(their_config, names)
-    complete = config.resolve({**fields, "tie_embeddings": tied, "tokenizer": "file"})
+    complete = config.Config.get({**fields, "tie_embeddings": tied, "tokenizer": "file"})
     assert config.count_parameters(complete) == count
     shapes = [row.their_shape(complete) for row in family.rows(complete)]
     assert sum(np.prod(shape) for shape in shapes) == count
@@ -267,7 +267,7 @@ def test_a_bert_without_its_head_and_one_with_its_pooler(tmp_path):
 def test_other_masks_and_objectives_keep_all_weights(ours, folders):
     for name, overrides in {
         "bert": {"mask": {"heads": ["causal", "reversed"]}},
-        "gpt2": {"mask": "prefix", "objective": "continuation"},
+        "gpt2": {"mask": "prefix", "objective": "prefix_lm"},
         "t5": {"mask": {"layers": ["causal", "reversed"]}},
     }.items():
         changed = presets.load(folders[name], **overrides)
@@ -414,7 +414,7 @@ def test_a_bert_without_its_head_is_exported_as_one(tmp_path):
 @pytest.mark.parametrize(
     "overrides, said",
     [
-        ({"mask": "prefix", "objective": "continuation"}, "gpt2: mask is 'causal' there"),
+        ({"mask": "prefix", "objective": "prefix_lm"}, "gpt2: mask is 'causal' there"),
         ({"mechanism": "linear"}, "mechanism is 'softmax' there"),
         ({"normalization": "layer_norm", "num_segments": 2}, "num_segments is 0 there"),
     ],

@@ -40,7 +40,7 @@ BERT = {
 UNILM = {
     **BERT,
     "mask": "prefix",
-    "objective": "continuation",
+    "objective": "prefix_lm",
     "prediction": "mask",
     "num_segments": 6,
 }
@@ -48,7 +48,7 @@ T5 = {
     **COMMON,
     "head_dim": 3,
     "mask": "bidirectional",
-    "objective": "seq2seq",
+    "objective": "prefix_lm",
     "stack": "encoder_decoder",
     "positions": "relative",
     "relative_buckets": 8,
@@ -124,7 +124,7 @@ def assert_equal(got, want):
 
 def random_model(fields):
     """A model without two equal weights, so that none is taken for another."""
-    model = presets.build(config.resolve(fields))
+    model = presets.build(config.Config.get(fields))
     rng = np.random.default_rng(0)
     for variable in model.weights:
         noise = 0.3 * rng.standard_normal(variable.shape).astype("float32")
@@ -212,7 +212,7 @@ REFUSED = [
     ("gpt2", {"embedding_norm": True}, "embedding_norm is False"),
     ("gpt2", {"num_segments": 2}, "num_segments is 0"),
     ("gpt2", {"pooler": True}, "pooler is False"),
-    ("gpt2", {"mask": "prefix", "objective": "continuation"}, "mask is 'causal'"),
+    ("gpt2", {"mask": "prefix", "objective": "prefix_lm"}, "mask is 'causal'"),
     ("gpt2", {"prediction": "mask"}, "prediction is 'next'"),
     ("bert", {"tie_embeddings": False, "output_transform": False}, "tie_embeddings is True"),
     ("bert", {"num_segments": 0}, "num_segments is 1"),
@@ -239,7 +239,7 @@ REFUSED = [
 
 @pytest.mark.parametrize("family, overrides, said", REFUSED, ids=str)
 def test_what_transformers_does_not_compute_is_refused_by_name(family, overrides, said, tmp_path):
-    resolved = config.resolve(FAMILIES[family] | overrides)
+    resolved = config.Config.get(FAMILIES[family] | overrides)
     model = types.SimpleNamespace(config=resolved)  # no weight is looked at
     with pytest.raises(InputError) as caught:
         convert.to_huggingface(model, tmp_path / "export")
@@ -250,7 +250,7 @@ def test_what_transformers_does_not_compute_is_refused_by_name(family, overrides
 def test_every_field_of_a_config_is_tried():
     tried = {field for _, overrides, _ in [*WRITTEN, *REFUSED] for field in overrides}
     sizes = {"num_layers", "hidden_dim", "intermediate_dim", "feature_map", "objective"}
-    assert set(config.DEFAULTS) - tried - sizes == {"tokenizer", "config_version"}
+    assert set(config.Config.field_names()) - tried - sizes == {"tokenizer", "config_version"}
 
 
 # From transformers to kzoo -------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_a_distribution_over_devices_that_are_not_there():
 @pytest.mark.parametrize(
     "overrides, model, said",
     [
-        ({}, 3, "num_heads divides into the 3 devices along the mesh axis 'model'"),
+        ({}, 3, "num_heads must be a multiple of 3, the number of devices along"),
         ({"kv_heads": 2}, 4, "kv_heads=2"),
         ({"intermediate_dim": 30}, 4, "intermediate_dim=30"),
         ({"mask": {"heads": ["causal", "prefix"]}}, 4, "whole repetitions of the pattern of heads"),
@@ -117,7 +117,7 @@ def test_a_distribution_over_devices_that_are_not_there():
     ids=str,
 )
 def test_what_a_mesh_does_not_divide(overrides, model, said):
-    objective = "continuation" if "mask" in overrides else "causal_lm"
+    objective = "prefix_lm" if "mask" in overrides else "causal_lm"
     fields = {**presets.config("gpt_nano", objective=objective, **overrides)}
     with pytest.raises(InputError) as caught:
         config.check_split(fields, model)

@@ -11,7 +11,9 @@ from keras import ops
 
 import kzoo
 from kzoo import config, objectives, presets
+from kzoo.encoder import Encoder
 from kzoo.errors import InputError
+from kzoo.objectives import layouts
 from kzoo.vocabulary import BOS, EOS, PAD, SEP
 
 FAMILIES = ("t5", "t5_shared", "t5_causal_encoder", "t5_mixed_encoder")
@@ -48,10 +50,10 @@ def tokens(model, x=PAIRS):
 # Objective ----------------------------------------------------------------------------------
 
 
-def test_seq2seq_reads_the_rows_of_a_continuation_in_two_parts():
-    rng = np.random.default_rng(0)
+def test_the_layout_splits_an_example_over_two_sequences():
+    encoder = Encoder(objectives.get("prefix_lm"), layouts.EncoderDecoder())
     source, target = np.array([97, 98]), np.array([99, 100, 101])
-    x, y, weight = objectives.get("seq2seq").encode([source], [target], 8, rng)
+    x, y, weight = encoder.batch([source], [target], 8)
     assert x["encoder_token_ids"].tolist() == [[BOS, 97, 98, SEP, PAD, PAD, PAD, PAD]]
     assert x["encoder_padding_mask"].tolist() == [[1] * 4 + [0] * 4]
     assert x["decoder_token_ids"].tolist() == [[BOS, 99, 100, 101, EOS, PAD, PAD, PAD]]
@@ -60,13 +62,13 @@ def test_seq2seq_reads_the_rows_of_a_continuation_in_two_parts():
     assert weight.tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]]
 
 
-@pytest.mark.parametrize("rows", ["text", "pairs"])
-def test_it_scores_the_tokens_that_a_continuation_scores(rows):
+@pytest.mark.parametrize("kind", ["text", "pairs"])
+def test_every_stack_scores_the_same_tokens_of_an_objective(kind):
     data = {
         "text": "".join(f"{i} times {i} is {i * i}; and so on. " for i in range(90)),
         "pairs": [(f"{i} times {i + 3}", f"{i * (i + 3)}, of course") for i in range(40)],
-    }[rows]
-    data = [data[i : i + 40] for i in range(0, len(data), 40)] if rows == "text" else data
+    }[kind]
+    data = [data[i : i + 40] for i in range(0, len(data), 40)] if kind == "text" else data
     arms = [presets.config("unilm_nano"), presets.config("t5_nano")]
     one, two = (kzoo.data.load(data, arm, batch_size=8) for arm in arms)
     assert one.facts == two.facts
@@ -88,7 +90,7 @@ def test_the_encoders_mask_is_all_that_these_families_differ_in():
     for other in others:
         assert {field for field in t5 if t5[field] != other[field]} == {"mask"}
     gpt, unilm = presets.config("gpt_nano"), presets.config("unilm_nano")
-    assert {f for f in t5 if t5[f] != unilm[f]} == {"mask", "stack", "objective"}
+    assert {f for f in t5 if t5[f] != unilm[f]} == {"mask", "stack"}
     assert {f for f in t5 if t5[f] != gpt[f]} == {"mask", "stack", "objective"}
 
 
@@ -202,7 +204,7 @@ def test_the_look_at_the_encoder_is_one_state_under_linear_attention():
     """Its kernel in the log, its values against the dense form."""
     model = load("t5", mechanism="linear", num_layers=1)
     block = model.backbone.stacks["decoder"].blocks[0]
-    assert set(kzoo.layers.kernels(model, (4, 64), "cpu").values()) == {"chunked"}
+    assert set(kzoo.layers.kernels(model, (4, 64), "cpu").values()) == {"chunk_scan"}
     rng = np.random.default_rng(0)
     x, source = (rng.normal(size=(2, n, 16)).astype("float32") for n in (5, 7))
     mask = np.array([[1] * 7, [1] * 4 + [0] * 3], "int32")
@@ -274,9 +276,10 @@ def test_saved_models_come_back(tmp_path):
     "overrides, said",
     [
         ({"mask": "prefix"}, "the mask is the encoder's"),
-        ({"objective": "continuation"}, "takes the objective 'seq2seq'"),
-        ({"objective": "masked_lm"}, "takes the objective 'seq2seq'"),
-        ({"stack": "single"}, "'continuation' or 'masked_lm'"),
+        ({"objective": {"prefix_lm": {"score": "all"}}}, "scores targets alone"),
+        ({"objective": "masked_lm"}, "such as 'prefix_lm'"),
+        ({"objective": "causal_lm"}, "an encoder reads the source"),
+        ({"stack": "single"}, "show a next-token loss its answer"),
         ({"stack": "encoder"}, "encoder_decoder"),
         ({"num_segments": 2}, "only a single stack"),
         ({"pooler": True}, "only a single stack"),

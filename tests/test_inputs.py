@@ -440,11 +440,11 @@ LONG = "The Cafés are naïve,  东京 and  the end.\n\n"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", ["causal_lm", "continuation", "masked_lm"])
+@pytest.mark.parametrize("objective", ["causal_lm", "prefix_lm", "masked_lm"])
 def test_bits_are_per_byte_of_the_original_text_in_every_entry_point(tokenizer, objective):
     if objective == "masked_lm" and tokenizer.vocabulary.mask is None:
         pytest.skip("no mask token")
-    family = {"causal_lm": "gpt", "continuation": "unilm", "masked_lm": "bert"}[objective]
+    family = {"causal_lm": "gpt", "prefix_lm": "unilm", "masked_lm": "bert"}[objective]
     fields = {**SMALL, "max_sequence_length": 128, "vocabulary_size": 384}
     model = presets.load(f"{family}_nano", **fields)
     task = type(model)
@@ -459,7 +459,7 @@ def test_bits_are_per_byte_of_the_original_text_in_every_entry_point(tokenizer, 
     inputs = {name: x[name] for name in model.input}
     logits = np.asarray(ops.convert_to_numpy(model.predict_on_batch(inputs)), "float64")
     nll = np.log(np.exp(logits).sum(-1)) - np.take_along_axis(logits, y[..., None], -1)[..., 0]
-    scored = pairs["responses"] if objective == "continuation" else sum(pairs.values(), [])
+    scored = pairs["responses"] if objective == "prefix_lm" else sum(pairs.values(), [])
     size = sum(len(text.encode()) for text in scored)
     unscored = np.zeros(3, int)  # first tokens, where no BOS tells them
     if tokenizer.vocabulary.bos is None and objective == "causal_lm":

@@ -11,7 +11,7 @@ import pytest
 from keras import ops
 
 from kzoo import layers, models, presets
-from kzoo.config import BACKBONE_FIELDS
+from kzoo.config import BackboneConfig
 
 test_case = pytest.importorskip(
     "keras_hub.src.tests.test_case", reason="keras-hub's checks need TensorFlow"
@@ -42,7 +42,7 @@ def tokens(model):
 
 def backbone_arguments(family):
     fields = presets.config(f"{family}_nano", **{**SMALL, **PRESETS[family]})
-    arguments = {name: fields[name] for name in BACKBONE_FIELDS}
+    arguments = {name: fields[name] for name in BackboneConfig.field_names()}
     return arguments | ({"shared": True} if family == "t5_shared" else {})
 
 

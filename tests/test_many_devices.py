@@ -22,7 +22,7 @@ runner.attention_spectrum = lambda model, batch: []  # half of the time, for two
 SMALL = dict(num_layers=1, hidden_dim=8, num_heads=2, intermediate_dim=16,
              max_sequence_length=36)
 arms = {
-    "gpt": {"preset": "gpt_nano", "overrides": {**SMALL, "objective": "continuation"}},
+    "gpt": {"preset": "gpt_nano", "overrides": {**SMALL, "objective": "prefix_lm"}},
     "linear": {"preset": "bert_nano", "overrides": {**SMALL, "mechanism": "linear"}},
 }
 study = Study.from_dict({"arms": arms, "data": ["synthetic:copy"], "seeds": 4, "steps": 3,

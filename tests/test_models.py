@@ -198,7 +198,7 @@ def test_a_context_that_runs_on_is_scored_as_lm_evaluation_harness_scores_it(mod
 
 
 @pytest.mark.torch
-def test_score_of_a_continuation(models):
+def test_score_of_a_prefix_lm(models):
     def row(a, b):
         start = len(a) + 2
         return [BOS, *a.encode(), SEP, *b.encode(), EOS], start, range(start, start + len(b) + 1)
@@ -209,13 +209,13 @@ def test_score_of_a_continuation(models):
     assert_scores(models["unilm"], TEXTS, nats, [len(text) for text in TEXTS])
 
 
-def test_score_of_a_continuation_is_of_targets_whatever_is_trained_on(models):
+def test_score_of_a_prefix_lm_is_of_targets_whatever_is_trained_on(models):
     model = kzoo.models.CausalLM(
         models["gpt"].backbone,
         kzoo.models.CausalLMPreprocessor(
-            kzoo.models.ByteTokenizer(), TIME, {"continuation": {"score": "all"}}
+            kzoo.models.ByteTokenizer(), TIME, {"prefix_lm": {"score": "all"}}
         ),
-        objective={"continuation": {"score": "all"}},
+        objective={"prefix_lm": {"score": "all"}},
     )
     parts = list(zip(*PAIRS.values(), strict=True))
     rows = [([BOS, *a.encode(), SEP, *b.encode(), EOS], 0, len(a) + 2) for a, b in parts]
@@ -396,21 +396,21 @@ def test_sequences_longer_than_the_table_of_positions():
         ("gpt", {"mask": "half_heads"}, "show a next-token loss its answer"),
         ("gpt", {"mask": {"layers": ["causal", "reversed"]}}, "show a next-token loss its answer"),
         ("unilm", {"mask": {"block": {"size": 2}}}, "show a next-token loss its answer"),
-        ("gpt", {"mask": "prefix"}, "use the objective 'continuation'"),
-        ("bert", {"mask": "prefix"}, "use the objective 'continuation'"),
-        ("unilm", {"objective": {"continuation": {"score": "all"}}}, "shows the source whole"),
+        ("gpt", {"mask": "prefix"}, "use the objective 'prefix_lm'"),
+        ("bert", {"mask": "prefix"}, "use the objective 'prefix_lm'"),
+        ("unilm", {"objective": {"prefix_lm": {"score": "all"}}}, "shows the source whole"),
         ("bert", {"objective": "causal_lm"}, "show a next-token loss its answer"),
     ],
 )
 def test_a_mask_must_not_show_the_objective_its_answer(family, overrides, said):
     refused(lambda: load(family, **overrides), said)
     fields = presets.config(f"{family}_nano", **SMALL)
-    fields = {name: fields[name] for name in config.BACKBONE_FIELDS} | {
+    fields = {name: fields[name] for name in config.BackboneConfig.field_names()} | {
         name: value for name, value in overrides.items() if name == "mask"
     }
     backbone = kzoo.models.SingleStackBackbone(**fields)
     objective = overrides.get("objective", presets.config(f"{family}_nano")["objective"])
-    task = getattr(kzoo.models, kzoo.objectives.get(objective).task)
+    task = getattr(kzoo.models, kzoo.objectives.task_name("single", kzoo.objectives.get(objective)))
     refused(lambda: task(backbone, objective=objective), said)
 
 
@@ -422,7 +422,7 @@ def test_an_objective_of_another_task(models):
 
 def test_backbone_arguments_are_checked():
     fields = presets.config("gpt_nano", **SMALL)
-    fields = {name: fields[name] for name in config.BACKBONE_FIELDS}
+    fields = {name: fields[name] for name in config.BackboneConfig.field_names()}
     for wrong, said in (
         ({"positions": "rotery"}, "rotary"),
         ({"positions": "relative", "mechanism": "linear"}, "bias on softmax"),

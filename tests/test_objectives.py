@@ -5,19 +5,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kzoo import objectives
+from kzoo import migrations, objectives
+from kzoo.encoder import Encoder
 from kzoo.errors import InputError
+from kzoo.objectives import layouts
 from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, SEP
 
-ALL = ["causal_lm", "continuation", {"continuation": {"score": "all"}}, "masked_lm"]
+ALL = ["causal_lm", "prefix_lm", {"prefix_lm": {"score": "all"}}, "masked_lm"]
 
 texts = st.lists(st.integers(0, 255), min_size=2, max_size=12)
 batches = st.lists(st.tuples(texts, texts), min_size=1, max_size=5)
 
 
+def encoder(spec):
+    """Of a single stack that takes every input, with the segments 0 and 1."""
+    return Encoder(objectives.get(spec), layouts.Single(source_mask=True, segments=(0, 1)))
+
+
 def encode(spec, sources, targets, length, seed=0, **kwargs):
-    rng = np.random.default_rng(seed)
-    return objectives.get(spec).encode(sources, targets, length, rng, **kwargs)
+    return encoder(spec).batch(sources, targets, length, np.random.default_rng(seed), **kwargs)
 
 
 @pytest.mark.parametrize("spec", [*ALL, {"masked_lm": {"rate": 0.3}}], ids=str)
@@ -29,21 +35,40 @@ def test_json_round_trip(spec):
 
 
 def test_shortest_json():
-    assert objectives.get({"continuation": {"score": "targets"}}).get_config() == "continuation"
+    assert objectives.get({"prefix_lm": {"score": "targets"}}).get_config() == "prefix_lm"
     assert objectives.get({"masked_lm": {"rate": 0.15}}).get_config() == "masked_lm"
     assert objectives.get({"causal_lm": {}}).get_config() == "causal_lm"
 
 
 def test_what_objectives_say_of_themselves():
-    say = {
-        name: (o.task, o.next_token, o.has_source)
-        for name, o in ((name, objectives.get(name)) for name in ALL[:2] + ALL[3:])
-    }
-    assert say == {
-        "causal_lm": ("CausalLM", True, False),
-        "continuation": ("CausalLM", True, True),
-        "masked_lm": ("MaskedLM", False, False),
-    }
+    every = [objectives.get(name) for name in ("causal_lm", "prefix_lm", "masked_lm")]
+    assert [(o.next_token, o.has_source) for o in every] == [
+        (True, False),
+        (True, True),
+        (False, False),
+    ]
+
+
+def test_the_task_follows_from_stack_and_objective():
+    names = [objectives.task_name("single", objectives.get(name)) for name in ALL]
+    assert names == ["CausalLM", "CausalLM", "CausalLM", "MaskedLM"]
+    for stack in ("encoder_decoder", "encoder_decoder_shared"):
+        assert objectives.task_name(stack, objectives.get("prefix_lm")) == "Seq2SeqLM"
+
+
+@pytest.mark.parametrize("old", ["continuation", "seq2seq", {"continuation": {"score": "all"}}])
+def test_old_names_are_migrated_in_files_and_refused_elsewhere(old):
+    with pytest.raises(InputError, match="is 'prefix_lm' now.*Received: "):
+        objectives.get(old)
+    new = migrations.objective(old)
+    assert new == migrations.objective(new) == objectives.get(new).get_config()
+    saved = {"objective": old, "mask": "causal"}
+    record = {"run": 0, "config": saved, "overrides": {"objective": old}}
+    assert migrations.record(record)["config"] == {"objective": new, "mask": "causal"}
+    assert migrations.record(record)["overrides"] == {"objective": new}
+    study = {"arms": {"a": {"preset": "p", "overrides": saved}, "b": "gpt_nano"}}
+    assert migrations.study(study)["arms"]["a"]["overrides"]["objective"] == new
+    assert saved["objective"] == old
 
 
 @pytest.mark.parametrize(
@@ -52,13 +77,13 @@ def test_what_objectives_say_of_themselves():
         ("casual_lm", "did you mean 'causal_lm'?"),
         (3, "Received: 3"),
         (None, "Received: None"),
-        ({"masked_lm": {}, "causal_lm": {}}, "unknown objective"),
-        ({"masked_lm": 0.2}, "mapping"),
+        ({"masked_lm": {}, "causal_lm": {}}, "or one name with its fields"),
+        ({"masked_lm": 0.2}, "takes a JSON object of rate"),
         ({"masked_lm": {"rte": 0.2}}, "did you mean 'rate'?"),
-        ({"causal_lm": {"rate": 0.2}}, "unknown field of causal_lm"),
+        ({"causal_lm": {"rate": 0.2}}, "takes no fields"),
         ({"masked_lm": {"rate": 0}}, "Received: 0"),
         ({"masked_lm": {"rate": "high"}}, "Received: 'high'"),
-        ({"continuation": {"score": "target"}}, "did you mean 'targets'?"),
+        ({"prefix_lm": {"score": "target"}}, "did you mean 'targets'?"),
     ],
 )
 def test_bad_specs_raise_one_line(spec, words):
@@ -81,8 +106,8 @@ def test_pairs_of_a_causal_lm():
 
 
 @pytest.mark.parametrize("score, held_out", [("targets", False), ("all", False), ("all", True)])
-def test_pairs_of_a_continuation(score, held_out):
-    spec = {"continuation": {"score": score}}
+def test_pairs_of_a_prefix_lm(score, held_out):
+    spec = {"prefix_lm": {"score": score}}
     x, y, weight = encode(spec, [[1, 2]], [[3]], 7, held_out=held_out)
     assert x["token_ids"].tolist() == [[BOS, 1, 2, SEP, 3, EOS, PAD]]
     assert x["source_mask"].tolist() == [[1, 1, 1, 1, 0, 0, 0]]
@@ -95,21 +120,21 @@ def test_windows_of_text():
     x, y, weight = encode("causal_lm", None, [[1, 2, 3]], 3, complete=False)
     assert x["token_ids"].tolist() == [[BOS, 1, 2]] and y.tolist() == [[1, 2, 3]]
     assert weight.tolist() == [[1, 1, 1]]
-    x, y, _ = encode("continuation", None, [[1, 2]], 3, complete=False)
+    x, y, _ = encode("prefix_lm", None, [[1, 2]], 3, complete=False)
     assert x["token_ids"].tolist() == [[BOS, 1, SEP]] and y.tolist() == [[1, SEP, 2]]
     _, y, _ = encode("masked_lm", None, [[1, 2]], 3, complete=False)
     assert y.tolist() == [[BOS, 1, 2]]
 
 
 @pytest.mark.parametrize("spec", ALL, ids=str)
-def test_a_window_fills_a_row(spec):
+def test_a_window_fills_a_sequence(spec):
     objective = objectives.get(spec)
-    window = np.arange(objective.window(20))
+    window = np.arange(encoder(spec).window(20))
     x, y, _ = encode(spec, None, [window], 20, complete=False)
     assert x["padding_mask"].all() and not (y == PAD).any()
     seen = np.append(x["token_ids"][:, :1], y) if objective.next_token else y
     assert (seen[seen < NUM_BYTES] == window).all() and seen.max() <= SEP
-    assert objective.row_length(None, window, complete=False) == 20
+    assert encoder(spec).example_length(None, window, complete=False) == 20
 
 
 # Laws
@@ -117,11 +142,12 @@ def test_a_window_fills_a_row(spec):
 
 @settings(deadline=None)
 @given(batches, st.sampled_from(ALL), st.booleans(), st.booleans())
-def test_a_row_of_its_length_keeps_everything(batch, spec, paired, complete):
+def test_at_its_length_an_example_is_whole(batch, spec, paired, complete):
     objective = objectives.get(spec)
     sources, targets = zip(*batch, strict=True)
     sources = sources if paired else [None] * len(targets)
-    needed = [objective.row_length(*row, complete) for row in zip(sources, targets, strict=True)]
+    pairs = zip(sources, targets, strict=True)
+    needed = [encoder(spec).example_length(*pair, complete) for pair in pairs]
     length = max(needed)
     x, y, weight = encode(spec, sources if paired else None, targets, length, complete=complete)
     arrays = [*x.values(), y, weight]
@@ -155,7 +181,7 @@ def test_labels_are_the_inputs_shifted(batch, spec, length):
 @given(batches, st.integers(4, 40))
 def test_the_source_is_what_stands_before_the_target(batch, length):
     sources, targets = zip(*batch, strict=True)
-    x, y, weight = encode("continuation", sources, targets, length)
+    x, y, weight = encode("prefix_lm", sources, targets, length)
     ends = [row.index(SEP) for row in x["token_ids"].tolist()]
     assert (x["source_mask"] == (np.arange(length) <= np.array(ends)[:, None])).all()
     # The separator predicts the first target token: scored positions are the rest.
@@ -165,7 +191,7 @@ def test_the_source_is_what_stands_before_the_target(batch, length):
 
 @given(texts, texts, st.integers(4, 30))
 def test_the_target_is_cut_before_the_source(source, target, length):
-    x, y, _ = encode("continuation", [source], [target], length)
+    x, y, _ = encode("prefix_lm", [source], [target], length)
     tokens = [t for t in [BOS, *y[0].tolist()] if t != PAD]
     at = tokens.index(SEP)
     kept_source, kept_target = tokens[1:at], [t for t in tokens[at + 1 :] if t != EOS]
@@ -178,7 +204,7 @@ def test_the_target_is_cut_before_the_source(source, target, length):
 
 def test_boundaries_are_uniform():
     n, rows = 9, 8000
-    x, _, _ = encode("continuation", None, np.full((rows, n), 7), n + 1, complete=False)
+    x, _, _ = encode("prefix_lm", None, np.full((rows, n), 7), n + 1, complete=False)
     cuts = x["source_mask"].sum(1) - 2  # without BOS and SEP
     counts = np.bincount(cuts, minlength=n)
     assert counts[0] == 0 and counts[1:].sum() == rows and len(counts) == n
@@ -226,20 +252,20 @@ def test_the_generator_decides_and_nothing_else(spec):
 
 def test_scores_do_not_move_the_boundary():
     text = np.random.default_rng(1).integers(256, size=(8, 30))
-    x, y, weight = encode("continuation", None, text, 31)
-    x_all, y_all, weight_all = encode({"continuation": {"score": "all"}}, None, text, 31)
+    x, y, weight = encode("prefix_lm", None, text, 31)
+    x_all, y_all, weight_all = encode({"prefix_lm": {"score": "all"}}, None, text, 31)
     assert all((x[name] == x_all[name]).all() for name in x) and (y == y_all).all()
     assert (weight_all >= weight).all() and weight_all.sum() > weight.sum()
 
 
 @pytest.mark.parametrize("spec", ALL, ids=str)
-def test_rows_with_nothing_to_score_raise(spec):
+def test_examples_with_nothing_to_score_raise(spec):
     with pytest.raises(InputError, match="Received: "):
         encode(spec, None, [[1, 2, 3], []], 8)
-    with pytest.raises(InputError, match=r"row 1 of 2"):
+    with pytest.raises(InputError, match=r"example 1 of 2"):
         encode(spec, [[1], [2]], [[1, 2, 3], []], 8)
 
 
 def test_one_byte_cannot_be_cut_in_two():
-    with pytest.raises(InputError, match="Received: a row of 1"):
-        encode("continuation", None, [[1, 2], [3]], 8)
+    with pytest.raises(InputError, match="Received: a text of 1"):
+        encode("prefix_lm", None, [[1, 2], [3]], 8)

@@ -13,10 +13,10 @@ if keras.backend.backend() != "jax":
 import jax
 import jax.numpy as jnp
 
+from kzoo.feature_maps import names
 from kzoo.ops import linear_attention, softmax_attention
-from kzoo.ops.choice import compiling_for
+from kzoo.ops.context import compiling_for
 from kzoo.ops.cross_entropy import cross_entropy
-from kzoo.ops.feature_maps import NAMES
 from kzoo.training.compile_only import target
 
 MASK = {"heads": [*OURS, *THEIRS]}
@@ -84,9 +84,9 @@ def test_float32_is_multiplied_in_float32(name):
     assert found and set(found) == {highest}
 
 
-@pytest.mark.parametrize("feature_map", NAMES)
+@pytest.mark.parametrize("feature_map", names())
 def test_feature_maps_multiply_in_float32(feature_map):
-    from kzoo.ops.feature_maps import get
+    from kzoo.feature_maps import get
 
     phi = get(feature_map)
     weights = {k: jnp.asarray(v) for k, v in phi.initial_weights(2, 16).items()} or None

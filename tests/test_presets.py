@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from kzoo import config, masks, objectives, presets
+from kzoo import config, masks, names, objectives, presets
 from kzoo.errors import InputError
 
 FOLDER = Path(__file__).resolve().parents[1] / "presets"
@@ -23,9 +23,10 @@ def test_names():
 @pytest.mark.parametrize("name", presets.names())
 def test_every_config_is_complete(name):
     complete = presets.config(name)
-    assert complete.keys() == config.DEFAULTS.keys()
-    assert config.resolve(complete) == complete == json.loads(json.dumps(complete))
-    assert config.REQUIRED not in complete.values()
+    assert tuple(complete) == config.Config.field_names()
+    resolved = config.Config.get(complete)
+    assert resolved.get_config() == complete == json.loads(json.dumps(complete))
+    assert config.Config.get(resolved) is resolved
     assert {field for field, value in complete.items() if value is None} == {"attention_scale"}
     family, _, size = name.rpartition("_")
     millions = config.count_parameters(complete) / 1e6
@@ -68,7 +69,7 @@ def test_the_controlled_families_share_the_defaults():
         "seed": 0,
         "vocabulary_size": 384,
     }.items():
-        assert complete[field] == config.DEFAULTS[field] == value
+        assert complete[field] == getattr(config.Config, field) == value
 
 
 def test_overrides():
@@ -79,8 +80,8 @@ def test_overrides():
     assert presets.config("bert_base")["num_layers"] == 12  # the preset itself is untouched
     assert presets.config("bert_base", mask="half_heads")["mask"] == complete["mask"]
     assert presets.config("bert_base", mask=masks.half_heads())["mask"] == complete["mask"]
-    score = {"continuation": {"score": "targets"}}
-    assert presets.config("unilm_nano", objective=score)["objective"] == "continuation"
+    score = {"prefix_lm": {"score": "targets"}}
+    assert presets.config("unilm_nano", objective=score)["objective"] == "prefix_lm"
     assert presets.config("gpt_nano", hidden_dim=48)["head_dim"] == 12
     assert presets.config("gpt_nano", head_dim=10)["head_dim"] == 10
     assert presets.config("gpt_nano", kv_heads=2)["kv_heads"] == 2
@@ -107,11 +108,11 @@ def test_overrides():
         ("gpt_nano", {"mask": "casual"}, "did you mean 'causal'?"),
         ("gpt_nano", {"objective": "causal_ml"}, "did you mean 'causal_lm'?"),
         ("gpt_nano", {"mask": "bidirectional"}, "would show a next-token loss its answer"),
-        ("gpt_nano", {"mask": "prefix"}, "use the objective 'continuation'"),
+        ("gpt_nano", {"mask": "prefix"}, "use the objective 'prefix_lm'"),
         ("bert_nano", {"num_heads": 5}, "the nearest is 4"),
         ("bert_nano", {"num_heads": 0}, "positive integer"),
         ("bert_nano", {"num_heads": True}, "positive integer"),
-        ("bert_nano", {"kv_heads": 3}, "kv_heads divides num_heads=4"),
+        ("bert_nano", {"kv_heads": 3}, "kv_heads must divide num_heads=4"),
         ("bert_nano", {"kv_heads": 0}, "positive integer"),
         ("bert_nano", {"head_dim": 7}, "even head_dim"),
         ("bert_nano", {"head_dim": -2}, "positive integer"),
@@ -140,22 +141,19 @@ def test_wrong_names_and_values(name, overrides, said):
 
 def test_a_missing_field():
     with pytest.raises(InputError, match="needs the fields num_layers, num_heads"):
-        config.resolve({"mask": "causal", "objective": "causal_lm"})
+        config.Config.get({"mask": "causal", "objective": "causal_lm"})
 
 
 def test_choices_are_what_layers_accept():
-    from kzoo.layers import attention, block, feed_forward, normalization
-    from kzoo.ops import feature_maps
+    from kzoo import feature_maps
+    from kzoo.layers import feed_forward, normalization
 
-    assert config.CHOICES["mechanism"] == attention.MECHANISMS
-    assert config.CHOICES["feature_map"] == feature_maps.NAMES
-    whole = [name for name in feature_maps.NAMES if feature_maps.get(name).whole_sequence]
+    assert config.FEATURE_MAPS == feature_maps.names()
+    whole = [name for name in feature_maps.names() if feature_maps.get(name).whole_sequence]
     assert config.WHOLE_SEQUENCE == tuple(whole)
-    assert config.CHOICES["normalization"] == tuple(normalization.NORMALIZATIONS)
-    assert config.CHOICES["norm_placement"] == block.NORM_PLACEMENTS
-    assert config.CHOICES["activation"] == tuple(feed_forward.ACTIVATIONS)
-    gated = [name for name, (_, gates) in feed_forward.ACTIVATIONS.items() if gates]
-    assert config.GATED == tuple(gated)
+    assert set(names.NORMALIZATIONS) == set(normalization.NORMALIZATIONS)
+    functions = {activation.function for activation in names.ACTIVATIONS.values()}
+    assert functions == set(feed_forward.FUNCTIONS)
 
 
 def test_load_builds_what_the_config_says(caplog):

@@ -13,10 +13,10 @@ from kzoo.studies.records import read
 
 ARMS = {
     "unilm": {"preset": "unilm_nano", "overrides": {}},
-    "gpt": {"preset": "gpt_nano", "overrides": {"objective": "continuation"}},
+    "gpt": {"preset": "gpt_nano", "overrides": {"objective": "prefix_lm"}},
     "gpt linear": {
         "preset": "gpt_nano",
-        "overrides": {"objective": "continuation", "mechanism": "linear"},
+        "overrides": {"objective": "prefix_lm", "mechanism": "linear"},
     },
     "half heads": {"preset": "bert_mixed_heads_nano", "overrides": {}},
 }
@@ -136,7 +136,7 @@ def test_table_keeps_groups_and_the_order_of_the_study(records):
     assert list(frame["arm"]) == list(ARMS) * 2
     row = frame[frame["arm"] == "gpt linear"].iloc[0]
     assert row[["mean", "min", "max", "seed 0", "seed 1"]].tolist() == [5.125, 5, 5.25, 5, 5.25]
-    assert row[["mask", "mechanism", "objective"]].tolist() == ["causal", "linear", "continuation"]
+    assert row[["mask", "mechanism", "objective"]].tolist() == ["causal", "linear", "prefix_lm"]
     assert row["parameters"] == 124672
     assert row["seconds"] == 2.5
     assert json.loads(frame["mask"].iloc[3]) == {"heads": ["causal", "reversed"]}

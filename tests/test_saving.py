@@ -295,6 +295,6 @@ def test_a_model_without_a_tokenizer_comes_back_without_one(tmp_path):
         back["load"].score(["to be"])
     asked = presets.load(tmp_path / "bare", tokenizer="bytes")
     assert type(asked.preprocessor.tokenizer).__name__ == "ByteTokenizer"
-    again = presets.load(tmp_path / "bytes", mask="prefix", objective="continuation")
+    again = presets.load(tmp_path / "bytes", mask="prefix", objective="prefix_lm")
     assert again.preprocessor is not None and again.backbone.mask.needs_source
     assert json.loads((tmp_path / "bytes" / "tokenizer.json").read_text())

@@ -23,8 +23,9 @@ needs_corpora = pytest.mark.skipif(
 )
 
 
-def load(source, objective="continuation", mask="prefix", batch_size=4, length=512, **kwargs):
+def load(source, objective="prefix_lm", mask="prefix", batch_size=4, length=512, **kwargs):
     config = {"max_sequence_length": length, "mask": mask, "objective": objective}
+    config["stack"] = kwargs.pop("stack", "single")
     return data.load(source, config, batch_size=batch_size, **kwargs)
 
 
@@ -141,7 +142,7 @@ def test_a_large_group_is_split_by_source_and_counted(caplog):
     assert not on_both_sides(split, 0)
     assert on_both_sides(split, 1) == {look("all have this one")}
     assert facts["targets_on_both_sides"] == 1 and facts["sources_on_both_sides"] == 0
-    assert "400 of 500 rows" in caplog.text
+    assert "400 of 500 examples" in caplog.text
 
 
 def test_sources_that_say_nothing_link_nothing(caplog):
@@ -159,8 +160,8 @@ def test_the_split_depends_on_the_rows_and_the_part_alone():
     arms = [
         load(rows, valid=0.2),
         load(rows, batch_size=7, seed=3, valid=0.2),
-        load(rows, "seq2seq", "bidirectional", valid=0.2),
-        load(rows, "masked_lm", "bidirectional", valid=0.2),
+        load(rows, mask="bidirectional", stack="encoder_decoder", valid=0.2),
+        load(rows, objective="masked_lm", mask="bidirectional", valid=0.2),
     ]
     assert len({arm.facts["valid_bytes"] for arm in arms}) == 1
     assert len({str(arm.facts["split"]) for arm in arms}) == 1

@@ -23,7 +23,7 @@ SMALL = {
 STUDY = {
     "name": "small",
     "arms": {
-        "gpt": {"preset": "gpt_nano", "overrides": {**SMALL, "objective": "continuation"}},
+        "gpt": {"preset": "gpt_nano", "overrides": {**SMALL, "objective": "prefix_lm"}},
         "bert": {"preset": "bert_nano", "overrides": SMALL},
     },
     "data": ["synthetic:copy"],
@@ -248,7 +248,7 @@ def test_unusable_data_write_nothing(tmp_path):
 
 def test_measures_name_their_group():
     assert measure("causal_lm", "x") == ("bits per byte", "every next byte on x")
-    assert measure({"continuation": {"score": "all"}}, "x") == measure("continuation", "x")
+    assert measure({"prefix_lm": {"score": "all"}}, "x") == measure("prefix_lm", "x")
 
 
 def test_compare_in_a_notebook(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from keras import ops
 from small_models import SMALL, TEXTS, load, logits, numpy, tokens
 
-from kzoo import config, presets
+from kzoo import config, names, presets
 from kzoo.errors import InputError
 
 # Saving --------------------------------------------------------------------------------------
@@ -62,7 +62,7 @@ def test_presets_both_ways(family, tmp_path):
 def test_saved_weights_serve_another_mask_and_objective(tmp_path):
     gpt = load("gpt")
     presets.save(gpt, tmp_path)
-    unilm = presets.load(tmp_path, mask="prefix", objective="continuation")
+    unilm = presets.load(tmp_path, mask="prefix", objective="prefix_lm")
     bert = presets.load(tmp_path, mask="half_heads", objective="masked_lm")
     assert isinstance(bert, keras_hub.models.MaskedLM)
     for model in (unilm, bert):
@@ -184,11 +184,17 @@ VARIANTS = [
     ]
 ]
 TANH = ("gelu_tanh", "geglu_tanh")  # approximate two of the others
+CHOICES = {
+    "positions": names.POSITIONS,
+    "normalization": names.NORMALIZATIONS,
+    "norm_placement": names.NORM_PLACEMENTS,
+    "activation": names.ACTIVATIONS,
+}
 
 
 def test_variants_cover_every_pair():
     for a, b in itertools.combinations(FIELDS, 2):
-        choices = [config.CHOICES.get(field, (True, False)) for field in (a, b)]
+        choices = [CHOICES.get(field, (True, False)) for field in (a, b)]
         choices = [[choice for choice in own if choice not in TANH] for own in choices]
         assert {(row[a], row[b]) for row in VARIANTS} == set(itertools.product(*choices))
 

@@ -144,7 +144,7 @@ def _ready(prepare, *args):
 
 def _prompt(model, length):
     """A source of `length` tokens, BOS and SEP among them."""
-    x = model.preprocessor.lay_out([_ids(length - 2)], as_source=True)
+    x = model.preprocessor.encoder.prompts([_ids(length - 2)], as_source=True)
     (prompt,) = model._prompts(x, model.longest_row())
     return prompt
 

@@ -41,7 +41,7 @@ def _compare(options):
     leave_tensorflow(study.data)
     load_backend()
 
-    from kzoo.ops.choice import platform
+    from kzoo.ops.context import platform
     from kzoo.studies.page import report, table
     from kzoo.studies.runner import as_begun, check_directory, run
     from kzoo.studies.workers import processes

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 
+from kzoo import migrations
 from kzoo.errors import InputError
 from kzoo.files import check_folder, check_new, numbered, read_json, taken, write
 from kzoo.learning_rate import learning_rate
@@ -69,7 +70,7 @@ def result(out, settings):
     run = _run_file(out)
     if not run:
         return None
-    recorded = {"evaluations": 1, **run.get("settings", {})}
+    recorded = migrations.record({"evaluations": 1, **run.get("settings", {})})
     other = list(differences(recorded, json.loads(json.dumps(settings))))
     if other:
         state = "a finished run" if run.get("result") else "a run"

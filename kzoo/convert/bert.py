@@ -49,20 +49,20 @@ def _read_config(config, names):
 
 def _read_unilm_config(config, names):
     config = {"type_vocab_size": UNILM_SEGMENTS, **config}
-    own = {"mask": "prefix", "objective": "continuation", "prediction": "mask"}
+    own = {"mask": "prefix", "objective": "prefix_lm", "prediction": "mask"}
     return _read_config(config, names) | own
 
 
 def _write_config(c):
     return {
-        **{theirs: c[ours] for theirs, ours in SIZES.items()},
-        "type_vocab_size": max(1, c["num_segments"]),
+        **{theirs: getattr(c, ours) for theirs, ours in SIZES.items()},
+        "type_vocab_size": max(1, c.num_segments),
         # Only the masked-LM head of transformers has an output matrix.
-        "tie_word_embeddings": c["tie_embeddings"] or not c["output_transform"],
-        "hidden_act": name_of(ACTIVATIONS, c["activation"]),
+        "tie_word_embeddings": c.tie_embeddings or not c.output_transform,
+        "hidden_act": name_of(ACTIVATIONS, c.activation),
         "position_embedding_type": "absolute",
-        **{f"{part}_dropout_prob": c["dropout"] for part in ("hidden", "attention_probs")},
-        "layer_norm_eps": c["norm_epsilon"],
+        **{f"{part}_dropout_prob": c.dropout for part in ("hidden", "attention_probs")},
+        "layer_norm_eps": c.norm_epsilon,
     }
 
 
@@ -72,7 +72,7 @@ def _rows(c):
     rows += one("position_embedding/embeddings", f"{embeddings}.position_embeddings.weight", "pd")
     rows += one("segment_embedding/embeddings", f"{embeddings}.token_type_embeddings.weight", "sd")
     rows += layer_norm("embedding_norm", f"{embeddings}.LayerNorm")
-    for i in range(c["num_layers"]):
+    for i in range(c.num_layers):
         ours, theirs = f"block_{i}", f"bert.encoder.layer.{i}"
         for part in ("query", "key", "value"):
             rows += dense(f"{ours}/attention/{part}", f"{theirs}.attention.self.{part}", "dh")
@@ -81,29 +81,29 @@ def _rows(c):
         rows += dense(f"{ours}/feed_forward/intermediate", f"{theirs}.intermediate.dense", "df")
         rows += dense(f"{ours}/feed_forward/output_dense", f"{theirs}.output.dense", "fd")
         rows += layer_norm(f"{ours}/feed_forward_norm", f"{theirs}.output.LayerNorm")
-    if c["pooler"]:
+    if c.pooler:
         rows += dense("pooler", POOLER, "dd")
-    if c["output_transform"]:
+    if c.output_transform:
         rows += dense("head/dense", f"{TRANSFORM}.dense", "dd")
         rows += layer_norm("head/norm", f"{TRANSFORM}.LayerNorm")
         rows += one("head/bias", "cls.predictions.bias", "v")
-    if not c["tie_embeddings"]:
+    if not c.tie_embeddings:
         output = "cls.predictions.decoder.weight"
         rows += one("token_embedding/reverse_embeddings", output, "dv", "transposed")
     return rows
 
 
 def _architecture(c):
-    if not c["output_transform"]:
+    if not c.output_transform:
         return "BertModel"
-    return "BertForPreTraining" if c["pooler"] else "BertForMaskedLM"
+    return "BertForPreTraining" if c.pooler else "BertForMaskedLM"
 
 
 def _notes(c):
     kind = _architecture(c)
-    if c["mask"] == "prefix":
+    if c.mask.needs_source:
         yield f"{kind} sees everything unless it is given the prefix mask, [batch, 1, time, time]"
-    if kind == "BertModel" and not c["pooler"]:
+    if kind == "BertModel" and not c.pooler:
         yield "BertModel draws a pooler at random, which this model lacks"
     if kind == "BertForPreTraining":
         yield "BertForPreTraining draws cls.seq_relationship at random, which this model lacks"

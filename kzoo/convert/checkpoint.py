@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Callable
 
+from kzoo.config import Config
 from kzoo.errors import InputError
 from kzoo.models.weights import by_path
 
@@ -16,13 +17,13 @@ class Checkpoint:
     """What a checkpoint of another library is to kzoo, checked and not yet read.
 
     Attributes:
-        config: the complete config of the model that holds exactly its weights.
+        config: the `kzoo.config.Config` of the model that holds exactly its weights.
         tokenizer: a keras-hub tokenizer, or None.
         shapes: path of each variable of that model -> shape.
         arrays: a function without arguments that gives `(path, array)` of each, once.
     """
 
-    config: dict
+    config: Config
     tokenizer: object
     shapes: dict
     arrays: Callable

@@ -26,14 +26,14 @@ ACTIVATIONS = {
 }
 # The letters of a row's shape, as in "vd": which fields of a config a dimension is.
 _DIMENSIONS = {
-    "v": lambda c: c["vocabulary_size"],
-    "d": lambda c: c["hidden_dim"],
-    "f": lambda c: c["intermediate_dim"],
-    "p": lambda c: c["max_sequence_length"],
-    "s": lambda c: c["num_segments"],
-    "n": lambda c: c["num_heads"],
-    "h": lambda c: c["num_heads"] * c["head_dim"],
-    "b": lambda c: c["relative_buckets"],
+    "v": lambda c: c.vocabulary_size,
+    "d": lambda c: c.hidden_dim,
+    "f": lambda c: c.intermediate_dim,
+    "p": lambda c: c.max_sequence_length,
+    "s": lambda c: c.num_segments,
+    "n": lambda c: c.num_heads,
+    "h": lambda c: c.num_heads * c.head_dim,
+    "b": lambda c: c.relative_buckets,
 }
 
 

@@ -48,12 +48,12 @@ def _read_config(config, names):
 
 def _write_config(c):
     return {
-        **{theirs: c[ours] for theirs, ours in SIZES.items()},
-        "n_inner": c["intermediate_dim"],
-        "activation_function": name_of(ACTIVATIONS, c["activation"]),
-        "scale_attn_weights": c["attention_scale"] in (None, c["head_dim"] ** -0.5),
-        **{name: c["dropout"] for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")},
-        "layer_norm_epsilon": c["norm_epsilon"],
+        **{theirs: getattr(c, ours) for theirs, ours in SIZES.items()},
+        "n_inner": c.intermediate_dim,
+        "activation_function": name_of(ACTIVATIONS, c.activation),
+        "scale_attn_weights": c.attention_scale in (None, c.head_dim**-0.5),
+        **{name: c.dropout for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")},
+        "layer_norm_epsilon": c.norm_epsilon,
     }
 
 
@@ -67,10 +67,10 @@ def _dense(ours, theirs, shape):
 
 def _rows(c):
     rows = one("token_embedding/embeddings", "transformer.wte.weight", "vd")
-    if not c["tie_embeddings"]:
+    if not c.tie_embeddings:
         rows += one("token_embedding/reverse_embeddings", "lm_head.weight", "dv", "transposed")
     rows += one("position_embedding/embeddings", "transformer.wpe.weight", "pd")
-    for i in range(c["num_layers"]):
+    for i in range(c.num_layers):
         ours, theirs = f"block_{i}", f"transformer.h.{i}"
         qkv = [f"{ours}/attention/{part}" for part in ("query", "key", "value")]
         rows += layer_norm(f"{ours}/attention_norm", f"{theirs}.ln_1")

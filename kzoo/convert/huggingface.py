@@ -10,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
-from kzoo import config as fields
+from kzoo.config import Config
 from kzoo.convert.bert import BERT, UNILM, UNILM_SEGMENTS
 from kzoo.convert.checkpoint import Checkpoint, grouped
 from kzoo.convert.gpt2 import GPT2
@@ -67,7 +67,7 @@ def read_huggingface(directory):
 
     config = family.read_config(theirs, names)
     tied = _is_tied(family, theirs, tensors, names)
-    config = fields.resolve({**config, "tie_embeddings": tied, "tokenizer": "file"})
+    config = Config.get({**config, "tie_embeddings": tied, "tokenizer": "file"})
     rows = family.rows(config)
     _check(family, rows, config, tensors, names, unused, directory)
 
@@ -76,7 +76,7 @@ def read_huggingface(directory):
             yield from row.read(tensors[names[row.theirs]], config)
 
     start = _decoder_start(directory, theirs, family)
-    tokenizer = read_tokenizer(directory, family, config["vocabulary_size"], start)
+    tokenizer = read_tokenizer(directory, family, config.vocabulary_size, start)
     shapes = {path: row.our_shape(config) for row in rows for path in row.ours}
     return Checkpoint(config, tokenizer, shapes, arrays)
 
@@ -162,7 +162,7 @@ def to_huggingface(model, directory):
         >>> transformers.AutoModelForMaskedLM.from_pretrained("mine")
     """
     check_new(directory)
-    config = model.config
+    config = Config.get(model.config)
     family, theirs = _family_of(config)
     arrays = _arrays(model, family.rows(config))
     arrays |= {name: arrays[of] for name, of in family.overruling.items() if of in arrays}
@@ -172,7 +172,7 @@ def to_huggingface(model, directory):
         special = dict(tokenizer.get_config()["special_tokens"])
         files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
-            "model_max_length": config["max_sequence_length"],
+            "model_max_length": config.max_sequence_length,
             **special,
         }
     else:
@@ -200,7 +200,7 @@ def _family_of(config):
         theirs = {
             "model_type": family.model_type,
             "architectures": [family.architecture(config)],
-            "tie_word_embeddings": config["tie_embeddings"],
+            "tie_word_embeddings": config.tie_embeddings,
             **family.write_config(config),
         }
         differences[family.model_type] = different = _differences(family, theirs, config)
@@ -219,20 +219,21 @@ def _differences(family, theirs, config):
     something else."""
     names = [row.theirs for row in family.rows(config)]
     again = {
-        "head_dim": max(1, config["hidden_dim"] // config["num_heads"]),
+        "head_dim": max(1, config.hidden_dim // config.num_heads),
         **family_of(theirs).read_config(theirs, names),
         "tie_embeddings": theirs["tie_word_embeddings"],
         "tokenizer": "file",
     }
-    again = fields.resolve(again)
-    free = _FREE if config["positions"] == "relative" else _FREE | _OF_RELATIVE
+    again = Config.get(again)
+    free = _FREE if config.positions == "relative" else _FREE | _OF_RELATIVE
     if _scale(config) == _scale(again):
         free = free | {"attention_scale"}
-    return {f: (config[f], again[f]) for f in config if f not in free and config[f] != again[f]}
+    ours, again = config.get_config(), again.get_config()
+    return {f: (ours[f], again[f]) for f in ours if f not in free and ours[f] != again[f]}
 
 
 def _scale(config):
-    return config["attention_scale"] or config["head_dim"] ** -0.5
+    return config.attention_scale or config.head_dim**-0.5
 
 
 def _arrays(model, rows):

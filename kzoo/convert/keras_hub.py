@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import keras_hub
 
-from kzoo import config as fields
+from kzoo.config import Config
 from kzoo.convert.bert import BERT
 from kzoo.convert.checkpoint import Checkpoint, grouped
 from kzoo.convert.family import Row
@@ -40,7 +40,7 @@ def read_keras_hub(backbone, tokenizer=None):
         raise unknown("backbone of keras-hub", kind, _KINDS)
     family, read_config, rows_of = _KINDS[kind]
     config = {**{field: getattr(backbone, field) for field in SIZES}, **read_config(backbone)}
-    config = fields.resolve({**config, "tokenizer": "file"})
+    config = Config.get({**config, "tokenizer": "file"})
     rows = [Row(theirs, (ours,), shape, "reshaped") for ours, theirs, shape in rows_of(config)]
     tensors = {row.theirs: _find(backbone, row.theirs) for row in rows}
     faults = [f"extra {v.path}" for v in backbone.weights if id(v) not in map(id, tensors.values())]
@@ -55,7 +55,7 @@ def read_keras_hub(backbone, tokenizer=None):
             yield from row.read(tensor, config)
 
     if tokenizer is not None:
-        tokenizer = _tokenizer(tokenizer, family, config["vocabulary_size"])
+        tokenizer = _tokenizer(tokenizer, family, config.vocabulary_size)
     shapes = {row.ours[0]: row.our_shape(config) for row in rows}
     return Checkpoint(config, tokenizer, shapes, arrays)
 
@@ -154,7 +154,7 @@ def _embedding(name, shape):
 
 
 def _blocks(config, attention):
-    for i in range(config["num_layers"]):
+    for i in range(config.num_layers):
         ours, theirs = f"block_{i}", f"transformer_layer_{i}"
         for part in ("query", "key", "value"):
             yield from _dense(f"{ours}/attention/{part}", f"{theirs}/{attention}/{part}", "dh")
@@ -206,7 +206,7 @@ def _t5_config(backbone):
         "max_sequence_length": 512,
         "stack": "encoder_decoder",
         "mask": "bidirectional",
-        "objective": "seq2seq",
+        "objective": "prefix_lm",
         "positions": "relative",
         "normalization": "rms_norm",
         "activation": activations[key],
@@ -227,13 +227,13 @@ def _t5_attention(ours, theirs):
 
 def _t5_rows(config):
     yield "token_embedding/embeddings", "token_embedding.embeddings", "vd"
-    if not config["tie_embeddings"]:
+    if not config.tie_embeddings:
         yield "token_embedding/reverse_embeddings", "token_embedding.reverse_embeddings", "dv"
     for stack in ("encoder", "decoder"):
         layers = f"{stack}_transformer_layers"
         bias = f"{layers}.0.self_attention.relative_attention_bias"
         yield f"{stack}_relative_bias/embeddings", bias, "bn"
-        for i in range(config["num_layers"]):
+        for i in range(config.num_layers):
             ours, theirs = f"{stack}_block_{i}", f"{layers}.{i}"
             yield from _t5_attention(f"{ours}/attention", f"{theirs}.self_attention")
             norms = {"attention_norm": "self_attention_layer_norm"}
@@ -245,7 +245,7 @@ def _t5_rows(config):
                 yield f"{ours}/{our_norm}/scale", f"{theirs}.{their_norm}.weight", "d"
             # The gate is what the activation acts on: their input_projector.
             inner = {"gate": "input", "intermediate": "gate"}
-            if config["activation"] == "relu":
+            if config.activation == "relu":
                 inner = {"intermediate": "input"}
             for our_part, their_part in inner.items():
                 kernel = f"{theirs}.{their_part}_projector.kernel"

@@ -1,6 +1,6 @@
 """T5 1.0 (Raffel et al. 2020, arXiv:1910.10683) and 1.1 (Shazeer 2020, arXiv:2002.05202)."""
 
-from kzoo.config import GATED
+from kzoo import names
 from kzoo.convert.family import ACTIVATIONS, Family, choose, dense, one, renamed, require, take
 
 SIZES = {
@@ -51,7 +51,7 @@ def _read_config(config, names):
         "max_sequence_length": config.get("n_positions", 512),
         "stack": "encoder_decoder",
         "mask": "bidirectional",
-        "objective": "seq2seq",
+        "objective": "prefix_lm",
         "positions": "relative",
         "relative_buckets": config.get("relative_attention_num_buckets", 32),
         "relative_distance": config.get("relative_attention_max_distance", 128),
@@ -75,16 +75,16 @@ def _activation(config):
 
 
 def _write_config(c):
-    scaled = c["output_scale"] != 1.0
+    scaled = c.output_scale != 1.0
     return {
-        **{theirs: c[ours] for theirs, ours in SIZES.items()},
-        "num_decoder_layers": c["num_layers"],
-        "n_positions": c["max_sequence_length"],
-        "relative_attention_num_buckets": c["relative_buckets"],
-        "relative_attention_max_distance": c["relative_distance"],
-        "feed_forward_proj": WRITTEN[c["activation"]],
-        "dropout_rate": c["dropout"],
-        "layer_norm_epsilon": c["norm_epsilon"],
+        **{theirs: getattr(c, ours) for theirs, ours in SIZES.items()},
+        "num_decoder_layers": c.num_layers,
+        "n_positions": c.max_sequence_length,
+        "relative_attention_num_buckets": c.relative_buckets,
+        "relative_attention_max_distance": c.relative_distance,
+        "feed_forward_proj": WRITTEN[c.activation],
+        "dropout_rate": c.dropout,
+        "layer_norm_epsilon": c.norm_epsilon,
         "is_encoder_decoder": True,
         "scale_decoder_outputs": scaled,
     }
@@ -103,12 +103,12 @@ def _attention(ours, theirs):
 
 def _rows(c):
     rows = one("token_embedding/embeddings", "shared.weight", "vd")
-    if not c["tie_embeddings"]:
+    if not c.tie_embeddings:
         rows += one("token_embedding/reverse_embeddings", "lm_head.weight", "dv", "transposed")
     for stack in ("encoder", "decoder"):
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         rows += one(f"{stack}_relative_bias/embeddings", bias, "bn")
-        for i in range(c["num_layers"]):
+        for i in range(c.num_layers):
             ours, theirs = f"{stack}_block_{i}", f"{stack}.block.{i}.layer"
             rows += _rms_norm(f"{ours}/attention_norm", f"{theirs}.0.layer_norm")
             rows += _attention(f"{ours}/attention", f"{theirs}.0.SelfAttention")
@@ -117,7 +117,7 @@ def _rows(c):
                 rows += _attention(f"{ours}/cross_attention", f"{theirs}.1.EncDecAttention")
             last = f"{theirs}.{2 if stack == 'decoder' else 1}"
             rows += _rms_norm(f"{ours}/feed_forward_norm", f"{last}.layer_norm")
-            gated = c["activation"] in GATED
+            gated = names.ACTIVATIONS[c.activation].gated
             inner = {"gate": "wi_0", "intermediate": "wi_1"} if gated else {"intermediate": "wi"}
             for part, name in inner.items():
                 their_dense = f"{last}.DenseReluDense.{name}"

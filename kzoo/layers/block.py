@@ -9,8 +9,8 @@ from kzoo.layers.feed_forward import FeedForward
 from kzoo.layers.initializers import by_token, derive_seed
 from kzoo.layers.keras_arguments import counted
 from kzoo.layers.normalization import norm
+from kzoo.names import NORM_PLACEMENTS
 
-NORM_PLACEMENTS = ("pre", "post")
 REMAT = ("none", "block", "attention")
 
 

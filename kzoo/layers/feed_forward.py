@@ -5,7 +5,8 @@ from keras import activations
 
 from kzoo.errors import unknown
 from kzoo.layers.initializers import by_token, dense
-from kzoo.ops.rows import by_rows
+from kzoo.names import ACTIVATIONS
+from kzoo.ops.sharding import shard_batch
 
 
 def _gelu(x):
@@ -16,14 +17,12 @@ def _gelu_tanh(x):
     return activations.gelu(x, approximate=True)
 
 
-# Name -> (function, whether it gates a second projection).
-ACTIVATIONS = {
-    "gelu": (_gelu, False),
-    "gelu_tanh": (_gelu_tanh, False),
-    "relu": (activations.relu, False),
-    "geglu": (_gelu, True),
-    "geglu_tanh": (_gelu_tanh, True),
-    "swiglu": (activations.silu, True),
+# The functions that `kzoo.names.ACTIVATIONS` names.
+FUNCTIONS = {
+    "gelu": _gelu,
+    "gelu_tanh": _gelu_tanh,
+    "relu": activations.relu,
+    "silu": activations.silu,
 }
 
 
@@ -62,7 +61,8 @@ class FeedForward(keras.layers.Layer):
         self.use_bias = use_bias
         self.stddev = stddev and tuple(stddev)
         self.seed = seed
-        self.function, self.gated = ACTIVATIONS[activation]
+        self.function = FUNCTIONS[ACTIVATIONS[activation].function]
+        self.gated = ACTIVATIONS[activation].gated
         self.supports_masking = True
 
     def build(self, input_shape):
@@ -83,7 +83,7 @@ class FeedForward(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def call(self, inputs):
-        return by_rows(by_token(self._transformed, inputs))
+        return shard_batch(by_token(self._transformed, inputs))
 
     def _transformed(self, inputs):
         x = self.intermediate(inputs)

@@ -3,10 +3,11 @@
 import keras
 from keras import ops
 
-from kzoo.layers.feed_forward import ACTIVATIONS
+from kzoo.layers.feed_forward import FUNCTIONS
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.normalization import norm
-from kzoo.ops.precision import float32_products
+from kzoo.names import ACTIVATIONS
+from kzoo.precision import float32_products
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -49,7 +50,7 @@ class Head(keras.layers.Layer):
         super().__init__(**kwargs)
         self.embedding = embedding
         self.transform = transform
-        self.function = ACTIVATIONS[activation][0]
+        self.function = FUNCTIONS[ACTIVATIONS[activation].function]
         self.normalization = normalization
         self.epsilon = epsilon
         self.stddev = stddev

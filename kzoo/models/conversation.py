@@ -161,7 +161,7 @@ class Conversation:
         (ids,) = model.preprocessor.tokens(text)
         sep = model.preprocessor.tokenizer.vocabulary.sep
         said = [*self.said, *[sep] * bool(self.said), *map(int, ids)]
-        x = model.preprocessor.lay_out([said], as_source=True)
+        x = model.preprocessor.encoder.prompts([said], as_source=True)
         (prompt,) = model._prompts(x, session.time)
         if not self.said or model.rereads:
             session.begin(prompt)

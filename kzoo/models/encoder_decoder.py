@@ -4,7 +4,7 @@ import keras
 
 from kzoo import masks
 from kzoo.config import check_two_stacks
-from kzoo.models.stack import Backbone, Stack, token_input
+from kzoo.models.stack import ARGUMENTS, Backbone, Stack, token_input
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -14,7 +14,8 @@ class EncoderDecoderBackbone(Backbone):
     `mask` is the encoder's; the decoder is causal and sees the whole encoded source. The look at
     the encoder has no positions. Both stacks embed tokens, and positions, with the same tables.
 
-    {Backbone.__doc__.partition("connects its stacks.")[2].strip()}
+    Args:
+{ARGUMENTS}
         shared: whether the decoder uses the encoder's norms, projections and feed-forward
             networks (Raffel et al. 2020, arXiv:1910.10683, section 3.2.2); its look at the
             encoder is its own. With relative positions it uses the encoder's table too.
@@ -39,15 +40,15 @@ class EncoderDecoderBackbone(Backbone):
         super().__init__(**kwargs)
         self.shared = shared
 
-    def assemble(self, fields, embeddings, dtype, remat):
-        check_two_stacks(fields)
-        encoder = Stack(fields, fields["mask"], dtype, "encoder_", remat=remat)
+    def assemble(self, config, embeddings, dtype, remat):
+        check_two_stacks(config)
+        encoder = Stack(config, config.mask, dtype, "encoder_", remat=remat)
         names = ("encoder_token_ids", "encoder_padding_mask")
         inputs = {name: token_input(name) for name in names}
         ids, padding_mask = inputs.values()
         encoded = encoder(embeddings(ids, padding_mask), padding_mask=padding_mask)
         decoder = Stack(
-            fields,
+            config,
             masks.causal(),
             dtype,
             "decoder_",

@@ -15,7 +15,8 @@ from keras import ops
 from kzoo.errors import InputError, unknown
 from kzoo.models.beams import BeamSampler
 from kzoo.models.conversation import Conversation, Programs, Session, pieces
-from kzoo.models.rows import FREE, Prompt, aligned_left, aligned_right, bucket, until
+from kzoo.models.rows import FREE, Prompt, aligned_right, bucket, until
+from kzoo.objectives.layouts import aligned_left
 from kzoo.values import is_integer
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import logging
 
 import keras
 
-from kzoo.ops.choice import platform
+from kzoo.ops.context import platform
 
 
 class MultiStep:

@@ -7,7 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 
-from kzoo import objectives
+from kzoo import migrations, objectives
 from kzoo.encoder import Bytes, Encoder, ids
 from kzoo.errors import InputError
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
@@ -21,8 +21,8 @@ from kzoo.models.reading import (
     strings,
     unpadded,
 )
-from kzoo.models.rows import aligned_left
 from kzoo.models.single_stack import SingleStackBackbone
+from kzoo.objectives.layouts import layout
 from kzoo.vocabulary import BYTES, NUM_BYTES
 
 log = logging.getLogger("kzoo")
@@ -110,23 +110,23 @@ def _draw(*arrays):
 
 
 class _ObjectivePreprocessor:
-    """Strings, pairs or token batches to `(x, y, sample_weight)`, laid out by an objective.
+    """Strings, pairs or token batches to `(x, y, sample_weight)`, as an objective trains on them.
 
-    Where an objective draws at random (masked positions, the boundary of a continuation), the
-    draw depends on the text alone: the same text gives the same row in every epoch and in
+    Where an objective draws at random (masked positions, the boundary of a source), the
+    draw depends on the text alone: the same text gives the same example in every epoch and in
     every model. `kzoo.data.load` draws anew in each epoch.
 
     Args:
         tokenizer: a `ByteTokenizer` or a `FileTokenizer`.
-        sequence_length: tokens in a row; longer texts are cut, with a warning.
+        sequence_length: tokens of a sequence; longer texts are cut, with a warning.
         objective: an objective spec.
         source_mask: whether the model takes a `source_mask`.
         segments: the segment ids of texts and sources, and of the targets of pairs, where the
             model has segment embeddings.
 
     Call arguments:
-        x: texts or pairs, as `kzoo.models.reading.read` takes them; integers [rows, tokens], ids
-            of running text; or a dict of token ids and masks, which passes through with y and
+        x: texts or pairs, as `kzoo.models.reading.read` takes them; integers [batch, tokens],
+            ids of running text; or a dict of token ids and masks, which passes through with y and
             sample_weight.
         y: with texts in x, the responses to them; or None.
         sample_weight: with texts or running text in x, float [texts]: how much each counts.
@@ -141,6 +141,7 @@ class _ObjectivePreprocessor:
 
     backbone_cls = SingleStackBackbone
     tokenizer_cls = ByteTokenizer
+    stack = "single"  # whose layout examples have
     length_names = ("sequence_length",)  # keras-hub's
 
     def __init__(
@@ -156,7 +157,8 @@ class _ObjectivePreprocessor:
     @property
     def encoder(self):
         """The `kzoo.encoder.Encoder` of this objective."""
-        return Encoder(self.objective, self.tokenizer, self.source_mask, self.segments)
+        reads = layout(self.stack, self.source_mask, self.segments)
+        return Encoder(self.objective, reads, self.tokenizer)
 
     def call(self, x, y=None, sample_weight=None):
         if is_tokens(x):
@@ -171,7 +173,7 @@ class _ObjectivePreprocessor:
                 )
             x, vocabulary = np.asarray(x), self.tokenizer.vocabulary
             if not len(x):
-                raise InputError("there is at least one row of ids. Received: none")
+                raise InputError("there is at least one sequence of ids. Received: none")
             check_ids(x, vocabulary.size)
             rows = [unpadded(row, vocabulary.pad) for row in x]
             weights = read_weights(sample_weight, len(rows))
@@ -193,7 +195,7 @@ class _ObjectivePreprocessor:
         """Token arrays to `(x, y, sample_weight)`; keyword arguments as in `Encoder.batch`."""
         encoder, complete = self.encoder, kwargs.get("complete", True)
         pairs = zip(sources or [None] * len(targets), targets, strict=True)
-        needed = [encoder.row_length(*pair, complete) for pair in pairs]
+        needed = [encoder.example_length(*pair, complete) for pair in pairs]
         length = self.sequence_length if complete else min(self.sequence_length, max(needed))
         cut = sum(tokens > length for tokens in needed)
         if cut:
@@ -201,11 +203,10 @@ class _ObjectivePreprocessor:
                 "%d of %d texts are cut to %d tokens (the longest needs %d)",
                 *(cut, len(needed), length, max(needed)),
             )
-        drawn = not self.objective.next_token or (sources is None and self.objective.has_source)
-        if not drawn:
+        if not self.objective.draws(paired=sources is not None):
             return encoder.batch(sources, targets, length, None, **kwargs)
         weights = kwargs.pop("weights", None)
-        rows = [
+        examples = [
             encoder.batch(
                 sources and sources[i : i + 1],
                 targets[i : i + 1],
@@ -216,7 +217,7 @@ class _ObjectivePreprocessor:
             )
             for i in range(len(targets))
         ]
-        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *rows)
+        return keras.tree.map_structure(lambda *arrays: np.concatenate(arrays), *examples)
 
     def _in_tf_graph(self, data):
         """`call` of symbolic tensors of TensorFlow, in a `tf.data` pipeline."""
@@ -240,6 +241,10 @@ class _ObjectivePreprocessor:
             array.set_shape([None, None if is_running_text(data[0]) else self.sequence_length])
         return keras.tree.pack_sequence_as(like, made)
 
+    @classmethod
+    def from_config(cls, config):
+        return super().from_config(migrations.config(config))
+
     def get_config(self):
         config = super().get_config()
         for name in self.length_names:
@@ -257,14 +262,14 @@ class _Prompts:
     """A mixin for preprocessors of tasks that generate."""
 
     def generate_preprocess(self, x):
-        """Prompts as rows that a model goes on with.
+        """Prompts as the inputs of a model that is to go on from them.
 
         Args:
             x: a string or a list of them; or `{"prompts": ...}`, the same as sources. Under an
                 objective that has a source, plain strings are sources too.
 
         Returns:
-            As `lay_out`.
+            A dict of int32 arrays [batch, width], up to where the model goes on.
 
         Raises:
             InputError: for no prompt at all, or anything but strings.
@@ -279,20 +284,7 @@ class _Prompts:
         prompts = strings(x)
         if not prompts:
             raise InputError("prompts are a string or a list of them. Received: no prompt")
-        return self.lay_out(self.tokens(prompts), as_source)
-
-    def lay_out(self, texts, as_source):
-        """The inputs of a model that is to go on.
-
-        Args:
-            texts: list of sequences of ids.
-            as_source: whether they are sources, whose targets are to come.
-
-        Returns:
-            A dict of int32 arrays [batch, width], as the objective's `encode` gives, up to where
-            the model goes on.
-        """
-        raise NotImplementedError
+        return self.encoder.prompts(self.tokens(prompts), as_source)
 
     def generate_postprocess(self, rows):
         """Rows of token ids, a list of arrays, as strings."""
@@ -303,17 +295,6 @@ class _Prompts:
 class CausalLMPreprocessor(_Prompts, _ObjectivePreprocessor, keras_hub.models.CausalLMPreprocessor):
     __doc__ = _ObjectivePreprocessor.__doc__
 
-    def lay_out(self, texts, as_source):
-        vocabulary = self.tokenizer.vocabulary
-        rows = [objectives.prompt(tokens, as_source, vocabulary) for tokens in texts]
-        aligned = aligned_left(rows, pad=vocabulary.pad)
-        x = dict(zip(("token_ids", "padding_mask"), aligned, strict=True))
-        if self.source_mask:
-            x["source_mask"] = x["padding_mask"] * as_source
-        if self.segments is not None:
-            x["segment_ids"] = x["padding_mask"] * self.segments[0]
-        return x
-
 
 @keras.saving.register_keras_serializable(package="kzoo")
 class Seq2SeqLMPreprocessor(
@@ -322,21 +303,12 @@ class Seq2SeqLMPreprocessor(
     __doc__ = _ObjectivePreprocessor.__doc__
 
     backbone_cls = EncoderDecoderBackbone
+    stack = "encoder_decoder"
     length_names = ("encoder_sequence_length", "decoder_sequence_length")
 
     @property
     def sequence_length(self):
         return self.encoder_sequence_length
-
-    def lay_out(self, texts, as_source):
-        vocabulary = self.tokenizer.vocabulary
-        beginnings = [[objectives.decoder_start(vocabulary)]] * len(texts)
-        encoded = [objectives.prompt(tokens, True, vocabulary) for tokens in texts]
-        x = {}
-        for part, rows in (("encoder", encoded), ("decoder", beginnings)):
-            aligned = aligned_left(rows, pad=vocabulary.pad)
-            x[f"{part}_token_ids"], x[f"{part}_padding_mask"] = aligned
-        return x
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

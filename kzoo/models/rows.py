@@ -73,15 +73,6 @@ def aligned_right(prompts, max_length):
     return {name: array.astype("int32") for name, array in inputs.items()}
 
 
-def aligned_left(rows, width=None, pad=0):
-    """Rows of ids as int32 arrays [batch, width], `pad` behind them, and their 0/1 mask."""
-    lengths = np.array([len(row) for row in rows])
-    mask = (np.arange(width or lengths.max()) < lengths[:, None]).astype("int32")
-    ids = np.full(mask.shape, pad, "int32")
-    ids[mask != 0] = np.concatenate(rows)
-    return ids, mask
-
-
 def until(tokens, stops):
     """Tokens before the first of `stops`, or the first that was never drawn."""
     ends = np.flatnonzero(np.isin(tokens, [FREE, *stops]))

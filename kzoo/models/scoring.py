@@ -18,11 +18,11 @@ class ScoresTexts:
     def score(self, x, batch_size=32, *, end_token=True):
         """How well the model predicts each text, or each response given its prompt.
 
-        Of a text a causal LM scores every token; under `continuation` and `seq2seq` a text is
-        the target of an empty source. Of a pair every model scores the response alone:
-        log p(response | prompt). A masked LM scores each token with that token alone hidden
-        (pseudo-log-likelihood, Salazar et al. 2020, arXiv:1910.14659). Texts longer than the
-        model's sequences are scored in consecutive windows.
+        Of a text a causal LM scores every token; under an objective that has a source, such as
+        `prefix_lm`, a text is the target of an empty source. Of a pair every model scores the
+        response alone: log p(response | prompt). A masked LM scores each token with that token
+        alone hidden (pseudo-log-likelihood, Salazar et al. 2020, arXiv:1910.14659). Texts longer
+        than the model's sequences are scored in consecutive windows.
 
         Args:
             x: strings, or pairs: `{"prompts": [...], "responses": [...]}` or a list of them.
@@ -74,16 +74,16 @@ class ScoresTexts:
         """The rows (x, y, sample_weight), arrays [rows, time], that score one text."""
         encoder, length = self._reader().encoder, self.preprocessor.sequence_length
         end_token = end_token or not encoder.objective.next_token  # a masked LM sees it
-        if source is not None and encoder.objective.name == "causal_lm":
-            # The same rows, of which the response counts alone.
-            encoder = dataclasses.replace(encoder, objective=objectives.get("continuation"))
         if source is None and encoder.objective.has_source:
             source = target[:0]
-        room = length - encoder.row_length(source, target[:0], end_token)
+        if source is not None and encoder.objective.next_token:
+            # Whatever the model was trained on: log p(response | prompt).
+            encoder = dataclasses.replace(encoder, objective=objectives.get("prefix_lm"))
+        room = length - encoder.example_length(source, target[:0], end_token)
         if len(target) > room and source is not None and len(source):
             raise InputError(
                 f"a pair to score fits in {length} tokens. Received: one that needs "
-                f"{encoder.row_length(source, target, end_token)}"
+                f"{encoder.example_length(source, target, end_token)}"
             )
         for start in range(0, len(target), room):
             part = target[start : start + room]

@@ -2,7 +2,7 @@
 
 import keras
 
-from kzoo.models.stack import Backbone, Stack, token_input
+from kzoo.models.stack import ARGUMENTS, Backbone, Stack, token_input
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -11,7 +11,8 @@ class SingleStackBackbone(Backbone):
 
     Variables, shapes and initial values depend on neither `mask` nor `mechanism`.
 
-    {Backbone.__doc__.partition("connects its stacks.")[2].strip()}
+    Args:
+{ARGUMENTS}
 
     Inputs:
         A dict of integers [batch, time]: `token_ids`; `padding_mask` (0 padding, k the k-th
@@ -32,11 +33,11 @@ class SingleStackBackbone(Backbone):
 
     stack_name = "single"  # the config's `stack`
 
-    def assemble(self, fields, embeddings, dtype, remat):
-        mask = fields["mask"]
-        stack = Stack(fields, mask, dtype, remat=remat)
+    def assemble(self, config, embeddings, dtype, remat):
+        mask = config.mask
+        stack = Stack(config, mask, dtype, remat=remat)
         names = ["token_ids", "padding_mask", *["source_mask"] * mask.needs_source]
-        names += ["segment_ids"] * (fields["num_segments"] > 0)
+        names += ["segment_ids"] * (config.num_segments > 0)
         inputs = {name: token_input(name) for name in names}
         who = {name: inputs[name] for name in ("padding_mask", "source_mask") if name in inputs}
         x = embeddings(inputs["token_ids"], inputs["padding_mask"], inputs.get("segment_ids"))

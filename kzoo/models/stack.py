@@ -5,7 +5,7 @@ import keras_hub
 from keras import ops
 
 from kzoo import masks
-from kzoo.config import BACKBONE_FIELDS, check_split, resolve_backbone
+from kzoo.config import BackboneConfig, check_split
 from kzoo.errors import InputError
 from kzoo.layers import (
     Block,
@@ -22,64 +22,47 @@ from kzoo.models.bases import Functional
 from kzoo.models.devices import mesh_axes
 from kzoo.models.exporting import Exports
 from kzoo.models.weights import PathWeights
-from kzoo.ops import feature_maps
 from kzoo.ops.decoding import Window
 from kzoo.values import is_count
 
-
-class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
-    """Base of the backbones. A subclass gives `assemble`, which makes and connects its stacks.
-
-    Args:
-        vocabulary_size: number of token ids.
-        num_layers, num_heads, hidden_dim, intermediate_dim: sizes of a stack.
-        max_sequence_length: the longest sequence; the size of a table of learned positions.
-        mask: a mask spec or `Mask`; `{"layers": [...]}` repeats over the layers.
-        mechanism: `"softmax"` or `"linear"`, the latter with a `feature_map`.
-        kv_heads: heads of keys and values, as many as `num_heads` by default.
-        head_dim: size of a head, hidden_dim / num_heads by default.
-        attention_scale: factor on q·k under softmax, 1/√head_dim by default.
-        identity_mix: ε in (1-ε)A + εI, which the attention weights A become.
-        positions: `"none"`, `"learned"`, `"sinusoidal"`, `"rotary"` or `"relative"`, the last
-            with `relative_buckets` and `relative_distance` (`kzoo.layers.RelativeBias`; one
-            table for all layers of a stack).
-        num_segments: number of segment embeddings; 0 for none.
-        normalization: `"layer_norm"` or `"rms_norm"`; norm_placement: `"pre"` or `"post"`;
-            norm_epsilon: what is added to the variance.
-        embedding_norm: whether the sum of the embeddings is normalised.
-        activation: of `kzoo.layers.FeedForward`.
-        use_bias: whether projections have biases.
-        dropout: rate on embeddings and on what blocks add; never on attention weights.
-        initialization: `"fan_in"` or `"gpt2"`, as in `kzoo.layers.initializers.stddevs`.
-        pooler: whether there is a `pooler`, tanh of a dense layer, for the first token's state.
-        tie_embeddings: whether the output matrix is the transposed embedding.
-        seed: integer from which all initial values and dropout derive.
+ARGUMENTS = f"""{BackboneConfig.documentation()}
         dtype: a Keras dtype policy.
         remat: what the gradient computes again instead of keeping it, as in
             `kzoo.layers.Block`: `"none"`, `"block"` or `"attention"`. Like `dtype` it is no
-            field of a config, since it says how to compute and not what.
+            field of a config, since it says how to compute and not what."""
+
+
+class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
+    __doc__ = f"""Base of the backbones.
+
+    A subclass gives `assemble`, which makes and connects its stacks. The fields of the config are
+    attributes too; `pooler` is the layer, or None.
+
+    Args:
+{ARGUMENTS}
 
     Raises:
-        InputError: as `kzoo.config.resolve`, or for an unknown `remat`.
+        InputError: as `kzoo.config.Config.get`, or for an unknown `remat`.
     """
 
     def __init__(self, *, dtype=None, remat="none", name=None, trainable=True, **fields):
-        fields = resolve_backbone(fields)
-        check_split(fields, mesh_axes().get("model", 1))
-        embeddings = Embeddings(fields, dtype)
-        inputs, outputs, parts = self.assemble(fields, embeddings, dtype, remat)
+        config = BackboneConfig.get(fields)
+        check_split(config, mesh_axes().get("model", 1))
+        embeddings = Embeddings(config, dtype)
+        inputs, outputs, parts = self.assemble(config, embeddings, dtype, remat)
         super().__init__(
             inputs=inputs, outputs=outputs, dtype=dtype, name=name, trainable=trainable
         )
+        self.config = config
         self.remat = remat
         self.embeddings = embeddings
         self.token_embedding = embeddings.token_embedding
-        self.feature_map = feature_maps.get(fields.pop("feature_map"))  # Keras wraps dicts
-        self.pooler = _pooler(fields, dtype) if fields.pop("pooler") else None
-        for attribute, value in (fields | parts).items():
+        of_config = {field: getattr(config, field) for field in config.field_names()}
+        of_config["pooler"] = _pooler(config, dtype) if config.pooler else None
+        for attribute, value in (of_config | parts).items():
             setattr(self, attribute, value)
 
-    def assemble(self, fields, embeddings, dtype, remat):
+    def assemble(self, config, embeddings, dtype, remat):
         """Inputs and outputs of the functional model, and what it keeps as attributes."""
         raise NotImplementedError
 
@@ -191,15 +174,9 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         return draw
 
     def get_config(self):
-        fields = {name: getattr(self, name) for name in BACKBONE_FIELDS}
-        objects = {
-            "mask": self.mask.get_config(),
-            "feature_map": self.feature_map.get_config(),
-            "pooler": self.pooler is not None,
-            "remat": self.remat,
-        }
         own = {"name": self.name, "trainable": self.trainable}
-        return {**own, **fields, **objects, "dtype": keras.dtype_policies.serialize(self.policies)}
+        how = {"remat": self.remat, "dtype": keras.dtype_policies.serialize(self.policies)}
+        return {**own, **self.config.get_config(), **how}
 
     @property
     def policies(self):
@@ -227,33 +204,33 @@ class Embeddings:
         dropout: a dropout.
     """
 
-    def __init__(self, fields, dtype):
-        stddev = stddevs(fields["initialization"], fields["num_layers"])
+    def __init__(self, config, dtype):
+        stddev = stddevs(config.initialization, config.num_layers)
         drawn = {"stddev": stddev and stddev[0]}
 
         def child(name):
-            seed = derive_seed(fields["seed"], name)
+            seed = derive_seed(config.seed, name)
             return {"name": name, "seed": seed, "dtype": dtype}
 
         self.token_embedding = TokenEmbedding(
-            fields["vocabulary_size"],
-            fields["hidden_dim"],
-            tie_weights=fields["tie_embeddings"],
+            config.vocabulary_size,
+            config.hidden_dim,
+            tie_weights=config.tie_embeddings,
             **drawn,
             **child("token_embedding"),
         )
         self.added = self.segments = self.norm = None
-        if fields["positions"] == "learned":
-            longest, place = fields["max_sequence_length"], child("position_embedding")
+        if config.positions == "learned":
+            longest, place = config.max_sequence_length, child("position_embedding")
             self.added = LearnedPositions(longest, **drawn, **place)
-        elif fields["positions"] == "sinusoidal":
+        elif config.positions == "sinusoidal":
             self.added = SinusoidalPositions(name="position_embedding", dtype=dtype)
-        if fields["num_segments"]:
+        if config.num_segments:
             place = child("segment_embedding")
-            self.segments = SegmentEmbedding(fields["num_segments"], **drawn, **place)
-        if fields["embedding_norm"]:
-            self.norm = _norm(fields, "embedding_norm", dtype)
-        self.dropout = keras.layers.Dropout(fields["dropout"], **child("embedding_dropout"))
+            self.segments = SegmentEmbedding(config.num_segments, **drawn, **place)
+        if config.embedding_norm:
+            self.norm = _norm(config, "embedding_norm", dtype)
+        self.dropout = keras.layers.Dropout(config.dropout, **child("embedding_dropout"))
 
     def __call__(self, token_ids, padding_mask, segment_ids=None):
         x = self.token_embedding(token_ids)
@@ -281,7 +258,7 @@ class Stack:
     """Blocks, one upon the other, and the norm at the end of those that normalise first.
 
     Args:
-        fields: of the backbone, resolved.
+        config: a `kzoo.config.BackboneConfig`.
         mask: the `Mask` of its attention.
         dtype: a Keras dtype policy.
         prefix: of the names of its layers.
@@ -298,7 +275,7 @@ class Stack:
 
     def __init__(
         self,
-        fields,
+        config,
         mask,
         dtype,
         prefix="",
@@ -307,35 +284,35 @@ class Stack:
         remat="none",
         shares=None,
     ):
-        relative = fields["positions"] == "relative"
+        relative = config.positions == "relative"
         self.blocks = [
             Block(
-                fields["num_heads"],
-                fields["head_dim"],
-                fields["intermediate_dim"],
-                mechanism=fields["mechanism"],
+                config.num_heads,
+                config.head_dim,
+                config.intermediate_dim,
+                mechanism=config.mechanism,
                 mask=layer_mask,
-                feature_map=fields["feature_map"],
-                kv_heads=fields["kv_heads"],
-                rotary=fields["positions"] == "rotary",
-                scale=fields["attention_scale"],
+                feature_map=config.feature_map,
+                kv_heads=config.kv_heads,
+                rotary=config.positions == "rotary",
+                scale=config.attention_scale,
                 relative=relative,
-                identity_mix=fields["identity_mix"],
-                activation=fields["activation"],
-                use_bias=fields["use_bias"],
-                normalization=fields["normalization"],
-                epsilon=fields["norm_epsilon"],
-                norm_placement=fields["norm_placement"],
-                dropout=fields["dropout"],
-                stddev=stddevs(fields["initialization"], fields["num_layers"]),
+                identity_mix=config.identity_mix,
+                activation=config.activation,
+                use_bias=config.use_bias,
+                normalization=config.normalization,
+                epsilon=config.norm_epsilon,
+                norm_placement=config.norm_placement,
+                dropout=config.dropout,
+                stddev=stddevs(config.initialization, config.num_layers),
                 cross_attention=cross_attention,
                 shares=shares and shares.blocks[i],
                 remat=remat,
-                seed=derive_seed(fields["seed"], f"{prefix}block_{i}"),
+                seed=derive_seed(config.seed, f"{prefix}block_{i}"),
                 name=f"{prefix}block_{i}",
                 dtype=dtype,
             )
-            for i, layer_mask in enumerate(masks.per_layer(mask, fields["num_layers"]))
+            for i, layer_mask in enumerate(masks.per_layer(mask, config.num_layers))
         ]
         self.relative_bias = self.final_norm = None
         if shares is not None:
@@ -343,16 +320,16 @@ class Stack:
             return
         if relative:
             self.relative_bias = RelativeBias(
-                fields["num_heads"],
-                fields["relative_buckets"],
-                fields["relative_distance"],
+                config.num_heads,
+                config.relative_buckets,
+                config.relative_distance,
                 bidirectional,
-                seed=derive_seed(fields["seed"], f"{prefix}relative_bias"),
+                seed=derive_seed(config.seed, f"{prefix}relative_bias"),
                 name=f"{prefix}relative_bias",
                 dtype=dtype,
             )
-        if fields["norm_placement"] == "pre":
-            self.final_norm = _norm(fields, f"{prefix}final_norm", dtype)
+        if config.norm_placement == "pre":
+            self.final_norm = _norm(config, f"{prefix}final_norm", dtype)
 
     def __call__(self, x, **who):
         """`x` [batch, time, hidden_dim] through all blocks, each called with `who`."""
@@ -383,13 +360,13 @@ def token_input(name):
     return keras.Input((None,), dtype="int32", name=name)
 
 
-def _norm(fields, name, dtype):
-    return norm(fields["normalization"], fields["norm_epsilon"], name=name, dtype=dtype)
+def _norm(config, name, dtype):
+    return norm(config.normalization, config.norm_epsilon, name=name, dtype=dtype)
 
 
-def _pooler(fields, dtype):
-    width = fields["hidden_dim"]
-    draw = SeededNormal(width**-0.5, derive_seed(fields["seed"], "pooler/kernel"))
+def _pooler(config, dtype):
+    width = config.hidden_dim
+    draw = SeededNormal(width**-0.5, derive_seed(config.seed, "pooler/kernel"))
     pooler = keras.layers.Dense(width, "tanh", kernel_initializer=draw, name="pooler", dtype=dtype)
     pooler.build((None, width))
     return pooler

@@ -4,16 +4,8 @@ import keras
 import keras_hub
 import numpy as np
 
-from kzoo import objectives
-from kzoo.config import (
-    BACKBONE_FIELDS,
-    CONFIG_VERSION,
-    DEFAULTS,
-    HEAD_FIELDS,
-    check_head,
-    check_objective,
-    tokenizer_kind,
-)
+from kzoo import migrations, objectives
+from kzoo.config import BackboneConfig, Config, HeadConfig, tokenizer_kind
 from kzoo.errors import InputError, unknown
 from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
@@ -57,52 +49,58 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, MultiStep, KerasLoops, PathWei
     def __init__(
         self, backbone, preprocessor=None, objective=None, head=None, head_dtype=None, **kwargs
     ):
-        for field in BACKBONE_FIELDS:
+        for field in BackboneConfig.field_names():
             if field in kwargs:  # Keras would drop it without a word
                 raise InputError(
                     f"{field} is the backbone's; kzoo.presets.load(directory, {field}=...) "
                     f"overrides it. Received: {field}={kwargs[field]!r}"
                 )
-        fields = {field: kwargs.pop(field, DEFAULTS[field]) for field in HEAD_FIELDS}
-        check_head(fields)
-        if fields["prediction"] == "mask" and backbone.stack_name != "single":
+        of_head = [field for field in HeadConfig.field_names() if field in kwargs]
+        config = HeadConfig.get({field: kwargs.pop(field) for field in of_head})
+        if config.prediction == "mask" and backbone.stack_name != "single":
             raise InputError(
                 "a decoder tells the next token: prediction is 'next'. Received: prediction='mask'"
             )
         self.backbone = backbone
         self.preprocessor = preprocessor
         self.objective = objectives.get(objective or self.default_objective)
-        if self.objective.task != type(self).__name__:
-            valid = [
-                name
-                for name in ("causal_lm", "continuation", "seq2seq", "masked_lm")
-                if objectives.get(name).task == type(self).__name__
-            ]
-            raise unknown(f"objective of {type(self).__name__}", self.objective.name, valid)
-        check_objective(backbone.mask, self.objective)
+        self._check_objective(backbone)
         self._gives_hidden = self._told_of_bytes = False
         self._distribution = None
         head = head or Head(
             backbone.token_embedding,
-            fields["output_transform"],
+            config.output_transform,
             backbone.activation,
             backbone.normalization,
             backbone.norm_epsilon,
             stddevs(backbone.initialization, backbone.num_layers),
-            fields["output_scale"],
+            config.output_scale,
             seed=derive_seed(backbone.seed, "head"),
             dense_dtype=head_dtype,
             name="head",
             dtype=backbone.dtype_policy,
         )
         self.head = head
-        for field, value in fields.items():
+        self.head_config = config
+        for field, value in config.get_config().items():
             setattr(self, field, value)
         logits = head(self._decoded(backbone(backbone.input)))
         super().__init__(inputs=backbone.input, outputs=logits, **kwargs)
         if keras.backend.backend() == "torch":
             # keras-hub hides them from torch, and DistributedDataParallel would find no parameters.
             self.add_module("torch_parameters", self.torch_params)
+
+    def _check_objective(self, backbone):
+        objectives.check(backbone.stack_name, backbone.mask, self.objective)
+        task = type(self).__name__
+        if objectives.task_name(backbone.stack_name, self.objective) != task:
+            every = map(objectives.get, objectives.names())
+            valid = [x.name for x in every if objectives.task_name(backbone.stack_name, x) == task]
+            raise unknown(f"objective of {task}", self.objective.name, valid)
+
+    @classmethod
+    def from_config(cls, config):
+        return super().from_config(migrations.config(config))
 
     def enable_lora(self, rank):
         """Train matrices of rank `rank` beside the query and value projections, and no other
@@ -115,8 +113,8 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, MultiStep, KerasLoops, PathWei
 
     def twin(self):
         """A task of its own, compiled by default, over the same layers and weights."""
-        head = {field: getattr(self, field) for field in HEAD_FIELDS}
-        return type(self)(self.backbone, self.preprocessor, self.objective, head=self.head, **head)
+        own = {"head": self.head, **self.head_config.get_config()}
+        return type(self)(self.backbone, self.preprocessor, self.objective, **own)
 
     @staticmethod
     def _decoded(hidden):
@@ -126,16 +124,15 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, MultiStep, KerasLoops, PathWei
     @property
     def config(self):
         """The complete config: what `kzoo.presets.config` gives, for this model."""
-        fields = self.backbone.get_config()
         cls = self.preprocessor and type(self.preprocessor.tokenizer).__name__
-        return {
-            **{field: fields[field] for field in BACKBONE_FIELDS},
+        fields = {
+            **self.backbone.config.get_config(),
+            **self.head_config.get_config(),
             "stack": self.backbone.stack_name,
-            "objective": self.objective.get_config(),
+            "objective": self.objective,
             "tokenizer": tokenizer_kind(cls, self.backbone.vocabulary_size),
-            **{field: getattr(self, field) for field in HEAD_FIELDS},
-            "config_version": CONFIG_VERSION,
         }
+        return Config.get(fields).get_config()
 
     # keras-hub keeps what is not the backbone's in a file of its own; by path there, too.
     def save_task_weights(self, filepath):
@@ -149,7 +146,7 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, MultiStep, KerasLoops, PathWei
         return {path: v for path, v in by_path(self).items() if path not in of_backbone}
 
     def get_config(self):
-        head = {field: getattr(self, field) for field in HEAD_FIELDS}
+        head = self.head_config.get_config()
         if self.output_transform and self.head.dense.quantization_mode is not None:
             head["head_dtype"] = keras.dtype_policies.serialize(self.head.dense.dtype_policy)
         return {**super().get_config(), "objective": self.objective.get_config(), **head}
@@ -179,7 +176,7 @@ class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, Pipelin
 
     backbone_cls = EncoderDecoderBackbone
     preprocessor_cls = Seq2SeqLMPreprocessor
-    default_objective = "seq2seq"
+    default_objective = "prefix_lm"
     rereads = True
 
     @staticmethod
@@ -217,7 +214,7 @@ class MaskedLM(_Task, keras_hub.models.MaskedLM, PipelineModel):
     def _score_rows(self, encoder, sources, target, complete):
         ((x, y, _),) = super()._score_rows(encoder, sources, target, complete)
         vocabulary = encoder.vocabulary
-        begins = 0 if sources is None else encoder.row_length(sources[0], target[:0], False)
+        begins = 0 if sources is None else encoder.example_length(sources[0], target[:0], False)
         hideable = vocabulary.is_text(y) & (np.arange(len(y)) >= begins)
         for position in np.flatnonzero(hideable):
             hidden = y.copy()

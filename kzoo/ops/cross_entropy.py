@@ -4,14 +4,14 @@ import keras
 from keras import ops
 
 from kzoo.errors import InputError
-from kzoo.ops.precision import float32_products
+from kzoo.precision import float32_products
 
 
 def cross_entropy(hidden, kernel, labels, weights=None, *, rows):
     """Σ w·nll over all tokens, nll = −log softmax(hidden · kernelᵀ)[label], in chunks of tokens.
 
     The logits of one chunk exist at a time, in float32, and float32 operands are multiplied in
-    float32 (`kzoo.ops.precision`); products of 16-bit ones are exact as they are. Since the loss
+    float32 (`kzoo.precision`); products of 16-bit ones are exact as they are. Since the loss
     ends in one number, its gradient is known up to a factor as soon as a chunk's logits are: the
     forward pass sums the gradients and the backward pass scales them, so nothing is computed twice
     (on TensorFlow the backward pass forms the logits again). Without gradients only the loss is
@@ -55,31 +55,6 @@ def cross_entropy(hidden, kernel, labels, weights=None, *, rows):
     with float32_products(dtype):
         total, nats = _kernel()(hidden, kernel, labels, weights, rows)
     return total, ops.stop_gradient(nats)
-
-
-def terms(hidden, kernel, labels, weights):
-    """The terms w·nll [tokens] of one chunk: hidden [tokens, width], labels, weights [tokens]."""
-    return _terms(hidden, kernel, labels, weights)[0]
-
-
-def terms_and_slopes(hidden, kernel, labels, weights):
-    """`terms`, and the gradient of their sum with respect to the logits: [tokens, vocabulary].
-
-    Each backend multiplies it with `kernel` and `hidden` in the way that is fast there.
-    """
-    nats, powers, total = _terms(hidden, kernel, labels, weights)
-    weights = weights[:, None]
-    chosen = labels[:, None] == ops.arange(kernel.shape[0], dtype="int32")
-    return nats, powers * (weights / total) - ops.where(chosen, weights, 0.0)
-
-
-def _terms(hidden, kernel, labels, weights):
-    logits = ops.matmul(hidden, ops.transpose(kernel))
-    highest = ops.max(logits, axis=-1, keepdims=True)
-    powers = ops.exp(logits - highest)
-    total = ops.sum(powers, axis=-1, keepdims=True)
-    chosen = ops.take_along_axis(logits, labels[:, None], axis=-1)
-    return weights * (ops.log(total) + highest - chosen)[:, 0], powers, total
 
 
 def _kernel():

@@ -4,7 +4,7 @@ import dataclasses
 
 from keras import ops
 
-from kzoo.ops.feature_maps import FeatureMap
+from kzoo.feature_maps import FeatureMap
 from kzoo.ops.rotary import turn, turns
 
 

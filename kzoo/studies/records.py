@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+from kzoo import migrations
 from kzoo.errors import InputError
 from kzoo.files import read_json
 
@@ -43,7 +44,7 @@ def read(directory):
         raise InputError(
             f"a study has {', '.join(_OF_A_STUDY)}. Received: {directory / STUDY_FILE}"
         )
-    runs = {}
+    study, runs = migrations.study(study), {}
     # At line feeds alone: a name may hold what Python takes for the end of a line.
     lines = (directory / RESULTS_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(filter(None, lines), start=1):
@@ -54,7 +55,7 @@ def read(directory):
         if not isinstance(record, dict) or not set(_OF_A_RUN) <= set(record):
             log.warning("%s: line %d is cut short and left out", directory / RESULTS_FILE, number)
             continue
-        runs[record["run"]] = record
+        runs[record["run"]] = migrations.record(record)
 
     arms = list(study["arms"])
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from kzoo import data, presets
+from kzoo import data, migrations, presets
 from kzoo.analysis import attention_spectrum
 from kzoo.config import checkpoint_bytes, count_parameters
 from kzoo.errors import InputError
 from kzoo.files import check_folder, found, read_json, reason, taken, write
-from kzoo.ops.choice import platform
+from kzoo.ops.context import platform
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read
 from kzoo.studies.study import measure
@@ -185,7 +185,7 @@ def check_directory(study, directory):
             f"the output is a folder; {reason(error)}. Received: {directory}"
         ) from error
     if known:
-        other = list(differences(read_json(directory / STUDY_FILE), study.to_dict()))
+        other = list(differences(_saved_study(directory), study.to_dict()))
         if other:
             raise InputError(
                 f"the output folder holds another study ({'; '.join(other):.300}); name a new one "
@@ -193,6 +193,10 @@ def check_directory(study, directory):
             )
     elif held:
         raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
+
+
+def _saved_study(directory):
+    return migrations.study(read_json(directory / STUDY_FILE))
 
 
 class Trainer:
@@ -249,7 +253,7 @@ class Trainer:
 
 def load_splits(study, source, config):
     """The data of a run. Arms that differ in mechanism only share them."""
-    fields = {name: config[name] for name in ("max_sequence_length", "mask", "objective")}
+    fields = {name: config[name] for name in ("max_sequence_length", "mask", "stack", "objective")}
     given = json.dumps(study.given.get(source))
     return _load(source, given, json.dumps(fields), study.batch_size, study.valid, config["seed"])
 

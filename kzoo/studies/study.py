@@ -132,14 +132,12 @@ def measure(objective, source):
     Returns:
         (measure, group): two strings.
     """
-    name = objectives.get(objective).name
-    what, unit = {
-        "causal_lm": ("every next byte", "bits per byte"),
-        "continuation": ("continuation", "bits per byte of target"),
-        "seq2seq": ("continuation", "bits per byte of target"),  # the same scored tokens
-        "masked_lm": ("masked bytes", "bits per masked byte"),
-    }[name]
-    return unit, f"{what} on {source}"
+    objective = objectives.get(objective)
+    if not objective.next_token:
+        return "bits per masked byte", f"masked bytes on {source}"
+    if objective.has_source:
+        return "bits per byte of target", f"continuation on {source}"
+    return "bits per byte", f"every next byte on {source}"
 
 
 # Fields: each check returns the value as it is kept, or raises `InputError` ------------------

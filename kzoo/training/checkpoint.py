@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import orbax.checkpoint as ocp
 
+from kzoo import migrations
 from kzoo.config import CHECKPOINT_BESIDES
 from kzoo.errors import InputError
 from kzoo.files import check_folder, numbered, reason, taken
@@ -261,7 +262,8 @@ class Store:
 
     def _check(self, facts, settings, variables):
         # Through JSON, where a tuple is a list.
-        found = list(differences(facts["settings"], json.loads(json.dumps(settings))))
+        before, now = migrations.record(facts["settings"]), json.loads(json.dumps(settings))
+        found = list(differences(before, now))
         if found:
             raise InputError(
                 f"the checkpoints are another run's: {'; '.join(found)}. Received: {self.directory}"

@@ -1,8 +1,6 @@
 """The multiplications and additions that a training step cannot do without."""
 
-from kzoo import masks
-from kzoo.config import GATED
-from kzoo.ops import feature_maps
+from kzoo import feature_maps, masks, names
 
 
 def count_flops(config):
@@ -27,7 +25,8 @@ def count_flops(config):
     d, time, layers = (config[f] for f in ("hidden_dim", "max_sequence_length", "num_layers"))
     heads, kv_heads = (config[name] * config["head_dim"] for name in ("num_heads", "kv_heads"))
     attention = 2 * d * heads + 2 * d * kv_heads
-    feed_forward = (3 if config["activation"] in GATED else 2) * d * config["intermediate_dim"]
+    matrices = 2 + names.ACTIVATIONS[config["activation"]].gated
+    feed_forward = matrices * d * config["intermediate_dim"]
     weights = layers * (attention + feed_forward)
     weights += d * config["vocabulary_size"] + d * d * config["output_transform"]
     orders = [config["mask"]]

@@ -10,23 +10,25 @@ must not depend on later keys. φ(0) is not 0, so whoever has padding hides φ(k
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 
-import keras
 import numpy as np
-from keras import ops
 
-from kzoo.errors import InputError, unknown
-from kzoo.ops.precision import float32_products
+from kzoo.errors import InputError
+from kzoo.precision import float32_products
+from kzoo.registry import Part, Registry
 from kzoo.sequence import document_index
 from kzoo.values import is_integer
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureMap:
-    """Base of all feature maps. Build one with `get(spec)`.
+class FeatureMap(Part):
+    """Base of all feature maps. Build one with `get(spec)`; register a class of your own.
+
+    A subclass gives `_query(x)`, of x in float32 at least, and `size` where it is not `dim`;
+    `_key(x, segment)` where keys differ. A learned one takes its kernel after x.
 
     Attributes:
+        name: the name in JSON.
         whole_sequence: whether a key's features depend on all keys of its document.
         learned: whether it takes weights.
         of_products: whether φ(q)·φ(k) is about a function of q·k, so that rotary positions turn
@@ -81,12 +83,10 @@ class FeatureMap:
                     f"needs a bidirectional mask. Received: {order!r}"
                 )
 
-    def get_config(self):
-        """The JSON spec of this map: `get(map.get_config()) == map`."""
-        fields = dataclasses.asdict(self)
-        return {self.name: fields} if fields else self.name
-
     def _features(self, x, weights, kernel, features):
+        import keras
+        from keras import ops
+
         x = ops.convert_to_tensor(x)
         dtype = keras.backend.standardize_dtype(x.dtype)
         if len(x.shape) != 4 or not keras.backend.is_float_dtype(dtype):
@@ -108,6 +108,29 @@ class FeatureMap:
         return self._query(x)  # most maps treat both alike
 
 
+REGISTRY = Registry("feature map", FeatureMap)
+register = REGISTRY.register
+
+
+def get(spec):
+    """The feature map of a name, of JSON (`{"favor": {"features": 64}}`), or `spec` if it is one.
+
+    Raises:
+        InputError: for an unknown name or a wrong field.
+
+    Example:
+        >>> get({"favor": {"seed": 1}}).size(dim=32)
+        64
+    """
+    return REGISTRY.get(spec)
+
+
+def names():
+    """The names of all feature maps, in the order in which they were registered: a tuple."""
+    return REGISTRY.names
+
+
+@register
 @dataclasses.dataclass(frozen=True)
 class Elu1(FeatureMap):
     """φ(x) = elu(x) + 1 (Katharopoulos et al. 2020, Transformers are RNNs: Fast Autoregressive
@@ -117,11 +140,14 @@ class Elu1(FeatureMap):
     name = "elu1"
 
     def _query(self, x):
+        from keras import ops
+
         # Not elu(x) + 1, which rounds exp(x) to 0 below -17; the inner `where` keeps the branch
         # that is not taken, and its gradient, finite.
         return ops.where(x > 0, x + 1, ops.exp(ops.where(x > 0, ops.zeros_like(x), x)))
 
 
+@register
 @dataclasses.dataclass(frozen=True)
 class Relu(FeatureMap):
     """φ(x) = max(x, 0) (Qin et al. 2022, cosFormer: Rethinking Softmax in Attention,
@@ -133,9 +159,12 @@ class Relu(FeatureMap):
     name = "relu"
 
     def _query(self, x):
+        from keras import ops
+
         return ops.relu(x)
 
 
+@register
 @dataclasses.dataclass(frozen=True)
 class SquaredRelu(FeatureMap):
     """φ(x) = max(x, 0)² (So et al. 2021, Primer: Searching for Efficient Transformers for
@@ -148,9 +177,12 @@ class SquaredRelu(FeatureMap):
     name = "squared_relu"
 
     def _query(self, x):
+        from keras import ops
+
         return ops.square(ops.relu(x))
 
 
+@register
 @dataclasses.dataclass(frozen=True)
 class Exp(FeatureMap):
     """φ(x) = exp(x), entry by entry (Zhang et al. 2024, The Hedgehog & the Porcupine: Expressive
@@ -162,12 +194,17 @@ class Exp(FeatureMap):
     name = "exp"
 
     def _query(self, x):
+        from keras import ops
+
         return ops.softmax(x, axis=-1)
 
     def _key(self, x, segment):
+        from keras import ops
+
         return ops.exp(x)
 
 
+@register
 @dataclasses.dataclass(frozen=True)
 class Softmax(FeatureMap):
     """Queries: softmax over the features; keys: softmax over the time of their document
@@ -181,12 +218,17 @@ class Softmax(FeatureMap):
     whole_sequence = True
 
     def _query(self, x):
+        from keras import ops
+
         return ops.softmax(x, axis=-1)
 
     def _key(self, x, segment):
+        from keras import ops
+
         return ops.softmax(x, axis=1) if segment is None else _softmax_of_documents(x, segment)
 
 
+@register
 @dataclasses.dataclass(frozen=True)
 class Taylor2(FeatureMap):
     """φ(q)·φ(k) = 1 + s + s²/2 with s = q·k/√dim, which is exp(s) to the second order, and at
@@ -204,12 +246,15 @@ class Taylor2(FeatureMap):
         return 1 + dim + dim * (dim + 1) // 2
 
     def _query(self, x):
+        from keras import ops
+
         y = x * x.shape[-1] ** -0.25
         # Products that choose the entries, since the gradient of indexing is a slow scatter.
         first, second = (ops.matmul(y, ops.cast(m, y.dtype)) for m in _pairs(y.shape[-1]))
         return ops.concatenate([ops.ones_like(y[..., :1]), y, first * second], axis=-1)
 
 
+@register
 @dataclasses.dataclass(frozen=True)
 class Favor(FeatureMap):
     """Random features whose φ(q)·φ(k) estimates exp(q·k/√dim): φ(x)_r = exp(ω_r·y − |y|²/2) /
@@ -243,18 +288,25 @@ class Favor(FeatureMap):
         return _directions(self.features, dim, self.seed).copy()
 
     def _query(self, x):
+        from keras import ops
+
         return ops.softmax(self._project(x)[0], axis=-1)  # |y|² and √features cancel
 
     def _key(self, x, segment):
+        from keras import ops
+
         projected, y = self._project(x)
         shift = (ops.sum(ops.square(y), axis=-1, keepdims=True) + math.log(self.features)) / 2
         return ops.exp(projected - shift)
 
     def _project(self, x):
+        from keras import ops
+
         y = x * x.shape[-1] ** -0.25
         return ops.matmul(y, ops.cast(self.directions(y.shape[-1]).T, y.dtype)), y
 
 
+@register
 @dataclasses.dataclass(frozen=True)
 class Hedgehog(FeatureMap):
     """φ(x) = [softmax(xW), softmax(−xW)] over the features, with a learned W [dim, dim] for the
@@ -272,6 +324,8 @@ class Hedgehog(FeatureMap):
         return dict.fromkeys(("query_kernel", "key_kernel"), (num_heads, dim, dim))
 
     def _query(self, x, kernel):
+        from keras import ops
+
         x = ops.einsum("bthd,hdf->bthf", x, kernel)
         return ops.concatenate([ops.softmax(x, axis=-1), ops.softmax(-x, axis=-1)], axis=-1)
 
@@ -279,43 +333,13 @@ class Hedgehog(FeatureMap):
         return self._query(x, kernel)
 
 
-_CLASSES = (Elu1, Relu, SquaredRelu, Exp, Softmax, Taylor2, Favor, Hedgehog)
-_MAPS = {feature_map.name: feature_map for feature_map in _CLASSES}
-NAMES = tuple(_MAPS)
-
-
-def get(spec):
-    """The feature map of a name, of JSON (`{"favor": {"features": 64}}`), or `spec` if it is one.
-
-    Raises:
-        InputError: for an unknown name or a wrong argument.
-
-    Example:
-        >>> get({"favor": {"seed": 1}}).size(dim=32)
-        64
-    """
-    if isinstance(spec, FeatureMap):
-        return spec
-    name, arguments = spec, {}
-    if isinstance(spec, Mapping) and len(spec) == 1:
-        ((name, arguments),) = spec.items()
-    if not isinstance(name, str) or name not in _MAPS:
-        raise unknown("feature map", name, NAMES)
-    fields = [field.name for field in dataclasses.fields(_MAPS[name])]
-    if not isinstance(arguments, Mapping) or (arguments and not fields):
-        takes = f"a JSON object of {', '.join(fields)}" if fields else "no arguments"
-        raise InputError(f"the feature map {name!r} takes {takes}. Received: {spec!r}")
-    for argument in arguments:
-        if argument not in fields:
-            raise unknown(f"argument of the feature map {name!r}", argument, fields)
-    return _MAPS[name](**arguments)
-
-
 # Helpers ------------------------------------------------------------------------------------
 
 
 def _softmax_of_documents(x, segment):
     """Softmax over the time of each document; x [batch, time, ..], padding becomes 0."""
+    from keras import ops
+
     segment = ops.cast(segment, "int32")
     segment = segment + ops.zeros((ops.shape(x)[0], 1), dtype="int32")
     count = ops.shape(x)[1] + 1

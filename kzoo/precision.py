@@ -8,8 +8,6 @@ kept in float32 is multiplied again. On a TPU such a product takes six passes in
 
 import contextlib
 
-import keras
-
 
 @contextlib.contextmanager
 def float32_products(dtype="float32"):
@@ -27,6 +25,8 @@ def float32_products(dtype="float32"):
         >>> with float32_products():
         ...     scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
     """
+    import keras
+
     wide = keras.backend.standardize_dtype(dtype) in ("float32", "float64")
     if not wide or keras.backend.backend() != "jax":
         yield

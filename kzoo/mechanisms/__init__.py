@@ -1,0 +1,20 @@
+"""How attention is computed: softmax, linear attention, and what is registered beside them.
+
+A mechanism is a frozen dataclass: static, hashable, and JSON both ways. This room loads no Keras
+until a mechanism computes something.
+"""
+
+from kzoo.mechanisms.base import HeadSizes, Mechanism, get, names, register, with_fields
+from kzoo.mechanisms.linear import Linear
+from kzoo.mechanisms.softmax import Softmax
+
+__all__ = [
+    "HeadSizes",
+    "Linear",
+    "Mechanism",
+    "Softmax",
+    "get",
+    "names",
+    "register",
+    "with_fields",
+]

@@ -1,0 +1,145 @@
+"""Linear attention (Katharopoulos et al. 2020, Transformers are RNNs: Fast Autoregressive
+Transformers with Linear Attention, arXiv:2006.16236)."""
+
+import dataclasses
+
+from kzoo import feature_maps
+from kzoo.feature_maps import Elu1, FeatureMap
+from kzoo.mechanisms.base import Mechanism, dispatched, masks_of, register
+
+
+@register
+@dataclasses.dataclass(frozen=True)
+class Linear(Mechanism):
+    """out_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j (equations 5 to 9),
+    in linear time; under every order.
+
+    Args:
+        feature_map: φ, a name, JSON or `FeatureMap` of `kzoo.feature_maps`.
+    """
+
+    feature_map: FeatureMap = Elu1()
+    name = "linear"
+    orders_only = True
+    kernels = ("chunked", "native")
+    exports_to_tensorflow = False
+    sharding = {r"feature_map_\w+": ("model", None)}  # [heads · head_dim, features]
+
+    def __post_init__(self):
+        object.__setattr__(self, "feature_map", feature_maps.get(self.feature_map))
+
+    def check(self, heads, *, bias=False):
+        heads = tuple(heads)
+        super().check(heads, bias=bias)
+        self.feature_map.check(heads)
+
+    def variables(self, sizes):
+        """The weights of a learned feature map, [heads, head_dim, features] as a matrix each."""
+        initial = self.feature_map.initial_weights(sizes.num_heads, sizes.head_dim)
+        return {f"feature_map_{n}": x.reshape(-1, x.shape[-1]) for n, x in initial.items()}
+
+    def variable_shapes(self, sizes):
+        shapes = self.feature_map.weight_shapes(sizes.num_heads, sizes.head_dim)
+        return {f"feature_map_{n}": (a * b, features) for n, (a, b, features) in shapes.items()}
+
+    def flops(self, sizes, heads, time):
+        """Each key joins the state, and each query reads it; the normaliser is one column more."""
+        features = self.feature_map.size(sizes.head_dim)
+        return len(tuple(heads)) * time * 4 * features * (sizes.head_dim + 1)
+
+    def state_shape(self, sizes):
+        features = sizes.num_heads, self.feature_map.size(sizes.head_dim)
+        return {"matrix": (*features, sizes.head_dim), "normaliser": features}
+
+    def attend(
+        self,
+        q,
+        k,
+        v,
+        extras,
+        mask,
+        *,
+        rotary=False,
+        bias=None,
+        initial_state=None,
+        return_state=False,
+        implementation="auto",
+        **sequence,
+    ):
+        from kzoo.ops import linear_attention
+
+        own = {"initial_state": initial_state, "return_state": return_state}
+        own |= {"rotary": rotary, "implementation": implementation}
+        return linear_attention(q, k, v, mask, **own, **self._map(extras, q), **sequence)
+
+    def attend_with_weights(self, q, k, v, extras, mask, *, rotary=False, bias=None, **sequence):
+        from kzoo.ops import reference_attention
+
+        own = {"rotary": rotary, "return_weights": True, **self._map(extras, q)}
+        return reference_attention(q, k, v, mask, mechanism="linear", **own, **sequence)
+
+    def kernel(self, sizes, shape, platform):
+        shape = {**shape, "features": self.feature_map.size(sizes.head_dim)}
+        return dispatched("linear", sizes, shape, platform)
+
+    def init_cache(self, sizes, batch, time, dtype):
+        """The state of no keys, whose size does not depend on the time."""
+        from keras import ops
+
+        shapes = self.state_shape(sizes)
+        return {name: ops.zeros((batch, *shape), "float32") for name, shape in shapes.items()}
+
+    def decode(self, q, k, v, extras, mask, cache, window, *, rotary=False, bias=None):
+        from keras import ops
+
+        from kzoo.ops.decoding import linear_step
+        from kzoo.ops.features import Features
+
+        queries = window.queries()
+        if window.size == 1:
+            features = Features(self.feature_map, rotary)
+            weights = self._map(extras, q)["feature_weights"]
+            step = weights, queries.position, window.writes(), cache
+            return linear_step(features, q, k, v, *step)
+        beginning = isinstance(window.index, int) and window.index == 0
+        return self.attend(
+            q,
+            k,
+            v,
+            extras,
+            mask,
+            rotary=rotary,
+            query_offset=0 if beginning else ops.maximum(window.index - window.start, 0),
+            initial_state=None if beginning else cache,
+            return_state=True,
+            **masks_of(queries, mask),
+        )
+
+    def init_cross_cache(self, sizes, k, v, extras, mask, key_padding_mask):
+        """The state of all keys, which every query reads."""
+        from keras import ops
+
+        # A state is made of keys and values alone; one query of zeros stands for all.
+        q = ops.zeros((ops.shape(k)[0], 1, sizes.num_heads, sizes.head_dim), k.dtype)
+        whole = {"key_padding_mask": key_padding_mask, "return_state": True}
+        return self.attend(q, k, v, extras, mask, **whole)[1]
+
+    def cross_attend(self, q, extras, mask, cache):
+        from keras import ops
+
+        from kzoo.ops.decoding import linear_read
+
+        weights = self._map(extras, q)["feature_weights"]
+        features = self.feature_map.query(ops.cast(q, "float32"), weights)
+        return linear_read(features, features, cache)
+
+    def _map(self, extras, q):
+        """The feature map and its weights, as the ops take them."""
+        from keras import ops
+
+        heads, dim = q.shape[2:]
+        weights = {
+            name.removeprefix("feature_map_"): ops.reshape(matrix, (heads, dim, -1))
+            for name, matrix in extras.variables.items()
+        }
+        return {"feature_map": self.feature_map, "feature_weights": weights or None}

@@ -1,0 +1,75 @@
+"""What older versions saved, in today's words.
+
+Saved models, checkpoints and records of studies are migrated when they are read. In an override or
+a new study an old name is refused, with the new one named.
+"""
+
+from collections.abc import Mapping
+
+from kzoo.errors import InputError
+
+# Objectives of config_version 1. `seq2seq` was `continuation` for an encoder and a decoder; now the
+# layout of a stack decides how an example is written.
+OBJECTIVES = {"continuation": "prefix_lm", "seq2seq": "prefix_lm"}
+
+
+def objective(spec):
+    """The JSON of an objective, with the name that it has today.
+
+    Args:
+        spec: the JSON of an objective of any config_version.
+
+    Example:
+        >>> objective({"continuation": {"score": "all"}})
+        {'prefix_lm': {'score': 'all'}}
+    """
+    if isinstance(spec, Mapping):
+        return {OBJECTIVES.get(name, name): fields for name, fields in spec.items()}
+    return OBJECTIVES.get(spec, spec) if isinstance(spec, str) else spec
+
+
+def config(fields):
+    """The fields of a saved config, or some of them, with today's names and values.
+
+    What is in today's words already comes back as it is.
+
+    Args:
+        fields: a mapping of names to JSON values.
+
+    Returns:
+        A dict.
+    """
+    fields = dict(fields)
+    if "objective" in fields:
+        fields["objective"] = objective(fields["objective"])
+    return fields
+
+
+def study(fields):
+    """The JSON of a saved study, whose arms have overrides."""
+    arms = fields.get("arms") if isinstance(fields, Mapping) else None
+    if not isinstance(arms, Mapping):
+        return fields  # no study, as the reader says
+    return {**fields, "arms": {label: _with(arm, "overrides") for label, arm in arms.items()}}
+
+
+def record(fields):
+    """The record of a run, or the settings that stand beside a checkpoint: what they say of a
+    model's config and its overrides in today's words."""
+    return _with(_with(fields, "config"), "overrides")
+
+
+def _with(fields, name):
+    """A mapping whose item `name`, where it has one, is a migrated config."""
+    inner = fields.get(name) if isinstance(fields, Mapping) else None
+    return {**fields, name: config(inner)} if isinstance(inner, Mapping) else fields
+
+
+def refuse_old_objective(spec):
+    """`InputError` for an objective's old name, which names the new one."""
+    name = next(iter(spec), None) if isinstance(spec, Mapping) else spec
+    if isinstance(name, str) and name in OBJECTIVES:
+        raise InputError(
+            f"the objective {name!r} is {OBJECTIVES[name]!r} now, for every stack; saved models "
+            f"and records are read as they are. Received: {spec!r:.120}"
+        )

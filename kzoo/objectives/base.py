@@ -1,0 +1,116 @@
+"""What an objective says and does. It makes examples in one of two forms.
+
+- *The next token* (`next_token`): an example is a source and a target, and the labels are its
+  tokens shifted by one. Causal and prefix LMs, span corruption, UL2 and MASS differ in which source
+  and target `examples` makes.
+- *In place*: an example is written as it is; then `hide` chooses positions and what is shown there,
+  and the labels are the tokens that stood there. BERT's masked LM and UniLM's mixture.
+
+A *token array* holds the tokens of one text: integers [tokens], ids that stand for a byte each, or
+int32 [tokens, 2], ids and how many bytes of text each stands for (see `kzoo.encoder`).
+"""
+
+from typing import ClassVar
+
+from kzoo import migrations
+from kzoo.registry import Part, Registry
+from kzoo.vocabulary import BYTES
+
+
+class Objective(Part):
+    """Base of the objectives: frozen, hashable, JSON both ways.
+
+    The random choices of all methods come from the generator that they are given, and from nothing
+    else: every model that trains on an example gets the same ones.
+
+    Attributes:
+        name: the name in JSON.
+        next_token: whether labels are the inputs shifted by one, so that a model must not see the
+            tokens to the right of the target's; else they stand where tokens are hidden.
+        has_source: whether every example has a source, which a prefix mask may show whole and an
+            encoder may read.
+    """
+
+    next_token: ClassVar[bool] = True
+    has_source: ClassVar[bool] = False
+
+    def examples(self, sources, targets, room, rng, vocabulary=BYTES):
+        """Sources and targets of the examples of a batch; by default what is given.
+
+        Args:
+            sources: list of `batch` token arrays, or None for plain texts.
+            targets: list of `batch` token arrays, none of them empty (one array of them will do).
+            room: how many tokens of a plain text fit; `examples` may leave out the rest. An
+                integer.
+            rng: a `numpy.random.Generator`.
+            vocabulary: a `kzoo.vocabulary.Vocabulary`.
+
+        Returns:
+            `(sources, targets)`, as the arguments. A source that is None, alone or in the list,
+            means that none is written, and no separator.
+        """
+        return sources, targets
+
+    def lengths(self, source, target):
+        """How many tokens the source and the target have that `examples` makes.
+
+        Args:
+            source: tokens of a source, or None for plain text.
+            target: tokens of a target, or of a plain text.
+
+        Returns:
+            `(source, target)`, two integers; source is None where none is written.
+        """
+        return source, target
+
+    def scored(self, held_out=False):
+        """Which tokens of an example are scored: `"targets"`, the end token among them, or
+        `"all"`, the sources' too; of held-out examples where `held_out`. A separator is never
+        scored. In place it is what `hide` chooses."""
+        return "targets"
+
+    def draws(self, paired):
+        """Whether the examples of pairs (`paired`), or of plain texts, depend on the generator."""
+        return True
+
+    def hide(self, ids, rng, vocabulary=BYTES):
+        """What an objective in place shows of written examples, and which tokens it scores.
+
+        Args:
+            ids: int32 [batch, time].
+            rng, vocabulary: as in `examples`.
+
+        Returns:
+            `(shown, chosen)`: int32 and bool [batch, time].
+        """
+        raise NotImplementedError(f"{type(self).__name__} hides nothing")
+
+
+_registry = Registry("objective", Objective)
+register = _registry.register
+
+
+def names():
+    """The names of the objectives, in the order in which they were registered: a tuple."""
+    return _registry.names
+
+
+def get(spec):
+    """The objective that `spec` names.
+
+    Args:
+        spec: a name (`"masked_lm"`), JSON (`{"masked_lm": {"rate": 0.3}}`) or an
+            `Objective`, which is returned as it is.
+
+    Returns:
+        An `Objective`.
+
+    Raises:
+        InputError: unknown objective, field or value.
+
+    Example:
+        >>> get({"prefix_lm": {"score": "targets"}}).get_config()
+        'prefix_lm'
+    """
+    migrations.refuse_old_objective(spec)
+    return _registry.get(spec)

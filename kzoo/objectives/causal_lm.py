@@ -1,0 +1,16 @@
+"""The next token, everywhere."""
+
+from kzoo.objectives.base import Objective, register
+
+
+@register
+class CausalLM(Objective):
+    """The next token everywhere but at the separator (GPT; Radford et al. 2018, eq. 1)."""
+
+    name = "causal_lm"
+
+    def scored(self, held_out=False):
+        return "all"
+
+    def draws(self, paired):
+        return False

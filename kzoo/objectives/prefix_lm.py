@@ -1,0 +1,54 @@
+"""The next token of a target, given its source."""
+
+import numpy as np
+
+from kzoo.errors import InputError, unknown
+from kzoo.objectives.base import Objective, register
+from kzoo.vocabulary import BYTES
+
+
+@register
+class PrefixLM(Objective):
+    """The target's next token, given the source: in one stack under a prefix or causal mask
+    (UniLM's sequence to sequence; GPT), or in a decoder whose encoder reads the source (T5).
+
+    Plain text is cut in two at a boundary drawn uniformly, since a model memorises one
+    that never moves (Raffel et al. 2020, arXiv:1910.10683, section 3.2.3, "prefix LM").
+
+    Attributes:
+        score: `"targets"`, or `"all"` to train on the source's tokens as well, which needs a
+            single stack and a mask that does not show the source whole.
+    """
+
+    score: str = "targets"
+
+    name = "prefix_lm"
+    has_source = True
+
+    def __post_init__(self):
+        if self.score not in ("targets", "all"):
+            raise unknown("score of prefix_lm", self.score, ["targets", "all"])
+
+    def examples(self, sources, targets, room, rng, vocabulary=BYTES):
+        if sources is not None:
+            return sources, targets
+        n = np.minimum([len(text) for text in targets], room)
+        if n.min() < 2:
+            raise InputError(
+                "a text needs two tokens or more, to be cut into source and target. "
+                f"Received: a text of {n.min()}"
+            )
+        cuts = rng.integers(1, n)  # uniform in 1..n-1
+        sources = [text[:cut] for text, cut in zip(targets, cuts, strict=True)]
+        targets = [text[cut:end] for text, cut, end in zip(targets, cuts, n, strict=True)]
+        return sources, targets
+
+    def lengths(self, source, target):
+        return (1, target - 1) if source is None else (source, target)
+
+    def scored(self, held_out=False):
+        # Arms that train on more are measured on the same tokens.
+        return "targets" if held_out else self.score
+
+    def draws(self, paired):
+        return not paired
