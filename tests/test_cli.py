@@ -29,6 +29,16 @@ def last_line(capsys):
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
+def test_help_begins_with_what_it_does_and_the_version_is_told(capsys):
+    for arguments, expected in [
+        (["--help"], "Train, compare and inspect"),
+        (["--version"], "kzoo"),
+    ]:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0 and expected in capsys.readouterr().out
+
+
 def test_list_names_every_preset(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()

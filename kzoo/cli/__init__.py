@@ -1,17 +1,21 @@
 """The command line: kzoo list | show | train | generate | compare | report | compile | bench.
 
+Train, compare and inspect Keras models that differ in attention mask, mechanism or stack.
+
 Wrong input, and a disk or folder that cannot be written, are answered with one line on standard
 error and exit status 2. On SIGTERM and SIGHUP, `train` and `compare` save what they have, say so,
 and exit with status 75; the same command goes on from there. `list` and `show` read JSON only;
 Keras loads when a model is made, with the backend that was asked for.
 """
 
+import argparse
 import contextlib
 import logging
 import os
 import signal
 import sys
 
+from kzoo import __version__
 from kzoo.backend import BACKENDS, VARIABLE, chosen
 from kzoo.cli import bench, compare, compile, generate, look, quiet, train
 from kzoo.cli.arguments import Parser, need
@@ -62,7 +66,14 @@ def main(arguments=None):
 
 
 def _parser():
-    parser = Parser(prog="kzoo", description=__doc__.split("\n\n")[1], epilog=EPILOG)
+    _, description, behaviour = __doc__.split("\n\n")
+    parser = Parser(
+        prog="kzoo",
+        description=description,
+        epilog=f"{EPILOG}\n\n{behaviour}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kzoo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
@@ -79,7 +90,7 @@ def _set_up(options):
     if options.command not in ("list", "show", "report"):
         need(backend, f"the backend {backend}")
     if options.command in ("bench", "compile"):
-        # One times compilation; the other's programs, for absent machines, JAX cannot read again.
+        # One times compilation; the other's programs, for other machines, JAX cannot read again.
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     else:
         use_compilation_cache()

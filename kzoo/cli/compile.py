@@ -18,7 +18,7 @@ _MESH = "parts of a batch and of each layer; default: all chips along data"
 
 
 def add(commands):
-    help = "compile for a TPU that is not there: memory, FLOPs, collectives"
+    help = "compile ahead of time for a TPU: memory, FLOPs, collectives"
     command = add_command(commands, "compile", help, _compile)
     command.add_argument("preset", metavar="NAME")
     command.add_argument("--topology", required=True, help="chips, such as v5e:2x4")

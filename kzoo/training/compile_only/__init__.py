@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs that are not there: what they need, and what is in them.
+"""Ahead-of-time compilation for TPUs: what programs need, and what is in them.
 
 The wheel `libtpu` compiles on any Linux machine. The model is made of shapes alone, so that one
 of billions of parameters takes no memory here; the program is the one that `fit` runs on such a
@@ -43,7 +43,7 @@ def compile_only(
     quick=False,
     **overrides,
 ):
-    """Compile a preset's train step, or its decoding, for a TPU that is not there.
+    """Compile a preset's train step, or its decoding, ahead of time for a TPU.
 
     Args:
         name: of a preset; its weights are never made.
