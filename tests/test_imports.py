@@ -17,13 +17,14 @@ BELOW = {
     "errors": set(),
     "backend": set(),
     "load_keras": {"backend"},
+    "load_keras_hub": {"load_keras"},
     "learning_rate": set(),
     "values": {"errors"},
     "files": {"errors"},
     "migrations": {"errors"},
     "names": set(),
     "registry": {"errors", "values"},
-    "program_cache": set(),
+    "compilation_cache": set(),
     "precision": set(),
     "vocabulary": set(),
     "sequence": {"errors", "values"},
@@ -35,19 +36,19 @@ BELOW = {
     "config": LEAVES | {"masks", "mechanisms", "mixers", "objectives"},
     "data": LEAVES | {"masks", "objectives", "encoder", "config"},
     "ops": LEAVES
-    | {"load_keras", "sequence", "masks", "program_cache", "precision", "feature_maps"},
+    | {"load_keras", "sequence", "masks", "compilation_cache", "precision", "feature_maps"},
 }
 BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
 BELOW["mixers"] = LEAVES | {"mechanisms"}
 BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
 BELOW["models"] = BELOW["layers"] | {"layers", "mixers", "objectives", "encoder", "config"}
-BELOW["models"] |= {"backend", "learning_rate"}
+BELOW["models"] |= {"load_keras_hub", "backend", "learning_rate"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}
 BELOW["analysis"] = BELOW["presets"] | {"presets", "data"}
 BELOW["bench"] = BELOW["presets"] | {"presets"}
-BELOW["studies"] = BELOW["training"] | {"training", "analysis", "program_cache"}
+BELOW["studies"] = BELOW["training"] | {"training", "analysis", "compilation_cache"}
 BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}
 BELOW["__main__"] = {"cli"}
 KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}

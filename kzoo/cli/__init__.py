@@ -1,12 +1,14 @@
 """The command line: kzoo list | show | train | generate | compare | report | compile | bench.
 
-Compare attention masks and mechanisms with all else equal. Wrong input, and a disk or folder that
-cannot be written, are answered with one line on standard error and exit status 2. On SIGTERM and
-SIGHUP, `train` and `compare` save what they have, say so, and exit with status 75; the same command
-goes on from there. `list` and `show` read JSON only; Keras loads when a model is made, with the
-backend that was asked for.
+Train, compare and inspect Keras models that differ in attention mask, mechanism or stack.
+
+Wrong input, and a disk or folder that cannot be written, are answered with one line on standard
+error and exit status 2. On SIGTERM and SIGHUP, `train` and `compare` save what they have, say so,
+and exit with status 75; the same command goes on from there. `list` and `show` read JSON only;
+Keras loads when a model is made, with the backend that was asked for.
 """
 
+import argparse
 import contextlib
 import logging
 import os
@@ -17,9 +19,9 @@ from kzoo import __version__
 from kzoo.backend import BACKENDS, VARIABLE, chosen
 from kzoo.cli import bench, compare, compile, generate, look, quiet, train
 from kzoo.cli.arguments import Parser, need
+from kzoo.compilation_cache import use_compilation_cache
 from kzoo.errors import InputError, Preempted, missing_package, unknown
 from kzoo.files import reason
-from kzoo.program_cache import keep_programs
 
 EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
 COMMANDS = (look, train, generate, compare, compile, bench)
@@ -64,7 +66,13 @@ def main(arguments=None):
 
 
 def _parser():
-    parser = Parser(prog="kzoo", description=__doc__.split("\n\n")[1], epilog=EPILOG)
+    _, description, behaviour = __doc__.split("\n\n")
+    parser = Parser(
+        prog="kzoo",
+        description=description,
+        epilog=f"{EPILOG}\n\n{behaviour}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=f"kzoo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
@@ -82,10 +90,10 @@ def _set_up(options):
     if options.command not in ("list", "show", "report"):
         need(backend, f"the backend {backend}")
     if options.command in ("bench", "compile"):
-        # One times compilation; the other's programs, for absent machines, JAX cannot read again.
+        # One times compilation; the other's programs, for other machines, JAX cannot read again.
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     else:
-        keep_programs()
+        use_compilation_cache()
     quiet.others()
     handler = quiet.Handler()
     handler.setFormatter(logging.Formatter("kzoo: %(message)s"))
