@@ -9,7 +9,6 @@ does so, in the folder that it is started in.
 import contextlib
 import dataclasses
 import io
-import os
 import re
 import shlex
 import sys
@@ -124,19 +123,18 @@ def main(documents):
     _set_up()
     for document in documents:
         namespace = {"__name__": "guide"}
-        begun = time.perf_counter()
         for block in blocks(Path(document)):
             if not block.runs:
                 continue
-            said = io.StringIO()
+            said, begun = io.StringIO(), time.process_time()
             try:
                 with contextlib.redirect_stdout(said):
                     run(block, namespace)
             except BaseException:
                 print(f"{said.getvalue()}\n{block} fails", file=sys.stderr)
                 raise
+            print(f"{block}: {time.process_time() - begun:.1f} s", flush=True)
         _forget()
-        print(f"{Path(document).name}: {time.perf_counter() - begun:.1f} s", flush=True)
 
 
 def _forget():
@@ -148,5 +146,6 @@ def _forget():
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("KERAS_BACKEND", "jax")
+    import conftest  # noqa: F401  its environment: JAX, and programs that are compiled quickly
+
     main(sys.argv[1:])
