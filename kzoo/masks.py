@@ -42,12 +42,16 @@ class Mask:
             a next-token loss on the positions after the source is not shown its answer.
         is_full: whether every token sees its whole document.
         is_causal: whether every token sees itself and what comes before it, no more and no less.
+        is_order: whether it is an `Order`: given by levels, the same for all heads.
+        pattern_size: the number of heads after which it repeats.
     """
 
     needs_source = False
     autoregressive = False
     is_full = False
     is_causal = False
+    is_order = False
+    pattern_size = 1
 
     def get_config(self):
         """The JSON spec of this mask: `get(mask.get_config()) == mask`."""
@@ -178,6 +182,7 @@ class Order(Mask):
         time_reversed: whether a token sees itself and what comes after it.
     """
 
+    is_order = True
     ascending = False
     descending = False
     grouped = True
@@ -426,6 +431,10 @@ class _Pattern(_Several):
 class Heads(_Pattern):
     name = "heads"
 
+    @property
+    def pattern_size(self):
+        return len(self.masks)
+
     def per_head(self, num_heads):
         return self._tiled(num_heads)
 
@@ -597,4 +606,4 @@ def _all(specs):
 
 def _pattern(mask):
     """The shortest tuple of head masks that `mask` repeats."""
-    return mask.per_head(len(mask.masks) if isinstance(mask, Heads) else 1)
+    return mask.per_head(mask.pattern_size)

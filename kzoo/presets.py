@@ -84,7 +84,7 @@ def load(name, *, dtype=None, remat="none", **overrides):
 
     Returns:
         A `kzoo.models.CausalLM`, `MaskedLM` or `Seq2SeqLM`, compiled with its objective's loss
-        and AdamW(3e-4).
+        and AdamW, at the rate that `kzoo.training.learning_rate` gives its width.
 
     Raises:
         InputError: as `config`; or if the directory is no saved model or its weights do not
@@ -191,7 +191,7 @@ def _undone():
     """Whether the compiler takes remat out again."""
     import keras
 
-    from kzoo.ops.choice import platform
+    from kzoo.ops.context import platform
 
     on_cpu = keras.backend.backend() == "jax" and platform() == "cpu"
     return on_cpu and _KEEPS_REMAT not in os.environ.get("XLA_FLAGS", "")

@@ -9,6 +9,7 @@ does so, in the folder that it is started in.
 import contextlib
 import dataclasses
 import io
+import random
 import re
 import shlex
 import sys
@@ -32,11 +33,17 @@ CUT = {
     r"\bmax_length=\d+": "max_length=20",
     r"--max-length \d+": "--max-length 20",
 }
-BOOK = (
-    "Call me Ishmael. Some years ago, never mind how long precisely, having little or no money in "
-    "my purse, and nothing particular to interest me on shore, I thought I would sail about a "
-    "little and see the watery part of the world. It is a way I have of driving off the spleen.\n\n"
-)
+WORDS = (
+    "Call me Ishmael. Some years ago never mind how long precisely having little or no money in my "
+    "purse and nothing particular to interest me on shore I thought I would sail about a little "
+    "and see the watery part of the world."
+).split()
+
+
+def book():
+    """A text without repetitions, of 15 kB."""
+    draw = random.Random(0)
+    return "\n\n".join(" ".join(draw.choices(WORDS, k=50)) for _ in range(60))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,12 +121,13 @@ def _set_up():
     """What the documents take as given: a text, and studies that run in this process."""
     from kzoo.studies import workers
 
-    Path("my_book.txt").write_text(BOOK * 40, encoding="utf-8")
+    Path("my_book.txt").write_text(book(), encoding="utf-8")
     workers.processes = lambda: 1
 
 
 def main(documents):
     sys.path.insert(0, str(ROOT))
+    sys.modules["tensorflow"] = None  # which no document needs, and keras-hub would load
     _set_up()
     for document in documents:
         namespace = {"__name__": "guide"}

@@ -16,7 +16,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import kzoo  # noqa: E402
-from kzoo.ops import choice  # noqa: E402
+from kzoo.ops.kernels import blockwise  # noqa: E402
 
 SMALL = {
     "num_layers": 1,
@@ -152,5 +152,5 @@ def in_process(port, number, process, how, stop, start=0, save=None, killed=None
 
 
 if __name__ == "__main__":
-    choice.DENSE_TIME = 0  # blockwise at every length
+    blockwise.SHORT = 0  # blockwise at every length
     on_devices() if sys.argv[1] == "devices" else in_process(**json.loads(sys.argv[2]))

@@ -72,9 +72,10 @@ def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text
     assert main([*arguments, *SETTINGS]) == 75
     assert "SIGTERM: step 16 is saved" in capsys.readouterr().err
     monkeypatch.undo()
-    assert main([*arguments, *SETTINGS, "--learning-rate", "0.01"]) == 2
-    assert "0.003 there and 0.01 here. Received" in capsys.readouterr().err
-    assert os.listdir(out) == ["checkpoints"] and os.listdir(out / "checkpoints") == ["16"]
+    assert main([*arguments, *SETTINGS, "--learning-rate", "0.02"]) == 2
+    assert "0.01 there and 0.02 here. Name" in capsys.readouterr().err
+    assert {"checkpoints", "training.json", "log.jsonl", "best"} >= set(os.listdir(out))
+    assert os.listdir(out / "checkpoints") == ["16"]
     assert main([*arguments, "--json", *SETTINGS]) == 0
     assert "checkpoints" not in os.listdir(out)
     result = last_line(capsys)
@@ -85,6 +86,15 @@ def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text
     valid = data.load(str(text), model, batch_size=4).valid
     bits = model.evaluate(valid, verbose=0, return_dict=True)["bits_per_byte"]
     assert bits == pytest.approx(result["bits_per_byte"], rel=1e-5)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 19))
+    measured = {x["step"]: x["held_out_bits"] for x in lines if "held_out_bits" in x}
+    assert [*measured] == [18 * i // 10 for i in range(1, 11)]
+    assert all(line["tokens_per_second"] > 0 and line["learning_rate"] > 0 for line in lines)
+    best = min(measured, key=measured.get)
+    assert result["best"] == {"step": best, "held_out_bits": measured[best]}
+    assert json.loads((out / "best" / "best.json").read_text()) == result["best"]
+    presets.load(out / "best")
     before = sorted((path, path.stat().st_mtime_ns) for path in out.iterdir())
     assert main([*arguments, "--json", *SETTINGS]) == 0
     captured = capsys.readouterr()

@@ -19,7 +19,7 @@ if importlib.util.find_spec("libtpu") is None:
 import jax
 
 from kzoo.ops import linear_attention, softmax_attention
-from kzoo.ops.choice import compiling_for
+from kzoo.ops.context import compiling_for
 from kzoo.training import compile_only as module
 from kzoo.training import hlo
 from kzoo.training.compile_only import compile_only, target
@@ -127,7 +127,7 @@ def test_data_parallel_linear_exchanges_nothing_but_gradients(texts):
     report = compile_only("unilm_nano", "v5e:2x2", 8, **fields)
     assert_only_gradients_are_exchanged(report, texts[0], report["parameters"])
     attention = report["programs"]["train_step"]["attention"]
-    assert attention == {"block_0/attention": {"kernel": "chunked", "calls": 0}}
+    assert attention == {"block_0/attention": {"kernel": "chunk_scan", "calls": 0}}
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ from test_ops import ORDERS, _round, operands
 
 from kzoo import masks
 from kzoo.ops import reference_attention, softmax_attention
-from kzoo.ops.choice import Shape, compiling_for, kernel_for
+from kzoo.ops.context import compiling_for
+from kzoo.ops.dispatch import Spec, kernel_for
 
 HALF = {"heads": ["causal", "reversed"]}
 
@@ -79,23 +80,24 @@ def test_jax_takes_it_for_cuda(monkeypatch, mask, padded, flag):
 
 
 def test_where_it_runs():
-    def shape(mask="causal", dtype="bfloat16", time=64, dim=64, **kwargs):
-        return Shape(time, time, 4, dim, dim, masks.get(mask), dtype=dtype, **kwargs)
+    def spec(mask="causal", dtype="bfloat16", time=64, dim=64, **kwargs):
+        kwargs = {"dtype": dtype, "platform": "gpu", **kwargs}
+        return Spec(time, time, 4, dim, dim, masks.get(mask), **kwargs)
 
-    assert kernel_for("softmax", shape(), "jax", "gpu") == "cudnn"
-    assert kernel_for("softmax", shape(HALF, padded=True), "jax", "gpu") == "cudnn"
-    assert kernel_for("softmax", shape(time=63), "jax", "gpu") == "cudnn"  # a flag says the mask
-    assert kernel_for("softmax", shape(), "torch", "gpu") == "sdpa"
+    assert kernel_for("softmax", spec()) == "cudnn"
+    assert kernel_for("softmax", spec(HALF, padded=True)) == "cudnn"
+    assert kernel_for("softmax", spec(time=63)) == "cudnn"  # a flag says the mask
+    assert kernel_for("softmax", spec(backend="torch")) == "sdpa"
     for other, reason in [
-        (shape(dtype="float32"), "float16 or bfloat16, not in float32"),
-        (shape(bias=True), "bias"),
-        (shape(dim=160), "128 dimensions"),
-        (shape(dim=20), "128 dimensions"),
-        (shape(time=63, padded=True), "even times"),
+        (spec(dtype="float32"), "float16 or bfloat16, not in float32"),
+        (spec(bias=True), "bias"),
+        (spec(dim=160), "128 dimensions"),
+        (spec(dim=20), "128 dimensions"),
+        (spec(time=63, padded=True), "even times"),
     ]:
-        assert kernel_for("softmax", other, "jax", "gpu") == "dense"
+        assert kernel_for("softmax", other) == "dense"
         with pytest.raises(ValueError, match=reason):
-            kernel_for("softmax", other, "jax", "gpu", "cudnn")
+            kernel_for("softmax", other, "cudnn")
 
 
 def test_layers_say_so():

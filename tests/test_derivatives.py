@@ -73,8 +73,8 @@ CASES = {
     "native softmax": (attend(softmax_attention, "native"), plain_softmax, QKV),
     "blockwise": (attend(softmax_attention, "blockwise"), plain_softmax, QKV),
     "native linear": (attend(linear_attention, "native", chunk_size=4), plain_linear, QKV),
-    "chunked": (attend(linear_attention, "chunked", chunk_size=4), plain_linear, QKV),
-    "one chunk": (attend(linear_attention, "chunked"), plain_linear, QKV),
+    "chunk_scan": (attend(linear_attention, "chunk_scan", chunk_size=4), plain_linear, QKV),
+    "one chunk": (attend(linear_attention, "chunk_scan"), plain_linear, QKV),
     "layer norm": (lambda *x: layer_norm(*x, 1e-5), plain_layer_norm, NORM),
     "cross-entropy": (
         lambda hidden, kernel: cross_entropy.cross_entropy(hidden, kernel, LABELS, rows=2)[0],
@@ -220,7 +220,7 @@ def test_scan_and_remat(case, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation", ["native", "chunked"])
+@pytest.mark.parametrize("implementation", ["native", "chunk_scan"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_derivatives_of_a_state(implementation, packed):
     if implementation == "native" and (reason := library.missing()):

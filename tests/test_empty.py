@@ -10,19 +10,15 @@ from keras import ops
 from kzoo import layers
 from kzoo.errors import InputError
 from kzoo.ops import linear_attention, reference_attention, softmax_attention
-from kzoo.ops.choice import KERNELS
+from kzoo.ops.dispatch import kernels
 
 pytestmark = pytest.mark.backends
 
-BACKEND = keras.backend.backend()
-ELSEWHERE = {"jax": ("sdpa",), "torch": ("native", "blockwise", "splash", "cudnn")}
-ELSEWHERE["tensorflow"] = (*ELSEWHERE["torch"], "sdpa")
 FUNCTIONS = {"softmax": softmax_attention, "linear": linear_attention}
 ATTENTIONS = [
     (mechanism, kernel)
-    for mechanism, kernels in KERNELS.items()
-    for kernel in ("auto", *kernels, "reference")
-    if kernel not in ELSEWHERE[BACKEND]
+    for mechanism in FUNCTIONS
+    for kernel in ("auto", *kernels(mechanism, keras.backend.backend()), "reference")
 ]
 
 

@@ -204,7 +204,7 @@ def test_the_look_at_the_encoder_is_one_state_under_linear_attention():
     """Its kernel in the log, its values against the dense form."""
     model = load("t5", mechanism="linear", num_layers=1)
     block = model.backbone.stacks["decoder"].blocks[0]
-    assert set(kzoo.layers.kernels(model, (4, 64), "cpu").values()) == {"chunked"}
+    assert set(kzoo.layers.kernels(model, (4, 64), "cpu").values()) == {"chunk_scan"}
     rng = np.random.default_rng(0)
     x, source = (rng.normal(size=(2, n, 16)).astype("float32") for n in (5, 7))
     mask = np.array([[1] * 7, [1] * 4 + [0] * 3], "int32")

@@ -195,10 +195,11 @@ def test_kernels_say_what_runs_where():
     model = keras.Model(x, layers.LinearAttention(HEADS, 4, mask="causal", name="two")(y))
     backend = keras.backend.backend()
     cpu = {"jax": "blockwise", "torch": "sdpa", "tensorflow": "dense"}[backend]
-    assert layers.kernels(model, (2, 2048), "cpu") == {"one": cpu, "two": "chunked"}
+    two = "chunk_scan" if backend == "jax" else "chunked"
+    assert layers.kernels(model, (2, 2048), "cpu") == {"one": cpu, "two": two}
     if backend == "jax":
-        assert layers.kernels(model, (2, 2048), "tpu") == {"one": "splash", "two": "chunked"}
-        assert layers.kernels(model, (2, 64), "cpu") == {"one": "dense", "two": "chunked"}
+        assert layers.kernels(model, (2, 2048), "tpu") == {"one": "splash", "two": two}
+        assert layers.kernels(model, (2, 64), "cpu") == {"one": "dense", "two": two}
     with pytest.raises(ValueError, match="did you mean 'tpu'"):
         layers.kernels(model, (2, 64), "tpuu")
 

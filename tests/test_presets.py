@@ -163,7 +163,7 @@ def test_load_builds_what_the_config_says(caplog):
     assert f"{model.count_params():,} parameters, weights random (seed 4)" in caplog.text
     assert objectives.get(model.config["objective"]) == model.objective
     assert model.preprocessor.sequence_length == 64
-    assert float(model.optimizer.learning_rate) == pytest.approx(3e-4)
+    assert float(model.optimizer.learning_rate) == pytest.approx(0.01)
     assert type(model.optimizer).__name__ == "AdamW"
     backbone = presets.load_backbone("unilm_nano", mechanism="linear", seed=4, **SMALL)
     assert backbone.get_config() | {"name": ""} == model.backbone.get_config() | {"name": ""}

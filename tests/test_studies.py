@@ -205,7 +205,7 @@ NO_VALUES = [None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**30, "", "7"
 NO_VALUES += [{"a": 1}, "a\nb", "../../evil", ".", "x" * 500]
 # Which of them a field takes.
 TAKEN = {
-    "learning_rate": [1.5, 10**30],
+    "learning_rate": [None, 1.5, 10**30],
     "name": ["7"],
     "description": ["", "7", "a\nb", "../../evil", ".", "x" * 500],
     "data": ["7", "a\nb", "../../evil", ".", "x" * 500],

@@ -27,7 +27,8 @@ from kzoo.bench.measure import (
 )
 from kzoo.errors import unknown
 from kzoo.ops import linear_attention, softmax_attention
-from kzoo.ops.choice import Shape, kernel_for, platform
+from kzoo.ops.context import here
+from kzoo.ops.dispatch import Spec, kernel_for
 from kzoo.ops.linear import choose_chunk
 
 DTYPES = ("float32", "bfloat16")
@@ -200,8 +201,9 @@ def _entry(name, work, size, dtype, tensors, known):
 def _kernel(work, size):
     if work.implementation is None:
         return None
-    shape = Shape(size.time, size.time, size.heads, size.dim, size.dim, masks.get(work.mask))
-    return kernel_for(work.mechanism, shape, "jax", platform(), work.implementation)
+    mask = masks.get(work.mask)
+    spec = Spec(size.time, size.time, size.heads, size.dim, size.dim, mask, **here())
+    return kernel_for(work.mechanism, spec, work.implementation)
 
 
 def _function(work):

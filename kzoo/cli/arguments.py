@@ -3,17 +3,17 @@
 import argparse
 import importlib
 import json
+import logging
 import math
 import os
 import signal
 import sys
 from pathlib import Path
 
-from kzoo.errors import InputError
+from kzoo.backend import BACKENDS, DEFAULT, chosen, installed
+from kzoo.errors import InputError, missing_package
 from kzoo.files import parse_json
-from kzoo.values import LARGEST
-
-BACKENDS = ("jax", "tensorflow", "torch")
+from kzoo.values import LARGEST, interval
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,7 +51,7 @@ def add_overrides(command):
 def add_running(command):
     add_json(command, "end with one JSON line on stdout")
     command.add_argument(
-        "--backend", choices=BACKENDS, help="of Keras; default: KERAS_BACKEND, else jax"
+        "--backend", choices=BACKENDS, help=f"of Keras; default: KERAS_BACKEND, else {DEFAULT}"
     )
 
 
@@ -89,6 +89,12 @@ def leave_tensorflow(sources):
         sys.modules.setdefault("tensorflow", None)
 
 
+def need(module, purpose):
+    """`InputError` unless a package is installed, which costs no import of it."""
+    if not installed(module):
+        raise missing_package(module, purpose)
+
+
 def load_backend():
     """Import the backend with signals held back: in the midst of that JAX's C++ would crash."""
     held = []
@@ -108,6 +114,36 @@ def load_backend():
             signal.signal(number, handler)
     for number in held[:1]:
         signal.raise_signal(number)
+
+
+def say_backend(options):
+    """Say, before the work begins, which backend does it, who chose that, and on what it runs."""
+    source = "--backend" if options.backend else options.backend_chosen_by
+    logging.getLogger("kzoo").info("backend %s (%s), %s", chosen()[0], source, _devices())
+
+
+def _devices():
+    """What the backend computes on, in words; nothing but JAX is started for it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpu = f"cpu, {cores} core{'s' if cores > 1 else ''}"
+    backend, _ = chosen()
+    if backend == "jax":
+        import jax
+
+        devices = jax.devices()
+        if devices[0].platform != "cpu":
+            return f"{len(devices)} × {devices[0].device_kind}"
+        gpu = any(map(os.path.exists, ("/dev/nvidia0", "/dev/nvidiactl")))
+        hint = "; the NVIDIA GPU here needs pip install 'kzoo[cuda]'" if gpu else ""
+        return cpu + (f", {len(devices)} devices" if len(devices) > 1 else "") + hint
+    if backend == "torch":
+        import torch
+
+        return f"{torch.cuda.device_count()} × cuda" if torch.cuda.is_available() else cpu
+    import tensorflow
+
+    gpus = tensorflow.config.list_physical_devices("GPU")
+    return f"{len(gpus)} × gpu" if gpus else cpu
 
 
 def print_json(result):
@@ -159,6 +195,15 @@ def share(text):
             f"a number between 0 and 1, such as 0.1. Received: {text!r}"
         )
     return number
+
+
+def every(text):
+    """`1000`, steps, or `60s`, as text."""
+    try:
+        interval(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def words(text):

@@ -9,6 +9,7 @@ from kzoo.cli.arguments import (
     load_backend,
     path,
     print_json,
+    say_backend,
 )
 from kzoo.errors import InputError
 from kzoo.files import numbered
@@ -40,11 +41,12 @@ def _compare(options):
     leave_tensorflow(study.data)
     load_backend()
 
-    from kzoo.ops.choice import platform
+    from kzoo.ops.context import platform
     from kzoo.studies.page import report, table
     from kzoo.studies.runner import run
     from kzoo.studies.workers import processes
 
+    say_backend(options)
     records = run(study, directory, at_once=processes() if platform() == "cpu" else None)
     page = report(directory)
     rows = table(records)

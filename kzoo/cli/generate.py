@@ -9,6 +9,7 @@ from kzoo.cli.arguments import (
     name,
     positive,
     print_json,
+    say_backend,
     seed,
     words,
 )
@@ -37,6 +38,7 @@ def _generate(options):
     sampler = get_sampler(options.sampler, options.seed)
     prompt = _stdin() if options.prompt == "-" else options.prompt
     model = presets.load(options.model)
+    say_backend(options)
     settings = {"max_length": options.max_length, "sampler": sampler}
     if options.sampler in ONE_BY_ONE:
         pieces = model.stream(prompt, **settings)

@@ -9,8 +9,9 @@ from kzoo.layers.decoding import Decodes
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.keras_arguments import counted, narrowed, refuse
 from kzoo.ops import linear_attention, reference_attention, softmax_attention
-from kzoo.ops.choice import Shape, kernel_for
-from kzoo.ops.rows import by_rows
+from kzoo.ops.context import here
+from kzoo.ops.dispatch import Spec, kernel_for
+from kzoo.ops.sharding import shard_batch
 from kzoo.values import is_count
 
 MECHANISMS = ("softmax", "linear")
@@ -290,11 +291,12 @@ class Attention(Decodes, keras.layers.Layer):
         return (1 - self.identity_mix) * x + self.identity_mix * v
 
     def kernel_for(self, query_time, platform, key_time=None, padded=True):
-        """The kernel that computes this attention, a name of `kzoo.ops.choice.KERNELS`."""
-        shape = Shape(
+        """The kernel that computes this attention, a name of `kzoo.ops.dispatch.kernels`."""
+        spec = Spec(
             query_time=query_time,
             key_time=key_time or query_time,
             num_heads=self.num_heads,
+            kv_heads=self.kv_heads,
             dim=self.head_dim,
             value_dim=self.head_dim,
             mask=self.mask,
@@ -303,8 +305,9 @@ class Attention(Decodes, keras.layers.Layer):
             bias=self.relative,
             dtype=self.compute_dtype,
             features=self.feature_map.size(self.head_dim) if self.mechanism == "linear" else None,
+            **{**here(), "platform": platform},
         )
-        return kernel_for(self.mechanism, shape, keras.backend.backend(), platform)
+        return kernel_for(self.mechanism, spec)
 
     def attention_weights(self, query, value=None, key=None, **kwargs):
         """The weights as a dense matrix, for a look: [batch, heads, query_time, key_time].
@@ -391,7 +394,7 @@ class Attention(Decodes, keras.layers.Layer):
     def _output(self, x):
         """What the heads gathered, [batch, time, heads, head_dim], projected."""
         x = ops.reshape(x, (*ops.shape(x)[:2], self.num_heads * self.head_dim))
-        return by_rows(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
+        return shard_batch(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
 
     def get_config(self):
         return {
@@ -474,7 +477,7 @@ def kernels(model, batch_shape, platform):
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
 
     Returns:
-        A dict from the paths of the `Attention` layers to names of `kzoo.ops.choice.KERNELS`,
+        A dict from the paths of the `Attention` layers to names of `kzoo.ops.dispatch.kernels`,
         with a padding mask.
 
     Raises:

@@ -4,7 +4,7 @@ import itertools
 
 import keras
 
-from kzoo.ops.choice import platform
+from kzoo.ops.context import platform
 
 
 class Executes:

@@ -6,7 +6,7 @@ import keras
 from keras.src.export.export_utils import get_input_signature
 
 from kzoo.errors import InputError, missing_package, unknown
-from kzoo.ops.choice import compiling_for
+from kzoo.ops.context import compiling_for
 
 # Those that Keras writes of these models: OpenVINO's converter does not know what JAX's becomes,
 # and of tf2onnx come files that no runtime loads.

@@ -9,10 +9,9 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError
+from kzoo.learning_rate import learning_rate
 from kzoo.ops.cross_entropy import cross_entropy
 from kzoo.vocabulary import NUM_BYTES
-
-LEARNING_RATE = 3e-4
 
 log = logging.getLogger("kzoo")
 
@@ -114,14 +113,16 @@ class ScoresTokens:
     """A mixin of tasks: one loss over scored tokens, and bits per byte."""
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
-        """As `keras.Model.compile`; by default AdamW(3e-4), the loss over scored tokens, and
-        `bits_per_byte`. With `loss_rows` no other loss or metric finds logits to work on.
+        """As `keras.Model.compile`; by default AdamW at `kzoo.training.learning_rate(width)`,
+        which is for training from random weights (pretrained ones want a tenth or less), the loss
+        over scored tokens, and `bits_per_byte`. With `loss_rows` no other loss or metric finds
+        logits to work on.
 
         An optimizer's `gradient_accumulation_steps=k` takes the mean of k batches' gradients:
         each batch counts alike, so that a token counts more in one that scores fewer tokens.
         Where all score the same number, it is the gradient of one batch of all their rows."""
         if optimizer == "auto":
-            optimizer = keras.optimizers.AdamW(LEARNING_RATE)
+            optimizer = keras.optimizers.AdamW(learning_rate(self.backbone.hidden_dim))
         if loss == "auto":
             loss = token_loss()
         if weighted_metrics == "auto":

@@ -1,5 +1,6 @@
 """Attention as functions on tensors: an oracle and two mechanisms, for every mask."""
 
+import kzoo.load_keras  # noqa: F401
 from kzoo.ops.linear import linear_attention
 from kzoo.ops.reference import reference_attention
 from kzoo.ops.softmax import softmax_attention

@@ -4,8 +4,7 @@ import dataclasses
 
 from keras import ops
 
-from kzoo.ops.operands import ratio
-from kzoo.ops.reference import masked_softmax, softmax_scale
+from kzoo.ops.tensors import masked_softmax, ratio, softmax_scale
 from kzoo.precision import float32_products
 from kzoo.sequence import SequenceInfo
 

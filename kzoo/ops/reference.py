@@ -6,8 +6,9 @@ from keras import ops
 from kzoo import feature_maps
 from kzoo.errors import InputError, unknown
 from kzoo.ops.features import features_of
-from kzoo.ops.operands import nothing, prepare, ratio
+from kzoo.ops.qkv import nothing, prepare, widened
 from kzoo.ops.rotary import rotate
+from kzoo.ops.tensors import hide, masked_softmax, ratio, softmax_scale
 from kzoo.precision import float32_products
 
 
@@ -82,8 +83,8 @@ def reference_attention(
         source_mask=source_mask,
         key_padding_mask=key_padding_mask,
         query_offset=query_offset,
-        dtype=dtype,
     )
+    q, k, v = widened(q, k, v, dtype)
     if dtype is not None and keras.backend.standardize_dtype(q.dtype) != dtype:
         raise InputError(f"the backend computes in {q.dtype} here. Received: dtype={dtype!r}")
     visible = mask.between(queries, keys, q.shape[2])
@@ -100,33 +101,7 @@ def reference_attention(
         q, k, q_norm, k_norm = features(q, k, feature_weights, turns[0], shown, turns[1])
         products = ops.einsum("bqhd,bkhd->bhqk", q, k)
         norms = products if q_norm is None else ops.einsum("bqhd,bkhd->bhqk", q_norm, k_norm)
-        normaliser = ops.sum(_hide(norms, visible), axis=-1, keepdims=True)
-        weights = ratio(_hide(products, visible), normaliser)
+        normaliser = ops.sum(hide(norms, visible), axis=-1, keepdims=True)
+        weights = ratio(hide(products, visible), normaliser)
     out = ops.einsum("bhqk,bkhd->bqhd", weights, v)
     return (out, weights) if return_weights else out
-
-
-def softmax_scale(q, scale):
-    """The factor on q·k: `scale`, or 1/√dim where that is None."""
-    return q.shape[-1] ** -0.5 if scale is None else scale
-
-
-def masked_softmax(scores, visible, bias=None):
-    """Softmax over the visible keys; a row that sees none is exactly 0, gradients finite.
-
-    Args:
-        scores: floats [batch, heads, query_time, key_time].
-        visible: booleans that broadcast to the same shape.
-        bias: floats that broadcast to the same shape, or None.
-    """
-    if bias is not None:
-        scores = scores + ops.cast(bias, scores.dtype)
-    low = ops.cast(-1e30, scores.dtype)
-    scores = ops.where(visible, scores, low)
-    highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
-    powers = _hide(ops.exp(scores - highest), visible)
-    return ratio(powers, ops.sum(powers, axis=-1, keepdims=True))
-
-
-def _hide(x, visible):
-    return ops.where(visible, x, ops.zeros_like(x))

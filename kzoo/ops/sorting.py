@@ -1,6 +1,24 @@
 """Time in the order of level, and back."""
 
+from typing import NamedTuple
+
 from keras import ops
+
+
+class Tokens(NamedTuple):
+    """What is known of each token, integers, sorted by (document, level).
+
+    Attributes:
+        document: [batch or 1, 1, time], padding belongs to a neighbour; None for one document.
+        level: [batch or 1, heads or 1, time]; None where no two of a document share one.
+        turns: floats [batch or 1, time, ..], sines and cosines of rotary positions, or None.
+        shown: booleans [batch or 1, time], the keys that count; None for all.
+    """
+
+    document: object
+    level: object
+    turns: object
+    shown: object
 
 
 def in_time(order):

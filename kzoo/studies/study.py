@@ -8,6 +8,7 @@ from pathlib import Path
 from kzoo import objectives, presets
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json
+from kzoo.learning_rate import learning_rate
 from kzoo.values import LARGEST, is_count, is_number, plain, shown
 
 QUICK = Path(__file__).parent / "quick.json"
@@ -47,7 +48,8 @@ class Study:
         seeds: of initial values, order of data, masked positions; a number n means 0 to n-1.
         steps: optimizer steps of each run.
         batch_size: rows.
-        learning_rate: the peak of the schedule.
+        learning_rate: the peak of the schedule; None: by the width of each arm, as
+            `kzoo.training.learning_rate` says, so that arms of one size share it.
         valid: the part of the data that is held out.
         evaluations: how often the held-out set is measured along a run.
         given: name -> the texts, or the (prompt, response) pairs, of sources in `data` that are
@@ -61,7 +63,7 @@ class Study:
     name: str = "study"
     description: str = ""
     batch_size: int = 16
-    learning_rate: float = 0.01
+    learning_rate: float | None = None
     valid: float = 0.1
     evaluations: int = 5
     given: dict = dataclasses.field(default_factory=dict)
@@ -110,6 +112,10 @@ class Study:
             del fields["given"]
         return {**fields, "arms": arms, "data": list(self.data), "seeds": list(self.seeds)}
 
+    def rate(self, arm):
+        """The peak of the schedule of an `Arm`."""
+        return self.learning_rate or learning_rate(arm.config(self.seeds[0])["hidden_dim"])
+
     def runs(self):
         """(data, label, arm) of every program, in order; each runs once per seed."""
         return [
@@ -151,7 +157,7 @@ def _count(field, value):
 
 
 def _rate(field, value):
-    if is_number(value) and value > 0:
+    if value is None or is_number(value) and value > 0:
         return value
     raise InputError(f"{field} is a positive number, such as 0.003. Received: {shown(value)}")
 

@@ -1,7 +1,6 @@
 """Checkpoints between the steps of a run, and the way back to where it stopped."""
 
 import logging
-import re
 import time
 
 import grain
@@ -12,7 +11,7 @@ from kzoo.errors import InputError, Preempted
 from kzoo.training.checkpoint import Store
 from kzoo.training.preemption import Notice, is_in_fit
 from kzoo.training.stream import Stream, read_ahead
-from kzoo.values import is_count, plain
+from kzoo.values import interval, is_count, plain
 
 log = logging.getLogger("kzoo")
 
@@ -269,21 +268,6 @@ class Checkpoints(keras.callbacks.Callback):
     def _position(self):
         data = None if self._stream is None else self._stream.position(self._drawn)
         return {"epoch": self._epoch, "batch": self._batch, "data": data}
-
-
-def interval(every):
-    """`(steps, None)` or `(None, seconds)` of 100 or "100", or of "60s".
-
-    Raises:
-        InputError: for anything else.
-    """
-    match = re.fullmatch(r"(\d+)(s?)", str(every))
-    if match is None or not int(match[1]):
-        raise InputError(
-            "checkpoints come every so many steps, such as 1000, or seconds, such as 60s. "
-            f"Received: {every!r}"
-        )
-    return (None, int(match[1])) if match[2] else (int(match[1]), None)
 
 
 def _processes(model):

@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 
 from kzoo.ops.kernels.derivatives import by_hand, varying
-from kzoo.ops.operands import ratio, take_heads
-from kzoo.ops.reference import masked_softmax
+from kzoo.ops.tensors import masked_softmax, ratio, repeat_heads, take_heads
 from kzoo.sequence import SequenceInfo
 
+NAME, MECHANISM = "blockwise", "softmax"
+SHORT = 128  # up to it one block holds all scores, and XLA compiles its dense softmax sooner
 BLOCK = 128, 128  # queries and keys: small ones hide more
 # In long sequences: XLA shares a product of matrices out over cores from 2**17 results.
 LONG, LONG_BLOCK = 1024, (512, 256)
@@ -26,20 +27,28 @@ SCORES = 2**19  # of the rows and heads of a group in one block: they stay in th
 HIDDEN = -1e30
 
 
-def blockwise(q, k, v, mask, queries, keys):
-    """softmax(q kᵀ) v over the visible keys.
+def preferred(spec):
+    """Whether "auto" takes it: on a CPU, for more than one block of scores."""
+    return spec.platform == "cpu" and (
+        not spec.sizes_known or spec.query_time * spec.key_time > SHORT**2
+    )
 
-    Args:
-        q: floats [batch, query_time, heads, dim], scaled.
-        k: floats [batch, key_time, heads, dim].
-        v: floats [batch, key_time, heads, value_dim].
-        mask: a `Mask` that does not differ by layer.
-        queries, keys: their `SequenceInfo`.
 
-    Returns:
-        Floats [batch, query_time, heads, value_dim]; 0 for queries that see no key.
-    """
-    heads = mask.per_head(q.shape[2])
+def unsupported_reason(spec) -> str | None:
+    """Why it cannot compute an attention, in words for its user, or None if it can."""
+    if not spec.sizes_known:
+        return "the blockwise kernel needs to know batch and time when the program is made"
+    if spec.bias:
+        return "the blockwise kernel takes no bias (its gradient is quadratic); use 'dense'"
+    return None
+
+
+def run(q, k, v, queries, keys, spec, *, scale, bias=None):
+    """softmax(scale · q kᵀ) v over the visible keys, as `kzoo.ops.kernels.dense.run`."""
+    q, k, v = (x.astype(spec.wide_dtype) for x in (q, k, v))
+    q = q * scale
+    k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
+    heads = spec.mask.per_head(q.shape[2])
     queries, keys = _fields(queries), _fields(keys)
     outs, order = [], []
     for head in dict.fromkeys(heads):
@@ -56,7 +65,7 @@ def _one_mask(mask, q, k, v, queries, keys):
 
 
 def _attend(mask, floats, sequence):
-    """What `blockwise` returns, for heads of one mask, and what its gradient needs."""
+    """What `run` returns, for heads of one mask, and what its gradient needs."""
     q, k, v = floats
     queries, keys = sequence
     batch, query_time, heads, _ = q.shape

@@ -13,7 +13,7 @@ import time
 from kzoo import presets
 from kzoo.errors import unknown
 from kzoo.layers import kernels as kernels_of
-from kzoo.ops.choice import compiling_for
+from kzoo.ops.context import compiling_for
 from kzoo.training import hlo
 from kzoo.training.compile_only.program import decoding, model_of_shapes, on_a_chip, train_step
 from kzoo.training.compile_only.remedies import other_remedies, smaller_batches
@@ -208,7 +208,9 @@ def _attention(part, model, config, batch, calls):
     chosen = kernels_of(model, (batch, config["max_sequence_length"]), "tpu")
     if part != "train_step":
         # No kernel looks back at a cache; splash takes prompts from their first token on.
-        steps = {"splash": "dense", "chunked": "recurrent" if part == "token" else "chunked"}
+        steps = {"splash": "dense"}
+        if part == "token":
+            steps["chunk_scan"] = "recurrent"
         chosen = {path: steps.get(kernel, kernel) for path, kernel in chosen.items()}
     found = {}
     for path, kernel in chosen.items():

@@ -105,7 +105,7 @@ def train_step(model, config, target, batch):
 
 def decoding(model, config, target, batch):
     """`{"prefill": f, "token": g}`: the pass over prompts and the step of one token."""
-    if config["objective"] == "masked_lm" or not hasattr(model, "generate_step"):
+    if not hasattr(model, "generate_step"):
         raise InputError(
             "a masked LM predicts hidden tokens and generates no text; families that do are gpt, "
             f"unilm and t5. Received: objective={config['objective']!r}"
