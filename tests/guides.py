@@ -1,6 +1,6 @@
 """README and guides as programs: their code blocks, and a process that runs them in order.
 
-A block is run unless an HTML comment directly before it says why not: `<!-- not run: needs a TPU -->`.
+A block is run unless an HTML comment directly before it says why not: `<!-- not run: why -->`.
 A block of JSON is written to the file that such a comment names: `<!-- file: my_study.json -->`.
 All documents run in one folder, each with names of its own. `python tests/guides.py DOCUMENT ...`
 does so, in the folder that it is started in.
