@@ -7,10 +7,12 @@ import sys
 
 import pytest
 
+import kzoo
 from kzoo import presets
 from kzoo.cli import main
 from kzoo.training import Checkpoints
 
+COMMANDS = ["list", "show", "train", "generate", "compare", "report", "compile", "bench"]
 SMALL = ["num_layers=2", "hidden_dim=16", "num_heads=2", "intermediate_dim=32"]
 SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
 TEXT = "It is a truth universally acknowledged, that a single man is in want of a wife.\n"
@@ -54,6 +56,34 @@ def test_list_and_show_load_no_keras():
         "assert not {'keras', 'keras_hub', 'jax', 'tensorflow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_options_inside_a_field(capsys):
+    settings = [
+        "mechanism.linear.feature_map=relu",
+        "objective.prefix_lm.score=all",
+        "num_layers=1",
+    ]
+    settings = [part for setting in settings for part in ("--set", setting)]
+    assert main(["show", "gpt_nano", *settings]) == 0
+    out = capsys.readouterr().out
+    config = json.loads(out[out.index("{") :])
+    assert config["mechanism"] == {"linear": {"feature_map": "relu"}}
+    assert config["objective"] == {"prefix_lm": {"score": "all"}} and config["num_layers"] == 1
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "bench attention"])
+def test_help_begins_with_what_a_command_does(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first[0].isupper() and not first.startswith("usage")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"kzoo {kzoo.__version__}\n"
 
 
 def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text, monkeypatch):

@@ -1,9 +1,10 @@
 """The command line: kzoo list | show | train | generate | compare | report | compile | bench.
 
-Wrong input, and a disk or folder that cannot be written, are answered with one line on standard
-error and exit status 2. On SIGTERM and SIGHUP, `train` and `compare` save what they have, say so,
-and exit with status 75; the same command goes on from there. `list` and `show` read JSON only;
-Keras loads when a model is made, with the backend that was asked for.
+Compare attention masks and mechanisms with all else equal. Wrong input, and a disk or folder that
+cannot be written, are answered with one line on standard error and exit status 2. On SIGTERM and
+SIGHUP, `train` and `compare` save what they have, say so, and exit with status 75; the same command
+goes on from there. `list` and `show` read JSON only; Keras loads when a model is made, with the
+backend that was asked for.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import os
 import signal
 import sys
 
+from kzoo import __version__
 from kzoo.backend import BACKENDS, VARIABLE, chosen
 from kzoo.cli import bench, compare, compile, generate, look, quiet, train
 from kzoo.cli.arguments import Parser, need
@@ -63,6 +65,7 @@ def main(arguments=None):
 
 def _parser():
     parser = Parser(prog="kzoo", description=__doc__.split("\n\n")[1], epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"kzoo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
