@@ -15,6 +15,8 @@ log = logging.getLogger("kzoo")
 TASK_FILE, CONFIG_FILE, WEIGHTS_FILE = "task.json", "config.json", "model.weights.h5"
 HEAD_FILE = "task.weights.h5"  # of a task with weights beside its backbone's
 _KEEPS_REMAT = "--xla_disable_hlo_passes=cse_barrier_expander"
+SIZES_FILE = "sizes.json"  # of all families, beside their files
+FAMILY_KEYS = ("description", "paper", "config")
 TOKENIZER_FILE = "tokenizer.json"  # keras-hub's config of it; its files stand under assets
 # What a saved backbone says in `shared`, which only an encoder and a decoder have.
 _STACKS = {None: "single", False: "encoder_decoder", True: "encoder_decoder_shared"}
@@ -22,9 +24,7 @@ _STACKS = {None: "single", False: "encoder_decoder", True: "encoder_decoder_shar
 
 def names():
     """All preset names, family by family and by size: `["bert_nano", "bert_tiny", ...]`."""
-    return [
-        f"{family}_{size}" for family, preset in _families().items() for size in preset["sizes"]
-    ]
+    return [f"{family}_{size}" for family in _families() for size in _sizes()]
 
 
 def describe(name):
@@ -33,16 +33,18 @@ def describe(name):
     Raises:
         InputError: for an unknown preset.
     """
-    preset, _ = _find(name)
-    return {key: preset[key] for key in ("description", "paper")}
+    family, _ = _find(name)
+    return {key: family.get(key, "") for key in ("description", "paper")}
 
 
 def config(name, **overrides):
     """The complete config of a preset, with nothing left to resolve.
 
     Args:
-        name: one of `names()`.
-        **overrides: fields that replace the preset's, e.g. `mechanism="linear"`.
+        name: one of `names()`; or `"FILE.json:SIZE"`, a family of one's own in a file like
+            those of kzoo's presets, in one of their sizes: `{"config": {"mask": …, …}}`.
+        **overrides: fields that replace the preset's, e.g. `mechanism="linear"` or
+            `mechanism={"linear": {"feature_map": "relu"}}`.
 
     Returns:
         A dict of JSON values; see `kzoo.config.Config` for the fields.
@@ -55,8 +57,8 @@ def config(name, **overrides):
         >>> config("unilm_base", num_layers=2)["mask"]
         'prefix'
     """
-    preset, size = _find(name)
-    return _resolved({**preset["config"], **preset["sizes"][size]}, overrides)
+    family, size = _find(name)
+    return _resolved({**size, **family["config"]}, overrides)
 
 
 def load(name, *, dtype=None, remat="none", **overrides):
@@ -65,7 +67,7 @@ def load(name, *, dtype=None, remat="none", **overrides):
     Args:
         name: what to load:
 
-            - one of `names()`, whose weights are random;
+            - one of `names()`, or `"FILE.json:SIZE"` as for `config`, whose weights are random;
             - a directory that `save` wrote;
             - a folder in Hugging Face's format, or `"hf://ORG/NAME"` on their hub: GPT-2, BERT,
               T5 and UniLM, as `kzoo.convert.read_huggingface` says;
@@ -238,16 +240,15 @@ def _saved_config(directory):
     if not _is_ours(path):
         raise InputError(f"this directory holds another library's model. Received: {directory}")
     task = read_json(path)
-    names = (*HeadConfig.field_names(), "objective")
     try:
-        backbone = task["config"]["backbone"]["config"]
-        saved = {
+        own = migrations.config(task["config"])
+        backbone = migrations.config(own["backbone"]["config"])
+        return {
             **{field: backbone[field] for field in BackboneConfig.field_names()},
-            **{field: task["config"][field] for field in names},
+            **{field: own[field] for field in (*HeadConfig.field_names(), "objective")},
             "stack": _STACKS[backbone.get("shared")],
             "tokenizer": _saved_tokenizer_kind(directory, backbone["vocabulary_size"]),
         }
-        return migrations.config(saved)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{TASK_FILE} is as `save` wrote it, with every field of a config; save the model "
@@ -298,16 +299,41 @@ def _resolved(fields, overrides):
 
 
 def _find(name):
+    """The family of a preset and the fields of its size."""
+    file, _, size = str(name).rpartition(":")
+    if file.endswith(".json"):
+        if size not in _sizes():
+            raise unknown(f"size of {file}", size, _sizes())
+        return _family(file), _sizes()[size]
     family, _, size = str(name).rpartition("_")
-    families = _families()
-    if family not in families or size not in families[family]["sizes"]:
+    if family not in _families() or size not in _sizes():
         raise unknown("preset", name, names())
-    return families[family], size
+    return _families()[family], _sizes()[size]
+
+
+def _family(file):
+    """A family of one's own, from its file."""
+    family = read_json(file)
+    if not isinstance(family, dict) or not isinstance(family.get("config"), dict):
+        raise InputError(
+            'a family of presets is a JSON object with a "config", whose fields every size of it '
+            f"has. Received: {file}"
+        )
+    for key in family:
+        if key not in FAMILY_KEYS:
+            raise unknown(f"key of the family {file}", key, FAMILY_KEYS)
+    return family
 
 
 @functools.cache
 def _families():
-    return {path.stem: json.loads(path.read_text()) for path in sorted(_directory().glob("*.json"))}
+    files = sorted(path for path in _directory().glob("*.json") if path.name != SIZES_FILE)
+    return {path.stem: json.loads(path.read_text()) for path in files}
+
+
+@functools.cache
+def _sizes():
+    return json.loads((_directory() / SIZES_FILE).read_text())
 
 
 def _directory():

@@ -178,7 +178,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(capsys):
     assert program["over"] == memory["total"] - memory["available"] > 0
     assert memory["available"] <= memory["chip"] == 16 * 2**30
     said = " ".join(program["suggestions"])
-    for word in ("a batch of", "--accumulate", "mixed_bfloat16", "loss_rows"):
+    for word in ("a batch of", "--accumulate", "mixed_bfloat16", "loss_tokens"):
         assert word in said
 
 
@@ -192,7 +192,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(capsys):
         ("gpt_nano --topology v5e:2x4 --batch 8 --mesh data=3", "number of chips, 8"),
         ("gpt_nano --topology v5e:2x4 --batch 8 --mesh rows=8", "unknown mesh axis"),
         ("gpt_nano --topology v5e:2x4 --batch 8 --mesh data", "data=N,model=M"),
-        ("gpt_nano --topology v5e:2x4 --batch 8 --mesh model=8", "num_heads divides"),
+        ("gpt_nano --topology v5e:2x4 --batch 8 --mesh model=8", "num_heads must be a multiple"),
         ("bert_mixed_heads_nano --topology v5e:2x4 --batch 8 --mesh model=4", "pattern of heads"),
         ("gpt_nano --topology v5e:2x4 --batch 8 --dtype float17", "unknown dtype"),
         ("bert_nano --topology v5e:2x4 --batch 8 --decode", "generates no text"),

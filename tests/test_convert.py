@@ -72,13 +72,11 @@ def test_logits_from_a_cache_are_transformers(name, theirs, ours):
     if two:
         read = [x[f"encoder_{part}"] for part in ("token_ids", "padding_mask")]
         encoded = {"encoded": model.backbone.encode(*read), "encoder_padding_mask": read[1]}
-    cache = model.backbone.empty_cache(
-        *map(ops.convert_to_tensor, (start, source)), TIME, **encoded
-    )
+    cache = model.backbone.init_cache(*map(ops.convert_to_tensor, (start, source)), TIME, **encoded)
     logits = []
     for at, end in [(0, 5), *((i, i + 1) for i in range(5, ids.shape[1]))]:
         segments = x["segment_ids"][:, at:end] if "segment_ids" in x else None
-        hidden, cache = model.backbone.extend(
+        hidden, cache = model.backbone.decode(
             ops.convert_to_tensor(ids[:, at:end]), cache, at, segment_ids=segments
         )
         logits.append(ops.convert_to_numpy(model.head(hidden)))
@@ -282,7 +280,7 @@ def test_other_masks_and_objectives_keep_all_weights(ours, folders):
 
 def test_new_parameters_are_named(folders, caplog):
     with caplog.at_level(logging.INFO, logger="kzoo"):
-        model = presets.load(folders["gpt2"], mechanism="linear", feature_map="hedgehog")
+        model = presets.load(folders["gpt2"], mechanism={"linear": {"feature_map": "hedgehog"}})
         presets.load(folders["gpt2"], mechanism="linear")
         presets.load(folders["gpt2"], num_layers=3, num_segments=2)
     new = [line for line in caplog.messages if line.startswith("new parameters")]

@@ -241,7 +241,7 @@ def test_score_is_the_loss_of_the_response():
     out -= np.log(np.exp(out).sum(-1, keepdims=True))
     nats = -(np.take_along_axis(out, y[..., None], -1)[..., 0] * weight).sum(1)
     np.testing.assert_allclose(model.score(PAIRS)["nats"], nats, rtol=1e-5)
-    by_rows = load("t5", loss_rows=5)
+    by_rows = load("t5", loss_tokens=5)
     np.testing.assert_allclose(by_rows.score(PAIRS)["nats"], nats, rtol=1e-5)
     a, b = (m.evaluate(x, y, sample_weight=weight, verbose=0) for m in (model, by_rows))
     np.testing.assert_allclose(a, b, rtol=1e-5)

@@ -21,8 +21,8 @@ BELOW = {
     "learning_rate": set(),
     "values": {"errors"},
     "files": {"errors"},
-    "names": set(),
     "migrations": {"errors"},
+    "names": set(),
     "registry": {"errors", "values"},
     "compilation_cache": set(),
     "precision": set(),
@@ -33,14 +33,15 @@ BELOW = {
     "feature_maps": LEAVES | {"precision", "sequence"},
     "objectives": LEAVES,
     "encoder": LEAVES | {"objectives"},
-    "config": LEAVES | {"masks", "mechanisms", "objectives"},
+    "config": LEAVES | {"masks", "mechanisms", "mixers", "objectives"},
     "data": LEAVES | {"masks", "objectives", "encoder", "config"},
     "ops": LEAVES
     | {"load_keras", "sequence", "masks", "compilation_cache", "precision", "feature_maps"},
 }
 BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
+BELOW["mixers"] = LEAVES | {"mechanisms"}
 BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
-BELOW["models"] = BELOW["layers"] | {"layers", "objectives", "encoder", "config"}
+BELOW["models"] = BELOW["layers"] | {"layers", "mixers", "objectives", "encoder", "config"}
 BELOW["models"] |= {"load_keras_hub", "backend", "learning_rate"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
@@ -54,7 +55,7 @@ KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 # Rooms that answer without Keras, so that names and mistakes are told at once.
 LIGHT = (
     *sorted(LEAVES),
-    *("backend", "learning_rate", "precision", "masks", "feature_maps", "mechanisms"),
+    *("backend", "learning_rate", "precision", "masks", "feature_maps", "mechanisms", "mixers"),
     *("objectives", "encoder", "config", "data", "presets", "cli"),
 )
 

@@ -425,9 +425,9 @@ def test_backbone_arguments_are_checked():
     fields = {name: fields[name] for name in config.BackboneConfig.field_names()}
     for wrong, said in (
         ({"positions": "rotery"}, "rotary"),
-        ({"positions": "relative", "mechanism": "linear"}, "bias on softmax"),
-        ({"attention_scale": 1.0, "mechanism": "linear"}, "softmax attention"),
-        ({"attention_scale": -1.0}, "positive"),
+        ({"positions": "relative", "mechanism": "linear"}, "softmax"),
+        ({"mechanism": {"linear": {"scale": 1.0}}}, "feature_map"),
+        ({"mechanism": {"softmax": {"scale": -1.0}}}, "positive"),
         ({"identity_mix": 1.0}, "[0, 1)"),
         ({"num_segments": -1}, "0 or more"),
         ({"relative_buckets": 2, "positions": "relative"}, "buckets"),

@@ -35,8 +35,8 @@ class Calls(keras.callbacks.Callback):
             self.losses += np.ravel(logs["loss"])[:count].tolist()
 
 
-def fitted(size, loss_rows=0, accumulation=None):
-    model = presets.load("gpt_nano", dropout=0.1, loss_rows=loss_rows, **SMALL)
+def fitted(size, loss_tokens=0, accumulation=None):
+    model = presets.load("gpt_nano", dropout=0.1, loss_tokens=loss_tokens, **SMALL)
     optimizer = keras.optimizers.AdamW(0.01, gradient_accumulation_steps=accumulation)
     model.compile(optimizer=optimizer, steps_per_execution=size)
     x, y, weight = batches()
@@ -52,7 +52,7 @@ def one_program(monkeypatch):
     monkeypatch.setattr(multi_step, "platform", lambda: "tpu")
 
 
-@pytest.mark.parametrize("settings", [{"loss_rows": 32, "accumulation": 2}], ids=str)
+@pytest.mark.parametrize("settings", [{"loss_tokens": 32, "accumulation": 2}], ids=str)
 def test_several_steps_in_a_call_train_as_single_steps(one_program, settings):
     expected, expected_history, single = fitted(1, **settings)
     model, history, calls = fitted(3, **settings)

@@ -246,7 +246,7 @@ def test_which_variables_are_decayed_and_which_are_muons(name):
 
 
 def test_learned_feature_maps_are_adams():
-    config = presets.config("gpt_nano", **SMALL, mechanism="linear", feature_map="hedgehog")
+    config = presets.config("gpt_nano", **SMALL, mechanism={"linear": {"feature_map": "hedgehog"}})
     optimizer = muon(0.01, 100)
     maps = [v for v in presets.build(config).trainable_variables if "feature_map" in v.path]
     assert maps and all(map(optimizer._should_use_adamw, maps))

@@ -22,18 +22,32 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{message}. See `{self.prog} --help`")
 
+    def format_help(self):
+        """argparse's, with what the command does before its usage."""
+        description, self.description = self.description, None
+        try:
+            text = super().format_help()
+        finally:
+            self.description = description
+        formatter = self._get_formatter()
+        formatter.add_text(description)
+        return f"{formatter.format_help()}\n{text}"
 
-def add_command(commands, name, help, run, saved=None):
+
+def add_command(commands, name, help, run=None, saved=None, more=""):
     """A command's parser.
 
     Args:
         commands: what argparse's `add_subparsers` returned.
-        name, help: of the command.
-        run: called with the options.
+        name: of the command.
+        help: what it does, in a line: "list the presets".
+        run: called with the options; None for a command of commands.
         saved: called with the options where the command is ended from outside; it says in a
             sentence what has been saved. Commands that save nothing before their end have none.
+        more: sentences that its own help has besides.
     """
-    command = commands.add_parser(name, help=help, description=help)
+    description = f"{help[0].upper()}{help[1:]}. {more}"
+    command = commands.add_parser(name, help=help, description=description)
     command.set_defaults(run=run, saved=saved)
     return command
 
@@ -44,7 +58,8 @@ def add_overrides(command):
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="override a config field; VALUE is JSON or a bare word",
+        help="override a config field, or an option inside one "
+        "(mechanism.linear.feature_map=relu); VALUE is JSON or a bare word",
     )
 
 
@@ -60,20 +75,29 @@ def add_json(command, help):
 
 
 def overrides(settings):
-    """`["mask=causal", 'objective={"masked_lm": {"rate": 0.3}}']` as a dict."""
+    """`["mask=causal", "objective.masked_lm.rate=0.3"]` as a dict of fields.
+
+    Dots lead into JSON objects: `{"mask": "causal", "objective": {"masked_lm": {"rate": 0.3}}}`.
+    """
     fields = {}
     for setting in settings:
-        field, equals, value = setting.partition("=")
-        if not equals or not field:
+        path, equals, value = setting.partition("=")
+        *outer, last = path.split(".")
+        if not equals or not all([*outer, last]):
             raise InputError(f"--set takes FIELD=VALUE. Received: {setting!r}")
-        if field in fields:
-            raise InputError(f"--set gives a field once. Received: {field!r} twice")
+        inside = fields
+        for name in outer:
+            inside = inside.setdefault(name, {})
+            if not isinstance(inside, dict):
+                raise InputError(f"--set gives a field once. Received: {name!r} twice")
+        if last in inside:
+            raise InputError(f"--set gives a field once. Received: {path!r} twice")
         try:
-            fields[field] = parse_json(value)
+            inside[last] = parse_json(value)
         except InputError as error:
             raise InputError(f"{error}. Received: --set {setting!r}") from None
         except ValueError:
-            fields[field] = value
+            inside[last] = value
     return fields
 
 

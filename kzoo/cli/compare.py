@@ -17,7 +17,8 @@ from kzoo.files import numbered
 
 def add(commands):
     help = "run a study (by default the quick one) and write its report"
-    compare = add_command(commands, "compare", help, _compare, _saved)
+    more = "Stopped, the same command goes on where it was."
+    compare = add_command(commands, "compare", help, _compare, _saved, more)
     compare.add_argument("study", nargs="?", type=path, metavar="STUDY.json")
     compare.add_argument(
         "--out", type=path, metavar="DIR", help="default: runs/NAME; the same study goes on there"

@@ -17,7 +17,9 @@ from kzoo.errors import InputError
 
 
 def add(commands):
-    generate = add_command(commands, "generate", "continue a prompt, token by token", _generate)
+    help = "continue a prompt, token by token"
+    more = "The model is a preset with random weights, or one that was saved."
+    generate = add_command(commands, "generate", help, _generate, more=more)
     generate.add_argument("model", type=name, metavar="PRESET_OR_DIR")
     generate.add_argument(
         "--prompt", type=words, required=True, metavar="TEXT", help="- reads it from stdin"

@@ -49,7 +49,7 @@ def _read_config(config, names):
 
 def _read_unilm_config(config, names):
     config = {"type_vocab_size": UNILM_SEGMENTS, **config}
-    own = {"mask": "prefix", "objective": "prefix_lm", "prediction": "mask"}
+    own = {"mask": "prefix", "objective": "prefix_lm", "prediction_site": "mask"}
     return _read_config(config, names) | own
 
 

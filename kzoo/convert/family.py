@@ -24,6 +24,7 @@ ACTIVATIONS = {
     "gelu_accurate": "gelu_tanh",
     "relu": "relu",
 }
+UNSCALED = {"softmax": {"scale": 1.0}}  # the mechanism of scores without 1/√head_dim
 # The letters of a row's shape, as in "vd": which fields of a config a dimension is.
 _DIMENSIONS = {
     "v": lambda c: c.vocabulary_size,
@@ -145,6 +146,12 @@ class Family:
     def is_harmless(self, name):
         """Why a tensor may be left out, or None."""
         return next((why for p, why in self.harmless.items() if re.fullmatch(p, name)), None)
+
+
+def scale(config):
+    """The factor on q·k of a config, or None where its mechanism has none."""
+    own = getattr(config.mechanism, "scale", None)
+    return own or (config.head_dim**-0.5 if config.mechanism.name == "softmax" else None)
 
 
 def take(config, keys):

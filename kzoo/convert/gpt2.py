@@ -2,6 +2,7 @@
 
 from kzoo.convert.family import (
     ACTIVATIONS,
+    UNSCALED,
     Family,
     Row,
     choose,
@@ -10,6 +11,7 @@ from kzoo.convert.family import (
     one,
     renamed,
     require,
+    scale,
     take,
 )
 
@@ -39,7 +41,7 @@ def _read_config(config, names):
         "objective": "causal_lm",
         "positions": "learned",
         "activation": choose(config, "activation_function", ACTIVATIONS, "gelu_new"),
-        "attention_scale": None if config.get("scale_attn_weights", True) else 1.0,
+        "mechanism": "softmax" if config.get("scale_attn_weights", True) else UNSCALED,
         "dropout": config.get("resid_pdrop", 0.1),
         "norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
         "initialization": "gpt2",
@@ -51,7 +53,7 @@ def _write_config(c):
         **{theirs: getattr(c, ours) for theirs, ours in SIZES.items()},
         "n_inner": c.intermediate_dim,
         "activation_function": name_of(ACTIVATIONS, c.activation),
-        "scale_attn_weights": c.attention_scale in (None, c.head_dim**-0.5),
+        "scale_attn_weights": scale(c) == c.head_dim**-0.5,
         **{name: c.dropout for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")},
         "layer_norm_epsilon": c.norm_epsilon,
     }

@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from kzoo.config import Config
 from kzoo.convert.bert import BERT, UNILM, UNILM_SEGMENTS
 from kzoo.convert.checkpoint import Checkpoint, grouped
+from kzoo.convert.family import scale
 from kzoo.convert.gpt2 import GPT2
 from kzoo.convert.t5 import T5
 from kzoo.convert.tensors import FLOATS, SAFETENSORS, Tensors, read_json
@@ -30,7 +31,7 @@ _REFUSED = ("quantization_config", "pruned_heads", "tie_encoder_decoder")
 FAMILIES = {family.model_type: family for family in (GPT2, BERT, T5, UNILM)}
 _OF_RELATIVE = {"relative_buckets", "relative_distance"}
 # Fields that change neither the weights nor what the model computes from tokens.
-_FREE = {"objective", "tokenizer", "dropout", "loss_rows", "initialization", "feature_map", "seed"}
+_FREE = {"objective", "tokenizer", "dropout", "loss_tokens", "initialization", "seed"}
 
 
 def read_huggingface(directory):
@@ -226,14 +227,10 @@ def _differences(family, theirs, config):
     }
     again = Config.get(again)
     free = _FREE if config.positions == "relative" else _FREE | _OF_RELATIVE
-    if _scale(config) == _scale(again):
-        free = free | {"attention_scale"}
+    if scale(config) == scale(again):
+        free = free | {"mechanism"}
     ours, again = config.get_config(), again.get_config()
     return {f: (ours[f], again[f]) for f in ours if f not in free and ours[f] != again[f]}
-
-
-def _scale(config):
-    return config.attention_scale or config.head_dim**-0.5
 
 
 def _arrays(model, rows):

@@ -11,7 +11,7 @@ import keras_hub
 from kzoo.config import Config
 from kzoo.convert.bert import BERT
 from kzoo.convert.checkpoint import Checkpoint, grouped
-from kzoo.convert.family import Row
+from kzoo.convert.family import UNSCALED, Row
 from kzoo.convert.gpt2 import GPT2
 from kzoo.convert.t5 import T5
 from kzoo.convert.tensors import read_json
@@ -211,7 +211,7 @@ def _t5_config(backbone):
         "normalization": "rms_norm",
         "activation": activations[key],
         "use_bias": False,
-        "attention_scale": 1.0,
+        "mechanism": UNSCALED,
         "output_scale": backbone.hidden_dim**-0.5 if tied else 1.0,
         "norm_epsilon": backbone.layer_norm_epsilon,
         "tie_embeddings": tied,

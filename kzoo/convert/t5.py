@@ -1,7 +1,17 @@
 """T5 1.0 (Raffel et al. 2020, arXiv:1910.10683) and 1.1 (Shazeer 2020, arXiv:2002.05202)."""
 
 from kzoo import names
-from kzoo.convert.family import ACTIVATIONS, Family, choose, dense, one, renamed, require, take
+from kzoo.convert.family import (
+    ACTIVATIONS,
+    UNSCALED,
+    Family,
+    choose,
+    dense,
+    one,
+    renamed,
+    require,
+    take,
+)
 
 SIZES = {
     "vocab_size": "vocabulary_size",
@@ -58,7 +68,7 @@ def _read_config(config, names):
         "normalization": "rms_norm",
         "activation": _activation(config),
         "use_bias": False,
-        "attention_scale": 1.0,
+        "mechanism": UNSCALED,
         "output_scale": sizes["hidden_dim"] ** -0.5 if scaled else 1.0,
         "dropout": config.get("dropout_rate", 0.1),
         "norm_epsilon": config.get("layer_norm_epsilon", 1e-6),

@@ -77,11 +77,11 @@ class ReadsText:
         return super().predict(x, batch_size, **kwargs)
 
     def _check_predicts_next(self):
-        if self.prediction == "mask" and self.objective.next_token:
+        if self.prediction_site == "mask" and self.objective.next_token:
             raise InputError(
                 "these weights tell a token from a mask in its place, and a loss of next tokens "
-                "would misjudge them: load them with prediction='next' to train them to that, or "
-                "with objective='masked_lm'. Received: prediction='mask' with "
+                "would misjudge them: load them with prediction_site='next' to train them to that, "
+                "or with objective='masked_lm'. Received: prediction_site='mask' with "
                 f"objective={self.objective.get_config()!r}"
             )
 

@@ -115,7 +115,7 @@ class ScoresTokens:
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
         """As `keras.Model.compile`; by default AdamW at `kzoo.training.learning_rate(width)`,
         which is for training from random weights (pretrained ones want a tenth or less), the loss
-        over scored tokens, and `bits_per_byte`. With `loss_rows` no other loss or metric finds
+        over scored tokens, and `bits_per_byte`. With `loss_tokens` no other loss or metric finds
         logits to work on.
 
         An optimizer's `gradient_accumulation_steps=k` takes the mean of k batches' gradients:
@@ -127,7 +127,7 @@ class ScoresTokens:
             loss = token_loss()
         if weighted_metrics == "auto":
             weighted_metrics = [BitsPerByte(token_bytes=self._token_bytes)]
-        if self.loss_rows:
+        if self.loss_tokens:
             self._check_needs_no_logits(loss, weighted_metrics, kwargs)
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
@@ -151,11 +151,11 @@ class ScoresTokens:
             needing.append(loss)
         if needing:
             raise InputError(
-                "with loss_rows no logits are kept, so the loss is 'auto' and the only weighted "
-                f"metric is BitsPerByte; others need loss_rows=0. Received: {needing}"
+                "with loss_tokens no logits are kept, so the loss is 'auto' and the only weighted "
+                f"metric is BitsPerByte; others need loss_tokens=0. Received: {needing}"
             )
 
-    # With `loss_rows`, a step of training or evaluation asks for hidden states instead of
+    # With `loss_tokens`, a step of training or evaluation asks for hidden states instead of
     # logits; whatever else calls the model gets logits.
     def call(self, inputs, training=None, mask=None):
         if isinstance(inputs, dict):  # the bytes of labels are no input
@@ -174,7 +174,7 @@ class ScoresTokens:
 
     @contextlib.contextmanager
     def _giving_hidden(self):
-        self._gives_hidden = self.loss_rows > 0
+        self._gives_hidden = self.loss_tokens > 0
         try:
             yield
         finally:
@@ -212,4 +212,4 @@ class ScoresTokens:
 
     def _cross_entropy(self, hidden, y, weight):
         hidden, kernel = self.head.operands(hidden)
-        return cross_entropy(hidden, kernel, y, weight, rows=self.loss_rows)
+        return cross_entropy(hidden, kernel, y, weight, rows=self.loss_tokens)

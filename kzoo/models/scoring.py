@@ -111,7 +111,7 @@ class ScoresTexts:
 
     def _token_nats(self, x, y, weight):
         """w·nll of each token, float64 [batch, time]."""
-        if self.loss_rows:
+        if self.loss_tokens:
             self._check_tokens(x)
             hidden = self._decoded(self.backbone.predict_on_batch(x))
             _, nats = self._cross_entropy(hidden, y, weight)

@@ -36,9 +36,9 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, MultiStep, KerasLoops, PathWei
         head: the `kzoo.layers.Head` of another task over the same backbone; by default its own.
         head_dtype: the dtype policy of the head's dense layer, where it is not the backbone's
             (after `quantize`).
-        **kwargs: `output_transform` and `output_scale`, as in `kzoo.layers.Head`; `prediction`,
-            "next" or, for `generate` alone, "mask" (see `Generates.telling`); and `loss_rows`:
-            0, or the number of tokens whose logits exist at once in `fit`, `evaluate` and
+        **kwargs: the fields of `kzoo.config.HeadConfig`. `prediction_site` is "next" or, for
+            `generate` alone, "mask" (see `Generates.telling`). `loss_tokens` is 0, or the number
+            of tokens whose logits exist at once in `fit`, `evaluate` and
             `score`; the loss is the same. For vocabularies whose logits fill the memory; on a
             CPU 512 is faster than 0 too. The model itself and `predict` give all logits.
 
@@ -57,9 +57,10 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, MultiStep, KerasLoops, PathWei
                 )
         of_head = [field for field in HeadConfig.field_names() if field in kwargs]
         config = HeadConfig.get({field: kwargs.pop(field) for field in of_head})
-        if config.prediction == "mask" and backbone.stack_name != "single":
+        if config.prediction_site == "mask" and backbone.stack_name != "single":
             raise InputError(
-                "a decoder tells the next token: prediction is 'next'. Received: prediction='mask'"
+                "an encoder and a decoder predict at the token before: prediction_site must be "
+                "'next'. Received: prediction_site='mask'"
             )
         self.backbone = backbone
         self.preprocessor = preprocessor

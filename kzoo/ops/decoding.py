@@ -112,7 +112,7 @@ def linear_step(features, q, k, v, weights, position, writes, state):
         weights: of a learned feature map, by name, or None.
         position: integers [batch, 1], the place within the document.
         writes: booleans [batch]; where False, the state holds the token already.
-        state: `{"matrix", "normaliser"}`, as `kzoo.ops.linear_attention` returns it.
+        state: `{"kv_state", "k_sum"}`, as `kzoo.ops.linear_attention` returns it.
 
     Returns:
         [batch, 1, heads, dim] in the dtype of v, computed in float32, and the state.
@@ -126,8 +126,8 @@ def linear_step(features, q, k, v, weights, position, writes, state):
     q, k, q_norm, k_norm = features(q, k, weights, turns, writes[:, None])
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
     state = {
-        "matrix": state["matrix"] + k[:, 0, :, :, None] * v[:, 0, :, None, :],
-        "normaliser": state["normaliser"] + k_norm[:, 0],
+        "kv_state": state["kv_state"] + k[:, 0, :, :, None] * v[:, 0, :, None, :],
+        "k_sum": state["k_sum"] + k_norm[:, 0],
     }
     return ops.cast(linear_read(q, q_norm, state), dtype), state
 
@@ -141,8 +141,8 @@ def linear_read(q, q_norm, state):
             features].
         state: as in `linear_step`.
     """
-    total = ops.einsum("bqhd,bhd->bqh", q_norm, state["normaliser"])[..., None]
-    return ratio(ops.einsum("bqhd,bhde->bqhe", q, state["matrix"]), total)
+    total = ops.einsum("bqhd,bhd->bqh", q_norm, state["k_sum"])[..., None]
+    return ratio(ops.einsum("bqhd,bhde->bqhe", q, state["kv_state"]), total)
 
 
 def _grouped(x, groups):

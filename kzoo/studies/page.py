@@ -27,7 +27,7 @@ COLOURS = (
     *("#5e3c99", "#7f7f7f", "#8c564b", "#000000"),
 )
 # What arms of one family may differ in: they share a colour.
-WITHIN_FAMILY = ("mechanism", "feature_map", "seed", "max_sequence_length")
+WITHIN_FAMILY = ("mechanism", "seed", "max_sequence_length")
 DASHES = ("--", "-.", ":")
 GREY = "#444444"
 ENCODER = " (encoder)"  # follows the mask of models that have one
@@ -474,9 +474,12 @@ def _entropies(record):
 
 
 def _mechanism(config):
-    if config["mechanism"] == "softmax" or config["feature_map"] == "elu1":
-        return config["mechanism"]
-    return f"{config['mechanism']} ({config['feature_map']})"
+    """The mechanism of a config in words: linear, or linear (relu)."""
+    spec = config["mechanism"]
+    if isinstance(spec, str):
+        return spec
+    ((name, options),) = spec.items()
+    return f"{name} ({', '.join(map(_spec, options.values()))})"
 
 
 def _mask(config):
