@@ -1,14 +1,12 @@
 """The command line: kzoo list | show | train | generate | compare | report | compile | bench.
 
-Train, compare and inspect Keras models that differ in attention mask, mechanism or stack.
-
-Wrong input, and a disk or folder that cannot be written, are answered with one line on standard
-error and exit status 2. On SIGTERM and SIGHUP, `train` and `compare` save what they have, say so,
-and exit with status 75; the same command goes on from there. `list` and `show` read JSON only;
-Keras loads when a model is made, with the backend that was asked for.
+Compare attention masks and mechanisms with all else equal. Wrong input, and a disk or folder that
+cannot be written, are answered with one line on standard error and exit status 2. On SIGTERM and
+SIGHUP, `train` and `compare` save what they have, say so, and exit with status 75; the same command
+goes on from there. `list` and `show` read JSON only; Keras loads when a model is made, with the
+backend that was asked for.
 """
 
-import argparse
 import contextlib
 import logging
 import os
@@ -66,13 +64,7 @@ def main(arguments=None):
 
 
 def _parser():
-    _, description, behaviour = __doc__.split("\n\n")
-    parser = Parser(
-        prog="kzoo",
-        description=description,
-        epilog=f"{EPILOG}\n\n{behaviour}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="kzoo", description=__doc__.split("\n\n")[1], epilog=EPILOG)
     parser.add_argument("--version", action="version", version=f"kzoo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
