@@ -144,6 +144,20 @@ def test_no_circle_of_files():
     assert [circle for circle in circles(graph) if circle not in KNOWN_CIRCLES] == []
 
 
+def test_the_oracle_shares_nothing_with_the_kernels_but_the_mask():
+    found = set(imports(PACKAGE / "ops" / "oracle.py"))
+    assert found == {"numpy", "kzoo.masks", "kzoo.errors.unknown"}
+
+
+def test_kernels_know_nothing_of_dispatch_and_of_where_they_run():
+    above = {"kzoo.ops.dispatch", "kzoo.ops.context"}
+    for path in (PACKAGE / "ops" / "kernels").rglob("*.py"):
+        modules = {name if name in above else name.rpartition(".")[0] for name in imports(path)}
+        assert not modules & above, path
+        tested = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
+        assert not tested & {"Order", "Heads", "Causal"}, f"{path} asks an order for its type"
+
+
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_rooms_load_no_keras(name):
     for path in FILES:
