@@ -97,7 +97,8 @@ def distribute(data=None, model=1, fsdp=False):
     """
     backend = keras.backend.backend()
     if backend != "jax":
-        how = {
+        start = "start one process per device with torchrun (examples/torchrun.py)"
+        how = {"torch": f"; on torch, {start}"}
             "torch": "; on torch, start one process per device with torchrun (examples/torchrun.py)"
         }
         raise InputError(
