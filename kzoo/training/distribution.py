@@ -99,8 +99,6 @@ def distribute(data=None, model=1, fsdp=False):
     if backend != "jax":
         start = "start one process per device with torchrun (examples/torchrun.py)"
         how = {"torch": f"; on torch, {start}"}
-            "torch": "; on torch, start one process per device with torchrun (examples/torchrun.py)"
-        }
         raise InputError(
             f"Keras distributes models on the JAX backend alone{how.get(backend, '')}. "
             f"Received: KERAS_BACKEND={backend}"
