@@ -68,15 +68,19 @@ def test_jax_takes_it_for_cuda(monkeypatch, mask, padded, flag):
         kwargs = {"padding_mask": padding_mask} if padded else {}
         return softmax_attention(q, k, v, mask, **kwargs).astype("float32").sum()
 
-    x = jnp.ones((2, 64, 4, 32), "bfloat16")
+    q, k = (jnp.ones((2, 64, heads, 32), "bfloat16") for heads in (4, 2))
     with compiling_for("gpu"):
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(
-            x, x, x, jnp.ones((2, 64), "int32")
+            q, k, k, jnp.ones((2, 64), "int32")
         )
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     kind = "ScaleBiasSoftmax" if padded else "Softmax"
     assert f"__cudnn$fmha{kind}" in text and f"__cudnn$fmha{kind}Backward" in text
     assert f"\\22mask_type\\22: \\22{flag}\\22" in text
+    # q, k and v as they were given: 16 bits, heads of keys and values not repeated.
+    given = "(tensor<2x64x4x32xbf16>, tensor<2x64x2x32xbf16>, tensor<2x64x2x32xbf16>"
+    assert text.count(given) == 2
+    assert "2x64x2x32xf32" not in text
 
 
 def test_where_it_runs():

@@ -66,7 +66,7 @@ def test_wrong_ranks_and_no_heads_are_refused(mechanism, kernel):
 def test_states_of_nothing():
     k = zeros(2, 0, 2, 4)
     out, state = linear_attention(k, k, k, "causal", return_state=True)
-    assert out.shape == (2, 0, 2, 4) and not ops.convert_to_numpy(state["matrix"]).any()
+    assert out.shape == (2, 0, 2, 4) and not ops.convert_to_numpy(state["kv_state"]).any()
     x = np.random.default_rng(0).normal(size=(2, 3, 2, 4)).astype("float32")
     want = ops.convert_to_numpy(linear_attention(x, x, x, "causal"))
     got = linear_attention(x, x, x, "causal", initial_state=state)

@@ -263,7 +263,14 @@ def test_saved_models_come_back(tmp_path):
         assert other.config == model.config
         assert variables(other).keys() == variables(model).keys()
         np.testing.assert_allclose(logits(other, x), logits(model, x), atol=1e-6)
+    # Files of config_version 1 call the objective of an encoder and a decoder "seq2seq".
+    for name in ("task.json", "preprocessor.json"):
+        path = tmp_path / "preset" / name
+        assert '"prefix_lm"' in path.read_text()
+        path.write_text(path.read_text().replace('"prefix_lm"', '"seq2seq"'))
+    assert keras_hub.models.Seq2SeqLM.from_preset(str(tmp_path / "preset")).config == model.config
     softmax = presets.load(tmp_path / "preset", mechanism="softmax", mask="causal")
+    assert softmax.objective == softmax.preprocessor.objective == model.objective
     assert all(
         (a == b).all() for a, b in zip(softmax.get_weights(), model.get_weights(), strict=True)
     )
@@ -296,7 +303,7 @@ def test_packed_rows_and_missing_inputs_are_refused():
     model = load("t5")
     x, y, weight = tokens(model)
     packed = {**x, "decoder_padding_mask": x["decoder_padding_mask"] * 2}
-    with pytest.raises(InputError, match="one document per row"):
+    with pytest.raises(InputError, match="one document per sequence"):
         model.fit(packed, y, verbose=0)
     del x["encoder_padding_mask"]
     with pytest.raises(InputError, match="encoder_padding_mask is missing"):

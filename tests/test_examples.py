@@ -61,8 +61,8 @@ def test_the_two_differ_in_their_settings_only():
 
 
 def test_what_is_installed_by_hand_is_what_the_package_needs():
-    readme = (ROOT / "README.md").read_text()
-    block = re.search(r"```sh\n(pip install \"jax\[tpu\].*?)```", readme, re.DOTALL)[1]
+    guide = (ROOT / "examples" / "guides" / "devices.md").read_text()
+    block = re.search(r"```sh\n(pip install \"jax\[tpu\].*?)```", guide, re.DOTALL)[1]
     for text in (titled(notebook(NAMES[0]))["Install"], block.replace("jax[tpu]", "jax")):
         named = re.split(r"[\s\"',()]+", text)
         for needed in project()["dependencies"]:

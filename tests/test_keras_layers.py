@@ -160,7 +160,7 @@ def test_masks_are_handed_on():
     np.testing.assert_array_equal(ops.convert_to_numpy(segments._keras_mask), PADDED != 0)
     out, state = layers.LinearAttention(HEADS, 4, mask="causal")(hidden, return_state=True)
     np.testing.assert_array_equal(ops.convert_to_numpy(out._keras_mask), PADDED != 0)
-    assert getattr(state["matrix"], "_keras_mask", None) is None
+    assert getattr(state["kv_state"], "_keras_mask", None) is None
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 6, 6)])

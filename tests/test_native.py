@@ -116,7 +116,7 @@ def _state_slopes(arrays, implementation):
     def total(q, k, v):
         own = {"return_state": True, "implementation": implementation, "chunk_size": 16}
         _, state = linear_attention(q, k, v, "causal", **own)
-        return (state["matrix"] ** 2).sum() + (state["normaliser"] ** 2).sum()
+        return (state["kv_state"] ** 2).sum() + (state["k_sum"] ** 2).sum()
 
     return jax.grad(total, argnums=(0, 1, 2))(*arrays)
 
@@ -205,15 +205,15 @@ def test_a_state_of_another_shape_is_refused_and_one_serves_all(implementation):
         linear_attention(*many, "causal", initial_state=x, **own) for x in (state, repeated)
     )
     np.testing.assert_array_equal(got, want)
-    matrix, normaliser = state["matrix"], state["normaliser"]
+    kv_state, k_sum = state["kv_state"], state["k_sum"]
     for wrong, words in (
-        ({"matrix": jnp.repeat(matrix, 3, axis=0), "normaliser": normaliser}, "batch size of q, 4"),
-        ({"matrix": matrix, "normaliser": jnp.repeat(normaliser, 2, axis=0)}, "batch size of q, 4"),
-        ({"matrix": matrix[:, :1], "normaliser": normaliser}, r"\[batch or 1, 2, 16, 32\]"),
-        ({"matrix": matrix[..., :16], "normaliser": normaliser}, r"\[batch or 1, 2, 16, 32\]"),
-        ({"matrix": matrix, "normaliser": normaliser[..., :8]}, r"\[batch or 1, 2, 16\]"),
-        ({"matrix": matrix}, "a dict of 'matrix' and 'normaliser'"),
-        (matrix, "a dict of 'matrix' and 'normaliser'"),
+        ({"kv_state": jnp.repeat(kv_state, 3, axis=0), "k_sum": k_sum}, "batch size of q, 4"),
+        ({"kv_state": kv_state, "k_sum": jnp.repeat(k_sum, 2, axis=0)}, "batch size of q, 4"),
+        ({"kv_state": kv_state[:, :1], "k_sum": k_sum}, r"\[batch or 1, 2, 16, 32\]"),
+        ({"kv_state": kv_state[..., :16], "k_sum": k_sum}, r"\[batch or 1, 2, 16, 32\]"),
+        ({"kv_state": kv_state, "k_sum": k_sum[..., :8]}, r"\[batch or 1, 2, 16\]"),
+        ({"kv_state": kv_state}, "a dict of 'kv_state' and 'k_sum'"),
+        (kv_state, "a dict of 'kv_state' and 'k_sum'"),
     ):
         with pytest.raises(InputError, match=words):
             linear_attention(*many, "causal", initial_state=wrong, **own)

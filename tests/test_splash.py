@@ -19,6 +19,7 @@ if keras.backend.backend() != "jax":
     pytest.skip("splash is a kernel of JAX", allow_module_level=True)
 
 import jax
+import jax.extend
 
 from kzoo.ops.kernels import splash as kernel
 
@@ -189,6 +190,26 @@ def test_the_kernels_lower_for_a_tpu(mask):
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
     text = step.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("@tpu_custom_call") == 3
+
+
+def test_heads_of_keys_and_16_bits_reach_it_as_they_are():
+    """And values and gradients are those of repeated heads."""
+    q, k, v, padding, source, cotangent = operands(130, 4, 2, dim=16, value_dim=24, batch=5)
+    run = {"padding_mask": padding, "source_mask": source}
+    for mask in ("causal", {"heads": ["causal", "prefix"]}):
+        assert_equals_oracle((q, k, v), cotangent, "bfloat16", mask=mask, **run)
+
+    def arrays(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "pallas_call":
+                yield from (x.aval for x in equation.invars if x.aval.ndim == 4)
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from arrays(inner)
+
+    short = [jax.ShapeDtypeStruct(x.shape, "bfloat16") for x in (q, k, v)]
+    made = jax.make_jaxpr(attention("bfloat16", mask="causal", padding_mask=padding))(*short)
+    given = {(x.shape[1], str(x.dtype)) for x in arrays(made.jaxpr) if x.shape[-1] in (16, 24)}
+    assert given == {(4, "bfloat16"), (2, "bfloat16")}
 
 
 ON_A_MESH = """

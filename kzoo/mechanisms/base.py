@@ -1,7 +1,7 @@
 """What a mechanism of attention says of itself and computes; and the registry of mechanisms.
 
 A mechanism is everything between the projections of q, k and v and the output projection. To add
-one, subclass `Mechanism`, give it a `name` and `attend`, and register it:
+one, subclass `Mechanism`, and register it:
 
     @kzoo.mechanisms.register
     class Uniform(kzoo.mechanisms.Mechanism):
@@ -55,7 +55,8 @@ class Extras(NamedTuple):
 class Mechanism(Part):
     """Base of all mechanisms; build one with `get(spec)`.
 
-    A subclass must give `name` and `attend`. What it inherits decodes with a cache of all keys and
+    A subclass must give `name`, and either `attend` or, where its weights are to be seen or it has
+    no faster way, `attend_with_weights`. What it inherits decodes with a cache of all keys and
     values, and has no parameters of its own.
 
     In all methods q is floats [batch, query_time, num_heads, head_dim], k and v are floats
@@ -176,7 +177,7 @@ class Mechanism(Part):
             bias: floats [batch or 1, num_heads or 1, query_time, key_time], if it `takes_bias`.
             initial_state: the state that an earlier call returned, batch first.
             return_state: whether to return the output and the state.
-            implementation: the name of a kernel, or `"auto"`.
+            implementation: a kernel by name (`kzoo.ops.dispatch`), or `"auto"`.
             **sequence: `padding_mask`, `source_mask`, `key_padding_mask` and `query_offset`, as in
                 `Mask.dense`; those that are given.
 
@@ -184,7 +185,9 @@ class Mechanism(Part):
             The output, in the dtype of v; exactly 0 at padded queries and at those that see no
             key. With `return_state` also the state.
         """
-        raise NotImplementedError
+        return self.attend_with_weights(
+            q, k, v, extras, mask, rotary=rotary, bias=bias, **sequence
+        )[0]
 
     def attend_with_weights(self, q, k, v, extras, mask, *, rotary=False, bias=None, **sequence):
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""

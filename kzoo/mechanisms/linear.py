@@ -48,7 +48,7 @@ class Linear(Mechanism):
 
     def state_shape(self, sizes):
         features = sizes.num_heads, self.feature_map.size(sizes.head_dim)
-        return {"matrix": (*features, sizes.head_dim), "normaliser": features}
+        return {"kv_state": (*features, sizes.head_dim), "k_sum": features}
 
     def attend(
         self,

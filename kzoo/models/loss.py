@@ -99,7 +99,8 @@ class BitsPerByte(keras.metrics.Metric):
 
 
 def token_weights(y, sample_weight):
-    """How much each token counts: float32 [batch, time], of weights by token or by row, or None."""
+    """How much each token counts: float32 [batch, time], of weights by token or by example, or
+    None."""
     weight = ops.ones_like(y, "float32")
     if sample_weight is None:
         return weight
@@ -109,7 +110,7 @@ def token_weights(y, sample_weight):
     return weight * sample_weight
 
 
-class ScoresTokens:
+class TokenLoss:
     """A mixin of tasks: one loss over scored tokens, and bits per byte."""
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
@@ -120,7 +121,7 @@ class ScoresTokens:
 
         An optimizer's `gradient_accumulation_steps=k` takes the mean of k batches' gradients:
         each batch counts alike, so that a token counts more in one that scores fewer tokens.
-        Where all score the same number, it is the gradient of one batch of all their rows."""
+        Where all score the same number, it is the gradient of one batch of all of them."""
         if optimizer == "auto":
             optimizer = keras.optimizers.AdamW(learning_rate(self.backbone.hidden_dim))
         if loss == "auto":

@@ -11,11 +11,11 @@ from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
 from kzoo.models.bases import PipelineModel
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
-from kzoo.models.executions import Executes
 from kzoo.models.exporting import Exports
 from kzoo.models.generation import Generates, GeneratesFromEncoder
 from kzoo.models.inputs import KerasLoops, ReadsText
-from kzoo.models.loss import ScoresTokens
+from kzoo.models.loss import TokenLoss
+from kzoo.models.multi_step import MultiStep
 from kzoo.models.preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
@@ -26,7 +26,7 @@ from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.weights import PathWeights, by_path, read_weights, write_weights
 
 
-class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeights, Exports):
+class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeights, Exports):
     """What all tasks share: logits at every position, one loss, and `score`.
 
     Args:
@@ -189,8 +189,8 @@ class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, Pipelin
         for name in ("encoder_padding_mask", "decoder_padding_mask"):
             if isinstance(x[name], np.ndarray) and x[name].size and x[name].max() > 1:
                 raise InputError(
-                    "an encoder and a decoder take one document per row: their padding masks are "
-                    f"0 or 1. Received: {int(x[name].max())} in {name}"
+                    "an encoder and a decoder take one document per sequence: their padding masks "
+                    f"are 0 or 1. Received: {int(x[name].max())} in {name}"
                 )
 
 
@@ -212,8 +212,8 @@ class MaskedLM(_Task, keras_hub.models.MaskedLM, PipelineModel):
 
     stream = conversation = generate
 
-    def _score_rows(self, encoder, sources, target, complete):
-        ((x, y, _),) = super()._score_rows(encoder, sources, target, complete)
+    def _score_sequences(self, encoder, sources, target, complete):
+        ((x, y, _),) = super()._score_sequences(encoder, sources, target, complete)
         vocabulary = encoder.vocabulary
         begins = 0 if sources is None else encoder.example_length(sources[0], target[:0], False)
         hideable = vocabulary.is_text(y) & (np.arange(len(y)) >= begins)

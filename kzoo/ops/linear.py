@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+from typing import NamedTuple
 
 import keras
 from keras import ops
@@ -12,7 +13,7 @@ from kzoo.errors import InputError
 from kzoo.ops.context import current_mesh
 from kzoo.ops.dispatch import kernel_for, kernels, spec_of
 from kzoo.ops.features import features_of
-from kzoo.ops.linear_orders import Core, every_key, one_sequence, two_sequences
+from kzoo.ops.linear_orders import Core, from_all_keys, one_sequence, two_sequences
 from kzoo.ops.qkv import check_batch, check_state, nothing, prepare, widened
 from kzoo.ops.tensors import zero_padding
 from kzoo.precision import float32_products
@@ -44,9 +45,9 @@ def linear_attention(
 ):
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j, in linear time.
 
-    Products, sums and the normaliser are in float32 whatever the dtype of the operands, on a TPU
-    in six passes (`kzoo.precision`), since states are sums that are multiplied again. Under
-    `native` derivatives past the gradient, and forward mode, take memory quadratic in time.
+    Products and sums are in float32 whatever the dtype of q, k and v, on a TPU in six passes
+    (`kzoo.precision`), since states are sums that are multiplied again. Under `native`
+    derivatives past the gradient, and forward mode, take memory quadratic in time.
     Source: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 to 9; with `rotary`,
     Su et al. 2021, arXiv:2104.09864, equation 19.
 
@@ -56,15 +57,15 @@ def linear_attention(
         v: floats [batch, key_time, kv_heads, value_dim].
         mask: a mask spec or `Mask` made of orders (not `custom`, not `&`).
         padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`; with an
-            `initial_state`, `query_offset` is the place of the first token in its document, an
-            integer or integers [batch].
+            `initial_state`, `query_offset` is the position of the first token in its document,
+            an integer or integers [batch].
         feature_map: a name, JSON or `FeatureMap` of `kzoo.feature_maps`.
         feature_weights: the tensors of a learned feature map, by name.
-        rotary: rotate φ(q) and φ(k) in the numerator by the place within the document; q and k
+        rotary: rotate φ(q) and φ(k) in the numerator by the position within the document; q and k
             themselves under a map of their product (`FeatureMap.of_products`).
         initial_state: the state that an earlier call returned, of as many examples as q or of
-            one, which all go on from. Its keys come before all of these, in the row's first
-            document, and every query of that document sees them.
+            one, which all go on from. Its keys come before all of these, in the first
+            document of each example, and every query of that document sees them.
         return_state: also return the state after the last key, for masks that let later tokens
             see all of it: bidirectional, causal and prefix; of two sequences, for a bidirectional
             mask without a `padding_mask`.
@@ -75,8 +76,8 @@ def linear_attention(
     Returns:
         [batch, query_time, heads, value_dim] in the dtype of v. Padded queries, and queries
         that see no key, give exactly 0. With `return_state` also the state, float32 tensors
-        whose size does not depend on the time: `{"matrix": [batch, heads, features, value_dim],
-        "normaliser": [batch, heads, features]}`, summed over the keys of the last document.
+        whose size does not depend on the time: `{"kv_state": [batch, heads, features, value_dim],
+        "k_sum": [batch, heads, features]}`, summed over the keys of the last document.
 
     Raises:
         InputError: if shapes disagree, the heads of the mask do not tile those of q, a prefix
@@ -90,51 +91,62 @@ def linear_attention(
     """
     if chunk_size is not None and not is_count(chunk_size):
         raise InputError(f"chunk_size is an integer of at least 1. Received: {chunk_size!r}")
-    chunk_size = plain(chunk_size)
     if is_integer(query_offset):
         query_offset = int(query_offset)  # NumPy's are static, too
+    phi = feature_maps.get(feature_map)
     if (zeros := nothing(q, k, v)) is not None:
-        state = initial_state or _no_state(q, v, feature_maps.get(feature_map))
-        return (zeros, state) if return_state else zeros
-    rows = {
+        return (zeros, initial_state or _no_state(q, v, phi)) if return_state else zeros
+    by_token = {
         "padding_mask": padding_mask,
         "source_mask": source_mask,
         "key_padding_mask": key_padding_mask,
     }
-    static = {
-        "feature_map": feature_map,
-        "rotary": rotary,
-        "chunk_size": chunk_size,
-        "implementation": implementation,
-    }
-    if keras.backend.backend() == "jax" and initial_state is None and not return_state:
-        from kzoo.ops.kernels.mesh import each_device, unsplittable_reason
+    options = _Options(masks.get(mask), phi, rotary, plain(chunk_size), implementation)
+    if initial_state is not None or return_state:
+        states = initial_state, return_state
+        return _attend(options, q, k, v, by_token, feature_weights, query_offset, *states)
+    mesh = _mesh(options.mask, q, k, query_offset)
+    if mesh is None:
+        return _attend(options, q, k, v, by_token, feature_weights, query_offset)
+    from kzoo.ops.kernels.mesh import each_device
 
-        mesh, heads = current_mesh(), (k.shape[2], q.shape[2])
-        sizes = {"batch": q.shape[0], "num_heads": math.gcd(*heads), "mesh": mesh}
-        if mesh is not None and not isinstance(query_offset, int):
-            _tell_of_partitioner("the queries begin at a column that is computed")
-        elif mesh is not None and (reason := unsplittable_reason(masks.get(mask), **sizes)):
-            _tell_of_partitioner(reason)
-        elif mesh is not None:
+    attend = functools.partial(_attend, options, query_offset=query_offset)
+    return each_device(attend, mesh, q, k, v, by_token, feature_weights)
 
-            def attend(q, k, v, rows, weights):
-                own = {"query_offset": query_offset, "feature_weights": weights}
-                return _linear_attention(q, k, v, mask, **rows, **own, **static)
 
-            return each_device(attend, mesh, q, k, v, rows, feature_weights)
-    own = {"query_offset": query_offset, "feature_weights": feature_weights}
-    states = {"initial_state": initial_state, "return_state": return_state}
-    return _linear_attention(q, k, v, mask, **rows, **own, **static, **states)
+class _Options(NamedTuple):
+    """What is static in a call of `linear_attention`."""
+
+    mask: object
+    phi: object
+    rotary: bool
+    chunk_size: int | None
+    implementation: str
 
 
 def _no_state(q, v, phi):
     """The state of no keys."""
     shape = (q.shape[0], q.shape[2], phi.size(q.shape[3]))
     return {
-        "matrix": ops.zeros((*shape, v.shape[3]), "float32"),
-        "normaliser": ops.zeros(shape, "float32"),
+        "kv_state": ops.zeros((*shape, v.shape[3]), "float32"),
+        "k_sum": ops.zeros(shape, "float32"),
     }
+
+
+def _mesh(mask, q, k, query_offset):
+    """The mesh on whose devices each computes for itself; None for one device, or if not."""
+    mesh = current_mesh()
+    if mesh is None:
+        return None
+    from kzoo.ops.kernels.mesh import unsplittable_reason
+
+    heads = math.gcd(q.shape[2], k.shape[2])
+    reason = unsplittable_reason(mask, batch=q.shape[0], num_heads=heads, mesh=mesh)
+    if not isinstance(query_offset, int):
+        reason = "the queries begin at a column that is computed"
+    if reason:
+        _tell_of_partitioner(reason)
+    return None if reason else mesh
 
 
 @functools.cache
@@ -144,75 +156,48 @@ def _tell_of_partitioner(reason):
 
 
 @float32_products()
-def _linear_attention(
-    q,
-    k,
-    v,
-    mask,
-    *,
-    padding_mask,
-    source_mask,
-    key_padding_mask,
-    query_offset,
-    feature_map,
-    feature_weights,
-    rotary,
-    chunk_size,
-    implementation,
-    initial_state=None,
-    return_state=False,
+def _attend(
+    options, q, k, v, by_token, weights, query_offset=0, initial_state=None, return_state=False
 ):
     """`linear_attention` on one device."""
-    phi = feature_maps.get(feature_map)
+    dtype, phi = ops.convert_to_tensor(v).dtype, options.phi
     stateful = return_state or initial_state is not None
-    dtype = ops.convert_to_tensor(v).dtype
-    q, k, v, mask, queries, keys = prepare(
-        q,
-        k,
-        v,
-        mask,
-        padding_mask=padding_mask,
-        source_mask=source_mask,
-        key_padding_mask=key_padding_mask,
-        query_offset=0 if stateful else query_offset,
-    )
+    offset = 0 if stateful else query_offset
+    q, k, v, mask, queries, keys = prepare(q, k, v, options.mask, query_offset=offset, **by_token)
     q, k, v = widened(q, k, v)
     if stateful:
-        query_offset = _offsets(query_offset, key_padding_mask is not None)
+        query_offset = _offsets(query_offset, by_token["key_padding_mask"] is not None)
     heads = mask.per_head(q.shape[2])
-    size = phi.size(q.shape[3])
     # All of a second sequence, by queries of one document: one state, made of its keys.
-    whole = key_padding_mask is not None and padding_mask is None
-    whole = whole and initial_state is None and all(head.is_full for head in heads)
-    _check(heads, phi, stateful, whole or queries is keys)
-    computed = {"dtype": keras.backend.standardize_dtype(q.dtype), "features": size}
-    spec = spec_of(q, k, v, mask, **computed)
-    name = kernel_for("linear", spec, implementation)
-    features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
-    if whole:
-        positions = (x.position for x in (queries, keys))
-        turns, key_turns = (features.turns(x, q.shape[3], q.dtype) for x in positions)
-        shown = keys.segment == queries.segment[:, :1]
-        arrays = features(q, k, feature_weights, turns, shown, key_turns)
-        out, state = every_key(*arrays, v, None)
-        out = ops.cast(out, dtype)
-        return (out, {"matrix": state[0], "normaliser": state[1]}) if return_state else out
-    chunk_size = chunk_size or choose_chunk(size, v.shape[3])
-    core = Core(features, chunk_size, kernels("linear", spec.backend)[name])
-    if queries is not keys:
-        out = two_sequences(core, q, k, v, feature_weights, heads, queries, keys)
-        return ops.cast(zero_padding(out, queries), dtype)
-    state = None if initial_state is None else check_state(initial_state, q, size, v.shape[3])
-    position, bound = queries.position, q.shape[1]
-    if stateful and not (isinstance(query_offset, int) and query_offset == 0):
-        check_batch("query_offset", ops.convert_to_tensor(query_offset), q.shape[0])
-        position, bound = _shifted(queries, query_offset), None
-    turns = features.turns(position, q.shape[3], q.dtype, bound)
-    out, state = one_sequence(core, q, k, v, feature_weights, heads, queries, turns, state)
+    one_state = by_token["key_padding_mask"] is not None and by_token["padding_mask"] is None
+    one_state = one_state and initial_state is None and all(head.is_full for head in heads)
+    _check(heads, phi, stateful, one_state or queries is keys)
+    kernel = _kernel(options, q, k, v)
+    sizes = phi.size(q.shape[3]), v.shape[3]
+    features, q, k = features_of(phi, options.rotary, q, k, weights, keys.segment)
+    core = Core(features, options.chunk_size or choose_chunk(*sizes), kernel)
+    if one_state:
+        out, state = from_all_keys(core, q, k, v, weights, queries, keys)
+    elif queries is not keys:
+        out, state = two_sequences(core, q, k, v, weights, heads, queries, keys), None
+    else:
+        state = None if initial_state is None else check_state(initial_state, q, *sizes)
+        position, bound = queries.position, q.shape[1]
+        if stateful and not (isinstance(query_offset, int) and query_offset == 0):
+            check_batch("query_offset", ops.convert_to_tensor(query_offset), q.shape[0])
+            position, bound = _shifted(queries, query_offset), None
+        turns = features.turns(position, q.shape[3], q.dtype, bound)
+        out, state = one_sequence(core, q, k, v, weights, heads, queries, turns, state)
     out = ops.cast(zero_padding(out, queries), dtype)
-    if not return_state:
-        return out
-    return out, {"matrix": state[0], "normaliser": state[1]}
+    return (out, dict(zip(("kv_state", "k_sum"), state, strict=True))) if return_state else out
+
+
+def _kernel(options, q, k, v):
+    dtype = keras.backend.standardize_dtype(q.dtype)
+    features = options.phi.size(q.shape[3])
+    spec = spec_of(q, k, v, options.mask, dtype=dtype, features=features)
+    name = kernel_for("linear", spec, options.implementation)
+    return kernels("linear", spec.backend)[name]
 
 
 def choose_chunk(features, value_dim):

@@ -102,6 +102,21 @@ def _same_kind(core, qkv, weights, heads, sequence, turns, state):
     return back(out), state
 
 
+def from_all_keys(core, q, k, v, weights, queries, keys):
+    """Queries of one document over all of a second sequence: one state, made of its keys.
+
+    Arguments as in `two_sequences`.
+
+    Returns:
+        [batch, query_time, heads, value_dim] and the state.
+    """
+    turns, key_turns = (
+        core.features.turns(x.position, q.shape[3], q.dtype) for x in (queries, keys)
+    )
+    shown = keys.segment == queries.segment[:, :1]
+    return every_key(*core.features(q, k, weights, turns, shown, key_turns), v, None)
+
+
 def every_key(q, k, q_norm, k_norm, v, state):
     """Every query sees every key: one sum over time."""
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)

@@ -89,14 +89,14 @@ def check_batch(name, x, batch):
 
 
 def check_state(initial_state, q, features, value_dim):
-    """The matrix and the normaliser that `linear_attention` was given, of every example."""
+    """The tensors of the state that `linear_attention` was given, of every example."""
     heads = q.shape[2]
-    shapes = {"matrix": (heads, features, value_dim), "normaliser": (heads, features)}
+    shapes = {"kv_state": (heads, features, value_dim), "k_sum": (heads, features)}
     if not isinstance(initial_state, Mapping) or set(initial_state) != set(shapes):
         known = isinstance(initial_state, Mapping)
         received = sorted(initial_state) if known else type(initial_state).__name__
         raise InputError(
-            "an initial_state is a dict of 'matrix' and 'normaliser', as return_state=True "
+            "an initial_state is a dict of 'kv_state' and 'k_sum', as return_state=True "
             f"returns it. Received: {received}"
         )
     state = []

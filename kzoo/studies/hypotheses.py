@@ -16,11 +16,12 @@ import math
 from collections.abc import Mapping
 
 from kzoo.errors import InputError, unknown
-from kzoo.values import is_number, plain, shown
+from kzoo.values import is_count, is_number, plain, shown
 
 KINDS = ("difference", "equivalence", "interaction", "trend")
 SIGNS = {"+": 1, "-": -1, "0": 0}
 SCALES = ("difference", "ratio")
+LEAST_PAIRS = 5  # seeds, for a verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,9 @@ class Hypothesis:
         factor: of a trend, the name of what is varied, e.g. `"d_φ ÷ n"`.
         factor_values: of a trend, the factor of each entry of `arms`, increasing. The slope is per
             unit of these numbers: give logarithms for a slope per doubling.
-        data: the source on which the arms are compared; "" where the study has only one.
+        data: the source on which the arms are compared; "" where they share only one.
+        differ_in: the fields of a config in which the arms differ, e.g. `["mask"]`; a study
+            refuses arms that differ in another one.
 
     Raises:
         InputError: for a field of the wrong type, too few arms, an equivalence without a margin,
@@ -68,6 +71,7 @@ class Hypothesis:
     factor: str = ""
     factor_values: tuple = ()
     data: str = ""
+    differ_in: tuple = ()
 
     def __post_init__(self):
         _check_text(self)
@@ -76,6 +80,7 @@ class Hypothesis:
             "question": self.question or self.name,
             "sign": _sign(self),
             "factor_values": _factor_values(self),
+            "differ_in": _differ_in(self),
         }
         for field, value in keep.items():
             object.__setattr__(self, field, value)
@@ -176,8 +181,10 @@ def hypotheses(specs, arms):
         >>> hypotheses([spec], ["BERT", "half"])[0].question
         'Q4'
     """
-    if not isinstance(specs, list | tuple):
-        raise InputError(f"hypotheses are a list of JSON objects. Received: {shown(specs)}")
+    if not isinstance(specs, list | tuple) or not specs:
+        raise InputError(
+            f"hypotheses are a list of JSON objects, one or more. Received: {shown(specs)}"
+        )
     found = tuple(
         spec if isinstance(spec, Hypothesis) else Hypothesis.from_dict(spec) for spec in specs
     )
@@ -204,6 +211,17 @@ def hashes(found):
 def fingerprint(found):
     """One hash of all hypotheses of a study, whatever their order: 16 hexadecimal digits."""
     return _digest(hashes(found))
+
+
+def check_looks(looks):
+    """`InputError` unless looks are increasing numbers of pairs, at least 5."""
+    fits = isinstance(looks, list | tuple) and len(looks) > 0
+    fits = fits and all(is_count(look, least=LEAST_PAIRS) for look in looks)
+    if not fits or sorted(set(looks)) != list(looks):
+        raise InputError(
+            f"looks are increasing numbers of paired seeds, at least {LEAST_PAIRS}, such as "
+            f"[5, 10, 20]. Received: {shown(looks)}"
+        )
 
 
 def _digest(value):
@@ -309,6 +327,14 @@ def _factor_values(hypothesis):
         what = f"has {len(entries)} increasing factor_values, one for each entry of its arms"
         raise _wrong(hypothesis, what, values)
     return tuple(values)
+
+
+def _differ_in(hypothesis):
+    fields = hypothesis.differ_in
+    if isinstance(fields, list | tuple) and all(_is_label(field) for field in fields):
+        if len(set(fields)) == len(fields):
+            return tuple(sorted(fields))
+    raise _wrong(hypothesis, "has a list of config fields in differ_in, such as ['mask']", fields)
 
 
 def _wrong(hypothesis, what, received):

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from kzoo.studies.statistics import LEAST_PAIRS, MOST_PAIRS
+from kzoo.studies.hypotheses import LEAST_PAIRS
+from kzoo.studies.statistics import MOST_PAIRS
 
 CONFIRMED = "confirmed"
 REFUTED = "refuted"

@@ -12,10 +12,10 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.weightstats import DescrStatsW
 
 from kzoo.errors import InputError
-from kzoo.values import is_count, shown
+from kzoo.studies.hypotheses import LEAST_PAIRS, check_looks
+from kzoo.values import is_count
 
 ALPHA = 0.05  # the family-wise error of a question
-LEAST_PAIRS = 5  # for a verdict
 LEAST_SIGN_FLIPS = 8  # pairs; with 5 no result is rarer than 2 of 2^5, 0.0625
 POWER = 0.8
 MOST_PAIRS = 10_000  # that are searched
@@ -231,17 +231,6 @@ def look_levels(looks, alpha=ALPHA):
     check_looks(looks)
     shares = np.diff([0, *looks]) / looks[-1]
     return tuple((alpha * shares).tolist())
-
-
-def check_looks(looks):
-    """`InputError` unless looks are increasing numbers of pairs, at least 5."""
-    fits = isinstance(looks, list | tuple) and len(looks) > 0
-    fits = fits and all(is_count(look, least=LEAST_PAIRS) for look in looks)
-    if not fits or sorted(set(looks)) != list(looks):
-        raise InputError(
-            f"looks are increasing numbers of paired seeds, at least {LEAST_PAIRS}, such as "
-            f"[5, 10, 20]. Received: {shown(looks)}"
-        )
 
 
 # Power ------------------------------------------------------------------------------------

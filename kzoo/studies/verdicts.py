@@ -16,7 +16,7 @@ import numpy as np
 
 from kzoo.errors import InputError, unknown
 from kzoo.studies import sentences
-from kzoo.studies.hypotheses import Hypothesis
+from kzoo.studies.hypotheses import LEAST_PAIRS, Hypothesis, check_looks
 from kzoo.studies.sentences import (
     CONFIRMED,
     DIFFERENT_WITHIN,
@@ -28,10 +28,8 @@ from kzoo.studies.sentences import (
 )
 from kzoo.studies.statistics import (
     ALPHA,
-    LEAST_PAIRS,
     POWER,
     Paired,
-    check_looks,
     contrast,
     equivalence,
     far_from_normal,

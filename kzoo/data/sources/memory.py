@@ -70,7 +70,7 @@ def _check(texts, i):
         ) from None
 
 
-def _listed(source, wanted, place=""):
+def _listed(source, wanted, where=""):
     """The items of a list, a tuple, a NumPy array or a pandas Series."""
     if isinstance(source, list | tuple):
         return list(source)
@@ -81,7 +81,7 @@ def _listed(source, wanted, place=""):
         hint = "; of a table, pass {'prompts': table[A], 'responses': table[B]} or table[A]"
     elif isinstance(source, Iterable) and not isinstance(source, str | bytes | bytearray):
         hint = "; list(...) makes a list of an iterable, sorted(...) of a set"
-    raise InputError(f"{wanted}{hint}. Received: {_kind(source)}{place}")
+    raise InputError(f"{wanted}{hint}. Received: {_kind(source)}{where}")
 
 
 def _kind(value):

@@ -25,7 +25,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from kzoo.errors import InputError
-from kzoo.ops.kernels.mesh import each_device, unsplittable_reason
+from kzoo.ops.kernels.mesh import MODEL, each_device, unsplittable_reason
 from kzoo.ops.tensors import repeat_heads
 from kzoo.sequence import SequenceInfo
 
@@ -79,17 +79,18 @@ def unsupported_reason(spec) -> str | None:
 def run(q, k, v, queries, keys, spec, *, scale, bias=None):
     """softmax(scale · q kᵀ) v over the visible keys, as `kzoo.ops.kernels.dense.run`.
 
-    Scores and statistics are in float32, and float32 floats are multiplied in float32, bfloat16
-    ones as they are. Memory is linear in time, forward and backward. Under a mesh the batch is
-    split over its axis "data" and the heads over "model". Elsewhere than on a TPU the kernel is
-    interpreted: run as ordinary operations, slowly.
+    Scores and statistics are in float32; float32 q, k and v are multiplied in float32, bfloat16
+    ones as they are. Heads of keys and values are not repeated, but where heads of queries with
+    other orders share them, or devices. Memory is linear in time, forward and backward. Under a
+    mesh the batch is split over its axis "data" and the heads over "model". Elsewhere than on a
+    TPU the kernel is interpreted: run as ordinary operations, slowly.
 
     Raises:
         InputError: if the mesh cannot split the batch and the heads.
     """
     dtype = "bfloat16" if spec.dtype == "bfloat16" else "float32"
     q = (q.astype("float32") * scale).astype(dtype)
-    k, v = (repeat_heads(x.astype(dtype), q.shape[2]) for x in (k, v))
+    k, v = k.astype(dtype), v.astype(dtype)
     mask, mesh = spec.mask, spec.mesh
     batch, _, num_heads, _ = q.shape
     sequence = (queries.segment, keys.segment, keys.document, keys.position, keys.in_source)
@@ -99,6 +100,8 @@ def run(q, k, v, queries, keys, spec, *, scale, bias=None):
         reason = unsplittable_reason(mask, batch=batch, num_heads=num_heads, mesh=mesh)
         if reason:
             raise InputError(f"{reason}. Received: a mesh of {dict(mesh.shape)}")
+        if k.shape[2] % mesh.shape.get(MODEL, 1):
+            k, v = (repeat_heads(x, num_heads) for x in (k, v))
         out = each_device(attend, mesh, q, k, v, sequence)
     else:
         out = attend(q, k, v, sequence)
@@ -120,7 +123,9 @@ def _attend(q, k, v, sequence, weights=None, *, mask, interpret):
     parts, positions = [], []
     for group in groups.values():
         heads, orders = zip(*group, strict=True)
-        own = (q, k, v) if len(groups) == 1 else (x[:, np.array(heads)] for x in (q, k, v))
+        own = q, k, v
+        if len(groups) > 1:
+            own = (x[:, np.array(heads) // (q.shape[1] // x.shape[1])] for x in own)
         parts.append(_together(*own, sequence, orders, interpret))
         positions.extend(heads)
     out = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)[:, np.argsort(positions)]

@@ -143,7 +143,7 @@ def decoding(model, config, target, batch):
     def kept(cache):
         """The shardings of a cache: rows along "data" and heads along "model"."""
         model_axis = MODEL if MODEL in target.sizes else None
-        place = {"key": 2, "value": 2, "matrix": 1, "normaliser": 1}
+        place = {"key": 2, "value": 2, "kv_state": 1, "k_sum": 1}
 
         def split(path, x):
             axes = [DATA] + [None] * (len(x.shape) - 1)
