@@ -69,8 +69,9 @@ os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is imported
 # ## Install
 #
 # The image's own jax and libtpu fit its TPU, so they are kept; where its jax is older than kzoo
-# needs, this cell stops and says so. Its Keras may be older, and is replaced. keras-hub goes in without what it asks for: it would bring TensorFlow,
-# which nothing here uses. Where kzoo is installed already, nothing happens.
+# needs, this cell stops and says so. Its Keras may be older, and is replaced. keras-hub goes in
+# without what it asks for: it would bring TensorFlow, which nothing here uses. Where kzoo is
+# installed already, nothing is installed.
 
 # %% Install
 import importlib.metadata

@@ -14,7 +14,7 @@ def learning_rate(width):
     The best rate of Adam falls as 1 / width where all else is scaled well (Yang & Hu et al. 2022,
     arXiv:2203.03466, table 8). The factor is that of GPT-3 (Brown et al. 2020, arXiv:2005.14165,
     table 2.1: 6e-4 at width 768, 3e-4 at 1024, 2.5e-4 at 1536, 2e-4 at 2048, which it meets within
-    a third), and of runs of 300 steps at widths 64 and 128 (`examples/LOG.md`). It is a place to
+    a third), and fits runs of 300 steps at width 64 (`examples/LOG.md`). It is a place to
     start from: a verdict tunes the rate of each arm. Pretrained weights want a tenth or less.
 
     Args:

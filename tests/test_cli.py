@@ -1,3 +1,4 @@
+import argparse
 import io
 import json
 import os
@@ -9,12 +10,13 @@ import pytest
 
 import kzoo
 from kzoo import presets
-from kzoo.cli import main
+from kzoo.cli import main, run_folder
 from kzoo.training import Checkpoints
 
 COMMANDS = ["list", "show", "train", "generate", "compare", "report", "compile", "bench"]
 SMALL = ["num_layers=2", "hidden_dim=16", "num_heads=2", "intermediate_dim=32"]
 SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
+QUIET = ("TF_CPP_MIN_LOG_LEVEL", "GLOG_minloglevel", "KERAS_BACKEND", "XLA_FLAGS")
 TEXT = "It is a truth universally acknowledged, that a single man is in want of a wife.\n"
 
 
@@ -90,7 +92,7 @@ def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text
     out = tmp_path / "model"
     # A small model makes 16 steps in a call, after which it can be stopped.
     arguments = ["train", "unilm_nano", "--text", str(text), "--steps", "18", "--out", str(out)]
-    arguments += ["--batch-size", "4"]
+    arguments += ["--batch-size", "4", "--checkpoint-every", "1000"]
     after_step = Checkpoints.after_step
 
     def stopped(self, step, *rest):
@@ -284,7 +286,7 @@ class Blocker(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-from kzoo.cli import main
+from kzoo.cli import main, run_folder
 sys.exit(main(arguments))
 """
 
@@ -310,6 +312,82 @@ def test_a_missing_package_is_named_with_how_to_install_it(missing, arguments, p
     assert done.returncode == 2 and done.stdout == ""
     line = f"needs a package: pip install {package}. Received: no module '{missing}'\n"
     assert done.stderr.endswith(line) and done.stderr.count("\n") == 1
+
+
+def train_at_the_door(*more):
+    return ["train", "gpt_nano", "--text", "pydoc", "--steps", "9", "--out", "TMP/o", *more]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        train_at_the_door("--checkpoint-every", "5m"),
+        train_at_the_door("--set", "mask=bidirectional"),
+        train_at_the_door("--text", "TMP/none"),
+        train_at_the_door("--text", "TMP/table.csv"),
+        train_at_the_door("--out", "TMP"),
+    ],
+    ids=" ".join,
+)
+def test_options_of_train_are_refused_before_anything_loads(arguments, tmp_path):
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    code = (
+        "import sys; from kzoo.cli import main; status = main(sys.argv[1:]);"
+        "assert not {'keras', 'keras_hub', 'jax', 'grain'} & set(sys.modules); sys.exit(status)"
+    )
+    arguments = [argument.replace("TMP", str(tmp_path)) for argument in arguments]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_run_that_was_begun_before_goes_on_with_its_own_rate(tmp_path):
+    """Checkpoints of runs that had another default rate, and measured once, at the end."""
+    facts = tmp_path / "checkpoints" / "16" / "facts"
+    facts.mkdir(parents=True)
+    schedule = {"initial_learning_rate": 0.003, "warmup_target": 0.003}
+    settings = {"optimizer": {"learning_rate": {"config": schedule}}, "evaluations": 1}
+    (facts / "metadata").write_text(json.dumps({"settings": settings}))
+    for given, expected in [(None, 0.003), (0.02, 0.02)]:
+        options = argparse.Namespace(out=tmp_path, learning_rate=given, evaluations=None)
+        run_folder.fill_in(options, {"hidden_dim": 64}, evaluations=10)
+        assert (options.learning_rate, options.evaluations) == (expected, 1)
+    options = argparse.Namespace(out=tmp_path / "new", learning_rate=None, evaluations=None)
+    run_folder.fill_in(options, {"hidden_dim": 64}, evaluations=10)
+    assert (options.learning_rate, options.evaluations) == (0.0063, 10)
+
+
+@pytest.mark.slow
+def test_commands_and_scripts_say_what_is_ours_and_nothing_else(text, tmp_path):
+    """Where libtpu and TensorFlow are installed, which have much to say."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", *QUIET)}
+    train = ["train", "gpt_nano", "--text", str(text), "--steps", "2", "--out", "out", *SETTINGS]
+    script = (
+        "import kzoo; model = kzoo.presets.load('gpt_nano', num_layers=1, hidden_dim=16);"
+        f"splits = kzoo.data.load({str(text)!r}, model, batch_size=8);"
+        "model.fit(splits.train, steps_per_epoch=1, verbose=0);"
+        "import keras, os; assert keras.backend.backend() == 'jax';"
+        f"assert not set({QUIET!r}) & set(os.environ)"
+    )
+    for arguments, extra in [
+        (["-m", "kzoo", *train], {}),
+        (["-m", "kzoo", "list"], {}),
+        (["-m", "kzoo", "compare", "--help"], {}),
+        (["-c", script], {"JAX_PLATFORMS": "cpu"}),
+    ]:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**environment, "PYTHONPATH": os.getcwd(), **extra},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        theirs = [x for x in done.stderr.splitlines() if not x.startswith(("kzoo: ", "steps "))]
+        assert theirs == [], arguments
+        if "train" in arguments:
+            said = "kzoo: backend jax (the default; KERAS_BACKEND chooses another), cpu, "
+            assert done.stderr.count("backend") == 1 and said in done.stderr
 
 
 def test_the_backend_is_the_users(tmp_path):

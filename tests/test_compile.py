@@ -177,7 +177,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(capsys):
     assert not program["fits"]
     assert program["over"] == memory["total"] - memory["available"] > 0
     assert memory["available"] <= memory["chip"] == 16 * 2**30
-    said = " ".join(program["remedies"])
+    said = " ".join(program["suggestions"])
     for word in ("a batch of", "--accumulate", "mixed_bfloat16", "loss_tokens"):
         assert word in said
 

@@ -399,7 +399,7 @@ def test_a_conversation_goes_on_as_generate_would(family, request):
     said, known = [], 0
     for text, size in [("a", 3), ("", 2), ("cd", 2)]:
         said += [*[SEP] * bool(said), *text.encode()]
-        x = model.preprocessor.lay_out([said], as_source=True)
+        x = model.preprocessor.encoder.prompts([said], as_source=True)
         begun = x.get("decoder_token_ids", x.get("token_ids")).shape[1]
         given = {"max_length": begun + size, "stop_token_ids": None, "strip_prompt": True}
         (want,) = rows(model.generate(x, **given))

@@ -5,11 +5,12 @@ import json
 
 import pytest
 
+from kzoo import presets
 from kzoo.errors import InputError
 from kzoo.studies import QUICK, Study
 from kzoo.studies.protocol import module_hashes
 
-CONTINUE = {"objective": "continuation"}
+CONTINUE = {"objective": presets.config("unilm_nano")["objective"]}
 ARMS = {
     "GPT": {"preset": "gpt_nano", "overrides": CONTINUE},
     "UniLM": {"preset": "unilm_nano"},
@@ -76,7 +77,7 @@ def test_a_study_without_a_protocol_stays_as_it_was_saved():
         ({"looks": [4, 10]}, "at least 5, such as [5, 10, 20]"),
         ({"looks": []}, "at least 5, such as [5, 10, 20]"),
         ({"looks": 10}, "at least 5, such as [5, 10, 20]"),
-        ({"hypotheses": []}, "looks are at hypotheses"),
+        ({"hypotheses": []}, "one or more. Received: []"),
         ({"tuning": {**TUNING, "seeds": [9, 10]}}, "Received in both: [9]"),
         ({"tuning": {**TUNING, "seeds": "9"}}, "seeds of tuning are a number up to"),
         ({"tuning": {**TUNING, "grids": {}}}, "unknown field of tuning; did you mean 'grid'?"),
@@ -104,6 +105,11 @@ def test_what_a_protocol_refuses(changes, message):
         Study.from_dict({**STUDY, **changes})
     assert message in str(error.value) and "Received" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_looks_are_at_hypotheses():
+    with pytest.raises(InputError, match="the study has none. Received: \\[5, 10\\]"):
+        Study.from_dict({name: value for name, value in STUDY.items() if name != "hypotheses"})
 
 
 def test_imported_modules_are_hashed_and_their_mistakes_are_told(tmp_path, monkeypatch):

@@ -17,9 +17,9 @@ from kzoo import __version__
 from kzoo.backend import BACKENDS, VARIABLE, chosen
 from kzoo.cli import bench, compare, compile, generate, look, quiet, train
 from kzoo.cli.arguments import Parser, need
+from kzoo.compilation_cache import use_compilation_cache
 from kzoo.errors import InputError, Preempted, missing_package, unknown
 from kzoo.files import reason
-from kzoo.program_cache import keep_programs
 
 EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
 COMMANDS = (look, train, generate, compare, compile, bench)
@@ -82,10 +82,10 @@ def _set_up(options):
     if options.command not in ("list", "show", "report"):
         need(backend, f"the backend {backend}")
     if options.command in ("bench", "compile"):
-        # One times compilation; the other's programs, for absent machines, JAX cannot read again.
+        # One times compilation; the other's programs, for other machines, JAX cannot read again.
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     else:
-        keep_programs()
+        use_compilation_cache()
     quiet.others()
     handler = quiet.Handler()
     handler.setFormatter(logging.Formatter("kzoo: %(message)s"))

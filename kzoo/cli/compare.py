@@ -44,9 +44,10 @@ def _compare(options):
 
     from kzoo.ops.context import platform
     from kzoo.studies.page import report, table
-    from kzoo.studies.runner import run
+    from kzoo.studies.runner import as_begun, check_directory, run
     from kzoo.studies.workers import processes
 
+    check_directory(as_begun(study, directory), directory)
     say_backend(options)
     records = run(study, directory, at_once=processes() if platform() == "cpu" else None)
     page = report(directory)

@@ -80,7 +80,7 @@ def result(out, settings):
         )
     if run.get("result"):
         logging.getLogger("kzoo").info(
-            "this run is finished, and its result is told again. To train on, use fit on "
+            "this run is finished; this is its result again. To train on, use fit on "
             "kzoo.presets.load(%r); to begin anew, name a new folder with --out",
             str(out),
         )

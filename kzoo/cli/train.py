@@ -89,6 +89,7 @@ def _train(options):
     if options.tensorboard:
         need("tensorboardX", "--tensorboard")
     run_folder.check(options, config)
+    _check_text(options.text)
     run_folder.fill_in(options, config, EVALUATIONS)
     leave_tensorflow([options.text])
     load_backend()
@@ -111,6 +112,14 @@ def _train(options):
         print_json({**result, "out": str(options.out)})
     else:
         _print_result(options.out, result)
+
+
+def _check_text(text):
+    """Refuse files that are no text before anything loads; other sources have their own rules."""
+    from kzoo.data import sources
+
+    if sources.named(text) is None:
+        sources.read(text)
 
 
 def _print_result(out, result):

@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-import kzoo.load_keras  # noqa: F401
+import kzoo.load_keras_hub  # noqa: F401
 from kzoo.convert.checkpoint import Checkpoint
 from kzoo.convert.hub import PREFIX, download
 from kzoo.convert.huggingface import (

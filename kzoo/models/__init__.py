@@ -1,6 +1,6 @@
 """keras-hub backbones and tasks."""
 
-import kzoo.load_keras  # noqa: F401
+import kzoo.load_keras_hub  # noqa: F401
 from kzoo.models.beams import BeamSampler
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.preprocessing import (

@@ -11,11 +11,11 @@ from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
 from kzoo.models.bases import PipelineModel
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
-from kzoo.models.executions import Executes
 from kzoo.models.exporting import Exports
 from kzoo.models.generation import Generates, GeneratesFromEncoder
 from kzoo.models.inputs import KerasLoops, ReadsText
 from kzoo.models.loss import TokenLoss
+from kzoo.models.multi_step import MultiStep
 from kzoo.models.preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
@@ -26,7 +26,7 @@ from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.weights import PathWeights, by_path, read_weights, write_weights
 
 
-class _Task(ReadsText, ScoresTexts, TokenLoss, Executes, KerasLoops, PathWeights, Exports):
+class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeights, Exports):
     """What all tasks share: logits at every position, one loss, and `score`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Attention as functions on tensors: an oracle and two mechanisms, for every mask."""
+"""Attention as functions on tensors: two mechanisms and a dense reference, for every mask."""
 
 import kzoo.load_keras  # noqa: F401
 from kzoo.ops.linear import linear_attention

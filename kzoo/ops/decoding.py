@@ -1,4 +1,4 @@
-"""Attention while rows grow: which columns are extended, and one token's step over a cache."""
+"""Attention while sequences grow: which columns are new, and one token's step over a cache."""
 
 import dataclasses
 
@@ -11,15 +11,15 @@ from kzoo.sequence import SequenceInfo
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """The columns of a batch of rows that are extended: `size` of them, from `index` on.
+    """The new columns of a batch of sequences that grow: `size` of them, from `index` on.
 
-    A row is one document: columns before its first token are padding, and so are those that
+    A sequence is one document: columns before its first token are padding, and so are those that
     nothing was written to yet.
 
     Attributes:
         index: the first new column, an integer or an int32 scalar.
         size: number of new columns, an integer.
-        start: int32 [batch], the column of each row's first token.
+        start: int32 [batch], the column of each example's first token.
         source_end: int32 [batch], the column after its source; `start` without one.
         end: int32 [batch], the column after its last token; new columns from there on are
             padding.
@@ -110,7 +110,7 @@ def linear_step(features, q, k, v, weights, position, writes, state):
         q: floats [batch, 1, heads, dim].
         k, v: floats [batch, 1, kv_heads, dim], heads a multiple of kv_heads.
         weights: of a learned feature map, by name, or None.
-        position: integers [batch, 1], the place within the document.
+        position: integers [batch, 1], within the document.
         writes: booleans [batch]; where False, the state holds the token already.
         state: `{"kv_state", "k_sum"}`, as `kzoo.ops.linear_attention` returns it.
 
@@ -137,7 +137,7 @@ def linear_read(q, q_norm, state):
     """What queries find in a state: [batch, queries, heads, value_dim].
 
     Args:
-        q, q_norm: features of queries for numerator and normaliser, [batch, queries, heads,
+        q, q_norm: features of queries for numerator and denominator, [batch, queries, heads,
             features].
         state: as in `linear_step`.
     """

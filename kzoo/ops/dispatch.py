@@ -188,6 +188,8 @@ def kernel_for(mechanism, spec, implementation="auto"):
         'splash'
     """
     found = kernels(mechanism, spec.backend)
+    if not found:
+        raise unknown("mechanism with kernels", mechanism, _mechanisms(spec.backend))
     if implementation == "auto":
         reasons = {}
         for name, kernel in found.items():
@@ -214,7 +216,15 @@ def kernel_for(mechanism, spec, implementation="auto"):
     return implementation
 
 
-@functools.cache
+def _mechanisms(backend):
+    ours = [module.MECHANISM for module in _modules(backend)]
+    return sorted({*ours, *(mechanism for mechanism, _ in _registered)})
+
+
 def _ours(mechanism, backend):
-    modules = (importlib.import_module(f"kzoo.ops.kernels.{name}") for name in _OURS[backend])
-    return [module for module in modules if module.MECHANISM == mechanism]
+    return [module for module in _modules(backend) if module.MECHANISM == mechanism]
+
+
+@functools.cache
+def _modules(backend):
+    return [importlib.import_module(f"kzoo.ops.kernels.{name}") for name in _OURS[backend]]

@@ -13,12 +13,7 @@ from kzoo.errors import InputError
 from kzoo.ops.context import current_mesh
 from kzoo.ops.dispatch import kernel_for, kernels, spec_of
 from kzoo.ops.features import features_of
-<<<<<<< HEAD
-from kzoo.ops.linear_orders import Core, every_key, one_sequence, two_sequences
-=======
 from kzoo.ops.linear_orders import Core, from_all_keys, one_sequence, two_sequences
-from kzoo.ops.precision import float32_products
->>>>>>> ops
 from kzoo.ops.qkv import check_batch, check_state, nothing, prepare, widened
 from kzoo.ops.tensors import zero_padding
 from kzoo.precision import float32_products
@@ -50,15 +45,9 @@ def linear_attention(
 ):
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j, in linear time.
 
-<<<<<<< HEAD
-    Products, sums and the normaliser are in float32 whatever the dtype of the operands, on a TPU
-    in six passes (`kzoo.precision`), since states are sums that are multiplied again. Under
-    `native` derivatives past the gradient, and forward mode, take memory quadratic in time.
-=======
     Products and sums are in float32 whatever the dtype of q, k and v, on a TPU in six passes
-    (`kzoo.ops.precision`), since states are sums that are multiplied again. Under `native`
+    (`kzoo.precision`), since states are sums that are multiplied again. Under `native`
     derivatives past the gradient, and forward mode, take memory quadratic in time.
->>>>>>> ops
     Source: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 to 9; with `rotary`,
     Su et al. 2021, arXiv:2104.09864, equation 19.
 
@@ -68,15 +57,9 @@ def linear_attention(
         v: floats [batch, key_time, kv_heads, value_dim].
         mask: a mask spec or `Mask` made of orders (not `custom`, not `&`).
         padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`; with an
-<<<<<<< HEAD
-            `initial_state`, `query_offset` is the place of the first token in its document, an
-            integer or integers [batch].
-        feature_map: a name, JSON or `FeatureMap` of `kzoo.feature_maps`.
-=======
             `initial_state`, `query_offset` is the position of the first token in its document,
             an integer or integers [batch].
-        feature_map: a name, JSON or `FeatureMap` of `kzoo.ops.feature_maps`.
->>>>>>> ops
+        feature_map: a name, JSON or `FeatureMap` of `kzoo.feature_maps`.
         feature_weights: the tensors of a learned feature map, by name.
         rotary: rotate φ(q) and φ(k) in the numerator by the position within the document; q and k
             themselves under a map of their product (`FeatureMap.of_products`).

@@ -1,4 +1,7 @@
-"""The oracle: both mechanisms written down densely, in any precision. Quadratic, for tests."""
+"""Both mechanisms written down densely, on tensors: for weights, with gradients, and for tests.
+
+Memory is quadratic in time. `kzoo.ops.oracle` is the definition in NumPy that shares nothing.
+"""
 
 import keras
 from keras import ops
@@ -51,7 +54,7 @@ def reference_attention(
         bias: softmax only; floats [batch or 1, heads or 1, query_time, key_time].
         feature_map: linear only; a name, JSON or `FeatureMap` of `kzoo.feature_maps`.
         feature_weights: linear only; the tensors of a learned feature map, by name.
-        rotary: rotate by the place within the document.
+        rotary: rotate by the position within the document.
         dtype: of the computation, e.g. `"float64"`; by default that of q, float32 at least.
         return_weights: also return the weights.
 

@@ -27,9 +27,9 @@ def softmax_attention(
 ):
     """softmax(scale · q kᵀ + bias) v over the visible keys (arXiv:1706.03762, equation 1).
 
-    Products are summed, and statistics kept, in float32 whatever the dtype of the operands. Of
-    float32 operands JAX is told to form them in float32 too (`kzoo.precision`): on a TPU
-    in six passes instead of one. Of 16-bit operands and weights they take one.
+    Products are summed, and statistics kept, in float32 whatever the dtype of q, k and v. Of
+    float32 ones JAX is told to form them in float32 too (`kzoo.precision`): on a TPU
+    in six passes instead of one. Of 16-bit q, k, v and weights they take one.
     Under the kernels `native` and `blockwise` memory is linear in time for the output and its
     gradient, and quadratic for forward mode and for derivatives of the gradient.
 
@@ -41,7 +41,7 @@ def softmax_attention(
         padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`.
         scale: factor on q·k; 1/√dim by default.
         bias: floats [batch or 1, heads or 1, query_time, key_time], added to the scores.
-        rotary: rotate q and k by the place within the document.
+        rotary: rotate q and k by the position within the document.
         implementation: for tests and benchmarks, a kernel by name (`kzoo.ops.dispatch`).
 
     Returns:

@@ -181,8 +181,10 @@ def hypotheses(specs, arms):
         >>> hypotheses([spec], ["BERT", "half"])[0].question
         'Q4'
     """
-    if not isinstance(specs, list | tuple):
-        raise InputError(f"hypotheses are a list of JSON objects. Received: {shown(specs)}")
+    if not isinstance(specs, list | tuple) or not specs:
+        raise InputError(
+            f"hypotheses are a list of JSON objects, one or more. Received: {shown(specs)}"
+        )
     found = tuple(
         spec if isinstance(spec, Hypothesis) else Hypothesis.from_dict(spec) for spec in specs
     )

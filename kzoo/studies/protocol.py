@@ -137,7 +137,8 @@ def imports(field, value):
         InputError: for what is no list of dotted names, and for a module that cannot be imported.
     """
     names = [value] if isinstance(value, str) else value
-    dotted = isinstance(names, list | tuple) and all(
+    dotted = isinstance(names, list | tuple) and len(names) > 0
+    dotted = dotted and all(
         isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) for name in names
     )
     if not dotted or len(set(names)) != len(names):
@@ -151,7 +152,7 @@ def imports(field, value):
         except Exception as error:  # the module's own code runs, and may raise anything
             what = " ".join(f"{type(error).__name__}: {error}".split())
             raise InputError(
-                f"{field} are modules that Python can import; {what:.200}. Received: {name!r}"
+                f"{field} are modules that Python can import; {what:.200}. Received: {name!r:.120}"
             ) from error
     return tuple(names)
 

@@ -116,8 +116,9 @@ class _Recorder(keras.callbacks.Callback):
     steps after one that is not finite are made, and not counted.
     """
 
-    def __init__(self, outcome, on_step, checkpoints, lines):
+    def __init__(self, task, outcome, on_step, checkpoints, lines):
         super().__init__()
+        self.task = task  # `self.model` is set by Keras, also to the evaluator
         self.outcome = outcome
         self.on_step = on_step
         self.checkpoints = checkpoints
@@ -134,6 +135,13 @@ class _Recorder(keras.callbacks.Callback):
         vars(self.outcome).update(progress["outcome"])
         metrics = list(map(ops.copy, model.metrics_variables))
         self.begin(progress["start"], progress["total"], metrics)
+
+    def fit_until(self, end, batches):
+        """Make the steps that are left until step `end`, on a dataset of one epoch's batches."""
+        made = self.outcome.steps
+        left = read_ahead(batches.repeat()[made:end])
+        self.task.fit(left, steps_per_epoch=end - made, callbacks=[self], verbose=0)
+        self.lap()
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.metrics is not None:  # Keras has set them to zero
@@ -252,7 +260,7 @@ def train(
     """
     outcome = Outcome()
     lines = None if monitor is None else _Lines(monitor, program, outcome, steps)
-    recorder = _Recorder(outcome, on_step, checkpoints, lines)
+    recorder = _Recorder(program.model, outcome, on_step, checkpoints, lines)
     model = program.model
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
@@ -268,10 +276,7 @@ def train(
             if end <= (outcome.held_out[-1][0] if outcome.held_out else 0):
                 continue
             if outcome.steps < end and outcome.finite:
-                batches = read_ahead(splits.train.repeat()[outcome.steps : end])
-                left = end - outcome.steps
-                model.fit(batches, steps_per_epoch=left, callbacks=[recorder], verbose=0)
-                recorder.lap()
+                recorder.fit_until(end, splits.train)
             if not outcome.finite:
                 break
             bits = program.bits(splits.valid, [recorder])

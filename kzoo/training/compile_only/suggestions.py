@@ -33,7 +33,7 @@ def smaller_batches(report, half, model, target, batch):
     ]
 
 
-def other_remedies(report, model, config, target, batch, options):
+def other_suggestions(report, model, config, target, batch, options):
     """What else would make a batch fit: sentences, each with its estimate."""
     memory, parts = report["memory"], target.sizes[DATA]
     total, arguments = memory["total"], memory["arguments"]
