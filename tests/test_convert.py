@@ -173,7 +173,7 @@ def test_published_counts(their_config, names, count):
     fields = family.read_config(their_config, names)
     complete = config.Config.get({**fields, "tie_embeddings": tied, "tokenizer": "file"})
     assert config.count_parameters(complete) == count
-    shapes = [row.their_shape(complete) for row in family.rows(complete)]
+    shapes = [x.their_shape(complete) for x in family.pairs(complete)]
     assert sum(np.prod(shape) for shape in shapes) == count
 
 
@@ -294,17 +294,21 @@ def test_new_parameters_are_named(folders, caplog):
 @pytest.mark.parametrize(
     "name, overrides, said",
     [
-        ("gpt2", {"num_layers": 1}, "no place for block_1/attention/query/kernel"),
-        ("gpt2", {"positions": "rotary"}, "no place for position_embedding/embeddings"),
+        ("gpt2", {"num_layers": 1}, "no variable for block_1/attention/query/kernel"),
+        ("gpt2", {"positions": "rotary"}, "no variable for position_embedding/embeddings"),
         ("gpt2", {"max_sequence_length": 8}, "position_embedding/embeddings has shape [16, 32]"),
         ("gpt2", {"vocabulary_size": 50}, "has shape [61, 32], not [50, 32]"),
-        ("bert", {"output_transform": False}, "no place for head/bias"),
+        ("bert", {"output_transform": False}, "no variable for head/bias"),
         (
             "t5",
             {"use_bias": True, "normalization": "layer_norm"},
-            "no place for encoder_final_norm",
+            "no variable for encoder_final_norm",
         ),
-        ("t5_gated", {"tie_embeddings": True}, "no place for token_embedding/reverse_embeddings"),
+        (
+            "t5_gated",
+            {"tie_embeddings": True},
+            "no variable for token_embedding/reverse_embeddings",
+        ),
     ],
     ids=str,
 )

@@ -69,16 +69,16 @@ def read_huggingface(directory):
     config = family.read_config(theirs, names)
     tied = _is_tied(family, theirs, tensors, names)
     config = Config.get({**config, "tie_embeddings": tied, "tokenizer": "file"})
-    rows = family.rows(config)
-    _check(family, rows, config, tensors, names, unused, directory)
+    pairs = family.pairs(config)
+    _check(family, pairs, config, tensors, names, unused, directory)
 
     def arrays():
-        for row in rows:
-            yield from row.read(tensors[names[row.theirs]], config)
+        for pair in pairs:
+            yield from pair.read(tensors[names[pair.theirs]], config)
 
     start = _decoder_start(directory, theirs, family)
     tokenizer = read_tokenizer(directory, family, config.vocabulary_size, start)
-    shapes = {path: row.our_shape(config) for row in rows for path in row.ours}
+    shapes = {path: pair.our_shape(config) for pair in pairs for path in pair.ours}
     return Checkpoint(config, tokenizer, shapes, arrays)
 
 
@@ -115,9 +115,9 @@ def _is_tied(family, config, tensors, names):
     return np.array_equal(tensors[names[output]], tensors[names[original]])
 
 
-def _check(family, rows, config, tensors, names, unused, directory):
+def _check(family, pairs, config, tensors, names, unused, directory):
     """`InputError` that names whatever is missing, extra, misshapen or different."""
-    needed = {row.theirs: row.their_shape(config) for row in rows}
+    needed = {pair.theirs: pair.their_shape(config) for pair in pairs}
     faults = [f"missing {name}" for name in needed if name not in names]
     known = {*names.values(), *unused}
     faults += [f"twice {stored}" for stored in tensors if stored not in known]
@@ -165,7 +165,7 @@ def to_huggingface(model, directory):
     check_new(directory)
     config = Config.get(model.config)
     family, theirs = _family_of(config)
-    arrays = _arrays(model, family.rows(config))
+    arrays = _arrays(model, family.pairs(config))
     arrays |= {name: arrays[of] for name, of in family.overruling.items() if of in arrays}
     tokenizer = getattr(model.preprocessor, "tokenizer", None)
     files = {CONFIG_FILE: theirs | _ids(tokenizer)}
@@ -218,7 +218,7 @@ def _family_of(config):
 def _differences(family, theirs, config):
     """Field -> our value and that of the model that a config.json makes, where they compute
     something else."""
-    names = [row.theirs for row in family.rows(config)]
+    names = [pair.theirs for pair in family.pairs(config)]
     again = {
         "head_dim": max(1, config.hidden_dim // config.num_heads),
         **family_of(theirs).read_config(theirs, names),
@@ -233,11 +233,11 @@ def _differences(family, theirs, config):
     return {f: (ours[f], again[f]) for f in ours if f not in free and ours[f] != again[f]}
 
 
-def _arrays(model, rows):
+def _arrays(model, pairs):
     """Their name -> array of each weight of a model."""
     variables = by_path(model)
-    held = {path for row in rows for path in row.ours}
-    faults = [f"no place for {path}" for path in variables if path not in held]
+    held = {path for pair in pairs for path in pair.ours}
+    faults = [f"no tensor for {path}" for path in variables if path not in held]
     faults += [f"missing {path}" for path in sorted(held) if path not in variables]
     faults += [
         f"{path} holds {variable.dtype}"
@@ -253,7 +253,7 @@ def _arrays(model, rows):
     def array(path):
         return keras.ops.convert_to_numpy(keras.ops.cast(variables[path], "float32"))
 
-    return {row.theirs: row.write([array(path) for path in row.ours]) for row in rows}
+    return {pair.theirs: pair.write([array(path) for path in pair.ours]) for pair in pairs}
 
 
 def _ids(tokenizer):
