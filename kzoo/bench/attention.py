@@ -27,7 +27,7 @@ from kzoo.bench.measure import (
 )
 from kzoo.errors import unknown
 from kzoo.ops.context import here
-from kzoo.ops.dispatch import Spec, kernel_for
+from kzoo.ops.dispatch import Spec
 from kzoo.ops.linear import choose_chunk
 
 DTYPES = ("float32", "bfloat16")
@@ -202,7 +202,7 @@ def _kernel(work, size):
         return None
     mask = masks.get(work.mask)
     spec = Spec(size.time, size.time, size.heads, size.dim, size.dim, mask, **here())
-    return kernel_for(work.mechanism, spec, work.implementation)
+    return mechanisms.get(work.mechanism).kernel(spec, work.implementation)
 
 
 def _function(work):
