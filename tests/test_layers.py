@@ -235,6 +235,57 @@ def test_a_block_from_its_config_is_the_same_block(kwargs):
     np.testing.assert_array_equal(numpy(copy(x, **args)), numpy(out))
 
 
+# What `get_config` gave when a block took the fields of its mixers, and an attention those of its
+# mechanism beside the name.
+SAVED_ATTENTION = {
+    "num_heads": HEADS,
+    "head_dim": 4,
+    "mechanism": "softmax",
+    "mask": "causal",
+    "feature_map": "elu1",
+    "kv_heads": 1,
+    "rotary": True,
+    "scale": 0.5,
+    "relative": False,
+    "identity_mix": 0.0,
+    "use_bias": True,
+    "stddev": None,
+    "seed": 3,
+}
+SAVED_BLOCK = {
+    **SAVED_ATTENTION,
+    "name": "block",
+    "intermediate_dim": 16,
+    "activation": "swiglu",
+    "normalization": "rms_norm",
+    "epsilon": 1e-5,
+    "norm_placement": "pre",
+    "dropout": 0.0,
+    "cross_attention": True,
+    "remat": "none",
+}
+
+
+def test_layers_saved_with_the_fields_of_their_parts_load():
+    layer = layers.Attention.from_config(SAVED_ATTENTION)
+    assert layer.mechanism.get_config() == {"softmax": {"scale": 0.5}}
+    linear = {"mechanism": "linear", "feature_map": "relu", "scale": None}
+    layer = layers.Attention.from_config(SAVED_ATTENTION | linear)
+    assert layer.mechanism.get_config() == {"linear": {"feature_map": "relu"}}
+    without = {name: value for name, value in SAVED_ATTENTION.items() if name != "mechanism"}
+    assert layers.SoftmaxAttention.from_config(without).mechanism.scale == 0.5
+
+    unset = {"feature_map", "stddev"}
+    fields = {name: value for name, value in SAVED_BLOCK.items() if name not in unset}
+    want, got = make_block(**fields), layers.Block.from_config(SAVED_BLOCK)
+    for block in (want, got):
+        block.build((1, 5, DIM))
+    assert got.get_config() == want.get_config()
+    for a, b in zip(got.weights, want.weights, strict=True):
+        assert a.path == b.path
+        np.testing.assert_array_equal(numpy(a), numpy(b))
+
+
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_where_the_norms_stand(placement):
     x = inputs(1, 7)

@@ -10,7 +10,6 @@ from kzoo.errors import InputError, unknown
 from kzoo.layers.decoding import Decodes
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.keras_arguments import counted, narrowed, refuse
-from kzoo.mechanisms.base import Extras
 from kzoo.ops.context import here
 from kzoo.ops.dispatch import Spec
 from kzoo.ops.sharding import shard_batch
@@ -353,7 +352,7 @@ class Attention(Decodes, keras.layers.Layer):
     def _extras(self, key=None):
         layers = {} if key is None else self.extra_projections
         projected = {name: by_token(layer, key) for name, layer in layers.items()}
-        return Extras(projected, dict(self.extra_variables))
+        return mechanisms.Extras(projected, dict(self.extra_variables))
 
     def _heads(self, x, heads):
         return ops.reshape(x, (*ops.shape(x)[:2], heads, self.head_dim))

@@ -193,16 +193,17 @@ class Mechanism(Part):
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
-    def kernel(self, spec):
+    def kernel(self, spec, implementation="auto"):
         """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 
         Args:
             spec: the `kzoo.ops.dispatch.Spec` of the call.
+            implementation: as in `attend`.
         """
         from kzoo.ops import dispatch
 
         known = dispatch.kernels(self.name, spec.backend)
-        return dispatch.kernel_for(self.name, spec) if known else "ops"
+        return dispatch.kernel_for(self.name, spec, implementation) if known else "ops"
 
     # Decoding --------------------------------------------------------------------------------
 

@@ -77,9 +77,9 @@ class Linear(Mechanism):
         own = {"rotary": rotary, "return_weights": True, **self._map(extras, q)}
         return reference_attention(q, k, v, mask, mechanism="linear", **own, **sequence)
 
-    def kernel(self, spec):
+    def kernel(self, spec, implementation="auto"):
         features = self.feature_map.size(spec.dim)
-        return super().kernel(dataclasses.replace(spec, features=features))
+        return super().kernel(dataclasses.replace(spec, features=features), implementation)
 
     def init_cache(self, sizes, batch, time, dtype):
         """The state of no keys, whose size does not depend on the time."""

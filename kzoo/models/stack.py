@@ -156,7 +156,7 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         self.trainable = True
         for layer in every:
             layer.trainable = False
-        # What keras-hub's `save_lora_weights` goes by: places among the layers with weights.
+        # keras-hub's `save_lora_weights` goes by the index among the layers with weights.
         self._lora_rank, self._lora_enabled_layers = int(rank), []
         for i, layer in enumerate([layer for layer in every if layer.weights]):
             if layer.name in names and hasattr(layer, "enable_lora"):
@@ -231,13 +231,13 @@ class Embeddings:
         )
         self.added = self.segments = self.norm = None
         if config.positions == "learned":
-            longest, place = config.max_sequence_length, child("position_embedding")
-            self.added = LearnedPositions(longest, **drawn, **place)
+            own = {**drawn, **child("position_embedding")}
+            self.added = LearnedPositions(config.max_sequence_length, **own)
         elif config.positions == "sinusoidal":
             self.added = SinusoidalPositions(name="position_embedding", dtype=dtype)
         if config.num_segments:
-            place = child("segment_embedding")
-            self.segments = SegmentEmbedding(config.num_segments, **drawn, **place)
+            own = {**drawn, **child("segment_embedding")}
+            self.segments = SegmentEmbedding(config.num_segments, **own)
         if config.embedding_norm:
             self.norm = _norm(config, "embedding_norm", dtype)
         self.dropout = keras.layers.Dropout(config.dropout, **child("embedding_dropout"))
@@ -249,7 +249,7 @@ class Embeddings:
         return self.finish(x, segment_ids)
 
     def at(self, token_ids, position, segment_ids=None):
-        """The call for tokens whose place in their document is known, [batch, time] too."""
+        """The call for tokens at `position` in their documents, integers [batch, time]."""
         x = self.token_embedding(token_ids)
         if self.added is not None:
             x = x + ops.cast(self.added.vectors(position), x.dtype)
@@ -272,8 +272,8 @@ class Stack:
         mask: the `Mask` of its attention.
         dtype: a Keras dtype policy.
         prefix: of the names of its layers.
-        cross_attention: whether its blocks look at another sequence.
-        bidirectional: whether relative positions tell after from before.
+        cross_attention: whether its blocks attend to another sequence too.
+        bidirectional: whether relative positions of keys after a query differ from those before.
         remat: of its blocks.
         shares: the `Stack` whose layers this one uses, apart from `cross_attention`.
 

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from kzoo import objectives
 from kzoo.analysis import draw_masks
+from kzoo.config import Config
 from kzoo.errors import InputError
 from kzoo.files import write
 from kzoo.studies.records import REPORT_FILE, read
@@ -187,7 +188,7 @@ def _spectra(records, styles):
 
 
 def _styles(records):
-    """The (colour, dash) of each arm: one colour per family, softmax solid."""
+    """The (colour, dash) of each arm: one colour per family, the default mechanism solid."""
     families, dashes, styles = {}, {}, {}
     for record in records:
         config = record["config"]
@@ -195,7 +196,7 @@ def _styles(records):
         family = families.setdefault(json.dumps(rest, sort_keys=True), len(families))
         mechanism = _mechanism(config)
         dash = "-"
-        if mechanism != "softmax":
+        if mechanism != Config.mechanism:
             dash = DASHES[dashes.setdefault(mechanism, len(dashes)) % len(DASHES)]
         styles[record["arm"]] = COLOURS[family % len(COLOURS)], dash
     return styles

@@ -1,6 +1,6 @@
 """One model on many devices: which part of each variable a device holds, through Keras.
 
-Devices form a mesh. Its axis "data" splits the rows of a batch; its axis "model" splits
+Devices form a mesh. Its axis "data" splits the examples of a batch; its axis "model" splits
 projections and the vocabulary, so that a device computes some of the heads and some of the hidden
 units of each layer. XLA inserts the communication that follows. No layout changes a result.
 
