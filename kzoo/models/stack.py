@@ -231,13 +231,13 @@ class Embeddings:
         )
         self.added = self.segments = self.norm = None
         if config.positions == "learned":
-            longest, place = config.max_sequence_length, child("position_embedding")
-            self.added = LearnedPositions(longest, **drawn, **place)
+            longest, own = config.max_sequence_length, child("position_embedding")
+            self.added = LearnedPositions(longest, **drawn, **own)
         elif config.positions == "sinusoidal":
             self.added = SinusoidalPositions(name="position_embedding", dtype=dtype)
         if config.num_segments:
-            place = child("segment_embedding")
-            self.segments = SegmentEmbedding(config.num_segments, **drawn, **place)
+            own = child("segment_embedding")
+            self.segments = SegmentEmbedding(config.num_segments, **drawn, **own)
         if config.embedding_norm:
             self.norm = _norm(config, "embedding_norm", dtype)
         self.dropout = keras.layers.Dropout(config.dropout, **child("embedding_dropout"))
@@ -249,7 +249,7 @@ class Embeddings:
         return self.finish(x, segment_ids)
 
     def at(self, token_ids, position, segment_ids=None):
-        """The call for tokens whose place in their document is known, [batch, time] too."""
+        """The call for tokens whose position in their document is known, [batch, time] too."""
         x = self.token_embedding(token_ids)
         if self.added is not None:
             x = x + ops.cast(self.added.vectors(position), x.dtype)
@@ -272,7 +272,7 @@ class Stack:
         mask: the `Mask` of its attention.
         dtype: a Keras dtype policy.
         prefix: of the names of its layers.
-        cross_attention: whether its blocks look at another sequence.
+        cross_attention: whether its blocks attend to another sequence too.
         bidirectional: whether relative positions tell after from before.
         remat: of its blocks.
         shares: the `Stack` whose layers this one uses, apart from `cross_attention`.
