@@ -67,7 +67,7 @@ def _say_if_other(backend):
     name, _ = chosen()
     if backend != name:
         logging.getLogger("kzoo").warning(
-            "the backend is %s, which Keras chose when it was imported before kzoo; kzoo and its "
-            "commands take %s. Set %s, or import kzoo first",
+            "the backend is %s, which Keras chose when it was imported; kzoo and its commands take "
+            "%s. Set %s before Keras is imported to choose",
             *(backend, name, VARIABLE),
         )

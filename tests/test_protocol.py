@@ -88,6 +88,7 @@ def test_a_study_without_a_protocol_stays_as_it_was_saved():
         ({"tuning": {**TUNING, "grid": {"learning_rate": [0.01]}}}, "nothing to choose"),
         ({"tuning": {**TUNING, "grid": {"learning_rate": 0.01}}}, "nothing to choose"),
         ({"tuning": {**TUNING, "grid": {"learning_rate": [0.1, 0.01]}}}, "increasing values"),
+        ({"tuning": {**TUNING, "grid": {"learning_rate": [None, 0.01]}}}, "increasing values"),
         ({"tuning": {**TUNING, "grid": {"learning_rate": [0.1, "1"]}}}, "is a positive number"),
         ({"tuning": {**TUNING, "grid": {"batch_size": [8, 9.5]}}}, "is a positive integer"),
         ({"tuning": {**TUNING, "arms": {"T5": {}}}}, "unknown arm of tuning"),

@@ -75,6 +75,7 @@ def test_a_part_is_a_value(shapes):
         ({"square": 3}, "takes a JSON object of side"),
         ({"point": {"side": 3}}, "takes no fields"),
         ({"square": {"sid": 3}}, "did you mean 'side'?"),
+        ("pair", "needs the fields of"),
     ],
     ids=str,
 )

@@ -100,12 +100,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
     train, held_out, length, cut, apart = split(corpus, longest, valid, encoder)
-    if len(train.targets) < batch_size:
-        raise InputError(
-            "too little data for a batch: use more data, shorter texts, or a batch_size of at most "
-            f"{len(train.targets)}. Received: {len(train.targets)} examples and "
-            f"batch_size={batch_size}"
-        )
+    _check_enough(train, batch_size)
 
     def encode(part, indices, rng, **kwargs):
         sources = part.sources and [part.sources[i] for i in indices]
@@ -126,10 +121,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         "source": corpus.name,
         "sha256": corpus.sha256,
         "row_length": length,
-        "train_rows": len(train.targets),
-        "valid_rows": count,
-        "train_bytes": len(train.text),
-        "valid_bytes": len(held_out.text),
+        **_counts(train, held_out),
         "cut_rows": cut,
         "split": apart,
         "unigram_entropy": text.unigram_entropy(held_out.text),
@@ -137,6 +129,16 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     }
     pad = encoder.vocabulary.pad
     return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
+
+
+def _counts(train, held_out):
+    """How many examples, and bytes of their targets, the two parts have."""
+    return {
+        "train_rows": len(train.targets),
+        "valid_rows": len(held_out.targets),
+        "train_bytes": len(train.text),
+        "valid_bytes": len(held_out.text),
+    }
 
 
 def _config(model_or_config, objective):
@@ -172,6 +174,15 @@ def _check(config, batch_size, valid, seed):
     if not is_number(valid) or not 0 < valid < 1:
         raise InputError(
             f"valid is the part held out, between 0 and 1; usual is 0.1. Received: {valid!r}"
+        )
+
+
+def _check_enough(train, batch_size):
+    if len(train.targets) < batch_size:
+        raise InputError(
+            "too little data for a batch: use more data, shorter texts, or a batch_size of at most "
+            f"{len(train.targets)}. Received: {len(train.targets)} examples and "
+            f"batch_size={batch_size}"
         )
 
 

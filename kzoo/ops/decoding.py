@@ -122,8 +122,8 @@ def linear_step(features, q, k, v, weights, position, writes, state):
     repeats = q.shape[2] // k.shape[2]
     if repeats > 1:
         k, v = (ops.repeat(x, repeats, axis=2) for x in (k, v))
-    turns = features.turns(position, q.shape[3])
-    q, k, q_norm, k_norm = features(q, k, weights, turns, writes[:, None])
+    sin_cos = features.sin_cos(position, q.shape[3])
+    q, k, q_norm, k_norm = features(q, k, weights, sin_cos, writes[:, None])
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
     state = {
         "kv_state": state["kv_state"] + k[:, 0, :, :, None] * v[:, 0, :, None, :],

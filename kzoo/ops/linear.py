@@ -186,8 +186,8 @@ def _attend(
         if stateful and not (isinstance(query_offset, int) and query_offset == 0):
             check_batch("query_offset", ops.convert_to_tensor(query_offset), q.shape[0])
             position, bound = _shifted(queries, query_offset), None
-        turns = features.turns(position, q.shape[3], q.dtype, bound)
-        out, state = one_sequence(core, q, k, v, weights, heads, queries, turns, state)
+        sin_cos = features.sin_cos(position, q.shape[3], q.dtype, bound)
+        out, state = one_sequence(core, q, k, v, weights, heads, queries, sin_cos, state)
     out = ops.cast(zero_padding(out, queries), dtype)
     return (out, dict(zip(("kv_state", "k_sum"), state, strict=True))) if return_state else out
 

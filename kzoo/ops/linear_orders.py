@@ -36,7 +36,7 @@ class Core(NamedTuple):
         return self.kernel.run(*arrays, chunk_size=self.chunk_size, reverse=reverse)
 
 
-def one_sequence(core, q, k, v, weights, heads, sequence, turns, state):
+def one_sequence(core, q, k, v, weights, heads, sequence, sin_cos, state):
     """Bring the time of every head into the order of its level, attend, and bring it back.
 
     Args:
@@ -45,7 +45,7 @@ def one_sequence(core, q, k, v, weights, heads, sequence, turns, state):
         weights: of a learned feature map, by name, heads first; or None.
         heads: the order of each head.
         sequence: the `SequenceInfo` of the tokens.
-        turns: of rotary positions, from `Features.turns`.
+        sin_cos: of rotary positions, from `Features.sin_cos`.
         state: the initial state, a pair of tensors [batch, heads, ..], or None.
 
     Returns:
@@ -66,7 +66,7 @@ def one_sequence(core, q, k, v, weights, heads, sequence, turns, state):
         own_weights = {name: take_heads(x, index, 0) for name, x in (weights or {}).items()}
         own_state = None if state is None else tuple(take_heads(x, index, 1) for x in state)
         in_order = [heads[i] for i in index]
-        out, last = _same_kind(core, own, own_weights, in_order, sequence, turns, own_state)
+        out, last = _same_kind(core, own, own_weights, in_order, sequence, sin_cos, own_state)
         outs.append(out)
         states.append(last)
         taken += index
@@ -77,7 +77,7 @@ def one_sequence(core, q, k, v, weights, heads, sequence, turns, state):
     )
 
 
-def _same_kind(core, qkv, weights, heads, sequence, turns, state):
+def _same_kind(core, qkv, weights, heads, sequence, sin_cos, state):
     """Heads whose orders go through time in the same way, in one pass."""
     order = heads[0]
     forth, back, reverse = ways(order, sequence, flip=not core.any_direction)
@@ -92,12 +92,12 @@ def _same_kind(core, qkv, weights, heads, sequence, turns, state):
     if any(head.grouped for head in heads):
         levels = {head: forth(head.levels(sequence))[:, None] for head in dict.fromkeys(heads)}
         level = join([levels[head] for head in heads] if len(levels) > 1 else [levels[order]], 1)
-    turns = None if turns is None else tuple(forth(x) for x in turns)
-    tokens = Tokens(document, level, turns, forth(shown))
+    sin_cos = None if sin_cos is None else tuple(forth(x) for x in sin_cos)
+    tokens = Tokens(document, level, sin_cos, forth(shown))
     qkv = [forth(x) for x in qkv]
     if document is None and all(head.is_full for head in heads) and not core.any_direction:
         q, k, v = qkv
-        return every_key(*core.features(q, k, weights, tokens.turns, shown), v, state)
+        return every_key(*core.features(q, k, weights, tokens.sin_cos, shown), v, state)
     out, state = core(*qkv, weights, tokens, state, reverse)
     return back(out), state
 
@@ -110,11 +110,11 @@ def from_all_keys(core, q, k, v, weights, queries, keys):
     Returns:
         [batch, query_time, heads, value_dim] and the state.
     """
-    turns, key_turns = (
-        core.features.turns(x.position, q.shape[3], q.dtype) for x in (queries, keys)
+    sin_cos, key_sin_cos = (
+        core.features.sin_cos(x.position, q.shape[3], q.dtype) for x in (queries, keys)
     )
     shown = keys.segment == queries.segment[:, :1]
-    return every_key(*core.features(q, k, weights, turns, shown, key_turns), v, None)
+    return every_key(*core.features(q, k, weights, sin_cos, shown, key_sin_cos), v, None)
 
 
 def every_key(q, k, q_norm, k_norm, v, state):
@@ -154,8 +154,8 @@ def two_sequences(core, q, k, v, weights, heads, queries, keys):
         sorted_document, sorted_shown = tokens
         if document is not None:
             sorted_document = sorted_document[:, None]
-        turns = core.features.turns(take_time(position, permutation), q.shape[3], q.dtype)
-        tokens = Tokens(sorted_document, None, turns, sorted_shown)
+        sin_cos = core.features.sin_cos(take_time(position, permutation), q.shape[3], q.dtype)
+        tokens = Tokens(sorted_document, None, sin_cos, sorted_shown)
         head = [take_time(x[:, :, i : i + 1], permutation) for x in (q, k, v)]
         own = {name: x[i : i + 1] for name, x in (weights or {}).items()}
         out, _ = core(*head, own, tokens, None)

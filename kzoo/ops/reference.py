@@ -100,8 +100,8 @@ def reference_attention(
     else:
         features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
         shown = None if keys.segment is None else keys.segment != 0
-        turns = [features.turns(x.position, q.shape[3], q.dtype) for x in (queries, keys)]
-        q, k, q_norm, k_norm = features(q, k, feature_weights, turns[0], shown, turns[1])
+        sin_cos = [features.sin_cos(x.position, q.shape[3], q.dtype) for x in (queries, keys)]
+        q, k, q_norm, k_norm = features(q, k, feature_weights, sin_cos[0], shown, sin_cos[1])
         products = ops.einsum("bqhd,bkhd->bhqk", q, k)
         norms = products if q_norm is None else ops.einsum("bqhd,bkhd->bhqk", q_norm, k_norm)
         normaliser = ops.sum(hide(norms, visible), axis=-1, keepdims=True)

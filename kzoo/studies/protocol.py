@@ -112,7 +112,7 @@ def _grid(name, grid, checks):
                 f"Received: {shown(values)}"
             )
         taken[field] = tuple(checks[field](f"{field} of {name}", value) for value in values)
-        if list(taken[field]) != sorted(set(taken[field])):
+        if None in taken[field] or list(taken[field]) != sorted(set(taken[field])):
             raise InputError(f"{name} has increasing values of {field}. Received: {shown(values)}")
     return taken
 

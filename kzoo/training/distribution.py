@@ -97,9 +97,7 @@ def distribute(data=None, model=1, fsdp=False):
     """
     backend = keras.backend.backend()
     if backend != "jax":
-        how = {
-            "torch": "; on torch, start one process per device with torchrun (examples/torchrun.py)"
-        }
+        how = {"torch": "; on torch, examples/torchrun.py starts a process for each device"}
         raise InputError(
             f"Keras distributes models on the JAX backend alone{how.get(backend, '')}. "
             f"Received: KERAS_BACKEND={backend}"

@@ -22,7 +22,7 @@ ANY_DIRECTION = False
 class Chunks(NamedTuple):
     """What a chunk begins with; each array has the chunks on its first axis.
 
-    Heads stand before time, as products take them: turned once, and not in every step.
+    Heads stand before time, as products take them: transposed once, and not in every step.
 
     Attributes:
         q, k, v: floats [chunks, batch, heads, chunk, dim].
@@ -70,7 +70,7 @@ def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, revers
     if shown is None and (not is_integer(time) or time % chunk):  # the filled end holds no keys
         shown = jnp.ones((1, time), bool)
     chunks = Chunks(*(_cut(_swap(x), 2, "constant", chunk) for x in (q, k, v)))
-    where = jax.tree.map(lambda x: _cut(x, 1, "constant", chunk), (tokens.turns, shown))
+    where = jax.tree.map(lambda x: _cut(x, 1, "constant", chunk), (tokens.sin_cos, shown))
     labels = (tokens.document, tokens.level)
     labels = Labels(*(None if x is None else _cut(x, 2, "edge", chunk) for x in labels))
     static = (features, reverse)
@@ -101,7 +101,8 @@ def _step(static, weights, state, chunk, later, where, labels, arriving):
         chunk: one of `Chunks`.
         later: of the keys after the chunk in the group that reaches out of it, and whether any
             does; or None.
-        where: the turns of rotary positions and the keys that count, [batch or 1, chunk, ..].
+        where: sines and cosines of rotary positions, and the keys that count: [batch or 1,
+            chunk, ..].
         labels: one chunk of `Labels`.
         arriving: [batch or 1, heads or 1, 1], the document that `state` belongs to.
     """

@@ -52,7 +52,7 @@ def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, revers
         in order.
     """
     state = initial_state
-    q, k, q_norm, k_norm = features(q, k, weights, tokens.turns, tokens.shown)
+    q, k, q_norm, k_norm = features(q, k, weights, tokens.sin_cos, tokens.shown)
     arrays = (None if x is None else swap(x) for x in (q, k, v, q_norm, k_norm))
     document = tokens.document
     if reverse:

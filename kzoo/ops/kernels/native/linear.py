@@ -34,7 +34,7 @@ def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, revers
     Here `reverse` may differ by head, booleans [heads], and a level need not ascend: it matters
     only which neighbours share it.
     """
-    q, k, *norms = features(q, k, weights, tokens.turns, tokens.shown)
+    q, k, *norms = features(q, k, weights, tokens.sin_cos, tokens.shown)
     norms = [x for x in norms if x is not None]
     batch, time, heads, size = q.shape
     document, level = tokens.document, tokens.level
