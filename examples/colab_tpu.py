@@ -12,7 +12,7 @@
 #
 # A language model is trained in bfloat16, continues some text, and is saved; then models that
 # differ in mask and mechanism are compared under equal conditions. Choose *Runtime >
-# Change runtime type > v5e-1 TPU*, fill in `SOURCE` below, and run the cells from the top.
+# Change runtime type > v5e-1 TPU*, and run the cells from the top.
 #
 # Colab's free TPU is one v5e chip. How long a session lasts, and how many there are, Colab does
 # not publish; so the minutes that a cell takes are measured, and printed before it starts.
@@ -25,9 +25,8 @@ import os
 import sys
 from pathlib import Path
 
-# Where kzoo is: the folder of a clone, such as "/content/kzoo", or "git+" and the address of its
-# repository.
-SOURCE = ""
+# Where kzoo is installed from: its repository, or the folder of a clone, such as "/content/kzoo".
+SOURCE = "git+https://github.com/kzoo/kzoo"
 
 # Files go here, and are gone with the session. To keep them, mount your Drive
 #     from google.colab import drive; drive.mount("/content/drive")
@@ -69,9 +68,10 @@ os.environ["KERAS_BACKEND"] = "jax"  # read when Keras is imported
 # %% [markdown]
 # ## Install
 #
-# The image's own jax and libtpu fit its TPU, so nothing here may move them. Its Keras may be
-# older than kzoo needs. keras-hub goes in without what it asks for: it would bring TensorFlow,
-# which nothing here uses. Where kzoo is installed already, nothing happens.
+# The image's own jax and libtpu fit its TPU, so they are kept; where its jax is older than kzoo
+# needs, this cell stops and says so. Its Keras may be older, and is replaced. keras-hub goes in
+# without what it asks for: it would bring TensorFlow, which nothing here uses. Where kzoo is
+# installed already, nothing is installed.
 
 # %% Install
 import importlib.metadata
@@ -86,6 +86,8 @@ OF_THE_IMAGE = ["jax", "jaxlib", "libtpu"]
 NEEDED = [
     "keras>=3.15",
     "numpy>=2.0",
+    "scipy>=1.15",
+    "statsmodels>=0.14.5",
     "grain>=0.2.18",
     "orbax-checkpoint>=0.12.8",
     "tensorflow-datasets>=4.9.10",
@@ -107,6 +109,13 @@ NEEDED = [
 ]
 
 
+class Stop(Exception):
+    """Ends the cell with one line, without a traceback."""
+
+    def _render_traceback_(self):
+        return [str(self)]
+
+
 def version(name):
     try:
         return importlib.metadata.version(name)
@@ -118,10 +127,11 @@ def pip(*arguments):
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *arguments], check=True)
 
 
+image = version("jax")
+if image is None or not JAX.specifier.contains(image, prereleases=True):
+    raise Stop(f"kzoo needs {JAX}, and this image has {image or 'none'}: choose a newer image")
 installing = importlib.util.find_spec("kzoo") is None
 if installing:
-    if not SOURCE:
-        raise RuntimeError("kzoo is not installed: say in SOURCE, in the first cell, where it is")
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "kept.txt"
         kept.write_text("".join(f"{n}=={version(n)}\n" for n in OF_THE_IMAGE if version(n)))
@@ -130,9 +140,7 @@ if installing:
 
 early = sys.modules.get("keras")
 if early and (installing or early.config.backend() != "jax"):
-    raise RuntimeError("Keras was imported before this cell: restart the session, and run again")
-if not JAX.specifier.contains(version("jax")):
-    print(f"kzoo asks for {JAX} and was not tested with this image's {version('jax')}")
+    raise Stop("Keras was imported before this cell: restart the session, and run again")
 
 # %% [markdown]
 # ## Devices
@@ -150,7 +158,7 @@ devices = jax.devices()
 print(f"{len(devices)} × {devices[0].device_kind}")
 print(f"JAX {jax.__version__}, Keras {keras.__version__}")
 if SIZE == "full" and devices[0].platform == "cpu":
-    raise RuntimeError('there is no TPU here: choose one for this runtime, or set SIZE = "smoke"')
+    raise Stop('there is no TPU here: choose one for this runtime, or set SIZE = "smoke"')
 print(kzoo.distribute())
 
 # %% [markdown]

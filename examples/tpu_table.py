@@ -35,7 +35,7 @@ SAVINGS = {
     "twice the batch": ["--batch", "16", *BFLOAT16],
     "as two accumulated": ["--batch", "8", *BFLOAT16, "--accumulate", "2"],
     "32768 tokens": ["--batch", "8", *BFLOAT16, *LARGE_VOCABULARY],
-    "and loss_rows": ["--batch", "8", *BFLOAT16, *LARGE_VOCABULARY, "--set", "loss_rows=512"],
+    "and loss_tokens": ["--batch", "8", *BFLOAT16, *LARGE_VOCABULARY, "--set", "loss_tokens=512"],
 }
 
 

@@ -7,21 +7,17 @@ known without Keras, so that names and mistakes are answered at once.
 import dataclasses
 import functools
 import textwrap
+from typing import Any, Self
 
-from kzoo import masks, names, objectives
+from kzoo import masks, mechanisms, migrations, mixers, names, objectives
 from kzoo.errors import InputError, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain
 from kzoo.vocabulary import VOCABULARY_SIZE
 
-CONFIG_VERSION = 1
 STACKS = ("single", "encoder_decoder", "encoder_decoder_shared")
 TOKENIZERS = ("bytes", "file")
 MOST_MASKS = 10_000  # of layers, or of heads of a layer: each has a mask of its own
 CHECKPOINT_BESIDES = 100_000  # bytes that a checkpoint takes besides its arrays, about
-FEATURE_MAPS = (
-    *("elu1", "relu", "squared_relu", "exp", "softmax", "taylor2", "favor", "hedgehog"),
-)
-WHOLE_SEQUENCE = ("softmax",)  # feature maps of a key that depend on all others
 
 
 # What a field takes: each is called with the field's name and a value, and returns the value as a
@@ -31,7 +27,7 @@ WHOLE_SEQUENCE = ("softmax",)  # feature maps of a key that depend on all others
 def _count(name, value, *, least=1, most=LARGEST):
     if is_count(value, least) and value <= most:
         return value
-    kind = "a positive integer" if least else f"an integer, {least} or more and"
+    kind = "a positive integer" if least else "an integer, 0 or more"
     raise InputError(f"{name} must be {kind}, at most {most}. Received: {value!r}")
 
 
@@ -39,14 +35,12 @@ def _count_or_none(name, value):
     return None if value is None else _count(name, value)
 
 
-def _number(name, value, *, least=0.0, below=None, or_none=False):
-    """Positive; with `below`, in [least, below)."""
-    if value is None and or_none:
-        return None
+def _number(name, value, *, below=None):
+    """Positive; or in [0, below)."""
     if below is None and not (is_number(value) and value > 0):
         raise InputError(f"{name} must be a positive number. Received: {value!r}")
-    if below is not None and not (is_number(value) and least <= value < below):
-        raise InputError(f"{name} must be a number in [{least:g}, {below:g}). Received: {value!r}")
+    if below is not None and not (is_number(value) and 0 <= value < below):
+        raise InputError(f"{name} must be a number in [0, {below}). Received: {value!r}")
     return value
 
 
@@ -72,19 +66,8 @@ def _one_of(valid):
 
 
 def _spec(get):
-    """JSON of a mask or an objective, or the object itself."""
+    """JSON of a mask, a mechanism or an objective, or the object itself."""
     return lambda name, value: get(value)
-
-
-def _feature_map(name, value):
-    if _map_name(value) not in FEATURE_MAPS:
-        raise unknown(f"value of {name}", value, FEATURE_MAPS)
-    return value
-
-
-def _map_name(feature_map):
-    """The name in the spec of a feature map: `"favor"` of `{"favor": {"features": 64}}`."""
-    return next(iter(feature_map)) if isinstance(feature_map, dict) else feature_map
 
 
 def _field(takes, doc, default=dataclasses.MISSING, **options):
@@ -114,12 +97,12 @@ class Fields:
         object.__setattr__(self, name, value)
 
     @classmethod
-    def field_names(cls):
+    def field_names(cls) -> tuple[str, ...]:
         """The names of the fields, a tuple."""
         return tuple(field.name for field in dataclasses.fields(cls))
 
     @classmethod
-    def get(cls, spec):
+    def get(cls, spec: Any) -> Self:
         """The config of JSON, or `spec` if it is one.
 
         Args:
@@ -135,6 +118,7 @@ class Fields:
         valid = dataclasses.fields(cls)
         for name in spec:
             if name not in cls.field_names():
+                migrations.refuse_old_field(name, spec[name])
                 raise unknown("field", name, cls.field_names())
         required = [field.name for field in valid if field.default is dataclasses.MISSING]
         missing = [name for name in required if name not in spec]
@@ -142,9 +126,9 @@ class Fields:
             raise InputError(f"a config needs the fields {', '.join(missing)}. Received: {spec!r}")
         return cls(**plain(spec))
 
-    def get_config(self):
-        """JSON of all fields, with nothing left to resolve; masks and objectives in their
-        shortest form."""
+    def get_config(self) -> dict[str, Any]:
+        """JSON of all fields, with nothing left to resolve; masks, mechanisms and objectives
+        in their shortest form."""
         values = {name: getattr(self, name) for name in self.field_names()}
         return {name: getattr(x, "get_config", lambda x=x: x)() for name, x in values.items()}
 
@@ -168,10 +152,10 @@ class BackboneConfig(Fields):
     vocabulary_size: int = _field(_count, "number of token ids.", VOCABULARY_SIZE)
     num_layers: int = _field(_count, "number of blocks of a stack.", most=MOST_MASKS)
     num_heads: int = _field(_count, "number of heads of queries.", most=MOST_MASKS)
-    kv_heads: int = _field(
+    kv_heads: int | None = _field(
         _count_or_none, "number of heads of keys and values; by default `num_heads`.", None
     )
-    head_dim: int = _field(
+    head_dim: int | None = _field(
         _count_or_none, "size of a head; by default hidden_dim / num_heads.", None
     )
     hidden_dim: int = _field(_count, "size of a token's state.")
@@ -184,14 +168,10 @@ class BackboneConfig(Fields):
         "which keys a query sees, a spec or object of `kzoo.masks`; `layers` repeats over the "
         "blocks. Of an encoder and a decoder, the encoder's.",
     )
-    mechanism: str = _field(
-        _one_of(("softmax", "linear")),
-        'how attention is computed: "softmax" or "linear".',
+    mechanism: mechanisms.Mechanism = _field(
+        _spec(mechanisms.get),
+        "how attention is computed, a spec or object of `kzoo.mechanisms`.",
         "softmax",
-    )
-    feature_map: str | dict = _field(_feature_map, "of linear attention.", "elu1")
-    attention_scale: float = _field(
-        _number, "factor on q·k under softmax, 1/√head_dim by default.", None, or_none=True
     )
     identity_mix: float = _field(
         _number, "ε in (1-ε)A + εI, which the attention weights A become.", 0.0, below=1
@@ -247,8 +227,13 @@ class BackboneConfig(Fields):
     def __post_init__(self):
         super().__post_init__()
         self._resolve_heads()
-        _check_mechanism(self)
-        check_mask(self.mask, self.num_layers, self.num_heads, self.mechanism, self.feature_map)
+        for layer in masks.per_layer(self.mask, self.num_layers):
+            self.check_mechanism(layer)
+
+    def check_mechanism(self, mask):
+        """`InputError` unless the mechanism can follow the mask of a layer."""
+        heads = mask.per_head(self.num_heads)
+        self.mechanism.check(heads, bias=self.positions == "relative")
 
     def _resolve_heads(self):
         heads, width = self.num_heads, self.hidden_dim
@@ -285,13 +270,13 @@ class HeadConfig(Fields):
         False,
     )
     output_scale: float = _field(_number, "factor on what the output matrix receives.", 1.0)
-    prediction: str = _field(
+    prediction_site: str = _field(
         _one_of(("next", "mask")),
         "where `generate` reads a token's logits: at the token before it (next), or at a mask "
         "token that stands in its place (mask).",
         "next",
     )
-    loss_rows: int = _field(
+    loss_tokens: int = _field(
         _count,
         "the number of tokens whose logits exist at once in `fit`, `evaluate` and `score`; 0 for "
         "all. The loss is the same.",
@@ -320,7 +305,9 @@ class Config(HeadConfig, BackboneConfig):
         _one_of(TOKENIZERS), "bytes, or file: one that comes with the weights.", "bytes"
     )
     config_version: int = _field(
-        _one_of((CONFIG_VERSION,)), "of the names and meanings of these fields.", CONFIG_VERSION
+        _one_of((migrations.CONFIG_VERSION,)),
+        "of the names and meanings of these fields.",
+        migrations.CONFIG_VERSION,
     )
 
     def __post_init__(self):
@@ -335,29 +322,12 @@ class Config(HeadConfig, BackboneConfig):
         objectives.check(self.stack, self.mask, self.objective)
 
 
-def get(spec):
+def get(spec: Any) -> BackboneConfig:
     """The complete config of JSON, or `spec` if it is a config, of a backbone alone too."""
     return spec if isinstance(spec, BackboneConfig) else Config.get(spec)
 
 
-def check_mask(mask, num_layers, num_heads, mechanism, feature_map="elu1"):
-    """`InputError` unless the mask tiles layers and heads and the mechanism can follow it."""
-    name = _map_name(feature_map)
-    for layer in masks.per_layer(mask, num_layers):
-        for head in layer.per_head(num_heads):
-            if mechanism == "linear" and not isinstance(head, masks.Order):
-                raise InputError(
-                    "linear attention follows orders (bidirectional, causal, reversed, prefix, "
-                    f"block, permuted), not custom masks or &; use softmax. Received: {head!r}"
-                )
-            if mechanism == "linear" and name in WHOLE_SEQUENCE and not head.is_full:
-                raise InputError(
-                    f"the feature map {name!r} normalises keys over time; it needs a bidirectional "
-                    f"mask. Received: {head!r}"
-                )
-
-
-def check_split(config, model):
+def check_split(config: Any, model: int) -> None:
     """`InputError` unless a model can be split over `model` devices, each with its own heads.
 
     Every device holds the same masks of heads in the same order, or they would run different
@@ -385,29 +355,10 @@ def check_split(config, model):
             )
 
 
-def _check_mechanism(config):
-    """Linear attention has no scores that a bias or a scale could act on."""
-    if config.mechanism == "linear" and config.positions == "relative":
-        raise InputError(
-            "relative positions are a bias on softmax attention; linear attention takes 'rotary', "
-            "'learned', 'sinusoidal' or 'none'. Received: positions='relative'"
-        )
-    if config.mechanism == "linear" and config.attention_scale is not None:
-        raise InputError(
-            "attention_scale belongs to softmax attention; linear attention has none. "
-            f"Received: attention_scale={config.attention_scale!r}"
-        )
-
-
-def check_two_stacks(config):
-    """`InputError` for what an encoder and a decoder have no place for."""
-    objectives.check_two_stacks(config.mask, vars(config))
-    name = _map_name(config.feature_map)
-    if config.mechanism == "linear" and name in WHOLE_SEQUENCE:
-        raise InputError(
-            f"the feature map {name!r} normalises keys over time; it needs a bidirectional mask, "
-            f"which a decoder has not. Received: feature_map={config.feature_map!r}"
-        )
+def check_two_stacks(config: BackboneConfig) -> None:
+    """`InputError` for what an encoder and a decoder cannot have."""
+    objectives.check_two_stacks(config)
+    config.check_mechanism(masks.causal())  # the decoder's
 
 
 def tokenizer_kind(cls, vocabulary_size):
@@ -419,7 +370,7 @@ def tokenizer_kind(cls, vocabulary_size):
     return "bytes" if cls == "ByteTokenizer" or bytes_alone else "file"
 
 
-def count_parameters(config):
+def count_parameters(config: Any) -> int:
     """The number of parameters of the model of a complete config, or of its JSON.
 
     Example:
@@ -428,15 +379,10 @@ def count_parameters(config):
         124608
     """
     config = Config.get(config)
-    d, f, v = config.hidden_dim, config.intermediate_dim, config.vocabulary_size
-    bias = config.use_bias
+    d, v = config.hidden_dim, config.vocabulary_size
     norm = names.NORMALIZATIONS[config.normalization] * d
-    heads, kv_heads = config.num_heads * config.head_dim, config.kv_heads * config.head_dim
-    attention = (d + bias) * (heads + 2 * kv_heads) + (heads + bias) * d
-    if config.mechanism == "linear" and "hedgehog" in config.feature_map:
-        attention += 2 * heads * config.head_dim
-    inner = 1 + names.ACTIVATIONS[config.activation].gated
-    feed_forward = inner * (d + bias) * f + (f + bias) * d
+    attention = mixers.sequence_mixer(config).parameters()
+    feed_forward = mixers.channel_mixer(config).parameters()
     final_norm = norm if config.norm_placement == "pre" else 0
     relative = config.relative_buckets * config.num_heads
     relative *= config.positions == "relative"
@@ -454,7 +400,7 @@ def count_parameters(config):
     return stacks + embeddings + pooler + transform
 
 
-def checkpoint_bytes(parameters, keep):
+def checkpoint_bytes(parameters: int, keep: int) -> int:
     """Bytes that the checkpoints of a run take, about: those that are kept, and a new one.
 
     Args:

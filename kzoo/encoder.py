@@ -145,7 +145,7 @@ class Encoder:
             self.objective.examples(sources, targets, room, rng, self.vocabulary),
             length,
             rng,
-            complete=complete,
+            complete=complete or self.objective.ends,
             scored=self.objective.scored(held_out),
             vocabulary=self.vocabulary,
         )

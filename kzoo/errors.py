@@ -4,7 +4,8 @@ import difflib
 
 # What is installed under another name than it is imported.
 _PACKAGES = {extra: f"'kzoo[{extra}]'" for extra in ("torch", "tensorflow")}
-_PACKAGES |= {"libtpu": "'kzoo[tpu]'", "orbax": "orbax-checkpoint"}
+_PACKAGES |= {"libtpu": "'kzoo[tpu]'", "tensorboardX": "'kzoo[tensorboard]'"}
+_PACKAGES["orbax"] = "orbax-checkpoint"
 MOST_NAMES = 24  # of a longer list the message shows the beginning
 
 

@@ -2,12 +2,23 @@
 
 Saved models, checkpoints and records of studies are migrated when they are read. In an override or
 a new study an old name is refused, with the new one named.
+
+`config_version` 1 had a field for each option of a mechanism (`feature_map`, `attention_scale`),
+the objectives `continuation` and `seq2seq`, and other names of two fields.
 """
 
 from collections.abc import Mapping
 
 from kzoo.errors import InputError
 
+CONFIG_VERSION = 2
+FIELDS = {"loss_rows": "loss_tokens", "prediction": "prediction_site"}
+# Fields of config_version 1 that are options of a mechanism now: the mechanism, the option, and the
+# value that version 1 had by default.
+OPTIONS = {
+    "feature_map": ("linear", "feature_map", "elu1"),
+    "attention_scale": ("softmax", "scale", None),
+}
 # Objectives of config_version 1. `seq2seq` was `continuation` for an encoder and a decoder; now the
 # layout of a stack decides how an example is written.
 OBJECTIVES = {"continuation": "prefix_lm", "seq2seq": "prefix_lm"}
@@ -38,10 +49,22 @@ def config(fields):
 
     Returns:
         A dict.
+
+    Example:
+        >>> config({"mechanism": "linear", "feature_map": "relu", "loss_rows": 512})
+        {'mechanism': {'linear': {'feature_map': 'relu'}}, 'loss_tokens': 512}
     """
-    fields = dict(fields)
+    fields = {FIELDS.get(name, name): value for name, value in fields.items()}
+    old = {name: fields.pop(name) for name in OPTIONS if name in fields}
+    for field, value in old.items():
+        mechanism, option, default = OPTIONS[field]
+        # An option of another mechanism than the model's had no effect.
+        if value != default and fields.get("mechanism", "softmax") == mechanism:
+            fields["mechanism"] = {mechanism: {option: value}}
     if "objective" in fields:
         fields["objective"] = objective(fields["objective"])
+    if "config_version" in fields and fields["config_version"] == 1:
+        fields["config_version"] = CONFIG_VERSION
     return fields
 
 
@@ -63,6 +86,21 @@ def _with(fields, name):
     """A mapping whose item `name`, where it has one, is a migrated config."""
     inner = fields.get(name) if isinstance(fields, Mapping) else None
     return {**fields, name: config(inner)} if isinstance(inner, Mapping) else fields
+
+
+def refuse_old_field(name, value):
+    """`InputError` for a field's old name, which names the new one."""
+    if name in FIELDS:
+        raise InputError(
+            f"the field {name!r} is {FIELDS[name]!r} now. Received: {name}={value!r:.120}"
+        )
+    if name in OPTIONS:
+        mechanism, option, _ = OPTIONS[name]
+        raise InputError(
+            f"{name} is an option of the mechanism now: mechanism="
+            f"{ {mechanism: {option: value}} }, or --set mechanism.{mechanism}.{option}=VALUE on "
+            f"the command line. Received: {name}={value!r:.120}"
+        )
 
 
 def refuse_old_objective(spec):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from kzoo import migrations, objectives
 from kzoo.config import BackboneConfig, Config, HeadConfig, tokenizer_kind
@@ -15,34 +16,36 @@ log = logging.getLogger("kzoo")
 TASK_FILE, CONFIG_FILE, WEIGHTS_FILE = "task.json", "config.json", "model.weights.h5"
 HEAD_FILE = "task.weights.h5"  # of a task with weights beside its backbone's
 _KEEPS_REMAT = "--xla_disable_hlo_passes=cse_barrier_expander"
+SIZES_FILE = "sizes.json"  # of all families, beside their files
+FAMILY_KEYS = ("description", "paper", "config")
 TOKENIZER_FILE = "tokenizer.json"  # keras-hub's config of it; its files stand under assets
 # What a saved backbone says in `shared`, which only an encoder and a decoder have.
 _STACKS = {None: "single", False: "encoder_decoder", True: "encoder_decoder_shared"}
 
 
-def names():
+def names() -> list[str]:
     """All preset names, family by family and by size: `["bert_nano", "bert_tiny", ...]`."""
-    return [
-        f"{family}_{size}" for family, preset in _families().items() for size in preset["sizes"]
-    ]
+    return [f"{family}_{size}" for family in _families() for size in _sizes()]
 
 
-def describe(name):
+def describe(name: str) -> dict[str, str]:
     """The preset's description and paper: `{"description": str, "paper": str}`.
 
     Raises:
         InputError: for an unknown preset.
     """
-    preset, _ = _find(name)
-    return {key: preset[key] for key in ("description", "paper")}
+    family, _ = _find(name)
+    return {key: family.get(key, "") for key in ("description", "paper")}
 
 
-def config(name, **overrides):
+def config(name: str, **overrides: Any) -> dict[str, Any]:
     """The complete config of a preset, with nothing left to resolve.
 
     Args:
-        name: one of `names()`.
-        **overrides: fields that replace the preset's, e.g. `mechanism="linear"`.
+        name: one of `names()`; or `"FILE.json:SIZE"`, a family of one's own in a file like
+            those of kzoo's presets, in one of their sizes: `{"config": {"mask": …, …}}`.
+        **overrides: fields that replace the preset's, e.g. `mechanism="linear"` or
+            `mechanism={"linear": {"feature_map": "relu"}}`.
 
     Returns:
         A dict of JSON values; see `kzoo.config.Config` for the fields.
@@ -55,22 +58,22 @@ def config(name, **overrides):
         >>> config("unilm_base", num_layers=2)["mask"]
         'prefix'
     """
-    preset, size = _find(name)
-    return _resolved({**preset["config"], **preset["sizes"][size]}, overrides)
+    family, size = _find(name)
+    return _resolved({**size, **family["config"]}, overrides)
 
 
-def load(name, *, dtype=None, remat="none", **overrides):
+def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any) -> Any:
     """A model, built and compiled, with its preprocessor.
 
     Args:
         name: what to load:
 
-            - one of `names()`, whose weights are random;
+            - one of `names()`, or `"FILE.json:SIZE"` as for `config`, whose weights are random;
             - a directory that `save` wrote;
-            - a folder in Hugging Face's format, or `"hf://ORG/NAME"` on their hub: GPT-2, BERT,
-              T5 and UniLM, as `kzoo.convert.read_huggingface` says;
-            - `"kaggle://ORG/MODEL/keras/VARIANT"`, or a folder in keras-hub's format, or a
-              backbone of keras-hub: its GPT-2, BERT and T5.
+            - pretrained weights of GPT-2, BERT, T5 and UniLM: a folder in Hugging Face's format,
+              or `"hf://ORG/NAME"` on their hub, as `kzoo.convert.read_huggingface` says;
+            - those of keras-hub's GPT-2, BERT and T5: `"kaggle://ORG/MODEL/keras/VARIANT"`, a
+              folder in keras-hub's format, or a backbone of keras-hub.
         dtype: a Keras dtype policy, e.g. `"mixed_bfloat16"`.
         remat: what training computes again instead of keeping it in memory: `"none"`,
             `"attention"` or `"block"` (the least memory). The results are the same. On JAX's
@@ -84,7 +87,7 @@ def load(name, *, dtype=None, remat="none", **overrides):
 
     Returns:
         A `kzoo.models.CausalLM`, `MaskedLM` or `Seq2SeqLM`, compiled with its objective's loss
-        and AdamW(3e-4).
+        and AdamW, at the rate that `kzoo.training.learning_rate` gives its width.
 
     Raises:
         InputError: as `config`; or if the directory is no saved model or its weights do not
@@ -113,15 +116,10 @@ def load(name, *, dtype=None, remat="none", **overrides):
     if kind == "checkpoint":
         checkpoint.fill(model)
     elif kind == "saved":
-        model.backbone.load_weights(Path(name) / WEIGHTS_FILE)
-        if (Path(name) / HEAD_FILE).is_file() or model.has_task_weights():
-            model.load_task_weights(Path(name) / HEAD_FILE)
-    log.info(
-        "%s: %s parameters, weights %s",
-        name if isinstance(name, str | Path) else f"{type(name).__name__} of keras-hub",
-        f"{model.count_params():,}",
-        f"random (seed {complete['seed']})" if kind == "preset" else "loaded",
-    )
+        _load_weights(model, Path(name))
+    shown = name if isinstance(name, str | Path) else f"{type(name).__name__} of keras-hub"
+    weights = f"random (seed {complete['seed']})" if kind == "preset" else "loaded"
+    log.info("%s: %s parameters, weights %s", shown, f"{model.count_params():,}", weights)
     if remat != "none" and _undone():
         log.warning(
             "remat=%r saves no memory here: XLA for CPUs takes out what is computed twice unless "
@@ -133,12 +131,12 @@ def load(name, *, dtype=None, remat="none", **overrides):
     return model
 
 
-def load_backbone(name, *, dtype=None, remat="none", **overrides):
+def load_backbone(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any) -> Any:
     """The backbone of `load(name, ...)` alone."""
     return load(name, dtype=dtype, remat=remat, **overrides).backbone
 
 
-def save(model, directory):
+def save(model: Any, directory: str | Path) -> None:
     """Write a model's config, tokenizer and weights to a directory, as keras-hub presets do.
 
     `load(directory)` reads it, and so does `keras_hub.models.CausalLM.from_preset`: the same
@@ -191,7 +189,7 @@ def _undone():
     """Whether the compiler takes remat out again."""
     import keras
 
-    from kzoo.ops.choice import platform
+    from kzoo.ops.context import platform
 
     on_cpu = keras.backend.backend() == "jax" and platform() == "cpu"
     return on_cpu and _KEEPS_REMAT not in os.environ.get("XLA_FLAGS", "")
@@ -238,21 +236,26 @@ def _saved_config(directory):
     if not _is_ours(path):
         raise InputError(f"this directory holds another library's model. Received: {directory}")
     task = read_json(path)
-    names = (*HeadConfig.field_names(), "objective")
     try:
-        backbone = task["config"]["backbone"]["config"]
-        saved = {
+        own = migrations.config(task["config"])
+        backbone = migrations.config(own["backbone"]["config"])
+        return {
             **{field: backbone[field] for field in BackboneConfig.field_names()},
-            **{field: task["config"][field] for field in names},
+            **{field: own[field] for field in (*HeadConfig.field_names(), "objective")},
             "stack": _STACKS[backbone.get("shared")],
             "tokenizer": _saved_tokenizer_kind(directory, backbone["vocabulary_size"]),
         }
-        return migrations.config(saved)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{TASK_FILE} is as `save` wrote it, with every field of a config; save the model "
             f"again. Received: {path}, without {error}"
         ) from None
+
+
+def _load_weights(model, directory):
+    model.backbone.load_weights(directory / WEIGHTS_FILE)
+    if (directory / HEAD_FILE).is_file() or model.has_task_weights():
+        model.load_task_weights(directory / HEAD_FILE)
 
 
 def _saved_dtype(directory, dtype):
@@ -298,16 +301,41 @@ def _resolved(fields, overrides):
 
 
 def _find(name):
+    """The family of a preset and the fields of its size."""
+    file, _, size = str(name).rpartition(":")
+    if file.endswith(".json"):
+        if size not in _sizes():
+            raise unknown(f"size of {file}", size, _sizes())
+        return _family(file), _sizes()[size]
     family, _, size = str(name).rpartition("_")
-    families = _families()
-    if family not in families or size not in families[family]["sizes"]:
+    if family not in _families() or size not in _sizes():
         raise unknown("preset", name, names())
-    return families[family], size
+    return _families()[family], _sizes()[size]
+
+
+def _family(file):
+    """A family of one's own, from its file."""
+    family = read_json(file)
+    if not isinstance(family, dict) or not isinstance(family.get("config"), dict):
+        raise InputError(
+            'a family of presets is a JSON object with a "config", whose fields every size of it '
+            f"has. Received: {file}"
+        )
+    for key in family:
+        if key not in FAMILY_KEYS:
+            raise unknown(f"key of the family {file}", key, FAMILY_KEYS)
+    return family
 
 
 @functools.cache
 def _families():
-    return {path.stem: json.loads(path.read_text()) for path in sorted(_directory().glob("*.json"))}
+    files = sorted(path for path in _directory().glob("*.json") if path.name != SIZES_FILE)
+    return {path.stem: json.loads(path.read_text()) for path in files}
+
+
+@functools.cache
+def _sizes():
+    return json.loads((_directory() / SIZES_FILE).read_text())
 
 
 def _directory():

@@ -105,11 +105,24 @@ class Registry:
         for field in fields:
             if field not in valid:
                 raise unknown(f"field of the {self.kind} {name!r}", field, valid)
+        missing = [field for field in _required(cls) if field not in fields]
+        if missing:
+            raise InputError(
+                f"the {self.kind} {name!r} needs the fields {', '.join(missing)}. "
+                f"Received: {spec!r:.120}"
+            )
         return cls(**plain(fields))
 
     @property
     def _a(self):
         return f"{'an' if self.kind[0] in 'aeiou' else 'a'} {self.kind}"
+
+
+def _required(cls):
+    """The names of the fields of a part that have no default."""
+    unset = dataclasses.MISSING
+    fields = dataclasses.fields(cls)
+    return [f.name for f in fields if f.default is unset and f.default_factory is unset]
 
 
 def _json(value):

@@ -3,9 +3,12 @@
 import json
 import math
 import numbers
+import re
 from collections.abc import Mapping
 
 import numpy as np
+
+from kzoo.errors import InputError
 
 LARGEST = 2**31 - 1  # of the integers that count something
 
@@ -38,6 +41,28 @@ def is_boolean(value):
 def is_count(value, least=1):
     """Whether a value is an integer from `least` to `LARGEST`."""
     return is_integer(value) and least <= value <= LARGEST
+
+
+def interval(every):
+    """What lies between two checkpoints: `(steps, None)` or `(None, seconds)`.
+
+    Args:
+        every: 100 or "100", in steps, or "60s".
+
+    Raises:
+        InputError: for anything else.
+
+    Example:
+        >>> interval(100), interval("60s")
+        ((100, None), (None, 60))
+    """
+    match = re.fullmatch(r"(\d+)(s?)", str(every))
+    if match is None or not int(match[1]):
+        raise InputError(
+            "checkpoints come every so many steps, such as 1000, or seconds, such as 60s. "
+            f"Received: {every!r}"
+        )
+    return (None, int(match[1])) if match[2] else (int(match[1]), None)
 
 
 def plain(value):

@@ -22,11 +22,12 @@ class Vocabulary:
 
     Attributes:
         size: ids are in [0, size).
-        pad: what fills a row. Where padding stands says the padding mask, not this id.
-        bos, sep, eos: before a row, between source and target, after a row. Only bos may be
-            None.
+        pad: what fills a sequence. Where padding stands says the padding mask, not this id.
+        bos, sep, eos: before a sequence, between source and target, after a target.
+            Only bos may be None.
         mask: hides a token.
         decoder_start: the first token of a decoder.
+        sentinels: ids that stand for spans, in the order in which they are used.
         special: the ids that stand for no text, ascending; they are never hidden or scored as
             text, and never drawn as noise.
     """
@@ -39,6 +40,7 @@ class Vocabulary:
     mask: int | None
     decoder_start: int | None
     special: tuple
+    sentinels: tuple = ()
 
     @functools.cached_property
     def text_ids(self):
@@ -65,4 +67,5 @@ BYTES = Vocabulary(
     mask=MASK,
     decoder_start=BOS,
     special=tuple(range(NUM_BYTES, VOCABULARY_SIZE)),
+    sentinels=tuple(SENTINELS),
 )

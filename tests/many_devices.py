@@ -16,7 +16,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 
 import kzoo  # noqa: E402
-from kzoo.ops import choice  # noqa: E402
+from kzoo.ops.kernels import blockwise  # noqa: E402
 
 SMALL = {
     "num_layers": 1,
@@ -30,10 +30,10 @@ PAIRS = [tuple(text.split(" make ")) for text in TEXTS]
 # By what runs in them: blockwise softmax with the cross-entropy in rows, chunked linear attention,
 # heads that differ and learn their features, a look at an encoder with a bias on the scores.
 MODELS = {
-    "gpt": {"loss_rows": 64},
+    "gpt": {"loss_tokens": 64},
     "unilm": {"mechanism": "linear", "use_bias": False, "tie_embeddings": False},
-    "bert_mixed_heads": {"mechanism": "linear", "feature_map": "hedgehog", "use_bias": False},
-    "t5_shared": {"loss_rows": 64, "positions": "relative", "activation": "swiglu"},
+    "bert_mixed_heads": {"mechanism": {"linear": {"feature_map": "hedgehog"}}, "use_bias": False},
+    "t5_shared": {"loss_tokens": 64, "positions": "relative", "activation": "swiglu"},
 }
 LAYOUTS = {
     "gpt": [{"data": 8}, {"model": 2, "fsdp": True}],
@@ -152,5 +152,5 @@ def in_process(port, number, process, how, stop, start=0, save=None, killed=None
 
 
 if __name__ == "__main__":
-    choice.DENSE_TIME = 0  # blockwise at every length
+    blockwise.SHORT = 0  # blockwise at every length
     on_devices() if sys.argv[1] == "devices" else in_process(**json.loads(sys.argv[2]))

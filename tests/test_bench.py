@@ -84,7 +84,7 @@ def test_attention_reports_every_contestant(result):
             assert rows[16, name]["reason"] is None
             # At least queries, keys, values, cotangent, output and three gradients.
             assert rows[16, name]["memory_bytes"] >= 8 * 4 * 16 * 2 * 4
-    assert rows[16, "linear_causal"]["kernel"] == "chunked"
+    assert rows[16, "linear_causal"]["kernel"] == "chunk_scan"
     assert rows[16, "softmax_dense"]["kernel"] == "dense"
 
 

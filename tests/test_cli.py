@@ -1,18 +1,24 @@
+import argparse
 import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import types
 
 import pytest
 
+import kzoo
 from kzoo import presets
-from kzoo.cli import main
+from kzoo.cli import main, run_folder, train
 from kzoo.training import Checkpoints
 
+COMMANDS = ["list", "show", "train", "generate", "compare", "report", "compile", "bench"]
 SMALL = ["num_layers=2", "hidden_dim=16", "num_heads=2", "intermediate_dim=32"]
 SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
+FACTS = ("train_rows", "train_bytes")
+QUIET = ("TF_CPP_MIN_LOG_LEVEL", "GLOG_minloglevel", "KERAS_BACKEND", "XLA_FLAGS")
 TEXT = "It is a truth universally acknowledged, that a single man is in want of a wife.\n"
 
 
@@ -56,11 +62,39 @@ def test_list_and_show_load_no_keras():
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
 
 
+def test_options_inside_a_field(capsys):
+    settings = [
+        "mechanism.linear.feature_map=relu",
+        "objective.prefix_lm.score=all",
+        "num_layers=1",
+    ]
+    settings = [part for setting in settings for part in ("--set", setting)]
+    assert main(["show", "gpt_nano", *settings]) == 0
+    out = capsys.readouterr().out
+    config = json.loads(out[out.index("{") :])
+    assert config["mechanism"] == {"linear": {"feature_map": "relu"}}
+    assert config["objective"] == {"prefix_lm": {"score": "all"}} and config["num_layers"] == 1
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS, "bench attention"])
+def test_help_begins_with_what_a_command_does(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([*command.split(), "--help"])
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first[0].isupper() and not first.startswith("usage")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"kzoo {kzoo.__version__}\n"
+
+
 def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text, monkeypatch):
     out = tmp_path / "model"
     # A small model makes 16 steps in a call, after which it can be stopped.
     arguments = ["train", "unilm_nano", "--text", str(text), "--steps", "18", "--out", str(out)]
-    arguments += ["--batch-size", "4"]
+    arguments += ["--batch-size", "4", "--checkpoint-every", "1000"]
     after_step = Checkpoints.after_step
 
     def stopped(self, step, *rest):
@@ -72,9 +106,10 @@ def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text
     assert main([*arguments, *SETTINGS]) == 75
     assert "SIGTERM: step 16 is saved" in capsys.readouterr().err
     monkeypatch.undo()
-    assert main([*arguments, *SETTINGS, "--learning-rate", "0.01"]) == 2
-    assert "0.003 there and 0.01 here. Received" in capsys.readouterr().err
-    assert os.listdir(out) == ["checkpoints"] and os.listdir(out / "checkpoints") == ["16"]
+    assert main([*arguments, *SETTINGS, "--learning-rate", "0.02"]) == 2
+    assert "0.01 there and 0.02 here. Name" in capsys.readouterr().err
+    assert {"checkpoints", "training.json", "log.jsonl", "best"} >= set(os.listdir(out))
+    assert os.listdir(out / "checkpoints") == ["16"]
     assert main([*arguments, "--json", *SETTINGS]) == 0
     assert "checkpoints" not in os.listdir(out)
     result = last_line(capsys)
@@ -85,6 +120,15 @@ def test_train_stopped_goes_on_and_saves_what_it_measured(capsys, tmp_path, text
     valid = data.load(str(text), model, batch_size=4).valid
     bits = model.evaluate(valid, verbose=0, return_dict=True)["bits_per_byte"]
     assert bits == pytest.approx(result["bits_per_byte"], rel=1e-5)
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 19))
+    measured = {x["step"]: x["held_out_bits"] for x in lines if "held_out_bits" in x}
+    assert [*measured] == [18 * i // 10 for i in range(1, 11)]
+    assert all(line["tokens_per_second"] > 0 and line["learning_rate"] > 0 for line in lines)
+    best = min(measured, key=measured.get)
+    assert result["best"] == {"step": best, "held_out_bits": measured[best]}
+    assert json.loads((out / "best" / "best.json").read_text()) == result["best"]
+    presets.load(out / "best")
     before = sorted((path, path.stat().st_mtime_ns) for path in out.iterdir())
     assert main([*arguments, "--json", *SETTINGS]) == 0
     captured = capsys.readouterr()
@@ -244,7 +288,7 @@ class Blocker(importlib.abc.MetaPathFinder):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocker())
-from kzoo.cli import main
+from kzoo.cli import main, run_folder, train
 sys.exit(main(arguments))
 """
 
@@ -270,6 +314,99 @@ def test_a_missing_package_is_named_with_how_to_install_it(missing, arguments, p
     assert done.returncode == 2 and done.stdout == ""
     line = f"needs a package: pip install {package}. Received: no module '{missing}'\n"
     assert done.stderr.endswith(line) and done.stderr.count("\n") == 1
+
+
+def train_at_the_door(*more):
+    return ["train", "gpt_nano", "--text", "pydoc", "--steps", "9", "--out", "TMP/o", *more]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        train_at_the_door("--checkpoint-every", "5m"),
+        train_at_the_door("--set", "mask=bidirectional"),
+        train_at_the_door("--text", "TMP/none"),
+        train_at_the_door("--text", "TMP/table.csv"),
+        train_at_the_door("--out", "TMP"),
+    ],
+    ids=" ".join,
+)
+def test_options_of_train_are_refused_before_anything_loads(arguments, tmp_path):
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    code = (
+        "import sys; from kzoo.cli import main; status = main(sys.argv[1:]);"
+        "assert not {'keras', 'keras_hub', 'jax', 'grain'} & set(sys.modules); sys.exit(status)"
+    )
+    arguments = [argument.replace("TMP", str(tmp_path)) for argument in arguments]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_run_that_was_begun_before_goes_on_with_its_own_rate(tmp_path):
+    """Checkpoints of runs that had another default rate, and measured once, at the end."""
+    facts = tmp_path / "checkpoints" / "16" / "facts"
+    facts.mkdir(parents=True)
+    schedule = {"initial_learning_rate": 0.003, "warmup_target": 0.003}
+    settings = {"optimizer": {"learning_rate": {"config": schedule}}, "evaluations": 1}
+    (facts / "metadata").write_text(json.dumps({"settings": settings}))
+    for given, expected in [(None, 0.003), (0.02, 0.02)]:
+        options = argparse.Namespace(out=tmp_path, learning_rate=given, evaluations=None)
+        run_folder.fill_in(options, {"hidden_dim": 64}, evaluations=10)
+        assert (options.learning_rate, options.evaluations) == (expected, 1)
+    options = argparse.Namespace(out=tmp_path / "new", learning_rate=None, evaluations=None)
+    run_folder.fill_in(options, {"hidden_dim": 64}, evaluations=10)
+    assert (options.learning_rate, options.evaluations) == (0.0063, 10)
+
+
+def test_a_small_text_for_many_steps_is_warned_of_before_the_first(tmp_path, monkeypatch):
+    """30 kB, 6,000 steps; and what is measured along the way costs about a tenth."""
+    warned = []
+    monkeypatch.setattr(train.log, "warning", lambda text, *values: warned.append(text % values))
+    splits = types.SimpleNamespace(facts=dict.fromkeys(FACTS, 435), valid=range(300))
+    for steps, warns in [(6000, True), (400, False)]:
+        options = {"steps": steps, "batch_size": 16, "learning_rate": 0.0063, "evaluations": 10}
+        options = argparse.Namespace(**options, out=tmp_path)
+        sample = train._sample(options, splits)
+        assert len(sample) * options.evaluations / (3 * steps) <= 0.11
+        train._say_what_comes(options, splits, sample)
+        assert bool(warned) == warns
+        if warns:
+            assert "pass 221 times" in warned.pop()
+
+
+@pytest.mark.slow
+def test_commands_and_scripts_say_what_is_ours_and_nothing_else(text, tmp_path):
+    """Where libtpu and TensorFlow are installed, which have much to say."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", *QUIET)}
+    train = ["train", "gpt_nano", "--text", str(text), "--steps", "2", "--out", "out", *SETTINGS]
+    script = (
+        "import kzoo; model = kzoo.presets.load('gpt_nano', num_layers=1, hidden_dim=16);"
+        f"splits = kzoo.data.load({str(text)!r}, model, batch_size=8);"
+        "model.fit(splits.train, steps_per_epoch=1, verbose=0);"
+        "import keras, os; assert keras.backend.backend() == 'jax';"
+        "assert 'KERAS_BACKEND' not in os.environ"
+    )
+    for arguments, extra in [
+        (["-m", "kzoo", *train], {}),
+        (["-m", "kzoo", "list"], {}),
+        (["-m", "kzoo", "compare", "--help"], {}),
+        (["-c", script], {"JAX_PLATFORMS": "cpu"}),
+    ]:
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**environment, "PYTHONPATH": os.getcwd(), **extra},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        ours = ("kzoo: ", "WARNING:kzoo:", "steps ")
+        theirs = [line for line in done.stderr.splitlines() if not line.startswith(ours)]
+        assert theirs == [], arguments
+        if "train" in arguments:
+            said = "kzoo: backend jax (the default; KERAS_BACKEND chooses another), cpu, "
+            assert done.stderr.count("backend") == 1 and said in done.stderr
 
 
 def test_the_backend_is_the_users(tmp_path):

@@ -48,7 +48,7 @@ def test_train_and_generate(capsys, tmp_path, monkeypatch):
     """A run that is stopped and goes on ends like one that is not, to the bit."""
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{i} green bottles, hanging on the wall.\n" for i in range(200)))
-    fields = {**SMALL, "loss_rows": 16, "dropout": 0.1}
+    fields = {**SMALL, "loss_tokens": 16, "dropout": 0.1}
     settings = [part for item in fields.items() for part in ("--set", "{}={}".format(*item))]
     settings += ["--text", text, "--steps", 4, "--batch-size", 4, "--optimizer", "muon", "--json"]
     settings += ["--dtype", "mixed_bfloat16"]

@@ -19,7 +19,7 @@ if importlib.util.find_spec("libtpu") is None:
 import jax
 
 from kzoo.ops import linear_attention, softmax_attention
-from kzoo.ops.choice import compiling_for
+from kzoo.ops.context import compiling_for
 from kzoo.training import compile_only as module
 from kzoo.training import hlo
 from kzoo.training.compile_only import compile_only, target
@@ -128,7 +128,7 @@ def test_data_parallel_linear_exchanges_nothing_but_gradients(texts):
     report = compile_only("unilm_nano", "v5e:2x2", 8, **fields)
     assert_only_gradients_are_exchanged(report, texts[0], report["parameters"])
     attention = report["programs"]["train_step"]["attention"]
-    assert attention == {"block_0/attention": {"kernel": "chunked", "calls": 0}}
+    assert attention == {"block_0/attention": {"kernel": "chunk_scan", "calls": 0}}
 
 
 @pytest.mark.slow
@@ -178,8 +178,8 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(capsys):
     assert not program["fits"]
     assert program["over"] == memory["total"] - memory["available"] > 0
     assert memory["available"] <= memory["chip"] == 16 * 2**30
-    said = " ".join(program["remedies"])
-    for word in ("a batch of", "--accumulate", "mixed_bfloat16", "loss_rows"):
+    said = " ".join(program["suggestions"])
+    for word in ("a batch of", "--accumulate", "mixed_bfloat16", "loss_tokens"):
         assert word in said
 
 
@@ -193,7 +193,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_would(capsys):
         ("gpt_nano --topology v5e:2x4 --batch 8 --mesh data=3", "number of chips, 8"),
         ("gpt_nano --topology v5e:2x4 --batch 8 --mesh rows=8", "unknown mesh axis"),
         ("gpt_nano --topology v5e:2x4 --batch 8 --mesh data", "data=N,model=M"),
-        ("gpt_nano --topology v5e:2x4 --batch 8 --mesh model=8", "num_heads divides"),
+        ("gpt_nano --topology v5e:2x4 --batch 8 --mesh model=8", "num_heads must be a multiple"),
         ("bert_mixed_heads_nano --topology v5e:2x4 --batch 8 --mesh model=4", "pattern of heads"),
         ("gpt_nano --topology v5e:2x4 --batch 8 --dtype float17", "unknown dtype"),
         ("bert_nano --topology v5e:2x4 --batch 8 --decode", "generates no text"),

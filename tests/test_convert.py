@@ -72,13 +72,11 @@ def test_logits_from_a_cache_are_transformers(name, theirs, ours):
     if two:
         read = [x[f"encoder_{part}"] for part in ("token_ids", "padding_mask")]
         encoded = {"encoded": model.backbone.encode(*read), "encoder_padding_mask": read[1]}
-    cache = model.backbone.empty_cache(
-        *map(ops.convert_to_tensor, (start, source)), TIME, **encoded
-    )
+    cache = model.backbone.init_cache(*map(ops.convert_to_tensor, (start, source)), TIME, **encoded)
     logits = []
     for at, end in [(0, 5), *((i, i + 1) for i in range(5, ids.shape[1]))]:
         segments = x["segment_ids"][:, at:end] if "segment_ids" in x else None
-        hidden, cache = model.backbone.extend(
+        hidden, cache = model.backbone.decode(
             ops.convert_to_tensor(ids[:, at:end]), cache, at, segment_ids=segments
         )
         logits.append(ops.convert_to_numpy(model.head(hidden)))
@@ -175,7 +173,7 @@ def test_published_counts(their_config, names, count):
     fields = family.read_config(their_config, names)
     complete = config.Config.get({**fields, "tie_embeddings": tied, "tokenizer": "file"})
     assert config.count_parameters(complete) == count
-    shapes = [row.their_shape(complete) for row in family.rows(complete)]
+    shapes = [x.their_shape(complete) for x in family.pairs(complete)]
     assert sum(np.prod(shape) for shape in shapes) == count
 
 
@@ -282,7 +280,7 @@ def test_other_masks_and_objectives_keep_all_weights(ours, folders):
 
 def test_new_parameters_are_named(folders, caplog):
     with caplog.at_level(logging.INFO, logger="kzoo"):
-        model = presets.load(folders["gpt2"], mechanism="linear", feature_map="hedgehog")
+        model = presets.load(folders["gpt2"], mechanism={"linear": {"feature_map": "hedgehog"}})
         presets.load(folders["gpt2"], mechanism="linear")
         presets.load(folders["gpt2"], num_layers=3, num_segments=2)
     new = [line for line in caplog.messages if line.startswith("new parameters")]
@@ -296,17 +294,21 @@ def test_new_parameters_are_named(folders, caplog):
 @pytest.mark.parametrize(
     "name, overrides, said",
     [
-        ("gpt2", {"num_layers": 1}, "no place for block_1/attention/query/kernel"),
-        ("gpt2", {"positions": "rotary"}, "no place for position_embedding/embeddings"),
+        ("gpt2", {"num_layers": 1}, "no variable for block_1/attention/query/kernel"),
+        ("gpt2", {"positions": "rotary"}, "no variable for position_embedding/embeddings"),
         ("gpt2", {"max_sequence_length": 8}, "position_embedding/embeddings has shape [16, 32]"),
         ("gpt2", {"vocabulary_size": 50}, "has shape [61, 32], not [50, 32]"),
-        ("bert", {"output_transform": False}, "no place for head/bias"),
+        ("bert", {"output_transform": False}, "no variable for head/bias"),
         (
             "t5",
             {"use_bias": True, "normalization": "layer_norm"},
-            "no place for encoder_final_norm",
+            "no variable for encoder_final_norm",
         ),
-        ("t5_gated", {"tie_embeddings": True}, "no place for token_embedding/reverse_embeddings"),
+        (
+            "t5_gated",
+            {"tie_embeddings": True},
+            "no variable for token_embedding/reverse_embeddings",
+        ),
     ],
     ids=str,
 )

@@ -94,5 +94,5 @@ def test_keras_hubs_other_models(hub_folder, tmp_path):
         presets.load(tmp_path / "task")
     with_lora = HUB["gpt2"]()
     with_lora.enable_lora(2)
-    with pytest.raises(InputError, match="no place for some weights: extra .*lora_kernel_a"):
+    with pytest.raises(InputError, match="no variable for some weights: extra .*lora_kernel_a"):
         presets.load(with_lora)

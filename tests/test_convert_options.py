@@ -41,7 +41,7 @@ UNILM = {
     **BERT,
     "mask": "prefix",
     "objective": "prefix_lm",
-    "prediction": "mask",
+    "prediction_site": "mask",
     "num_segments": 6,
 }
 T5 = {
@@ -56,7 +56,7 @@ T5 = {
     "normalization": "rms_norm",
     "activation": "relu",
     "use_bias": False,
-    "attention_scale": 1.0,
+    "mechanism": {"softmax": {"scale": 1.0}},
     "output_scale": 8**-0.5,
 }
 FAMILIES = {"gpt2": GPT2, "bert": BERT, "unilm": UNILM, "t5": T5}
@@ -139,10 +139,10 @@ WRITTEN = [
     ("gpt2", {"tie_embeddings": False}, "GPT2LMHeadModel"),
     ("gpt2", {"activation": "gelu_tanh", "norm_epsilon": 0.1}, "GPT2LMHeadModel"),
     ("gpt2", {"activation": "relu", "intermediate_dim": 32}, "GPT2LMHeadModel"),
-    ("gpt2", {"attention_scale": 1.0, "dropout": 0.3}, "GPT2LMHeadModel"),
-    ("gpt2", {"attention_scale": 0.5, "relative_buckets": 8}, "GPT2LMHeadModel"),
+    ("gpt2", {"mechanism": {"softmax": {"scale": 1.0}}, "dropout": 0.3}, "GPT2LMHeadModel"),
+    ("gpt2", {"mechanism": {"softmax": {"scale": 0.5}}, "relative_buckets": 8}, "GPT2LMHeadModel"),
     ("gpt2", {"vocabulary_size": 57, "max_sequence_length": 12}, "GPT2LMHeadModel"),
-    ("gpt2", {"initialization": "gpt2", "seed": 3, "loss_rows": 8}, "GPT2LMHeadModel"),
+    ("gpt2", {"initialization": "gpt2", "seed": 3, "loss_tokens": 8}, "GPT2LMHeadModel"),
     ("bert", {}, "BertForMaskedLM"),
     ("bert", {"tie_embeddings": False}, "BertForMaskedLM"),
     ("bert", {"tie_embeddings": False, "pooler": True}, "BertForPreTraining"),
@@ -186,7 +186,7 @@ def test_transformers_computes_what_is_written(family, overrides, kind, tmp_path
     weights = by_path(copy)
     for path, variable in by_path(ours).items():
         np.testing.assert_array_equal(*(ops.convert_to_numpy(w) for w in (weights[path], variable)))
-    free = {"initialization", "seed", "loss_rows", "attention_scale", "relative_buckets"}
+    free = {"initialization", "seed", "loss_tokens", "mechanism", "relative_buckets"}
     for field in copy.config.keys() - free:
         assert copy.config[field] == ours.config[field], field
 
@@ -195,7 +195,11 @@ def test_transformers_computes_what_is_written(family, overrides, kind, tmp_path
 REFUSED = [
     ("gpt2", {"use_bias": False}, "use_bias is True"),
     ("gpt2", {"activation": "swiglu"}, "activation is 'gelu'"),
-    ("gpt2", {"attention_scale": 0.3}, "attention_scale is 1.0"),
+    (
+        "gpt2",
+        {"mechanism": {"softmax": {"scale": 0.3}}},
+        "mechanism is {'softmax': {'scale': 1.0}}",
+    ),
     ("gpt2", {"identity_mix": 0.1}, "identity_mix is 0.0"),
     ("gpt2", {"kv_heads": 1}, "kv_heads is 2"),
     ("gpt2", {"head_dim": 3}, "head_dim is 4"),
@@ -213,21 +217,21 @@ REFUSED = [
     ("gpt2", {"num_segments": 2}, "num_segments is 0"),
     ("gpt2", {"pooler": True}, "pooler is False"),
     ("gpt2", {"mask": "prefix", "objective": "prefix_lm"}, "mask is 'causal'"),
-    ("gpt2", {"prediction": "mask"}, "prediction is 'next'"),
+    ("gpt2", {"prediction_site": "mask"}, "prediction_site is 'next'"),
     ("bert", {"tie_embeddings": False, "output_transform": False}, "tie_embeddings is True"),
     ("bert", {"num_segments": 0}, "num_segments is 1"),
     ("bert", {"embedding_norm": False}, "embedding_norm is True"),
     ("bert", {"activation": "geglu", "output_transform": False}, "activation is 'gelu'"),
-    ("bert", {"attention_scale": 1.0}, "attention_scale is None"),
+    ("bert", {"mechanism": {"softmax": {"scale": 1.0}}}, "mechanism is 'softmax'"),
     ("bert", {"mask": {"heads": ["causal", "reversed"]}}, "mask is 'bidirectional'"),
     ("bert", {"num_segments": 6}, "mask is 'prefix'"),
     ("bert", {"norm_placement": "pre"}, "norm_placement is 'post'"),
     ("bert", {"output_scale": 2.0}, "output_scale is 1.0"),
-    ("unilm", {"prediction": "next"}, "prediction is 'mask'"),
+    ("unilm", {"prediction_site": "next"}, "prediction_site is 'mask'"),
     ("unilm", {"num_segments": 2}, "mask is 'bidirectional'"),
     ("t5", {"stack": "encoder_decoder_shared"}, "stack is 'encoder_decoder'"),
     ("t5", {"mask": "causal"}, "mask is 'bidirectional'"),
-    ("t5", {"attention_scale": None}, "attention_scale is 1.0"),
+    ("t5", {"mechanism": "softmax"}, "mechanism is {'softmax': {'scale': 1.0}}"),
     ("t5", {"output_scale": 0.5}, "output_scale is 0.35"),
     ("t5", {"use_bias": True}, "use_bias is False"),
     ("t5", {"normalization": "layer_norm"}, "normalization is 'rms_norm'"),
@@ -249,7 +253,7 @@ def test_what_transformers_does_not_compute_is_refused_by_name(family, overrides
 
 def test_every_field_of_a_config_is_tried():
     tried = {field for _, overrides, _ in [*WRITTEN, *REFUSED] for field in overrides}
-    sizes = {"num_layers", "hidden_dim", "intermediate_dim", "feature_map", "objective"}
+    sizes = {"num_layers", "hidden_dim", "intermediate_dim", "objective"}
     assert set(config.Config.field_names()) - tried - sizes == {"tokenizer", "config_version"}
 
 

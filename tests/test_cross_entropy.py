@@ -230,7 +230,7 @@ def load(family, **overrides):
 def test_a_task_trains_evaluates_and_scores_alike(family, variant):
     results = []
     for rows in (0, 24):
-        model = load(family, loss_rows=rows, **variant)
+        model = load(family, loss_tokens=rows, **variant)
         x, y, weight = model.preprocessor(TEXTS)
         # TensorFlow takes ten seconds to build a graph.
         model.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=BACKEND == "tensorflow")
@@ -249,34 +249,34 @@ def test_a_task_trains_evaluates_and_scores_alike(family, variant):
 
 @pytest.mark.torch
 def test_the_option_is_saved_and_changes_no_weight(tmp_path):
-    model, other = load("gpt", loss_rows=32), load("gpt")
+    model, other = load("gpt", loss_tokens=32), load("gpt")
     assert [v.path for v in model.weights] == [v.path for v in other.weights]
     for a, b in zip(model.get_weights(), other.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     presets.save(model, tmp_path / "preset")
     assert presets.load(tmp_path / "preset").config == model.config
-    assert presets.load(tmp_path / "preset", loss_rows=0).config == other.config
+    assert presets.load(tmp_path / "preset", loss_tokens=0).config == other.config
     model.save(tmp_path / "model.keras")
     assert keras.saving.load_model(tmp_path / "model.keras").config == model.config
 
 
 def test_rows_in_a_config():
-    assert presets.config("gpt_nano")["loss_rows"] == 0
-    assert presets.config("bert_nano", loss_rows=256)["loss_rows"] == 256
+    assert presets.config("gpt_nano")["loss_tokens"] == 0
+    assert presets.config("bert_nano", loss_tokens=256)["loss_tokens"] == 256
     for bad in (-1, 2.0, True, None, "64"):
-        with pytest.raises(InputError, match="loss_rows is a positive integer, or 0 for all"):
-            presets.config("gpt_nano", loss_rows=bad)
+        with pytest.raises(InputError, match="loss_tokens must be an integer, 0 or more"):
+            presets.config("gpt_nano", loss_tokens=bad)
 
 
 def test_what_needs_logits_is_refused():
-    model = load("gpt", loss_rows=32)
+    model = load("gpt", loss_tokens=32)
     accuracy = keras.metrics.SparseCategoricalAccuracy()
     for arguments in (
         {"loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True)},
         {"weighted_metrics": [BitsPerByte(), accuracy]},
         {"metrics": [accuracy]},
     ):
-        with pytest.raises(InputError, match="others need loss_rows=0. Received: "):
+        with pytest.raises(InputError, match="others need loss_tokens=0. Received: "):
             model.compile(**arguments)
 
 
@@ -290,7 +290,7 @@ def test_a_compiled_step_holds_a_few_logits_at_once():
     logits = 4 * arrays.size * 8192
     sizes = []
     for rows in (0, 32):
-        model = load("gpt", vocabulary_size=8192, max_sequence_length=64, loss_rows=rows)
+        model = load("gpt", vocabulary_size=8192, max_sequence_length=64, loss_tokens=rows)
         model.compile(optimizer=keras.optimizers.SGD(0.1))
         model._symbolic_build(data_batch=batch)
         *fixed, optimizer, metrics = (

@@ -8,7 +8,8 @@ from test_ops import ORDERS, _round, operands
 
 from kzoo import masks
 from kzoo.ops import reference_attention, softmax_attention
-from kzoo.ops.choice import Shape, compiling_for, kernel_for
+from kzoo.ops.context import compiling_for
+from kzoo.ops.dispatch import Spec, kernel_for
 
 HALF = {"heads": ["causal", "reversed"]}
 
@@ -67,35 +68,40 @@ def test_jax_takes_it_for_cuda(monkeypatch, mask, padded, flag):
         kwargs = {"padding_mask": padding_mask} if padded else {}
         return softmax_attention(q, k, v, mask, **kwargs).astype("float32").sum()
 
-    x = jnp.ones((2, 64, 4, 32), "bfloat16")
+    q, k = (jnp.ones((2, 64, heads, 32), "bfloat16") for heads in (4, 2))
     with compiling_for("gpu"):
         traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(
-            x, x, x, jnp.ones((2, 64), "int32")
+            q, k, k, jnp.ones((2, 64), "int32")
         )
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     kind = "ScaleBiasSoftmax" if padded else "Softmax"
     assert f"__cudnn$fmha{kind}" in text and f"__cudnn$fmha{kind}Backward" in text
     assert f"\\22mask_type\\22: \\22{flag}\\22" in text
+    # q, k and v as they were given: 16 bits, heads of keys and values not repeated.
+    given = "(tensor<2x64x4x32xbf16>, tensor<2x64x2x32xbf16>, tensor<2x64x2x32xbf16>"
+    assert text.count(given) == 2
+    assert "2x64x2x32xf32" not in text
 
 
 def test_where_it_runs():
-    def shape(mask="causal", dtype="bfloat16", time=64, dim=64, **kwargs):
-        return Shape(time, time, 4, dim, dim, masks.get(mask), dtype=dtype, **kwargs)
+    def spec(mask="causal", dtype="bfloat16", time=64, dim=64, **kwargs):
+        kwargs = {"dtype": dtype, "platform": "gpu", **kwargs}
+        return Spec(time, time, 4, dim, dim, masks.get(mask), **kwargs)
 
-    assert kernel_for("softmax", shape(), "jax", "gpu") == "cudnn"
-    assert kernel_for("softmax", shape(HALF, padded=True), "jax", "gpu") == "cudnn"
-    assert kernel_for("softmax", shape(time=63), "jax", "gpu") == "cudnn"  # a flag says the mask
-    assert kernel_for("softmax", shape(), "torch", "gpu") == "sdpa"
+    assert kernel_for("softmax", spec()) == "cudnn"
+    assert kernel_for("softmax", spec(HALF, padded=True)) == "cudnn"
+    assert kernel_for("softmax", spec(time=63)) == "cudnn"  # a flag says the mask
+    assert kernel_for("softmax", spec(backend="torch")) == "sdpa"
     for other, reason in [
-        (shape(dtype="float32"), "float16 or bfloat16, not in float32"),
-        (shape(bias=True), "bias"),
-        (shape(dim=160), "128 dimensions"),
-        (shape(dim=20), "128 dimensions"),
-        (shape(time=63, padded=True), "even times"),
+        (spec(dtype="float32"), "float16 or bfloat16, not in float32"),
+        (spec(bias=True), "bias"),
+        (spec(dim=160), "128 dimensions"),
+        (spec(dim=20), "128 dimensions"),
+        (spec(time=63, padded=True), "even times"),
     ]:
-        assert kernel_for("softmax", other, "jax", "gpu") == "dense"
+        assert kernel_for("softmax", other) == "dense"
         with pytest.raises(ValueError, match=reason):
-            kernel_for("softmax", other, "jax", "gpu", "cudnn")
+            kernel_for("softmax", other, "cudnn")
 
 
 def test_layers_say_so():

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kzoo import data
-from kzoo.data import sources, synthetic, text
+from kzoo.data import sources, tasks, text
+from kzoo.data.sources import tfds
+from kzoo.data.tasks.copying import SYMBOLS
 from kzoo.errors import InputError
 from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, SEP
 
@@ -303,8 +305,8 @@ def test_pydoc_is_two_megabytes_of_english_without_imports():
     )
     size, *imported = _python(code).split()
     assert 1_500_000 < int(size) < 4_000_000 and imported == ["False"] * 4
-    documents = sources._pydoc()
-    assert documents is sources._pydoc()  # parsed once in a process
+    documents = sources.Pydoc().read()
+    assert documents is sources.Pydoc().read()  # parsed once in a process
     assert sources.read("pydoc").sha256 == sources.read("pydoc").sha256
 
 
@@ -318,11 +320,11 @@ def test_a_folder_is_its_text_files_in_order(tmp_path):
 
 
 def test_copying():
-    rows = synthetic.TASKS["copy"]()
-    assert len(set(rows)) == 20000 and rows == synthetic.copy()
+    rows = tasks.get("copy").pairs()
+    assert len(set(rows)) == 20000 and rows == tasks.Copy().pairs()
     assert all(source == target and len(source) == 16 for source, target in rows)
-    assert set("".join(source for source, _ in rows)) == set(synthetic.SYMBOLS)
-    assert len(set(synthetic.SYMBOLS)) == 32
+    assert set("".join(source for source, _ in rows)) == set(SYMBOLS)
+    assert len(set(SYMBOLS)) == 32
 
     splits = load("synthetic:copy", "prefix_lm", mask="prefix", batch_size=32)
     x, y, weight = splits.train[0]
@@ -354,7 +356,7 @@ def test_rows_are_as_long_as_the_longest_needs():
 def test_rows_that_are_cut_are_counted(caplog):
     splits = load(["x" * n for n in range(1, 41)], length=31)
     assert splits.facts["cut_rows"] == 10 and splits.facts["row_length"] == 31
-    assert "10 of 40 rows are longer than 31 tokens" in caplog.text
+    assert "10 of 40 examples are longer than 31 tokens" in caplog.text
 
 
 # Bad input
@@ -368,15 +370,15 @@ def test_rows_that_are_cut_are_counted(caplog):
         ("a text given in place of a path " * 200, {}, "no such file or folder"),
         ("synthetic:cpoy", {}, "did you mean 'copy'?"),
         ([], {}, "empty"),
-        (["a", ""], {}, "Received: '' (row 1)"),
-        ([("a", "b"), ("c", "")], {}, "Received: '' (row 1)"),
-        ([("a", "b", "c")], {}, "(row 0)"),
-        (["a", ("b", "c")], {}, "str (row 0)"),
+        (["a", ""], {}, "Received: '' (example 1)"),
+        ([("a", "b"), ("c", "")], {}, "Received: '' (example 1)"),
+        ([("a", "b", "c")], {}, "(example 0)"),
+        (["a", ("b", "c")], {}, "str (example 0)"),
         ({"prompts": ["a"], "response": ["b"]}, {}, "['prompts', 'response']"),
         ({"prompts": ["a"], "responses": []}, {}, "1 prompts, 0 responses"),
         (3, {}, "Received: int"),
         (["ab", "c", "de"] * 9, {"objective": "prefix_lm", "batch_size": 1}, "a text of 1"),
-        (["only one"], {"batch_size": 1}, "Received: 1 rows"),
+        (["only one"], {"batch_size": 1}, "Received: 1 examples"),
         (["a", "b", "c"], {}, "batch_size of at most 2"),
         ("synthetic:copy", {"valid": 0}, "Received: 0"),
         ("synthetic:copy", {"valid": 1.0}, "Received: 1.0"),
@@ -493,7 +495,7 @@ def tfds_folder(tmp_path, monkeypatch):
 
 
 def test_tfds_without_network_says_at_once_what_to_put_where(tfds_folder, monkeypatch):
-    monkeypatch.setattr(sources, "_reachable", lambda url: False)
+    monkeypatch.setattr(tfds, "_reachable", lambda url: False)
     assert_raises(
         f"put input.txt in {tfds_folder}/downloads/manual", lambda: load("tfds:tiny_shakespeare")
     )
@@ -536,4 +538,4 @@ for _ in range(2):  # prepares, then reads
 
 
 def test_nobody_answers_at_a_closed_port():
-    assert not sources._reachable("http://127.0.0.1:9/nothing")
+    assert not tfds._reachable("http://127.0.0.1:9/nothing")

@@ -79,8 +79,8 @@ def cases(mask):
         "native softmax": (attend(softmax_attention, "native"), softmax, QKV),
         "blockwise": (attend(softmax_attention, "blockwise"), softmax, QKV),
         "native linear": (attend(linear_attention, "native", chunk_size=4), linear, QKV),
-        "chunked": (attend(linear_attention, "chunked", chunk_size=4), linear, QKV),
-        "one chunk": (attend(linear_attention, "chunked"), linear, QKV),
+        "chunk_scan": (attend(linear_attention, "chunk_scan", chunk_size=4), linear, QKV),
+        "one chunk": (attend(linear_attention, "chunk_scan"), linear, QKV),
         "layer norm": (lambda *x: layer_norm(*x, 1e-5), plain_layer_norm, NORM),
         "cross-entropy": (
             lambda hidden, kernel: cross_entropy.cross_entropy(hidden, kernel, LABELS, rows=2)[0],
@@ -234,39 +234,39 @@ def test_scan_and_remat(case, request):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("implementation", ["native", "chunked"])
+@pytest.mark.parametrize("implementation", ["native", "chunk_scan"])
 @pytest.mark.parametrize("packed", [False, True])
 def test_derivatives_of_a_state(implementation, packed):
     if implementation == "native" and (reason := library.missing()):
         pytest.skip(reason)
     rows = {"padding_mask": ROWS["padding_mask"]} if packed else {}
 
-    def both(q, k, v, matrix, normaliser, implementation=implementation, chunk_size=4):
-        state = {"matrix": matrix, "normaliser": normaliser}
+    def both(q, k, v, kv_state, k_sum, implementation=implementation, chunk_size=4):
+        state = {"kv_state": kv_state, "k_sum": k_sum}
         kwargs = {**rows, "implementation": implementation, "chunk_size": chunk_size}
         kwargs |= {"initial_state": state, "return_state": True}
         out, last = linear_attention(q, k, v, "causal", **kwargs)
-        return jnp.concatenate([x.ravel() for x in (out, last["matrix"], last["normaliser"])])
+        return jnp.concatenate([x.ravel() for x in (out, last["kv_state"], last["k_sum"])])
 
     padding = ROWS["padding_mask"] if packed else np.ones((BATCH, TIME), "int32")
     visible = np.asarray(masks.causal().dense(TIME, padding_mask=padding))
 
-    def plain(q, k, v, matrix, normaliser):
+    def plain(q, k, v, kv_state, k_sum):
         q, k = (jnp.where(x > 0, x + 1, jnp.exp(jnp.minimum(x, 0))) for x in (q, k))
         weights = jnp.where(visible, jnp.einsum("bqhd,bkhd->bhqk", q, k), 0)
         first = padding == np.where(padding == 0, 9, padding).min(1, keepdims=True)
         last = padding == padding.max(1, keepdims=True)
-        total = weights.sum(-1) + jnp.einsum("bqhd,bhd,bq->bhq", q, normaliser, first * 1.0)
+        total = weights.sum(-1) + jnp.einsum("bqhd,bhd,bq->bhq", q, k_sum, first * 1.0)
         out = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
-        out += jnp.einsum("bqhd,bhde,bq->bqhe", q, matrix, first * 1.0)
+        out += jnp.einsum("bqhd,bhde,bq->bqhe", q, kv_state, first * 1.0)
         total = jnp.swapaxes(total, 1, 2)[..., None]
         out = jnp.where((padding != 0)[..., None, None], out / jnp.where(total == 0, 1, total), 0)
         on = jnp.asarray(padding.max(1) == np.where(padding == 0, 9, padding).min(1)) * 1.0
-        matrix = matrix * on[:, None, None, None] + jnp.einsum(
+        kv_state = kv_state * on[:, None, None, None] + jnp.einsum(
             "bkhd,bkhe,bk->bhde", k, v, last * 1.0
         )
-        normaliser = normaliser * on[:, None, None] + jnp.einsum("bkhd,bk->bhd", k, last * 1.0)
-        return jnp.concatenate([x.ravel() for x in (out, matrix, normaliser)])
+        k_sum = k_sum * on[:, None, None] + jnp.einsum("bkhd,bk->bhd", k, last * 1.0)
+        return jnp.concatenate([x.ravel() for x in (out, kv_state, k_sum)])
 
     state = [jnp.abs(draw(BATCH, HEADS, DIM, DIM)), jnp.abs(draw(BATCH, HEADS, DIM)) + 1]
     assert_equal(second_order, (both, plain, [*QKV, *state]))

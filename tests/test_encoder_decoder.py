@@ -204,7 +204,7 @@ def test_the_look_at_the_encoder_is_one_state_under_linear_attention():
     """Its kernel in the log, its values against the dense form."""
     model = load("t5", mechanism="linear", num_layers=1)
     block = model.backbone.stacks["decoder"].blocks[0]
-    assert set(kzoo.layers.kernels(model, (4, 64), "cpu").values()) == {"chunked"}
+    assert set(kzoo.layers.kernels(model, (4, 64), "cpu").values()) == {"chunk_scan"}
     rng = np.random.default_rng(0)
     x, source = (rng.normal(size=(2, n, 16)).astype("float32") for n in (5, 7))
     mask = np.array([[1] * 7, [1] * 4 + [0] * 3], "int32")
@@ -241,7 +241,7 @@ def test_score_is_the_loss_of_the_response():
     out -= np.log(np.exp(out).sum(-1, keepdims=True))
     nats = -(np.take_along_axis(out, y[..., None], -1)[..., 0] * weight).sum(1)
     np.testing.assert_allclose(model.score(PAIRS)["nats"], nats, rtol=1e-5)
-    by_rows = load("t5", loss_rows=5)
+    by_rows = load("t5", loss_tokens=5)
     np.testing.assert_allclose(by_rows.score(PAIRS)["nats"], nats, rtol=1e-5)
     a, b = (m.evaluate(x, y, sample_weight=weight, verbose=0) for m in (model, by_rows))
     np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -263,7 +263,14 @@ def test_saved_models_come_back(tmp_path):
         assert other.config == model.config
         assert variables(other).keys() == variables(model).keys()
         np.testing.assert_allclose(logits(other, x), logits(model, x), atol=1e-6)
+    # Files of config_version 1 call the objective of an encoder and a decoder "seq2seq".
+    for name in ("task.json", "preprocessor.json"):
+        path = tmp_path / "preset" / name
+        assert '"prefix_lm"' in path.read_text()
+        path.write_text(path.read_text().replace('"prefix_lm"', '"seq2seq"'))
+    assert keras_hub.models.Seq2SeqLM.from_preset(str(tmp_path / "preset")).config == model.config
     softmax = presets.load(tmp_path / "preset", mechanism="softmax", mask="causal")
+    assert softmax.objective == softmax.preprocessor.objective == model.objective
     assert all(
         (a == b).all() for a, b in zip(softmax.get_weights(), model.get_weights(), strict=True)
     )
@@ -296,7 +303,7 @@ def test_packed_rows_and_missing_inputs_are_refused():
     model = load("t5")
     x, y, weight = tokens(model)
     packed = {**x, "decoder_padding_mask": x["decoder_padding_mask"] * 2}
-    with pytest.raises(InputError, match="one document per row"):
+    with pytest.raises(InputError, match="one document per sequence"):
         model.fit(packed, y, verbose=0)
     del x["encoder_padding_mask"]
     with pytest.raises(InputError, match="encoder_padding_mask is missing"):

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import subprocess
 import sys
 import tomllib
 from importlib import metadata
@@ -38,9 +39,8 @@ def titled(book):
     return {c.metadata["title"]: c.source for c in book.cells if c.cell_type == "code"}
 
 
-def dependencies():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return project["dependencies"]
+def project():
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -61,17 +61,54 @@ def test_the_two_differ_in_their_settings_only():
 
 
 def test_what_is_installed_by_hand_is_what_the_package_needs():
-    readme = (ROOT / "README.md").read_text()
-    block = re.search(r"```sh\n(pip install \"jax\[tpu\].*?)```", readme, re.DOTALL)[1]
+    guide = (ROOT / "examples" / "guides" / "devices.md").read_text()
+    block = re.search(r"```sh\n(pip install \"jax\[tpu\].*?)```", guide, re.DOTALL)[1]
     for text in (titled(notebook(NAMES[0]))["Install"], block.replace("jax[tpu]", "jax")):
         named = re.split(r"[\s\"',()]+", text)
-        for needed in dependencies():
+        for needed in project()["dependencies"]:
             assert needed in named, f"{needed} is missing"
         names = {re.split(r"[!=<>]", word)[0].lower().replace("_", "-") for word in named}
         for line in metadata.requires("keras-hub"):
             needed = Requirement(line)
             if needed.name != "tensorflow-text" and "extra" not in line:
                 assert needed.name.lower() in names, f"keras-hub's {needed.name} is missing"
+
+
+def test_badges_and_notebooks_name_the_one_address_of_the_repository():
+    address = project()["urls"]["Repository"]
+    owner_and_name = address.removeprefix("https://github.com/")
+    assert owner_and_name.count("/") == 1
+    notebooks = "blob/main/examples"
+    targets = [
+        f"https://colab.research.google.com/github/{owner_and_name}/{notebooks}/colab_tpu.ipynb",
+        f"https://kaggle.com/kernels/welcome?src={address}/{notebooks}/kaggle_tpu.ipynb",
+    ]
+    readme = (ROOT / "README.md").read_text()
+    linked = re.findall(r"\[!\[.*?\]\((examples/badges/.*?)\)\]\((.*?)\)", readme)
+    assert [target for _, target in linked] == targets
+    assert all((ROOT / badge).is_file() for badge, _ in linked)
+    for name in NAMES:
+        assert f'SOURCE = "git+{address}"\n' in titled(notebook(name))["Settings"]
+
+
+@pytest.mark.parametrize("image", ["0.9.1", None])
+def test_an_image_with_an_older_jax_is_told_in_one_line(image, monkeypatch):
+    cell = titled(notebook(NAMES[0]))["Install"]
+    assert Requirement(re.search(r'^JAX = Requirement\("(.*)"\)', cell, re.MULTILINE)[1]) in map(
+        Requirement, project()["dependencies"]
+    )
+
+    def version(name):
+        if image is None:
+            raise metadata.PackageNotFoundError(name)
+        return image
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("it installs"))
+    with pytest.raises(Exception, match="kzoo needs jax>=0.10, and this image has") as error:
+        exec(cell, {"sys": sys, "Path": Path})
+    (line,) = error.value._render_traceback_()
+    assert line.endswith(f"{image or 'none'}: choose a newer image") and "\n" not in line
 
 
 def execute(name, folder, monkeypatch, devices=1):

@@ -91,14 +91,23 @@ def assert_greedy(rows, prompts, tokens):
 MODELS = [
     pytest.param("gpt", {"positions": "none"}),
     pytest.param("gpt", {"positions": "rotary"}, marks=pytest.mark.torch),
-    pytest.param("gpt", {"mechanism": "linear", "feature_map": "hedgehog", "positions": "learned"}),
-    pytest.param("gpt", {"mechanism": "linear", "feature_map": "relu", "positions": "sinusoidal"}),
+    pytest.param(
+        "gpt", {"mechanism": {"linear": {"feature_map": "hedgehog"}}, "positions": "learned"}
+    ),
+    pytest.param(
+        "gpt", {"mechanism": {"linear": {"feature_map": "relu"}}, "positions": "sinusoidal"}
+    ),
     pytest.param("unilm", {"positions": "learned"}, marks=pytest.mark.torch),
     pytest.param("unilm", {"positions": "sinusoidal"}),
-    pytest.param("unilm", {"mechanism": "linear", "feature_map": "taylor2", "positions": "none"}),
+    pytest.param(
+        "unilm", {"mechanism": {"linear": {"feature_map": "taylor2"}}, "positions": "none"}
+    ),
     pytest.param(
         "unilm",
-        {"mechanism": "linear", "feature_map": {"favor": {"features": 8}}, "positions": "rotary"},
+        {
+            "mechanism": {"linear": {"feature_map": {"favor": {"features": 8}}}},
+            "positions": "rotary",
+        },
         marks=pytest.mark.torch,
     ),
 ]
@@ -107,7 +116,15 @@ OPTIONS = [
     ("unilm", {"mask": {"layers": ["causal", "prefix"]}, "kv_heads": 1, "identity_mix": 0.3}),
     ("unilm", {"mask": {"heads": ["prefix", "causal"]}, "mechanism": "linear", "kv_heads": 1}),
     ("unilm", {"mask": "causal", "norm_placement": "post", "mechanism": "linear"}),
-    ("gpt", {"kv_heads": 1, "normalization": "rms_norm", "attention_scale": 1.0, **RELATIVE}),
+    (
+        "gpt",
+        {
+            "kv_heads": 1,
+            "normalization": "rms_norm",
+            "mechanism": {"softmax": {"scale": 1.0}},
+            **RELATIVE,
+        },
+    ),
     ("unilm", {"num_segments": 2, "embedding_norm": True, "identity_mix": 0.3}),
 ]
 MODELS += [pytest.param(*option, marks=pytest.mark.torch) for option in OPTIONS]
@@ -131,7 +148,7 @@ def test_generation_equals_greedy_decoding_without_a_cache(family, overrides):
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_a_mask_in_its_place_tells_the_next_token(mechanism):
     """As UniLM's published weights do: the mask is read at each step, and forgotten."""
-    fields = {"num_segments": 6, "positions": "learned", "prediction": "mask"}
+    fields = {"num_segments": 6, "positions": "learned", "prediction_site": "mask"}
     model = load("unilm", eagerly=EAGERLY, mechanism=mechanism, **fields)
     x = model.preprocessor.generate_preprocess(TEXTS[:2])
     got = rows(model.generate(x, stop_token_ids=None))
@@ -150,10 +167,10 @@ def test_a_mask_in_its_place_tells_the_next_token(mechanism):
     text = model.generate("ab", max_length=TIME)
     assert text == "".join(model.stream("ab", max_length=TIME))
     for use in (model.fit, model.evaluate, model.score):
-        with pytest.raises(InputError, match="prediction='next'"):
+        with pytest.raises(InputError, match="prediction_site='next'"):
             use({"prompts": ["a"], "responses": ["b"]})
     with pytest.raises(InputError, match="a decoder tells the next token"):
-        presets.load("t5_nano", prediction="mask")
+        presets.load("t5_nano", prediction_site="mask")
 
 
 @pytest.mark.slow
@@ -221,11 +238,11 @@ def test_extending_in_parts_equals_one_pass(family, mechanism):
     def extend(cache, tokens, *where):
         tokens, *where = map(ops.convert_to_tensor, (tokens, *where))
         index, end = (0, *where) if len(where) == 1 else where
-        return model.backbone.extend(tokens, cache, index, end)
+        return model.backbone.decode(tokens, cache, index, end)
 
     extend = compiled(extend, model.backbone)
     begin = (ops.convert_to_tensor(x.astype("int32")) for x in (start, source_end))
-    got, cache = [], model.backbone.empty_cache(*begin, time)
+    got, cache = [], model.backbone.init_cache(*begin, time)
     # The first part has columns that stay free, whatever stands in them.
     hidden, cache = extend(cache, ids[:, :12], np.array([9, 9], "int32"))
     got.append(numpy(hidden)[:, :9])
@@ -382,7 +399,7 @@ def test_a_conversation_goes_on_as_generate_would(family, request):
     said, known = [], 0
     for text, size in [("a", 3), ("", 2), ("cd", 2)]:
         said += [*[SEP] * bool(said), *text.encode()]
-        x = model.preprocessor.lay_out([said], as_source=True)
+        x = model.preprocessor.encoder.prompts([said], as_source=True)
         begun = x.get("decoder_token_ids", x.get("token_ids")).shape[1]
         given = {"max_length": begun + size, "stop_token_ids": None, "strip_prompt": True}
         (want,) = rows(model.generate(x, **given))

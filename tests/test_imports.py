@@ -15,12 +15,16 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LEAVES = {"errors", "files", "migrations", "names", "registry", "values", "vocabulary"}
 BELOW = {
     "errors": set(),
-    "values": set(),
+    "backend": set(),
+    "load_keras": {"backend"},
+    "load_keras_hub": {"load_keras"},
+    "learning_rate": set(),
+    "values": {"errors"},
     "files": {"errors"},
-    "names": set(),
     "migrations": {"errors"},
+    "names": set(),
     "registry": {"errors", "values"},
-    "program_cache": set(),
+    "compilation_cache": set(),
     "precision": set(),
     "vocabulary": set(),
     "sequence": {"errors", "values"},
@@ -29,26 +33,29 @@ BELOW = {
     "feature_maps": LEAVES | {"precision", "sequence"},
     "objectives": LEAVES,
     "encoder": LEAVES | {"objectives"},
-    "config": LEAVES | {"masks", "mechanisms", "objectives"},
+    "config": LEAVES | {"masks", "mechanisms", "mixers", "objectives"},
     "data": LEAVES | {"masks", "objectives", "encoder", "config"},
-    "ops": LEAVES | {"sequence", "masks", "program_cache", "precision", "feature_maps"},
+    "ops": LEAVES
+    | {"load_keras", "sequence", "masks", "compilation_cache", "precision", "feature_maps"},
 }
 BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
+BELOW["mixers"] = LEAVES | {"mechanisms"}
 BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
-BELOW["models"] = BELOW["layers"] | {"layers", "objectives", "encoder", "config"}
+BELOW["models"] = BELOW["layers"] | {"layers", "mixers", "objectives", "encoder", "config"}
+BELOW["models"] |= {"load_keras_hub", "backend", "learning_rate"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}
 BELOW["analysis"] = BELOW["presets"] | {"presets", "data"}
 BELOW["bench"] = BELOW["presets"] | {"presets"}
-BELOW["studies"] = BELOW["training"] | {"training", "analysis", "program_cache"}
+BELOW["studies"] = BELOW["training"] | {"training", "analysis", "compilation_cache"}
 BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}
 BELOW["__main__"] = {"cli"}
 KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 # Rooms that answer without Keras, so that names and mistakes are told at once.
 LIGHT = (
     *sorted(LEAVES),
-    *("precision", "masks", "feature_maps", "mechanisms"),
+    *("backend", "learning_rate", "precision", "masks", "feature_maps", "mechanisms", "mixers"),
     *("objectives", "encoder", "config", "data", "presets", "cli"),
 )
 
@@ -96,6 +103,61 @@ def test_imports_run_one_way(path):
     assert rooms - {here, "__version__"} <= BELOW[here]
 
 
+# Inside a package: what a file needs when it is imported, and what its functions import.
+KNOWN_CIRCLES = [{"kzoo.studies.runner", "kzoo.studies.workers"}]
+
+
+def module(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def circles(graph):
+    """The sets of more than one module that each reach all of the set."""
+
+    def reached(start):
+        seen, ahead = set(), [start]
+        while ahead:
+            for name in graph[ahead.pop()] - seen:
+                seen.add(name)
+                ahead.append(name)
+        return seen
+
+    beyond = {name: reached(name) for name in graph}
+    found = {frozenset(m for m in beyond[name] if name in beyond[m]) for name in graph}
+    return [set(circle) for circle in found if circle]
+
+
+def test_no_circle_of_files():
+    modules = {module(path): path for path in FILES}
+
+    def file_of(name):
+        while name not in modules:
+            name = name.rpartition(".")[0]
+        return name
+
+    graph = {
+        name: {file_of(other) for other in imports(path) if other.startswith("kzoo.")} - {"kzoo"}
+        for name, path in modules.items()
+    }
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [{"a", "b", "c"}]
+    assert [circle for circle in circles(graph) if circle not in KNOWN_CIRCLES] == []
+
+
+def test_the_oracle_shares_nothing_with_the_kernels_but_the_mask():
+    found = set(imports(PACKAGE / "ops" / "oracle.py"))
+    assert found == {"numpy", "kzoo.masks", "kzoo.errors.unknown"}
+
+
+def test_kernels_know_nothing_of_dispatch_and_of_where_they_run():
+    above = {"kzoo.ops.dispatch", "kzoo.ops.context"}
+    for path in (PACKAGE / "ops" / "kernels").rglob("*.py"):
+        modules = {name if name in above else name.rpartition(".")[0] for name in imports(path)}
+        assert not modules & above, path
+        tested = {n.id for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Name)}
+        assert not tested & {"Order", "Heads", "Causal"}, f"{path} asks an order for its type"
+
+
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_rooms_load_no_keras(name):
     for path in FILES:
@@ -112,6 +174,16 @@ def test_only_models_and_above_know_keras_hub_and_nobody_loads_tensorflow():
             assert "keras_hub" not in packages, path
         if room(path) in ("objectives", "encoder", "data", "config"):
             assert not packages & KERAS, path
+
+
+def test_packages_that_import_keras_choose_its_backend_first():
+    for path in FILES:
+        if {name.partition(".")[0] for name in imports(path, everywhere=False)} & {"keras"}:
+            first = (path.parent / "__init__.py").read_text().partition("import ")[2]
+            while path.parent != PACKAGE and "kzoo.load_keras" not in first.split("\n")[0]:
+                path = path.parent
+                assert path != PACKAGE, path
+                first = (path.parent / "__init__.py").read_text().partition("import ")[2]
 
 
 def test_nothing_is_pickled():

@@ -340,7 +340,7 @@ def test_a_model_saved_with_a_folding_tokenizer_reads_text_as_written(caplog):
     config = ByteTokenizer().get_config()
     old = {**config, "lowercase": True, "sequence_length": None, "normalization_form": None}
     old |= {"errors": "replace", "replacement_char": 65533}
-    kzoo.models.preprocessing._told.clear()
+    kzoo.models.tokenizer_bytes._told.clear()
     with caplog.at_level(logging.WARNING, "kzoo"):
         for _ in range(2):
             tokenizer = ByteTokenizer.from_config(dict(old))

@@ -5,6 +5,7 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from blocks import block as make_block
 from keras import ops
 
 from kzoo import layers
@@ -88,7 +89,7 @@ def attached(x, mask):
 @pytest.mark.parametrize("layer", ["softmax", "linear", "block"])
 def test_every_source_of_kerass_masks(layer):
     if layer == "block":
-        layer = layers.Block(HEADS, 4, 16, mask="causal", norm_placement="post")
+        layer = make_block(HEADS, 4, 16, mask="causal", norm_placement="post")
     else:
         layer = layers.Attention(HEADS, 4, mechanism=layer, mask="causal")
     embed, shown = embedding(mask_zero=True), PADDED != 0
@@ -133,7 +134,7 @@ def test_kerass_masks_of_two_sequences(mechanism):
         right = fewer if name == "both" else want
         np.testing.assert_allclose(numpy(out)[:, 1:], right, atol=1e-5, err_msg=name)
     # In a block, of what it looks at.
-    block = layers.Block(HEADS, 4, 16, mechanism=mechanism, cross_attention=True)
+    block = make_block(HEADS, 4, 16, mechanism=mechanism, cross_attention=True)
     right = block(query, encoded=value, encoder_padding_mask=shown.astype("int32"))
     got = block(query, encoded=attached(value, shown))
     np.testing.assert_allclose(numpy(got), numpy(right), atol=1e-6)
@@ -143,7 +144,7 @@ def test_masks_are_handed_on():
     token = layers.TokenEmbedding(9, DIM, mask_zero=True)
     chain = [
         token,
-        layers.Block(HEADS, 4, 16, normalization="rms_norm"),
+        make_block(HEADS, 4, 16, normalization="rms_norm"),
         layers.FeedForward(16),
         layers.normalization.norm("rms_norm"),
         layers.normalization.norm("layer_norm"),
@@ -159,7 +160,7 @@ def test_masks_are_handed_on():
     np.testing.assert_array_equal(ops.convert_to_numpy(segments._keras_mask), PADDED != 0)
     out, state = layers.LinearAttention(HEADS, 4, mask="causal")(hidden, return_state=True)
     np.testing.assert_array_equal(ops.convert_to_numpy(out._keras_mask), PADDED != 0)
-    assert getattr(state["matrix"], "_keras_mask", None) is None
+    assert getattr(state["kv_state"], "_keras_mask", None) is None
 
 
 @pytest.mark.parametrize("shape", [(4,), (4, 6, 6)])
@@ -287,7 +288,7 @@ def test_shapes_that_keras_asks_for():
     for layer in (
         layers.Attention(HEADS, 4),
         layers.LinearAttention(HEADS, 4),
-        layers.Block(HEADS, 4, 16),
+        make_block(HEADS, 4, 16),
         layers.FeedForward(16),
     ):
         assert tuple(layer.compute_output_shape((2, 7, DIM))) == (2, 7, DIM)

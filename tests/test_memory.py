@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from blocks import block as make_block
 from keras import ops
 
-from kzoo import layers, presets
+from kzoo import presets
 from kzoo.errors import InputError
 
 BATCH, TIME, WIDTH = 2, 12, 16
@@ -66,7 +67,7 @@ def block_inputs(**settings):
     "settings",
     [
         {"mask": "causal", "rotary": True, "norm_placement": "post"},
-        {"mechanism": "linear", "feature_map": "hedgehog", "mask": "prefix"},
+        {"mechanism": {"linear": {"feature_map": "hedgehog"}}, "mask": "prefix"},
         {"cross_attention": True, "relative": True, "mask": "causal"},
         {"mechanism": "linear", "cross_attention": True, "dtype": "mixed_bfloat16"},
     ],
@@ -75,7 +76,7 @@ def block_inputs(**settings):
 def test_what_is_computed_again_has_the_same_gradients(settings):
     inputs, expected = block_inputs(**settings), None
     for remat in ("none", "block", "attention"):
-        block = layers.Block(2, 8, 32, dropout=0.3, seed=7, remat=remat, **settings)
+        block = make_block(2, 8, 32, dropout=0.3, seed=7, remat=remat, **settings)
         block.build(inputs["inputs"].shape)
         loss, gradients = loss_and_gradients(block, inputs)
         got = [numpy(x) for x in (loss, *gradients[0], *gradients[1].values())]
@@ -90,7 +91,7 @@ def test_what_is_computed_again_has_the_same_gradients(settings):
 
 @on_jax
 def test_dropout_acts_and_differs_by_call():
-    block = layers.Block(2, 8, 32, dropout=0.5, remat="block")
+    block = make_block(2, 8, 32, dropout=0.5, remat="block")
     x = block_inputs()["inputs"]
     first, second = (numpy(block(x, training=True)) for _ in range(2))
     assert (first != second).any()
@@ -104,7 +105,7 @@ def test_memory_falls():
 
     def needed(remat):
         inputs = block_inputs()
-        stack = [layers.Block(2, 8, 32, use_bias=False, seed=i, remat=remat) for i in range(8)]
+        stack = [make_block(2, 8, 32, use_bias=False, seed=i, remat=remat) for i in range(8)]
         for block in stack:
             block.build(inputs["inputs"].shape)
         weights = [[v.value for v in block.trainable_variables] for block in stack]
@@ -163,7 +164,7 @@ def test_accumulated_gradients_are_the_mean_over_batches():
 @pytest.mark.parametrize(
     ("family", "execution", "settings"),
     [
-        ("gpt", {"dtype": "mixed_bfloat16", "remat": "block"}, {"loss_rows": 16}),
+        ("gpt", {"dtype": "mixed_bfloat16", "remat": "block"}, {"loss_tokens": 16}),
         ("gpt", {"dtype": "mixed_float16"}, {}),
         ("unilm", {"dtype": "mixed_bfloat16"}, {"mechanism": "linear"}),
         ("t5_shared", {"remat": "block"}, {"positions": "relative"}),
@@ -200,8 +201,8 @@ def test_caches_in_bfloat16():
             "gpt_nano", mechanism=mechanism, dtype="mixed_bfloat16", **SMALL
         )
         start = ops.zeros((1,), "int32")
-        cache = backbone.empty_cache(start, start, TIME)
-        x, cache = backbone.extend(ops.zeros((1, 1), "int32"), cache, 0)
+        cache = backbone.init_cache(start, start, TIME)
+        x, cache = backbone.decode(ops.zeros((1, 1), "int32"), cache, 0)
         kept = cache["blocks"][0]["attention"].values()
         assert {keras.backend.standardize_dtype(t.dtype) for t in kept} == dtypes
         assert keras.backend.standardize_dtype(x.dtype) == "bfloat16"

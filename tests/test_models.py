@@ -379,7 +379,7 @@ def test_relative_positions_take_no_padding_inside_a_document():
     model.predict({"token_ids": ids, "padding_mask": good}, verbose=0)
     gap = np.array([[1, 0, 1, 1, 2, 2], [1, 1, 1, 1, 0, 0]], "int32")
     bad = {"token_ids": ids, "padding_mask": gap}
-    refused(lambda: model.predict(bad, verbose=0), "before column 2 of row 0")
+    refused(lambda: model.predict(bad, verbose=0), "before column 2 of example 0")
 
 
 def test_sequences_longer_than_the_table_of_positions():
@@ -425,9 +425,9 @@ def test_backbone_arguments_are_checked():
     fields = {name: fields[name] for name in config.BackboneConfig.field_names()}
     for wrong, said in (
         ({"positions": "rotery"}, "rotary"),
-        ({"positions": "relative", "mechanism": "linear"}, "bias on softmax"),
-        ({"attention_scale": 1.0, "mechanism": "linear"}, "softmax attention"),
-        ({"attention_scale": -1.0}, "positive"),
+        ({"positions": "relative", "mechanism": "linear"}, "softmax"),
+        ({"mechanism": {"linear": {"scale": 1.0}}}, "feature_map"),
+        ({"mechanism": {"softmax": {"scale": -1.0}}}, "positive"),
         ({"identity_mix": 1.0}, "[0, 1)"),
         ({"num_segments": -1}, "0 or more"),
         ({"relative_buckets": 2, "positions": "relative"}, "buckets"),

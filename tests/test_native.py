@@ -18,7 +18,8 @@ from kzoo import masks
 from kzoo.errors import InputError
 from kzoo.layers import Attention, kernels
 from kzoo.ops import linear_attention, softmax_attention
-from kzoo.ops.choice import Shape, compiling_for, kernel_for
+from kzoo.ops.context import compiling_for, here
+from kzoo.ops.dispatch import Spec, kernel_for
 from kzoo.ops.kernels.native import library
 
 NATIVE = {"implementation": "native"}
@@ -97,7 +98,7 @@ def test_a_state_goes_on_with_its_gradient():
         return jnp.concatenate([first, rest], axis=1), last
 
     arrays = [jnp.asarray(x, "float32") for x in (q, k, v)]
-    want, pull = jax.vjp(lambda *x: whole(*x, "chunked"), *arrays)
+    want, pull = jax.vjp(lambda *x: whole(*x, "chunk_scan"), *arrays)
     (got, last), pull_resumed = jax.vjp(resumed, *arrays)
     zeros = jax.tree.map(jnp.zeros_like, last)
     slopes = pull(jnp.asarray(cotangent, "float32"))
@@ -106,7 +107,7 @@ def test_a_state_goes_on_with_its_gradient():
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
     # The state's own gradient: of its sum by values, by keys.
     for ours, theirs in zip(
-        *(_state_slopes(arrays, name) for name in ("native", "chunked")), strict=True
+        *(_state_slopes(arrays, name) for name in ("native", "chunk_scan")), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, rtol=2e-5, atol=2e-3)
 
@@ -115,7 +116,7 @@ def _state_slopes(arrays, implementation):
     def total(q, k, v):
         own = {"return_state": True, "implementation": implementation, "chunk_size": 16}
         _, state = linear_attention(q, k, v, "causal", **own)
-        return (state["matrix"] ** 2).sum() + (state["normaliser"] ** 2).sum()
+        return (state["kv_state"] ** 2).sum() + (state["k_sum"] ** 2).sum()
 
     return jax.grad(total, argnums=(0, 1, 2))(*arrays)
 
@@ -187,7 +188,7 @@ def test_every_wrong_shape_is_refused_and_none_touches_memory_beyond_a_buffer(tm
     assert " right, " in child.stdout
 
 
-@pytest.mark.parametrize("implementation", ["native", "chunked"])
+@pytest.mark.parametrize("implementation", ["native", "chunk_scan"])
 def test_a_state_of_another_shape_is_refused_and_one_serves_all(implementation):
     own = {"implementation": implementation}
     one = [x[:1] for x in large(20, poison=False, heads=2, kv_heads=2)[:3]]
@@ -198,15 +199,15 @@ def test_a_state_of_another_shape_is_refused_and_one_serves_all(implementation):
         linear_attention(*many, "causal", initial_state=x, **own) for x in (state, repeated)
     )
     np.testing.assert_array_equal(got, want)
-    matrix, normaliser = state["matrix"], state["normaliser"]
+    kv_state, k_sum = state["kv_state"], state["k_sum"]
     for wrong, words in (
-        ({"matrix": jnp.repeat(matrix, 3, axis=0), "normaliser": normaliser}, "batch size of q, 4"),
-        ({"matrix": matrix, "normaliser": jnp.repeat(normaliser, 2, axis=0)}, "batch size of q, 4"),
-        ({"matrix": matrix[:, :1], "normaliser": normaliser}, r"\[batch or 1, 2, 16, 32\]"),
-        ({"matrix": matrix[..., :16], "normaliser": normaliser}, r"\[batch or 1, 2, 16, 32\]"),
-        ({"matrix": matrix, "normaliser": normaliser[..., :8]}, r"\[batch or 1, 2, 16\]"),
-        ({"matrix": matrix}, "a dict of 'matrix' and 'normaliser'"),
-        (matrix, "a dict of 'matrix' and 'normaliser'"),
+        ({"kv_state": jnp.repeat(kv_state, 3, axis=0), "k_sum": k_sum}, "batch size of q, 4"),
+        ({"kv_state": kv_state, "k_sum": jnp.repeat(k_sum, 2, axis=0)}, "batch size of q, 4"),
+        ({"kv_state": kv_state[:, :1], "k_sum": k_sum}, r"\[batch or 1, 2, 16, 32\]"),
+        ({"kv_state": kv_state[..., :16], "k_sum": k_sum}, r"\[batch or 1, 2, 16, 32\]"),
+        ({"kv_state": kv_state, "k_sum": k_sum[..., :8]}, r"\[batch or 1, 2, 16\]"),
+        ({"kv_state": kv_state}, "a dict of 'kv_state' and 'k_sum'"),
+        (kv_state, "a dict of 'kv_state' and 'k_sum'"),
     ):
         with pytest.raises(InputError, match=words):
             linear_attention(*many, "causal", initial_state=wrong, **own)
@@ -219,7 +220,7 @@ def test_a_state_of_another_shape_is_refused_and_one_serves_all(implementation):
 @pytest.mark.parametrize(
     "attend, implementation",
     [(softmax_attention, name) for name in ("native", "blockwise", "dense")]
-    + [(linear_attention, name) for name in ("native", "chunked")],
+    + [(linear_attention, name) for name in ("native", "chunk_scan")],
 )
 def test_a_mask_of_another_batch_is_refused_and_one_serves_all(attend, implementation):
     q, k, v, padding_mask, source_mask, _ = large(20)
@@ -246,13 +247,13 @@ def test_a_mask_of_another_batch_is_refused_and_one_serves_all(attend, implement
     ],
 )
 def test_what_does_not_apply_is_refused_and_passed_over(change, words):
-    shape = Shape(**{**_SHAPE, **change})
+    spec = Spec(**{**_SPEC, **change})
     with pytest.raises(ValueError, match=words):
-        kernel_for("softmax", shape, "jax", "cpu", "native")
-    assert kernel_for("softmax", shape, "jax", "cpu") in ("blockwise", "dense")
+        kernel_for("softmax", spec, "native")
+    assert kernel_for("softmax", spec) in ("blockwise", "dense")
 
 
-_SHAPE = {
+_SPEC = {
     "query_time": 512,
     "key_time": 512,
     "num_heads": 4,
@@ -263,11 +264,10 @@ _SHAPE = {
 
 
 def test_many_features_are_left_to_chunks():
-    for features, kernel in ((64, "native"), (33, "chunked"), (272, "chunked")):
-        shape = Shape(**_SHAPE, features=features)
-        assert kernel_for("linear", shape, "jax", "cpu") == kernel
+    for features, kernel in ((64, "native"), (33, "chunk_scan"), (272, "chunk_scan")):
+        assert kernel_for("linear", Spec(**_SPEC, features=features)) == kernel
     with pytest.raises(ValueError, match="at most 256 features: 272"):
-        kernel_for("linear", Shape(**_SHAPE, features=272), "jax", "cpu", "native")
+        kernel_for("linear", Spec(**_SPEC, features=272), "native")
 
 
 def test_a_wrong_name_is_refused_with_the_nearest():
@@ -289,11 +289,11 @@ def test_programs_for_others_have_none_of_it():
         want = attend(q, q, q, "causal", **NATIVE)
         np.testing.assert_allclose(again.call(q), want, rtol=2e-5, atol=2e-5)
     with compiling_for("cpu"):
-        assert kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu") == "blockwise"
+        assert kernel_for("softmax", Spec(**_SPEC, **here())) == "blockwise"
 
 
 def test_layers_name_it():
-    for mechanism, other in (("softmax", "blockwise"), ("linear", "chunked")):
+    for mechanism, other in (("softmax", "blockwise"), ("linear", "chunk_scan")):
         for head_dim, kernel in ((16, "native"), (12, other)):
             layer = Attention(4, head_dim, mechanism=mechanism, mask="half_heads")
             model = keras.Sequential([layer])
@@ -316,15 +316,15 @@ def fresh(monkeypatch, tmp_path):
 def test_without_a_compiler_attention_runs_in_xla_and_says_so(fresh, caplog):
     fresh.setattr(library, "COMPILERS", ("no-such-compiler",))
     for _ in range(2):
-        assert kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu") == "blockwise"
+        assert kernel_for("softmax", Spec(**_SPEC)) == "blockwise"
     (message,) = caplog.messages
     assert "no C++ compiler is found, none of no-such-compiler; attention runs in XLA's" in message
     with pytest.raises(ValueError, match="no C\\+\\+ compiler is found.*'native'"):
-        kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu", "native")
+        kernel_for("softmax", Spec(**_SPEC), "native")
 
 
 def test_what_the_compiler_complains_of_is_said_and_nothing_is_left(fresh, caplog, tmp_path):
     fresh.setattr(library, "FLAGS", (*library.FLAGS, "--no-such-flag"))
-    assert kernel_for("softmax", Shape(**_SHAPE), "jax", "cpu") == "blockwise"
+    assert kernel_for("softmax", Spec(**_SPEC)) == "blockwise"
     assert "--no-such-flag" in caplog.text
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

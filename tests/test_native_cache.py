@@ -34,8 +34,8 @@ print("works" if reasons == (None, None) else "does without")
 KEEP = """
 import logging, os, sys
 logging.basicConfig(format="%(message)s", stream=sys.stdout)
-from kzoo.program_cache import keep_programs
-keep_programs()
+from kzoo.compilation_cache import use_compilation_cache
+use_compilation_cache()
 print(os.environ.get("JAX_COMPILATION_CACHE_DIR"))
 """
 NO_HOME = """

@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kzoo import migrations, objectives
+from kzoo import migrations, objectives, presets
 from kzoo.encoder import Encoder
 from kzoo.errors import InputError
 from kzoo.objectives import layouts
-from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, SEP
+from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, SENTINELS, SEP
 
 ALL = ["causal_lm", "prefix_lm", {"prefix_lm": {"score": "all"}}, "masked_lm"]
 
@@ -269,3 +269,98 @@ def test_examples_with_nothing_to_score_raise(spec):
 def test_one_byte_cannot_be_cut_in_two():
     with pytest.raises(InputError, match="Received: a text of 1"):
         encode("prefix_lm", None, [[1, 2], [3]], 8)
+
+
+# Span corruption, by T5's rule ----------------------------------------------------------------
+
+SPANS = {"span_corruption": {"rate": 0.5, "span": 2.0}}
+
+
+def corrupted(text, spec="span_corruption", seed=0, batch=1):
+    """The sources and targets of the same text, `batch` times."""
+    rng = np.random.default_rng(seed)
+    texts = [np.asarray(text)] * batch
+    return zip(*objectives.get(spec).examples(None, texts, len(text), rng), strict=True)
+
+
+@settings(deadline=None)
+@given(st.integers(2, 300), st.sampled_from([(0.15, 3.0), (0.5, 3.0), (0.15, 8.0), (0.9, 1.0)]))
+def test_spans_are_counted_as_published_and_put_together_again(n, law):
+    rate, span = law
+    text = np.random.default_rng(n).integers(256, size=n)
+    ((source, target),) = corrupted(text, {"span_corruption": {"rate": rate, "span": span}}, n)
+    noise = min(max(round(float(np.float32(n) * np.float32(rate))), 1), n - 1)
+    spans = min(max(round(float(np.float32(noise) / np.float32(span))), 1), noise, n - noise)
+    marks = [token for token in source if token >= NUM_BYTES]
+    assert marks == [token for token in target if token >= NUM_BYTES] == [*SENTINELS[:spans]]
+    assert (len(source), len(target)) == (n - noise + spans, noise + spans)
+    assert source[0] < NUM_BYTES and source[-1] == target[0] + spans - 1
+    # Each sentinel of the source becomes its span of the target: the text again.
+    cut = {mark: [*part] for mark, part in zip(marks, _between(target, marks), strict=True)}
+    assert all(cut.values())
+    again = [t for token in source for t in cut.get(token, [token])]
+    assert again == text.tolist()
+
+
+def _between(target, marks):
+    starts = [*(target.tolist().index(mark) for mark in marks), len(target)]
+    return [target[a + 1 : b] for a, b in zip(starts, starts[1:], strict=False)]
+
+
+def test_all_divisions_into_spans_are_equally_likely():
+    # Of 8 tokens 4 go in 2 spans: 3 ways to divide the 4 that stay times 3 for those that go.
+    draws = 9000
+    seen = {}
+    for source, _ in corrupted(np.arange(8), SPANS, batch=draws):
+        seen[tuple(source)] = seen.get(tuple(source), 0) + 1
+    assert len(seen) == 9
+    counts = np.array([*seen.values()])
+    assert ((counts - draws / 9) ** 2 / (draws / 9)).sum() < 31.8  # chi square, 8 df, p=1e-4
+
+
+def test_span_corruption_in_both_layouts_scores_the_same_tokens():
+    text = np.random.default_rng(0).integers(256, size=(4, 30))
+    spec, length = objectives.get("span_corruption"), 40
+    one = encode(spec, None, text, length)
+    two = Encoder(spec, layouts.EncoderDecoder()).batch(
+        None, text, length, np.random.default_rng(0)
+    )
+    np.testing.assert_array_equal(one[1][one[2] > 0], two[1][two[2] > 0])
+    source = one[0]["token_ids"][one[0]["source_mask"] > 0]
+    read = two[0]["encoder_token_ids"][two[0]["encoder_padding_mask"] > 0]
+    np.testing.assert_array_equal(source, read)
+    # T5's targets end, also where the text goes on; tokens that stand for bytes bring theirs.
+    window = Encoder(spec).window(40)
+    whole = np.stack([np.arange(window) % 256, np.full(window, 3)], axis=1)
+    x, y, weight = encode(spec, None, [whole], 40, complete=False)
+    assert y[0, -1] == EOS and weight[0, -1] == 1 and x["padding_mask"].all()
+    assert x["label_bytes"].sum() == 3 * window and not x["label_bytes"][y >= NUM_BYTES].any()
+
+
+@pytest.mark.parametrize(
+    "spec, words",
+    [
+        ({"span_corruption": {"rate": 1}}, "Received: 1"),
+        ({"span_corruption": {"span": 0.5}}, "Received: 0.5"),
+    ],
+)
+def test_span_corruptions_fields_are_checked(spec, words):
+    with pytest.raises(InputError, match=words):
+        objectives.get(spec)
+
+
+def test_what_span_corruption_cannot_cut_is_refused():
+    with pytest.raises(InputError, match="texts; of pairs use the objective 'prefix_lm'"):
+        encode("span_corruption", [[1]], [[2]], 8)
+    with pytest.raises(InputError, match="a text of 1"):
+        encode("span_corruption", None, [[1]], 8)
+    with pytest.raises(InputError, match="Received: 102 spans"):
+        encode("span_corruption", None, [np.zeros(2040, int)], 3000)
+
+
+def test_span_corruption_is_for_every_stack_that_reads_a_source():
+    for preset in ("gpt_nano", "unilm_nano", "t5_nano", "t5_shared_nano"):
+        config = presets.config(preset, objective="span_corruption")
+        assert config["objective"] == "span_corruption"
+    with pytest.raises(InputError, match="show a next-token loss its answer"):
+        presets.config("bert_nano", objective="span_corruption")

@@ -243,8 +243,8 @@ def test_blockwise_softmax_skips_blocks_that_the_mask_hides(small_blocks):
 
 def test_a_kernel_that_does_not_apply_raises_when_named():
     q, k, v, *_ = operands(5, poison=False)
-    with pytest.raises(ValueError, match="did you mean 'blockwise'"):
-        softmax_attention(q, k, v, implementation="blockwize")
+    with pytest.raises(ValueError, match="did you mean 'dense'"):
+        softmax_attention(q, k, v, implementation="dens")
     wrong = {"jax": "sdpa", "torch": "blockwise", "tensorflow": "sdpa"}[keras.backend.backend()]
     with pytest.raises(ValueError, match="backend"):
         softmax_attention(q, k, v, implementation=wrong)
@@ -343,12 +343,11 @@ def test_what_does_not_divide_over_devices_is_said(monkeypatch, caplog):
     from jax.sharding import AbstractMesh
 
     from kzoo.ops import linear
-    from kzoo.ops.kernels import mesh
 
     linear._tell_of_partitioner.cache_clear()
     q, k, v, *_ = operands(5, poison=False, batch=3)
     want = linear_attention(q, k, v, "causal")
-    monkeypatch.setattr(mesh, "current_mesh", lambda: AbstractMesh((2,), ("data",)))
+    monkeypatch.setattr(linear, "current_mesh", lambda: AbstractMesh((2,), ("data",)))
     with caplog.at_level("INFO", "kzoo"):
         for _ in range(2):
             np.testing.assert_array_equal(linear_attention(q, k, v, "causal"), want)

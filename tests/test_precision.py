@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from kzoo.feature_maps import names
 from kzoo.ops import linear_attention, softmax_attention
-from kzoo.ops.choice import compiling_for
+from kzoo.ops.context import compiling_for
 from kzoo.ops.cross_entropy import cross_entropy
 from kzoo.training.compile_only import target
 

@@ -23,7 +23,7 @@ SMALL = {
 }
 # Every task and stack; between them what has weights beside the projections.
 FAMILIES = {
-    "gpt": {"mechanism": "linear", "feature_map": "hedgehog", "positions": "learned"},
+    "gpt": {"mechanism": {"linear": {"feature_map": "hedgehog"}}, "positions": "learned"},
     "bert": {"output_transform": True, "tie_embeddings": False, "pooler": True},
     "t5": {"positions": "relative", "normalization": "rms_norm"},
     "t5_shared": {},

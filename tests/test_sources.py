@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from kzoo import data
-from kzoo.data import files, sources
+from kzoo.data import sources
+from kzoo.data.sources import files
 from kzoo.errors import InputError
 
 SECRET = "sesame"
@@ -175,20 +176,20 @@ def test_pairs_from_tables():
         (set(ROWS), "Received: set"),
         (pd.DataFrame({"a": ROWS}), "Received: DataFrame"),
         (SECRET.encode(), ".decode()"),
-        ([*ROWS, SECRET.encode()], "bytes, which .decode() makes a string (row 20)"),
-        ([*ROWS, None], "None (row 20)"),
-        ([*ROWS, 3.5], "float (row 20)"),
-        (pd.Series([*ROWS, np.nan]), "float (row 20)"),
-        (np.arange(9), "int (row 0)"),
-        (np.zeros((3, 2)), "list of 2 (float) (row 0)"),
-        ([(SECRET, SECRET), (SECRET,) * 3], "tuple of 3 (str) (row 1)"),
-        ([(SECRET, None)], "tuple of 2 (str, None) (row 0)"),
-        ([(SECRET, [SECRET])], "(str, list) (row 0)"),
-        ([SECRET, (SECRET, SECRET)], "str (row 0), tuple of 2 (str) (row 1)"),
-        ([(SECRET, SECRET), SECRET], "str (row 1)"),
-        ([{"prompt": SECRET}], "dict (row 0)"),
-        ([(SECRET, "")], "Received: '' (row 0)"),
-        ([SECRET, "a\ud800"], "(row 1)"),
+        ([*ROWS, SECRET.encode()], "bytes, which .decode() makes a string (example 20)"),
+        ([*ROWS, None], "None (example 20)"),
+        ([*ROWS, 3.5], "float (example 20)"),
+        (pd.Series([*ROWS, np.nan]), "float (example 20)"),
+        (np.arange(9), "int (example 0)"),
+        (np.zeros((3, 2)), "list of 2 (float) (example 0)"),
+        ([(SECRET, SECRET), (SECRET,) * 3], "tuple of 3 (str) (example 1)"),
+        ([(SECRET, None)], "tuple of 2 (str, None) (example 0)"),
+        ([(SECRET, [SECRET])], "(str, list) (example 0)"),
+        ([SECRET, (SECRET, SECRET)], "str (example 0), tuple of 2 (str) (example 1)"),
+        ([(SECRET, SECRET), SECRET], "str (example 1)"),
+        ([{"prompt": SECRET}], "dict (example 0)"),
+        ([(SECRET, "")], "Received: '' (example 0)"),
+        ([SECRET, "a\ud800"], "(example 1)"),
         ({"prompts": SECRET, "responses": SECRET}, "str, as prompts"),
         ({"prompts": ROWS, "responses": None}, "None, as responses"),
         ({SECRET * 9: ROWS}, "a mapping with 1 fields"),

@@ -12,24 +12,26 @@ from test_ops import ORDERS, operands
 from kzoo import masks
 from kzoo.errors import InputError
 from kzoo.ops import reference_attention
-from kzoo.ops.operands import prepare
+from kzoo.ops.dispatch import Spec, spec_of
+from kzoo.ops.qkv import prepare
 
 if keras.backend.backend() != "jax":
     pytest.skip("splash is a kernel of JAX", allow_module_level=True)
 
 import jax
+import jax.extend
 
 from kzoo.ops.kernels import splash as kernel
 
 SCALE = 0.25
 SIZES = {"query_time": 8, "key_time": 8, "num_heads": 2, "dim": 16, "value_dim": 16}
-PLAIN = {**SIZES, "bias": False, "same_sequence": True, "padded": False}
 
 
-def attention(dtype="float32", interpret=True, **kwargs):
+def attention(dtype="float32", platform="cpu", **kwargs):
     def run(q, k, v):
-        q, k, v, mask, queries, keys = prepare(q, k, v, dtype=dtype, **kwargs)
-        return kernel.splash(q * SCALE, k, v, mask, queries, keys, interpret=interpret)
+        q, k, v, mask, queries, keys = prepare(q, k, v, **kwargs)
+        spec = spec_of(q, k, v, mask, dtype=dtype, platform=platform)
+        return kernel.run(q, k, v, queries, keys, spec, scale=SCALE)
 
     return run
 
@@ -147,8 +149,8 @@ def test_queries_in_a_window_of_the_keys():
         ("causal", {"value_dim": 1025}, "at most 1024 dimensions"),
         ({"and": ["causal", {"block": {"size": 2}}]}, {}, "masks by &"),
         (masks.custom(lambda query, key: query == key), {}, "custom masks"),
-        ("causal", {"same_sequence": False}, "'causal' inside one whole sequence"),
-        ({"heads": ["bidirectional", "permuted"]}, {"same_sequence": False}, "'permuted'"),
+        ("causal", {"same_sequence": False}, "Causal() inside one whole sequence"),
+        ({"heads": ["bidirectional", "permuted"]}, {"same_sequence": False}, "Permuted("),
         (masks.half_heads(), {"query_time": 10**6, "key_time": 10**6}, "tables of tiles"),
         ("prefix", {"query_time": 10**6, "key_time": 10**6}, "tables of tiles"),
         ("causal", {}, None),
@@ -158,13 +160,13 @@ def test_queries_in_a_window_of_the_keys():
     ],
 )
 def test_refusals_say_why(mask, changes, said):
-    reason = kernel.refuses(masks.get(mask), **{**PLAIN, **changes})
+    reason = kernel.unsupported_reason(Spec(mask=masks.get(mask), **{**SIZES, **changes}))
     assert reason is None if said is None else said in reason
 
 
 def test_heads_that_do_not_tile_are_an_error_with_every_kernel():
     with pytest.raises(InputError, match="does not tile 3 heads"):
-        kernel.refuses(masks.half_heads(), **{**PLAIN, "num_heads": 3})
+        kernel.unsupported_reason(Spec(mask=masks.half_heads(), **{**SIZES, "num_heads": 3}))
 
 
 def test_tiles_divide_the_padded_time():
@@ -182,7 +184,7 @@ def test_the_kernels_lower_for_a_tpu(mask):
     source = {"source_mask": rows} if mask == "prefix" else {}
 
     def loss(q, k, v):
-        run = attention("bfloat16", interpret=False, mask=mask, padding_mask=rows, **source)
+        run = attention("bfloat16", platform="tpu", mask=mask, padding_mask=rows, **source)
         return run(q, k, v).astype("float32").sum()
 
     step = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
@@ -190,16 +192,36 @@ def test_the_kernels_lower_for_a_tpu(mask):
     assert text.count("@tpu_custom_call") == 3
 
 
+def test_heads_of_keys_and_16_bits_reach_it_as_they_are():
+    """And values and gradients are those of repeated heads."""
+    q, k, v, padding, source, cotangent = operands(130, 4, 2, dim=16, value_dim=24, batch=5)
+    run = {"padding_mask": padding, "source_mask": source}
+    for mask in ("causal", {"heads": ["causal", "prefix"]}):
+        assert_equals_oracle((q, k, v), cotangent, "bfloat16", mask=mask, **run)
+
+    def arrays(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "pallas_call":
+                yield from (x.aval for x in equation.invars if x.aval.ndim == 4)
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from arrays(inner)
+
+    short = [jax.ShapeDtypeStruct(x.shape, "bfloat16") for x in (q, k, v)]
+    made = jax.make_jaxpr(attention("bfloat16", mask="causal", padding_mask=padding))(*short)
+    given = {(x.shape[1], str(x.dtype)) for x in arrays(made.jaxpr) if x.shape[-1] in (16, 24)}
+    assert given == {(4, "bfloat16"), (2, "bfloat16")}
+
+
 ON_A_MESH = """
 import jax, keras, numpy as np
 from autodiff import value_and_gradients
-from test_splash import attention, kernel, operands
+from test_splash import attention, current_mesh, operands
 from kzoo import masks
 from kzoo.errors import InputError
 
-assert kernel.current_mesh() is None
+assert current_mesh() is None
 keras.distribution.set_distribution(keras.distribution.DataParallel())
-assert kernel.current_mesh().axis_names == ("data",)  # Keras calls it "batch"
+assert current_mesh().axis_names == ("data",)  # Keras calls it "batch"
 keras.distribution.set_distribution(None)
 mask = masks.half_heads()
 q, k, v, padding, _, cotangent = operands(130, 4, 4, dim=16, batch=4)
@@ -212,7 +234,7 @@ layout = keras.distribution.LayoutMap(devices)
 keras.distribution.set_distribution(
     keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="data")
 )
-mesh = kernel.current_mesh()
+mesh = current_mesh()
 assert dict(mesh.shape) == {"data": 4, "model": 2}
 got = value_and_gradients(run, (q, k, v), cotangent)
 for a, b in zip([got[0], *got[1]], [want[0], *want[1]], strict=True):
@@ -222,7 +244,7 @@ x = jax.ShapeDtypeStruct(
     (4, 130, 4, 16), "float32",
     sharding=jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data", None, "model")),
 )
-run = attention(mask=mask, padding_mask=padding, interpret=False)
+run = attention(mask=mask, padding_mask=padding, platform="tpu")
 step = jax.jit(jax.grad(lambda q, k, v: run(q, k, v).sum(), argnums=(0, 1, 2)))
 text = step.trace(x, x, x).lower(lowering_platforms=("tpu",)).as_text()
 assert text.count("@tpu_custom_call") == 3

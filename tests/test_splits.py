@@ -142,7 +142,7 @@ def test_a_large_group_is_split_by_source_and_counted(caplog):
     assert not on_both_sides(split, 0)
     assert on_both_sides(split, 1) == {look("all have this one")}
     assert facts["targets_on_both_sides"] == 1 and facts["sources_on_both_sides"] == 0
-    assert "400 of 500 rows" in caplog.text
+    assert "400 of 500 examples" in caplog.text
 
 
 def test_sources_that_say_nothing_link_nothing(caplog):

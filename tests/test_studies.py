@@ -201,11 +201,24 @@ def test_bad_studies_are_refused_in_one_line(changes, message):
     assert "Received" in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_study_that_names_no_learning_rate_takes_each_arms_by_its_width(tmp_path):
+    fields = {name: value for name, value in STUDY.items() if name != "learning_rate"}
+    arms = {"nano": "gpt_nano", "tiny": "gpt_tiny", "linear": "gpt_nano"}
+    made = Study.from_dict({**fields, "arms": arms})
+    assert [made.rate(arm) for arm in made.arms.values()] == [0.0063, 0.0031, 0.0063]
+    assert Study.from_dict(made.to_dict()) == made
+    # One that was begun when the default was another goes on with that.
+    (tmp_path / "study.json").write_text(json.dumps({**made.to_dict(), "learning_rate": 0.01}))
+    begun = runner_module.as_begun(made, tmp_path)
+    assert begun.learning_rate == 0.01 and made.learning_rate is None
+    runner_module.check_directory(begun, tmp_path)
+
+
 NO_VALUES = [None, True, -1, 0, 1.5, float("nan"), float("inf"), 10**30, "", "7", [], {}, [[]]]
 NO_VALUES += [{"a": 1}, "a\nb", "../../evil", ".", "x" * 500]
 # Which of them a field takes.
 TAKEN = {
-    "learning_rate": [1.5, 10**30],
+    "learning_rate": [None, 1.5, 10**30],
     "name": ["7"],
     "description": ["", "7", "a\nb", "../../evil", ".", "x" * 500],
     "data": ["7", "a\nb", "../../evil", ".", "x" * 500],

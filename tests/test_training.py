@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import keras
@@ -6,15 +7,19 @@ import pytest
 
 from kzoo import data, presets
 from kzoo.errors import InputError
+from kzoo.files import read_json
 from kzoo.training import (
     Checkpoints,
+    Monitor,
     adamw,
+    learning_rate,
     muon,
     prepare,
     train,
     warmup_cosine,
     warmup_stable_decay,
 )
+from kzoo.training.monitor import overfits
 
 SMALL = {
     "num_layers": 2,
@@ -107,6 +112,101 @@ def test_a_loss_that_is_not_finite_stops_the_run(program):
     assert json.dumps(outcome.train_loss) == "[NaN]"
 
 
+# Log, best weights, overfitting ----------------------------------------------------------------
+
+
+def lines_of(directory):
+    return [json.loads(line) for line in (directory / "log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_that_goes_on_has_each_line_once_and_keeps_its_best(program, tmp_path):
+    whole = Monitor(tmp_path / "whole", tokens=4 * 32)
+    train(fresh(program), splits(), STEPS, evaluations=3, monitor=whole)
+
+    class Killed(Exception):
+        pass
+
+    def kill(step, loss):
+        if step == 5:
+            raise Killed
+
+    for on_step in (kill, lambda step, loss: None):
+        monitor = Monitor(tmp_path / "run", tokens=4 * 32, tensorboard=True)
+        with contextlib.suppress(Killed):
+            train(
+                fresh(program),
+                splits(),
+                STEPS,
+                evaluations=3,
+                checkpoints=Checkpoints(tmp_path / "checkpoints", every=1),
+                monitor=monitor,
+                on_step=on_step,
+            )
+    lines, expected = lines_of(tmp_path / "run"), lines_of(tmp_path / "whole")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    for name in ("step", "loss", "held_out_bits", "learning_rate"):
+        assert [line.get(name) for line in lines] == [line.get(name) for line in expected]
+    assert monitor.best == whole.best == read_json(tmp_path / "run" / "best" / "best.json")
+    assert [*(tmp_path / "run" / "tensorboard").glob("events*")]
+    best = presets.load(tmp_path / "run" / "best")
+    bits = best.evaluate(splits().valid, verbose=0, return_dict=True)["bits_per_byte"]
+    assert bits == pytest.approx(monitor.best["held_out_bits"], rel=1e-5)
+
+
+def test_fit_writes_a_line_an_epoch(tmp_path):
+    model = presets.build(config())
+    for epochs in (2, 3):  # the second one goes on from the checkpoint
+        monitor = Monitor(tmp_path / "run")
+        checkpoints = Checkpoints(tmp_path / "checkpoints", every=1)
+        model.fit(
+            checkpoints.data(splits().train.repeat()),
+            steps_per_epoch=2,
+            epochs=epochs,
+            validation_data=splits().valid,
+            callbacks=[monitor, checkpoints],
+            verbose=0,
+        )
+    lines = lines_of(tmp_path / "run")
+    assert [line["step"] for line in lines] == [2, 4, 6]
+    assert monitor.best["held_out_bits"] == min(line["held_out_bits"] for line in lines)
+    assert lines[0]["learning_rate"] == pytest.approx(learning_rate(16))
+    assert lines[0]["seconds"] < lines[1]["seconds"] < lines[2]["seconds"]
+
+
+def test_overfitting_is_said_once(tmp_path, caplog, program):
+    monitor = Monitor(tmp_path)
+    monitor.begin(0)
+    for step, bits in enumerate([4.0, 3.0, 3.02, 3.1, 3.2, 3.3], start=1):
+        monitor.write(program.model, step, 4.0 - step / 2, float(step), 0.1, bits)
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(said) == 1 and "since step 2, from 3.000 to 3.200" in said[0]
+    assert monitor.best == {"step": 2, "held_out_bits": 3.0}
+    monitor.begin(6)  # nor again by a run that goes on
+    monitor.write(program.model, 7, 0.4, 7.0, 0.1, 3.4)
+    assert len([record for record in caplog.records if record.levelname == "WARNING"]) == 1
+
+
+@pytest.mark.parametrize(
+    "losses, bits",
+    [
+        ([3, 2, 1, 0.5], [4.0, 3.9, 3.8, 3.85]),  # once, and within the noise
+        ([1, 2, 3, 4], [3.0, 3.5, 3.6, 3.7]),  # the training loss rises too
+        ([3, 2], [3.0, 4.0]),
+    ],
+)
+def test_what_is_no_overfitting(losses, bits):
+    pairs = enumerate(zip(losses, bits, strict=True))
+    lines = [{"step": i, "loss": loss, "held_out_bits": b} for i, (loss, b) in pairs]
+    assert overfits(lines) is None
+
+
+def test_learning_rates_fall_with_the_width_to_those_of_gpt3():
+    assert [learning_rate(width) for width in (16, 64, 128)] == [0.01, 0.0063, 0.0031]
+    # Brown et al. 2020, table 2.1
+    for width, rate in {768: 6e-4, 1024: 3e-4, 1536: 2.5e-4, 2048: 2e-4, 2560: 1.6e-4}.items():
+        assert 0.75 < learning_rate(width) / rate < 1.34
+
+
 @pytest.mark.parametrize(
     "schedule, rates",
     [
@@ -146,7 +246,7 @@ def test_which_variables_are_decayed_and_which_are_muons(name):
 
 
 def test_learned_feature_maps_are_adams():
-    config = presets.config("gpt_nano", **SMALL, mechanism="linear", feature_map="hedgehog")
+    config = presets.config("gpt_nano", **SMALL, mechanism={"linear": {"feature_map": "hedgehog"}})
     optimizer = muon(0.01, 100)
     maps = [v for v in presets.build(config).trainable_variables if "feature_map" in v.path]
     assert maps and all(map(optimizer._should_use_adamw, maps))

@@ -48,11 +48,11 @@ def test_presets_both_ways(family, tmp_path):
     base = keras_hub.models.MaskedLM if "bert" in family else keras_hub.models.CausalLM
     for copy in (
         presets.load(tmp_path),
-        presets.load(str(tmp_path), mechanism="linear", feature_map="relu"),
+        presets.load(str(tmp_path), mechanism={"linear": {"feature_map": "relu"}}),
         base.from_preset(str(tmp_path)),
     ):
         assert type(copy) is type(model)
-        changed = {"mechanism", "feature_map"} if copy.config["mechanism"] == "linear" else set()
+        changed = set() if copy.config["mechanism"] == "softmax" else {"mechanism"}
         assert {k for k in model.config if model.config[k] != copy.config[k]} == changed
         assert_same_weights(copy, model)
         assert tokens(copy, TEXTS)[1].tolist() == tokens(model, TEXTS)[1].tolist()
@@ -231,12 +231,12 @@ DETAILS = [
         "positions": "relative",
         "normalization": "rms_norm",
         "use_bias": False,
-        "attention_scale": 1.0,
+        "mechanism": {"softmax": {"scale": 1.0}},
         "output_scale": 0.25,
         "activation": "geglu_tanh",
     },
     {"initialization": "gpt2", "positions": "learned", "identity_mix": 0.25},
-    {"output_transform": True, "tie_embeddings": False, "loss_rows": 5, "mechanism": "linear"},
+    {"output_transform": True, "tie_embeddings": False, "loss_tokens": 5, "mechanism": "linear"},
 ]
 
 
@@ -260,7 +260,9 @@ def test_details_do_what_they_say():
     x = tokens(load("gpt"), TEXTS)[0]
     plain = logits(load("gpt"), x)
     np.testing.assert_allclose(logits(load("gpt", output_scale=0.25), x), plain / 4, atol=1e-5)
-    np.testing.assert_allclose(logits(load("gpt", attention_scale=8**-0.5), x), plain, atol=1e-5)
+    np.testing.assert_allclose(
+        logits(load("gpt", mechanism={"softmax": {"scale": 8**-0.5}}), x), plain, atol=1e-5
+    )
     close = logits(load("gpt", activation="gelu_tanh"), x)
     assert 0 < np.abs(close - plain).max() < 0.01
 

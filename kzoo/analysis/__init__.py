@@ -1,5 +1,6 @@
 """Looking into models: the spectrum of attention, collapse, leaks, pictures of masks."""
 
+import kzoo.load_keras  # noqa: F401
 from kzoo.analysis.collapse import collapse
 from kzoo.analysis.leaks import LayerLeaks, leaks
 from kzoo.analysis.pictures import draw_masks, terminal_masks

@@ -1,5 +1,6 @@
 """Timings of attention, of training and of generation, beside peers and in one run."""
 
+import kzoo.load_keras  # noqa: F401
 from kzoo.bench.attention import bench_attention
 from kzoo.bench.generate import bench_generate
 from kzoo.bench.show import plot, tables

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from kzoo import masks
+from kzoo import masks, mechanisms
 from kzoo.bench import resident
 from kzoo.bench.measure import (
     Ready,
@@ -26,8 +26,8 @@ from kzoo.bench.measure import (
     ratio,
 )
 from kzoo.errors import unknown
-from kzoo.ops import linear_attention, softmax_attention
-from kzoo.ops.choice import Shape, kernel_for, platform
+from kzoo.ops.context import here
+from kzoo.ops.dispatch import Spec
 from kzoo.ops.linear import choose_chunk
 
 DTYPES = ("float32", "bfloat16")
@@ -161,7 +161,7 @@ def multiply_adds(work, size):
     rest as causal.
     """
     tokens, dim = size.batch * size.heads * size.time, size.dim
-    if work.mechanism == "softmax":
+    if not _has_state(work, size):
         return tokens * (size.time + 1) // 2 * 7 * dim
     chunked = 7 * min(choose_chunk(dim, dim), size.time) * dim + 7 * dim**2
     whole = 6 * dim**2
@@ -186,7 +186,7 @@ def _entry(name, work, size, dtype, tensors, known):
             if scores > LIMIT_SCORES:
                 raise Skip(f"one dense array of scores would take {scores / 2**30:.1f} GiB")
         if known:
-            growth = 1 if work.mechanism == "linear" else 2
+            growth = 1 if _has_state(work, size) else 2
             expected = known[1] * (size.time / known[0]) ** growth
             if expected > LIMIT_SECONDS:
                 raise Skip(f"one call would take about {expected:.0f} s")
@@ -200,20 +200,27 @@ def _entry(name, work, size, dtype, tensors, known):
 def _kernel(work, size):
     if work.implementation is None:
         return None
-    shape = Shape(size.time, size.time, size.heads, size.dim, size.dim, masks.get(work.mask))
-    return kernel_for(work.mechanism, shape, "jax", platform(), work.implementation)
+    mask = masks.get(work.mask)
+    spec = Spec(size.time, size.time, size.heads, size.dim, size.dim, mask, **here())
+    return mechanisms.get(work.mechanism).kernel(spec, work.implementation)
 
 
 def _function(work):
     def attend(q, k, v, source):
         if work.implementation is None:
             return keras.ops.dot_product_attention(q, k, v, is_causal=True)
-        if work.mechanism == "softmax":
-            return softmax_attention(q, k, v, work.mask, implementation=work.implementation)
-        source = source if work.mask == "prefix" else None
-        return linear_attention(q, k, v, work.mask, source_mask=source)
+        mechanism, mask = mechanisms.get(work.mechanism), masks.get(work.mask)
+        own = {"source_mask": source if mask.needs_source else None}
+        own |= {"implementation": work.implementation}
+        return mechanism.attend(q, k, v, mechanisms.Extras(), mask, **own)
 
     return attend
+
+
+def _has_state(work, size):
+    """Whether the keys are summed up in a state, so that time is linear in the length."""
+    heads = mechanisms.HeadSizes(size.heads, size.heads, size.dim)
+    return mechanisms.get(work.mechanism).state_shape(heads) is not None
 
 
 def _operands(size, dtype):

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 from kzoo.errors import InputError
-from kzoo.ops import choice
+from kzoo.ops import context
 from kzoo.values import LARGEST, is_count, plain
 
 PEAK_SIZE, PEAK_ROUNDS = 2048, 5
@@ -136,8 +136,8 @@ def check_jax():
 
 def peer_torch():
     """The module torch, on all processors; `Skip` where the comparison cannot be had."""
-    if choice.platform() != "cpu":
-        raise Skip(f"torch is compared on a CPU only; JAX runs on a {choice.platform()} here")
+    if context.platform() != "cpu":
+        raise Skip(f"torch is compared on a CPU only; JAX runs on a {context.platform()} here")
     try:
         import torch
     except ImportError as error:
@@ -186,7 +186,7 @@ def machine():
     """What the figures depend on besides the code: a dict of JSON values."""
     return {
         "platform": platform.platform(),
-        "device": choice.platform(),
+        "device": context.platform(),
         "processors": processors(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in PACKAGES},
@@ -199,7 +199,7 @@ def machine():
 
 def _native():
     """Why our C++ does not run, or None. Makes it, so that no contestant's time has that in it."""
-    if choice.platform() != "cpu":
+    if context.platform() != "cpu":
         return "JAX does not run on a CPU"
     from kzoo.ops.kernels.native.library import missing
 

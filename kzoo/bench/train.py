@@ -10,7 +10,7 @@ from kzoo import presets
 from kzoo.bench.measure import Ready, Skip, check_jax, counts, machine, peer_torch, race, ratio
 
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.01
-LOSS_ROWS = 1024  # of ours: tokens whose logits exist at once, which changes no value
+LOSS_TOKENS = 1024  # of ours: tokens whose logits exist at once, which changes no value
 
 
 class Sizes(NamedTuple):
@@ -30,7 +30,7 @@ def bench_train(steps=5, sizes=None, *, say=lambda text: None):
     Contestants: our GPT with softmax and with linear attention; keras-hub's GPT-2 on JAX; a
     GPT-2 in JAX alone; HF transformers' GPT-2 on torch, with its SDPA attention. The loss is the
     mean cross-entropy over all positions. All have learned positions and the gelu of GPT-2. They
-    step by turns, after one step each that is not counted. Ours have `loss_rows=1024`.
+    step by turns, after one step each that is not counted. Ours have `loss_tokens=1024`.
 
     Args:
         steps: how often each contestant steps.
@@ -112,7 +112,7 @@ def _linear(sizes, tokens, targets):
 
 def _ours(mechanism, sizes, tokens, targets):
     # GPT-2's choices, so that all contestants compute the same.
-    same = {"positions": "learned", "activation": "gelu_tanh", "loss_rows": LOSS_ROWS}
+    same = {"positions": "learned", "activation": "gelu_tanh", "loss_tokens": LOSS_TOKENS}
     model = presets.load("gpt_nano", mechanism=mechanism, **same, **_overrides(sizes))
     return _keras(model, tokens, targets)
 

@@ -1,23 +1,25 @@
 """The command line: kzoo list | show | train | generate | compare | report | compile | bench.
 
-Wrong input, and a disk or folder that cannot be written, are answered with one line on standard
-error and exit status 2. On SIGTERM and SIGHUP, `train` and `compare` save what they have, say so,
-and exit with status 75; the same command goes on from there. `list` and `show` read JSON only;
-Keras loads when a model is made, with the backend that was asked for.
+Compare attention masks and mechanisms with all else equal. Wrong input, and a disk or folder that
+cannot be written, are answered with one line on standard error and exit status 2. On SIGTERM and
+SIGHUP, `train` and `compare` save what they have, say so, and exit with status 75; the same command
+goes on from there. `list` and `show` read JSON only; Keras loads when a model is made, with the
+backend that was asked for.
 """
 
 import contextlib
-import importlib.util
 import logging
 import os
 import signal
 import sys
 
-from kzoo.cli import bench, compare, compile, generate, look, train
-from kzoo.cli.arguments import BACKENDS, Parser
+from kzoo import __version__
+from kzoo.backend import BACKENDS, VARIABLE, chosen
+from kzoo.cli import bench, compare, compile, generate, look, quiet, train
+from kzoo.cli.arguments import Parser, need
+from kzoo.compilation_cache import use_compilation_cache
 from kzoo.errors import InputError, Preempted, missing_package, unknown
 from kzoo.files import reason
-from kzoo.program_cache import keep_programs
 
 EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
 COMMANDS = (look, train, generate, compare, compile, bench)
@@ -63,6 +65,7 @@ def main(arguments=None):
 
 def _parser():
     parser = Parser(prog="kzoo", description=__doc__.split("\n\n")[1], epilog=EPILOG)
+    parser.add_argument("--version", action="version", version=f"kzoo {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
@@ -71,31 +74,24 @@ def _parser():
 
 def _set_up(options):
     """Choose the backend before anything imports Keras, and let warnings be read."""
-    backend = getattr(options, "backend", None) or os.environ.get("KERAS_BACKEND") or "jax"
+    backend, options.backend_chosen_by = chosen()
+    backend = getattr(options, "backend", None) or backend
     if backend not in BACKENDS:
         raise unknown("backend", backend, BACKENDS)
-    os.environ["KERAS_BACKEND"] = backend
-    if options.command not in ("list", "show", "report") and not _installed(backend):
-        raise missing_package(backend, f"the backend {backend}")
+    os.environ[VARIABLE] = backend
+    if options.command not in ("list", "show", "report"):
+        need(backend, f"the backend {backend}")
     if options.command in ("bench", "compile"):
-        # One times compilation; the other's programs, for absent machines, JAX cannot read again.
+        # One times compilation; the other's programs, for other machines, JAX cannot read again.
         os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
     else:
-        keep_programs()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("GLOG_minloglevel", "2")
-    handler = logging.StreamHandler()
+        use_compilation_cache()
+    quiet.others()
+    handler = quiet.Handler()
     handler.setFormatter(logging.Formatter("kzoo: %(message)s"))
     log = logging.getLogger("kzoo")
     log.handlers, log.propagate = [handler], False
     log.setLevel(logging.INFO)
-
-
-def _installed(package):
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 # How a command ends ---------------------------------------------------------------------------

@@ -3,17 +3,17 @@
 import argparse
 import importlib
 import json
+import logging
 import math
 import os
 import signal
 import sys
 from pathlib import Path
 
-from kzoo.errors import InputError
+from kzoo.backend import BACKENDS, DEFAULT, chosen, installed
+from kzoo.errors import InputError, missing_package
 from kzoo.files import parse_json
-from kzoo.values import LARGEST
-
-BACKENDS = ("jax", "tensorflow", "torch")
+from kzoo.values import LARGEST, interval
 
 
 class Parser(argparse.ArgumentParser):
@@ -22,18 +22,32 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise InputError(f"{message}. See `{self.prog} --help`")
 
+    def format_help(self):
+        """argparse's, with what the command does before its usage."""
+        description, self.description = self.description, None
+        try:
+            text = super().format_help()
+        finally:
+            self.description = description
+        formatter = self._get_formatter()
+        formatter.add_text(description)
+        return f"{formatter.format_help()}\n{text}"
 
-def add_command(commands, name, help, run, saved=None):
+
+def add_command(commands, name, help, run=None, saved=None, more=""):
     """A command's parser.
 
     Args:
         commands: what argparse's `add_subparsers` returned.
-        name, help: of the command.
-        run: called with the options.
+        name: of the command.
+        help: what it does, in a line: "list the presets".
+        run: called with the options; None for a command of commands.
         saved: called with the options where the command is ended from outside; it says in a
             sentence what has been saved. Commands that save nothing before their end have none.
+        more: sentences that its own help has besides.
     """
-    command = commands.add_parser(name, help=help, description=help)
+    description = f"{help[0].upper()}{help[1:]}. {more}"
+    command = commands.add_parser(name, help=help, description=description)
     command.set_defaults(run=run, saved=saved)
     return command
 
@@ -44,14 +58,15 @@ def add_overrides(command):
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="override a config field; VALUE is JSON or a bare word",
+        help="override a config field, or an option inside one "
+        "(mechanism.linear.feature_map=relu); VALUE is JSON or a bare word",
     )
 
 
 def add_running(command):
     add_json(command, "end with one JSON line on stdout")
     command.add_argument(
-        "--backend", choices=BACKENDS, help="of Keras; default: KERAS_BACKEND, else jax"
+        "--backend", choices=BACKENDS, help=f"of Keras; default: KERAS_BACKEND, else {DEFAULT}"
     )
 
 
@@ -60,20 +75,29 @@ def add_json(command, help):
 
 
 def overrides(settings):
-    """`["mask=causal", 'objective={"masked_lm": {"rate": 0.3}}']` as a dict."""
+    """`["mask=causal", "objective.masked_lm.rate=0.3"]` as a dict of fields.
+
+    Dots lead into JSON objects: `{"mask": "causal", "objective": {"masked_lm": {"rate": 0.3}}}`.
+    """
     fields = {}
     for setting in settings:
-        field, equals, value = setting.partition("=")
-        if not equals or not field:
+        path, equals, value = setting.partition("=")
+        *outer, last = path.split(".")
+        if not equals or not all([*outer, last]):
             raise InputError(f"--set takes FIELD=VALUE. Received: {setting!r}")
-        if field in fields:
-            raise InputError(f"--set gives a field once. Received: {field!r} twice")
+        inside = fields
+        for name in outer:
+            inside = inside.setdefault(name, {})
+            if not isinstance(inside, dict):
+                raise InputError(f"--set gives a field once. Received: {name!r} twice")
+        if last in inside:
+            raise InputError(f"--set gives a field once. Received: {path!r} twice")
         try:
-            fields[field] = parse_json(value)
+            inside[last] = parse_json(value)
         except InputError as error:
             raise InputError(f"{error}. Received: --set {setting!r}") from None
         except ValueError:
-            fields[field] = value
+            inside[last] = value
     return fields
 
 
@@ -87,6 +111,12 @@ def leave_tensorflow(sources):
         source.startswith("tfds:") for source in sources
     ):
         sys.modules.setdefault("tensorflow", None)
+
+
+def need(module, purpose):
+    """`InputError` unless a package is installed, which costs no import of it."""
+    if not installed(module):
+        raise missing_package(module, purpose)
 
 
 def load_backend():
@@ -108,6 +138,36 @@ def load_backend():
             signal.signal(number, handler)
     for number in held[:1]:
         signal.raise_signal(number)
+
+
+def say_backend(options):
+    """Say, before the work begins, which backend does it, who chose that, and on what it runs."""
+    source = "--backend" if options.backend else options.backend_chosen_by
+    logging.getLogger("kzoo").info("backend %s (%s), %s", chosen()[0], source, _devices())
+
+
+def _devices():
+    """What the backend computes on, in words; nothing but JAX is started for it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpu = f"cpu, {cores} core{'s' if cores > 1 else ''}"
+    backend, _ = chosen()
+    if backend == "jax":
+        import jax
+
+        devices = jax.devices()
+        if devices[0].platform != "cpu":
+            return f"{len(devices)} × {devices[0].device_kind}"
+        gpu = any(map(os.path.exists, ("/dev/nvidia0", "/dev/nvidiactl")))
+        hint = "; the NVIDIA GPU here needs pip install 'kzoo[cuda]'" if gpu else ""
+        return cpu + (f", {len(devices)} devices" if len(devices) > 1 else "") + hint
+    if backend == "torch":
+        import torch
+
+        return f"{torch.cuda.device_count()} × cuda" if torch.cuda.is_available() else cpu
+    import tensorflow
+
+    gpus = tensorflow.config.list_physical_devices("GPU")
+    return f"{len(gpus)} × gpu" if gpus else cpu
 
 
 def print_json(result):
@@ -159,6 +219,15 @@ def share(text):
             f"a number between 0 and 1, such as 0.1. Received: {text!r}"
         )
     return number
+
+
+def every(text):
+    """`1000`, steps, or `60s`, as text."""
+    try:
+        interval(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def words(text):

@@ -10,24 +10,24 @@ _BYTES = 2**20  # that the results take, at most
 
 def add(commands):
     help = "time attention, training or generation, beside what else is installed"
-    bench = commands.add_parser("bench", help=help, description=help)
+    bench = add_command(commands, "bench", help)
     benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
 
-    help = "attention, forward and backward, by length"
+    help = "time attention, forward and backward, by length"
     attention = add_command(benches, "attention", help, _attention)
     attention.add_argument("--times", type=positive, nargs="+", default=[1024, 4096, 16384])
     attention.add_argument("--heads", type=positive, default=8)
     attention.add_argument("--dim", type=positive, default=64, help="of a head")
-    attention.add_argument("--batch", type=positive, default=1, metavar="ROWS")
+    attention.add_argument("--batch", type=positive, default=1, help="examples")
     attention.add_argument("--repeats", type=positive, default=5, help="of each contestant")
     attention.add_argument("--dtype", default="float32", help="float32 or bfloat16")
     _add_result(attention, "a new folder for bench.json and bench.png")
 
-    train = add_command(benches, "train", "whole train steps of a small GPT", _train)
+    train = add_command(benches, "train", "time whole train steps of a small GPT", _train)
     train.add_argument("--steps", type=positive, default=5, help="of each contestant")
     _add_result(train, "a new folder for bench.json")
 
-    help = "prompts, steps and turns of a conversation"
+    help = "time prompts, steps and turns of a conversation"
     generate = add_command(benches, "generate", help, _generate)
     generate.add_argument("--lengths", type=positive, nargs="+", default=[256, 4096])
     generate.add_argument("--turns", type=positive, default=4)

@@ -9,6 +9,7 @@ from kzoo.cli.arguments import (
     load_backend,
     path,
     print_json,
+    say_backend,
 )
 from kzoo.errors import InputError
 from kzoo.files import numbered
@@ -16,7 +17,8 @@ from kzoo.files import numbered
 
 def add(commands):
     help = "run a study (by default the quick one) and write its report"
-    compare = add_command(commands, "compare", help, _compare, _saved)
+    more = "Stopped, the same command goes on where it was."
+    compare = add_command(commands, "compare", help, _compare, _saved, more)
     compare.add_argument("study", nargs="?", type=path, metavar="STUDY.json")
     compare.add_argument(
         "--out", type=path, metavar="DIR", help="default: runs/NAME; the same study goes on there"
@@ -40,11 +42,13 @@ def _compare(options):
     leave_tensorflow(study.data)
     load_backend()
 
-    from kzoo.ops.choice import platform
+    from kzoo.ops.context import platform
     from kzoo.studies.page import report, table
-    from kzoo.studies.runner import run
+    from kzoo.studies.runner import as_begun, check_directory, run
     from kzoo.studies.workers import processes
 
+    check_directory(as_begun(study, directory), directory)
+    say_backend(options)
     records = run(study, directory, at_once=processes() if platform() == "cpu" else None)
     page = report(directory)
     rows = table(records)

@@ -18,11 +18,14 @@ _MESH = "parts of a batch and of each layer; default: all chips along data"
 
 
 def add(commands):
-    help = "compile for a TPU that is not there: memory, FLOPs, collectives"
-    command = add_command(commands, "compile", help, _compile)
-    command.add_argument("preset", metavar="NAME")
+    help = "compile ahead of time for a TPU: memory, FLOPs, collectives"
+    more = "No TPU is needed. By default it compiles a step of training."
+    command = add_command(commands, "compile", help, _compile, more=more)
+    command.add_argument("preset", metavar="NAME", help="of a preset, or FILE.json:SIZE")
     command.add_argument("--topology", required=True, help="chips, such as v5e:2x4")
-    command.add_argument("--batch", type=positive, required=True, metavar="ROWS", help="in all")
+    command.add_argument(
+        "--batch", type=positive, required=True, metavar="N", help="examples in all"
+    )
     command.add_argument("--mesh", type=mesh, metavar="data=N,model=M", help=_MESH)
     command.add_argument("--fsdp", action="store_true", help="split parameters over data too")
     command.add_argument("--dtype", help="float32 or mixed_bfloat16")

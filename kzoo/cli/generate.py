@@ -9,6 +9,7 @@ from kzoo.cli.arguments import (
     name,
     positive,
     print_json,
+    say_backend,
     seed,
     words,
 )
@@ -16,7 +17,9 @@ from kzoo.errors import InputError
 
 
 def add(commands):
-    generate = add_command(commands, "generate", "continue a prompt, token by token", _generate)
+    help = "continue a prompt, token by token"
+    more = "The model is a preset with random weights, or one that was saved."
+    generate = add_command(commands, "generate", help, _generate, more=more)
     generate.add_argument("model", type=name, metavar="PRESET_OR_DIR")
     generate.add_argument(
         "--prompt", type=words, required=True, metavar="TEXT", help="- reads it from stdin"
@@ -37,6 +40,7 @@ def _generate(options):
     sampler = get_sampler(options.sampler, options.seed)
     prompt = _stdin() if options.prompt == "-" else options.prompt
     model = presets.load(options.model)
+    say_backend(options)
     settings = {"max_length": options.max_length, "sampler": sampler}
     if options.sampler in ONE_BY_ONE:
         pieces = model.stream(prompt, **settings)

@@ -11,10 +11,11 @@ WORDS = ("mask", "objective")
 
 
 def add(commands):
-    add_command(commands, "list", "the presets: what they are and their parameters", _list)
-    show = add_command(commands, "show", "a preset's complete config", _show)
-    show.add_argument("preset", metavar="NAME")
-    show.add_argument("--masks", action="store_true", help="draw who sees whom")
+    add_command(commands, "list", "list the presets: their sizes, masks and objectives", _list)
+    help = "print a preset's complete config, or draw its masks"
+    show = add_command(commands, "show", help, _show)
+    show.add_argument("preset", metavar="NAME", help="of a preset, or FILE.json:SIZE")
+    show.add_argument("--masks", action="store_true", help="draw which keys each query sees")
     show.add_argument("--png", type=path, metavar="FILE", help="with --masks: a picture")
     add_overrides(show)
 

@@ -1,37 +1,43 @@
-"""kzoo train: one model on one text, saved at the end."""
+"""kzoo train: one model on one text, with its log, its best weights and its last ones."""
 
-import json
 import logging
+import math
 import os
 import shutil
 
-from kzoo import migrations
+from kzoo.cli import run_folder
 from kzoo.cli.arguments import (
     add_command,
     add_overrides,
     add_running,
+    every,
     leave_tensorflow,
     load_backend,
     name,
+    need,
     overrides,
     path,
     positive,
     print_json,
     rate,
+    say_backend,
     share,
 )
 from kzoo.errors import InputError
-from kzoo.files import check_folder, check_new, numbered, read_json, taken, write
-from kzoo.values import differences
+
+log = logging.getLogger("kzoo")
 
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
 SOURCE = "a text file, a folder of them, pydoc, tfds:NAME or synthetic:NAME"
-RUN_FILE, CHECKPOINTS = "training.json", "checkpoints"
-_BYTES = 300_000  # of what a model's folder holds besides the weights, at most
+EVALUATIONS = 10  # along a run, by default
+_SAMPLE = 0.1  # of a run's computation: what its measurements along the way take, about
+_MANY_PASSES = 16  # over the training text
 
 
 def add(commands):
-    train = add_command(commands, "train", "train a preset on text and save it", _train, _saved)
+    train = add_command(
+        commands, "train", "train a preset on text and save it", _train, run_folder.saved
+    )
     train.add_argument("preset", metavar="NAME")
     train.add_argument("--text", type=name, required=True, metavar="FILE", help=SOURCE)
     train.add_argument("--steps", type=positive, required=True, metavar="N")
@@ -42,21 +48,36 @@ def add(commands):
         metavar="DIR",
         help="a new folder, or that of the same run, stopped before its end, to go on",
     )
-    train.add_argument("--batch-size", type=positive, default=16, metavar="ROWS")
-    train.add_argument("--learning-rate", type=rate, default=3e-3, metavar="PEAK")
+    train.add_argument("--batch-size", type=positive, default=16, metavar="N", help="examples")
+    train.add_argument(
+        "--learning-rate",
+        type=rate,
+        metavar="PEAK",
+        help="default: by the model's width, 0.4 / width and at most 0.01",
+    )
     train.add_argument("--optimizer", default="adamw", choices=("adamw", "muon"))
     train.add_argument(
         "--schedule", default="cosine", choices=("cosine", "wsd"), help="wsd: warmup-stable-decay"
     )
     train.add_argument("--valid", type=share, default=0.1, metavar="SHARE", help="held out")
+    train.add_argument(
+        "--evaluations",
+        type=positive,
+        metavar="N",
+        help=f"how often held-out bits are measured along the run; default: {EVALUATIONS}",
+    )
     train.add_argument("--dtype", choices=DTYPES, help="a dtype policy; default: Keras's, float32")
     train.add_argument(
         "--checkpoint-every",
+        type=every,
         default="60s",
         metavar="STEPS_OR_SECONDS",
         help="1000 or 60s (the default); they go to DIR/checkpoints until the model is saved",
     )
     train.add_argument("--keep", type=positive, default=3, metavar="N", help="last checkpoints")
+    train.add_argument(
+        "--tensorboard", action="store_true", help="write DIR/tensorboard for TensorBoard too"
+    )
     add_overrides(train)
     add_running(train)
 
@@ -65,7 +86,11 @@ def _train(options):
     from kzoo import presets
 
     config = presets.config(options.preset, **overrides(options.set))
-    _check_out(options, config)
+    if options.tensorboard:
+        need("tensorboardX", "--tensorboard")
+    run_folder.check(options, config)
+    _check_text(options.text)
+    run_folder.fill_in(options, config, EVALUATIONS)
     leave_tensorflow([options.text])
     load_backend()
     from kzoo import data
@@ -77,54 +102,77 @@ def _train(options):
         valid=options.valid,
         seed=config["seed"],
     )
-    settings = _settings(options, config, splits)
-    if _has(options.out, RUN_FILE):
-        result = _finished(options.out, settings)
-    else:
-        result = _run(options, config, splits)
-        # In this order: a run that is killed in the midst of this is finished, or goes on.
-        write(options.out / RUN_FILE, json.dumps({"settings": settings, "result": result}) + "\n")
-    shutil.rmtree(options.out / CHECKPOINTS, ignore_errors=True)
+    settings = run_folder.settings(options, config, splits)
+    result = run_folder.result(options.out, settings)
+    if result is None:
+        result = _run(options, config, splits, settings)
+        run_folder.finish(options.out, settings, result)
+    shutil.rmtree(options.out / run_folder.CHECKPOINTS, ignore_errors=True)
     if options.json:
         print_json({**result, "out": str(options.out)})
-        return
+    else:
+        _print_result(options.out, result)
+
+
+def _check_text(text):
+    """Refuse files that are no text before anything loads; other sources have their own rules."""
+    from kzoo.data import sources
+
+    if sources.named(text) is None:
+        sources.read(text)
+
+
+def _print_result(out, result):
     print(
         f"held out: {result['bits_per_byte']:.3f} {result['measure']} (the text's unigram entropy "
         f"{result['unigram_entropy']:.3f}, bigram {result['bigram_entropy']:.3f})\n"
-        f"saved in {options.out}: kzoo.presets.load({str(options.out)!r})"
+        f"saved in {out}: kzoo.presets.load({str(out)!r})"
     )
+    best = result.get("best")  # runs of before have none
+    if best:
+        print(
+            f"the fewest bits along the way, {best['held_out_bits']:.3f} at step "
+            f"{best['step']:,}: kzoo.presets.load({str(out / 'best')!r})"
+        )
 
 
-def _run(options, config, splits):
+def _run(options, config, splits, settings):
     """Train and save the model; what the command prints, a dict of JSON values."""
     from kzoo import presets
     from kzoo.studies.study import measure
-    from kzoo.training import Checkpoints, prepare
+    from kzoo.training import Checkpoints, Monitor, prepare
 
+    say_backend(options)
     _use_all_devices()
+    out, steps = options.out, options.steps
+    tokens = options.batch_size * splits.facts["row_length"]
     checkpoints = Checkpoints(
-        options.out / CHECKPOINTS,
+        out / run_folder.CHECKPOINTS,
         every=options.checkpoint_every,
         keep=options.keep,
         settings={"preset": options.preset, "dtype": options.dtype},
     )
+    monitor = Monitor(out, tokens=tokens, tensorboard=options.tensorboard)
     model = presets.load(options.preset, dtype=options.dtype, **config)
-    program = prepare(
-        model, options.learning_rate, options.steps, options.optimizer, options.schedule
-    )
-    outcome = _with_progress(program, splits, options.steps, checkpoints)
+    program = prepare(model, options.learning_rate, steps, options.optimizer, options.schedule)
+    sample = _sample(options, splits)
+    _say_what_comes(options, splits, sample)
+    run_folder.begin(out, settings)
+    outcome = _with_progress(program, splits, sample, options, checkpoints, monitor)
     if not outcome.finite:
         raise InputError(
             f"the loss was not finite at step {outcome.steps}; no model is saved. Try a smaller "
             f"learning rate, in a new folder. Received: --learning-rate {options.learning_rate}"
         )
-    presets.save(model, options.out)
-    tokens = options.batch_size * splits.facts["row_length"] * outcome.steps
+    presets.save(model, out)
+    whole = len(sample) == len(splits.valid)
+    bits = outcome.held_out[-1][1] if whole else program.bits(splits.valid)
     return {
-        "bits_per_byte": outcome.held_out[-1][1],
+        "bits_per_byte": bits,
         "loss": outcome.train_loss[-1],
         "steps": outcome.steps,
-        "tokens_per_second": tokens / outcome.seconds,
+        "best": monitor.best,
+        "tokens_per_second": tokens * outcome.steps / outcome.seconds,
         "measure": measure(config["objective"], options.text)[0],
         "unigram_entropy": splits.facts["unigram_entropy"],
         "bigram_entropy": splits.facts["bigram_entropy"],
@@ -133,20 +181,83 @@ def _run(options, config, splits):
     }
 
 
-def _with_progress(program, splits, steps, checkpoints):
+def _sample(options, splits):
+    """The held-out batches that are measured along the way, a `grain.MapDataset`.
+
+    Evenly spread, the same each time, and so many that all measurements together take about a
+    tenth of the run's computation: an example costs a third of what it costs in training.
+    """
+    affordable = 3 * _SAMPLE * options.steps / options.evaluations
+    count = max(1, min(len(splits.valid), round(affordable)))
+    return splits.valid[:: math.ceil(len(splits.valid) / count)]
+
+
+def _say_what_comes(options, splits, sample):
+    """How often the run passes over its text, and what its measurements cost."""
+    steps, batches = options.steps, len(splits.valid)
+    passes = steps * options.batch_size / splits.facts["train_rows"]
+    log.info(
+        "learning rate %g; %s steps pass %.3g times over the %s bytes to train on; held-out bits "
+        "are measured %d times on %d of %d held-out batches, about %.0f%% of the computation",
+        *(options.learning_rate, f"{steps:,}", passes, f"{splits.facts['train_bytes']:,}"),
+        *(min(options.evaluations, steps), len(sample), batches),
+        100 * len(sample) * options.evaluations / (3 * steps),
+    )
+    if passes > _MANY_PASSES:
+        log.warning(
+            "%s steps pass %.0f times over the text. After some 16 passes more of them teach "
+            "little but the text by heart (Muennighoff et al. 2023, arXiv:2305.16264). More text, "
+            "or at most --steps %d, avoids that; the best weights are kept in %s",
+            *(f"{steps:,}", passes),
+            max(1, int(steps * _MANY_PASSES / passes)),
+            options.out / "best",
+        )
+
+
+def _with_progress(program, splits, sample, options, checkpoints, monitor):
+    import dataclasses
+
     from rich.console import Console
-    from rich.progress import Progress, TextColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
     from kzoo.training import train
 
-    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
+    class TokensPerSecond(ProgressColumn):
+        def render(self, task):
+            speed = task.finished_speed or task.speed
+            return Text("" if speed is None else f"{monitor.tokens * speed:,.0f} tokens/s")
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    columns += [TextColumn("{task.fields[note]}"), TokensPerSecond()]
+    columns += [TimeRemainingColumn(), TextColumn("left")]
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("steps", total=steps, note="compiling")
+        bar = progress.add_task("steps", total=options.steps, note="compiling")
+        begun = False
 
         def on_step(step, loss):
+            nonlocal begun
+            if not begun:  # the time left is told from the steps of this process
+                progress.reset(bar, completed=step - 1, total=options.steps)
+                begun = True
             progress.update(bar, completed=step, note=f"loss {loss:.3f}")
 
-        return train(program, splits, steps, checkpoints=checkpoints, on_step=on_step)
+        return train(
+            program,
+            dataclasses.replace(splits, valid=sample),
+            options.steps,
+            evaluations=options.evaluations,
+            checkpoints=checkpoints,
+            monitor=monitor,
+            on_step=on_step,
+        )
 
 
 def _use_all_devices():
@@ -159,70 +270,4 @@ def _use_all_devices():
         from kzoo.training import distribute
 
         distribute()
-        logging.getLogger("kzoo").info("%d devices share each batch", jax.device_count())
-
-
-# The output folder ----------------------------------------------------------------------------
-
-
-def _has(out, name):
-    return os.path.exists(out / name)  # where pathlib raises, for too long a name say, False
-
-
-def _check_out(options, config):
-    """`InputError` unless the folder is new, or this command's, and can take the model."""
-    from kzoo.config import checkpoint_bytes, count_parameters
-    from kzoo.presets import TASK_FILE
-
-    out = options.out
-    if _has(out, RUN_FILE):
-        return
-    if _has(out, TASK_FILE) and not _has(out, CHECKPOINTS):
-        raise InputError(
-            "the output is a new or empty folder; this one holds a saved model, which "
-            f"kzoo.presets.load reads. Received: {out}"
-        )
-    if not _has(out, CHECKPOINTS):
-        check_new(out)
-    parameters = count_parameters(config)
-    needed = checkpoint_bytes(parameters, options.keep) + 4 * parameters + _BYTES
-    check_folder(out, needed - taken(out / CHECKPOINTS), "A smaller --keep needs less.")
-
-
-def _settings(options, config, splits):
-    """What makes one run another than the next: a dict of JSON values."""
-    given = ("preset", "steps", "batch_size", "learning_rate", "optimizer", "schedule", "dtype")
-    return {
-        **{name: getattr(options, name) for name in given},
-        "backend": os.environ["KERAS_BACKEND"],
-        "config": config,
-        "data": {name: splits.facts[name] for name in ("sha256", "row_length", "train_rows")},
-    }
-
-
-def _finished(out, settings):
-    """The result of a run that has come to its end, with a word on what can be done now."""
-    run = read_json(out / RUN_FILE)
-    before, now = migrations.record(run.get("settings")), json.loads(json.dumps(settings))
-    other = list(differences(before, now))
-    if other:
-        raise InputError(
-            f"the output folder holds a finished run of other settings: {'; '.join(other)}. Name "
-            f"a new folder with --out. Received: {out}"
-        )
-    logging.getLogger("kzoo").info(
-        "this run is finished, and its result is told again. To train on, use fit on "
-        "kzoo.presets.load(%r); to begin anew, name a new folder with --out",
-        str(out),
-    )
-    return run["result"]
-
-
-def _saved(options):
-    if _has(options.out, RUN_FILE):
-        return f"the model is saved in {options.out}"
-    folder = options.out / CHECKPOINTS
-    steps = numbered(folder)
-    if not steps:
-        return "nothing is saved"
-    return f"step {steps[0]} is saved in {folder}; the same command goes on from there"
+        log.info("%d devices share each batch", jax.device_count())

@@ -49,7 +49,7 @@ def _read_config(config, names):
 
 def _read_unilm_config(config, names):
     config = {"type_vocab_size": UNILM_SEGMENTS, **config}
-    own = {"mask": "prefix", "objective": "prefix_lm", "prediction": "mask"}
+    own = {"mask": "prefix", "objective": "prefix_lm", "prediction_site": "mask"}
     return _read_config(config, names) | own
 
 
@@ -66,31 +66,31 @@ def _write_config(c):
     }
 
 
-def _rows(c):
+def _pairs(c):
     embeddings = "bert.embeddings"
-    rows = one("token_embedding/embeddings", f"{embeddings}.word_embeddings.weight", "vd")
-    rows += one("position_embedding/embeddings", f"{embeddings}.position_embeddings.weight", "pd")
-    rows += one("segment_embedding/embeddings", f"{embeddings}.token_type_embeddings.weight", "sd")
-    rows += layer_norm("embedding_norm", f"{embeddings}.LayerNorm")
+    pairs = one("token_embedding/embeddings", f"{embeddings}.word_embeddings.weight", "vd")
+    pairs += one("position_embedding/embeddings", f"{embeddings}.position_embeddings.weight", "pd")
+    pairs += one("segment_embedding/embeddings", f"{embeddings}.token_type_embeddings.weight", "sd")
+    pairs += layer_norm("embedding_norm", f"{embeddings}.LayerNorm")
     for i in range(c.num_layers):
         ours, theirs = f"block_{i}", f"bert.encoder.layer.{i}"
         for part in ("query", "key", "value"):
-            rows += dense(f"{ours}/attention/{part}", f"{theirs}.attention.self.{part}", "dh")
-        rows += dense(f"{ours}/attention/output_dense", f"{theirs}.attention.output.dense", "hd")
-        rows += layer_norm(f"{ours}/attention_norm", f"{theirs}.attention.output.LayerNorm")
-        rows += dense(f"{ours}/feed_forward/intermediate", f"{theirs}.intermediate.dense", "df")
-        rows += dense(f"{ours}/feed_forward/output_dense", f"{theirs}.output.dense", "fd")
-        rows += layer_norm(f"{ours}/feed_forward_norm", f"{theirs}.output.LayerNorm")
+            pairs += dense(f"{ours}/attention/{part}", f"{theirs}.attention.self.{part}", "dh")
+        pairs += dense(f"{ours}/attention/output_dense", f"{theirs}.attention.output.dense", "hd")
+        pairs += layer_norm(f"{ours}/attention_norm", f"{theirs}.attention.output.LayerNorm")
+        pairs += dense(f"{ours}/feed_forward/intermediate", f"{theirs}.intermediate.dense", "df")
+        pairs += dense(f"{ours}/feed_forward/output_dense", f"{theirs}.output.dense", "fd")
+        pairs += layer_norm(f"{ours}/feed_forward_norm", f"{theirs}.output.LayerNorm")
     if c.pooler:
-        rows += dense("pooler", POOLER, "dd")
+        pairs += dense("pooler", POOLER, "dd")
     if c.output_transform:
-        rows += dense("head/dense", f"{TRANSFORM}.dense", "dd")
-        rows += layer_norm("head/norm", f"{TRANSFORM}.LayerNorm")
-        rows += one("head/bias", "cls.predictions.bias", "v")
+        pairs += dense("head/dense", f"{TRANSFORM}.dense", "dd")
+        pairs += layer_norm("head/norm", f"{TRANSFORM}.LayerNorm")
+        pairs += one("head/bias", "cls.predictions.bias", "v")
     if not c.tie_embeddings:
         output = "cls.predictions.decoder.weight"
-        rows += one("token_embedding/reverse_embeddings", output, "dv", "transposed")
-    return rows
+        pairs += one("token_embedding/reverse_embeddings", output, "dv", "transposed")
+    return pairs
 
 
 def _architecture(c):
@@ -115,7 +115,7 @@ BERT = Family(
     notes=_notes,
     read_config=_read_config,
     write_config=_write_config,
-    rows=_rows,
+    pairs=_pairs,
     prefix="bert.",
     heads=("cls.",),
     renamed=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),

@@ -37,7 +37,7 @@ class Checkpoint:
         """
         variables = by_path(model)
         lost = [path for path in self.shapes if path not in variables]
-        faults = [f"no place for {text}" for text in grouped(lost)]
+        faults = [f"no variable for {text}" for text in grouped(lost)]
         faults += grouped(
             f"{path} has shape {list(shape)}, not {list(variables[path].shape)}"
             for path, shape in self.shapes.items()

@@ -24,7 +24,8 @@ ACTIVATIONS = {
     "gelu_accurate": "gelu_tanh",
     "relu": "relu",
 }
-# The letters of a row's shape, as in "vd": which fields of a config a dimension is.
+UNSCALED = {"softmax": {"scale": 1.0}}  # the mechanism of scores without 1/√head_dim
+# The letters of a pair's shape, as in "vd": which fields of a config a dimension is.
 _DIMENSIONS = {
     "v": lambda c: c.vocabulary_size,
     "d": lambda c: c.hidden_dim,
@@ -37,7 +38,7 @@ _DIMENSIONS = {
 }
 
 
-class Row(NamedTuple):
+class TensorPair(NamedTuple):
     """One tensor of theirs and the variables of ours that hold the same numbers.
 
     Attributes:
@@ -77,19 +78,19 @@ class Row(NamedTuple):
 
 
 def one(ours, theirs, shape, how="same"):
-    """The rows of a single variable."""
-    return [Row(theirs, (ours,), shape, how)]
+    """The pairs of a single variable."""
+    return [TensorPair(theirs, (ours,), shape, how)]
 
 
 def dense(ours, theirs, shape, bias=True):
-    """The rows of a projection, whose kernel PyTorch stores as [out, in]."""
-    rows = one(f"{ours}/kernel", f"{theirs}.weight", shape, "transposed")
-    return rows + one(f"{ours}/bias", f"{theirs}.bias", shape[-1]) if bias else rows
+    """The pairs of a projection, whose kernel PyTorch stores as [out, in]."""
+    pairs = one(f"{ours}/kernel", f"{theirs}.weight", shape, "transposed")
+    return pairs + one(f"{ours}/bias", f"{theirs}.bias", shape[-1]) if bias else pairs
 
 
 def layer_norm(ours, theirs):
     parts = {"gamma": "weight", "beta": "bias"}
-    return [Row(f"{theirs}.{b}", (f"{ours}/{a}",), "d") for a, b in parts.items()]
+    return [TensorPair(f"{theirs}.{b}", (f"{ours}/{a}",), "d") for a, b in parts.items()]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class Family:
         read_config: given a config.json and the names of the tensors, fields of a config
             (`tie_embeddings` is found by comparing).
         write_config: given a complete config, what its config.json holds.
-        rows: given a complete config, the rows of its tensors.
+        pairs: given a complete config, the pairs of its tensors.
         prefix: of the names of its tensors, left out by classes without a head.
         heads: beginnings of the names that never have the prefix.
         renamed: (pattern, replacement) of names that older versions wrote.
@@ -122,7 +123,7 @@ class Family:
     architecture: Callable
     read_config: Callable
     write_config: Callable
-    rows: Callable
+    pairs: Callable
     output: str
     copies: dict
     overruling: dict = dataclasses.field(default_factory=dict)
@@ -136,7 +137,7 @@ class Family:
     notes: Callable = lambda config: ()  # noqa: E731 (a default)
 
     def name(self, theirs):
-        """A tensor's name as the rows have it."""
+        """A tensor's name as the pairs have it."""
         for pattern, replacement in self.renamed:
             theirs = re.sub(pattern, replacement, theirs)
         bare = not theirs.startswith((self.prefix, *self.heads))
@@ -145,6 +146,12 @@ class Family:
     def is_harmless(self, name):
         """Why a tensor may be left out, or None."""
         return next((why for p, why in self.harmless.items() if re.fullmatch(p, name)), None)
+
+
+def scale(config):
+    """The factor on q·k of a config, or None where its mechanism has none."""
+    own = getattr(config.mechanism, "scale", None)
+    return own or (config.head_dim**-0.5 if config.mechanism.name == "softmax" else None)
 
 
 def take(config, keys):

@@ -2,14 +2,16 @@
 
 from kzoo.convert.family import (
     ACTIVATIONS,
+    UNSCALED,
     Family,
-    Row,
+    TensorPair,
     choose,
     layer_norm,
     name_of,
     one,
     renamed,
     require,
+    scale,
     take,
 )
 
@@ -39,7 +41,7 @@ def _read_config(config, names):
         "objective": "causal_lm",
         "positions": "learned",
         "activation": choose(config, "activation_function", ACTIVATIONS, "gelu_new"),
-        "attention_scale": None if config.get("scale_attn_weights", True) else 1.0,
+        "mechanism": "softmax" if config.get("scale_attn_weights", True) else UNSCALED,
         "dropout": config.get("resid_pdrop", 0.1),
         "norm_epsilon": config.get("layer_norm_epsilon", 1e-5),
         "initialization": "gpt2",
@@ -51,7 +53,7 @@ def _write_config(c):
         **{theirs: getattr(c, ours) for theirs, ours in SIZES.items()},
         "n_inner": c.intermediate_dim,
         "activation_function": name_of(ACTIVATIONS, c.activation),
-        "scale_attn_weights": c.attention_scale in (None, c.head_dim**-0.5),
+        "scale_attn_weights": scale(c) in (None, c.head_dim**-0.5),
         **{name: c.dropout for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop")},
         "layer_norm_epsilon": c.norm_epsilon,
     }
@@ -60,26 +62,26 @@ def _write_config(c):
 def _dense(ours, theirs, shape):
     """Kernels stand as [in, out], as ours do; several of ours may stand side by side."""
     how = "same" if len(ours) == 1 else "joined"
-    kernel = Row(f"{theirs}.weight", tuple(f"{path}/kernel" for path in ours), shape, how)
-    bias = Row(f"{theirs}.bias", tuple(f"{path}/bias" for path in ours), shape[-1], how)
+    kernel = TensorPair(f"{theirs}.weight", tuple(f"{path}/kernel" for path in ours), shape, how)
+    bias = TensorPair(f"{theirs}.bias", tuple(f"{path}/bias" for path in ours), shape[-1], how)
     return [kernel, bias]
 
 
-def _rows(c):
-    rows = one("token_embedding/embeddings", "transformer.wte.weight", "vd")
+def _pairs(c):
+    pairs = one("token_embedding/embeddings", "transformer.wte.weight", "vd")
     if not c.tie_embeddings:
-        rows += one("token_embedding/reverse_embeddings", "lm_head.weight", "dv", "transposed")
-    rows += one("position_embedding/embeddings", "transformer.wpe.weight", "pd")
+        pairs += one("token_embedding/reverse_embeddings", "lm_head.weight", "dv", "transposed")
+    pairs += one("position_embedding/embeddings", "transformer.wpe.weight", "pd")
     for i in range(c.num_layers):
         ours, theirs = f"block_{i}", f"transformer.h.{i}"
         qkv = [f"{ours}/attention/{part}" for part in ("query", "key", "value")]
-        rows += layer_norm(f"{ours}/attention_norm", f"{theirs}.ln_1")
-        rows += _dense(qkv, f"{theirs}.attn.c_attn", "dh")
-        rows += _dense([f"{ours}/attention/output_dense"], f"{theirs}.attn.c_proj", "hd")
-        rows += layer_norm(f"{ours}/feed_forward_norm", f"{theirs}.ln_2")
-        rows += _dense([f"{ours}/feed_forward/intermediate"], f"{theirs}.mlp.c_fc", "df")
-        rows += _dense([f"{ours}/feed_forward/output_dense"], f"{theirs}.mlp.c_proj", "fd")
-    return rows + layer_norm("final_norm", "transformer.ln_f")
+        pairs += layer_norm(f"{ours}/attention_norm", f"{theirs}.ln_1")
+        pairs += _dense(qkv, f"{theirs}.attn.c_attn", "dh")
+        pairs += _dense([f"{ours}/attention/output_dense"], f"{theirs}.attn.c_proj", "hd")
+        pairs += layer_norm(f"{ours}/feed_forward_norm", f"{theirs}.ln_2")
+        pairs += _dense([f"{ours}/feed_forward/intermediate"], f"{theirs}.mlp.c_fc", "df")
+        pairs += _dense([f"{ours}/feed_forward/output_dense"], f"{theirs}.mlp.c_proj", "fd")
+    return pairs + layer_norm("final_norm", "transformer.ln_f")
 
 
 GPT2 = Family(
@@ -87,7 +89,7 @@ GPT2 = Family(
     architecture=lambda c: "GPT2LMHeadModel",
     read_config=_read_config,
     write_config=_write_config,
-    rows=_rows,
+    pairs=_pairs,
     prefix="transformer.",
     heads=("lm_head.",),
     output="lm_head.weight",

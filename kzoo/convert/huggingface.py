@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from safetensors.numpy import save_file
 from kzoo.config import Config
 from kzoo.convert.bert import BERT, UNILM, UNILM_SEGMENTS
 from kzoo.convert.checkpoint import Checkpoint, grouped
+from kzoo.convert.family import scale
 from kzoo.convert.gpt2 import GPT2
 from kzoo.convert.t5 import T5
 from kzoo.convert.tensors import FLOATS, SAFETENSORS, Tensors, read_json
@@ -30,10 +32,10 @@ _REFUSED = ("quantization_config", "pruned_heads", "tie_encoder_decoder")
 FAMILIES = {family.model_type: family for family in (GPT2, BERT, T5, UNILM)}
 _OF_RELATIVE = {"relative_buckets", "relative_distance"}
 # Fields that change neither the weights nor what the model computes from tokens.
-_FREE = {"objective", "tokenizer", "dropout", "loss_rows", "initialization", "feature_map", "seed"}
+_FREE = {"objective", "tokenizer", "dropout", "loss_tokens", "initialization", "seed"}
 
 
-def read_huggingface(directory):
+def read_huggingface(directory: str | Path) -> Checkpoint:
     """A checkpoint in Hugging Face's format, checked.
 
     Args:
@@ -68,16 +70,16 @@ def read_huggingface(directory):
     config = family.read_config(theirs, names)
     tied = _is_tied(family, theirs, tensors, names)
     config = Config.get({**config, "tie_embeddings": tied, "tokenizer": "file"})
-    rows = family.rows(config)
-    _check(family, rows, config, tensors, names, unused, directory)
+    pairs = family.pairs(config)
+    _check(family, pairs, config, tensors, names, unused, directory)
 
     def arrays():
-        for row in rows:
-            yield from row.read(tensors[names[row.theirs]], config)
+        for pair in pairs:
+            yield from pair.read(tensors[names[pair.theirs]], config)
 
     start = _decoder_start(directory, theirs, family)
     tokenizer = read_tokenizer(directory, family, config.vocabulary_size, start)
-    shapes = {path: row.our_shape(config) for row in rows for path in row.ours}
+    shapes = {path: pair.our_shape(config) for pair in pairs for path in pair.ours}
     return Checkpoint(config, tokenizer, shapes, arrays)
 
 
@@ -114,9 +116,9 @@ def _is_tied(family, config, tensors, names):
     return np.array_equal(tensors[names[output]], tensors[names[original]])
 
 
-def _check(family, rows, config, tensors, names, unused, directory):
+def _check(family, pairs, config, tensors, names, unused, directory):
     """`InputError` that names whatever is missing, extra, misshapen or different."""
-    needed = {row.theirs: row.their_shape(config) for row in rows}
+    needed = {pair.theirs: pair.their_shape(config) for pair in pairs}
     faults = [f"missing {name}" for name in needed if name not in names]
     known = {*names.values(), *unused}
     faults += [f"twice {stored}" for stored in tensors if stored not in known]
@@ -145,7 +147,7 @@ def _check(family, rows, config, tensors, names, unused, directory):
         log.info("left out %s: %s", ", ".join(stored), why)
 
 
-def to_huggingface(model, directory):
+def to_huggingface(model: Any, directory: str | Path) -> None:
     """Writes a model as transformers reads it: config.json, model.safetensors, tokenizer.
 
     Args:
@@ -164,7 +166,7 @@ def to_huggingface(model, directory):
     check_new(directory)
     config = Config.get(model.config)
     family, theirs = _family_of(config)
-    arrays = _arrays(model, family.rows(config))
+    arrays = _arrays(model, family.pairs(config))
     arrays |= {name: arrays[of] for name, of in family.overruling.items() if of in arrays}
     tokenizer = getattr(model.preprocessor, "tokenizer", None)
     files = {CONFIG_FILE: theirs | _ids(tokenizer)}
@@ -217,7 +219,7 @@ def _family_of(config):
 def _differences(family, theirs, config):
     """Field -> our value and that of the model that a config.json makes, where they compute
     something else."""
-    names = [row.theirs for row in family.rows(config)]
+    names = [pair.theirs for pair in family.pairs(config)]
     again = {
         "head_dim": max(1, config.hidden_dim // config.num_heads),
         **family_of(theirs).read_config(theirs, names),
@@ -226,21 +228,17 @@ def _differences(family, theirs, config):
     }
     again = Config.get(again)
     free = _FREE if config.positions == "relative" else _FREE | _OF_RELATIVE
-    if _scale(config) == _scale(again):
-        free = free | {"attention_scale"}
+    if scale(config) == scale(again):
+        free = free | {"mechanism"}
     ours, again = config.get_config(), again.get_config()
     return {f: (ours[f], again[f]) for f in ours if f not in free and ours[f] != again[f]}
 
 
-def _scale(config):
-    return config.attention_scale or config.head_dim**-0.5
-
-
-def _arrays(model, rows):
+def _arrays(model, pairs):
     """Their name -> array of each weight of a model."""
     variables = by_path(model)
-    held = {path for row in rows for path in row.ours}
-    faults = [f"no place for {path}" for path in variables if path not in held]
+    held = {path for pair in pairs for path in pair.ours}
+    faults = [f"no tensor for {path}" for path in variables if path not in held]
     faults += [f"missing {path}" for path in sorted(held) if path not in variables]
     faults += [
         f"{path} holds {variable.dtype}"
@@ -256,7 +254,7 @@ def _arrays(model, rows):
     def array(path):
         return keras.ops.convert_to_numpy(keras.ops.cast(variables[path], "float32"))
 
-    return {row.theirs: row.write([array(path) for path in row.ours]) for row in rows}
+    return {pair.theirs: pair.write([array(path) for path in pair.ours]) for pair in pairs}
 
 
 def _ids(tokenizer):

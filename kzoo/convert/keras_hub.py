@@ -4,6 +4,7 @@ import functools
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import keras_hub
@@ -11,7 +12,7 @@ import keras_hub
 from kzoo.config import Config
 from kzoo.convert.bert import BERT
 from kzoo.convert.checkpoint import Checkpoint, grouped
-from kzoo.convert.family import Row
+from kzoo.convert.family import UNSCALED, TensorPair
 from kzoo.convert.gpt2 import GPT2
 from kzoo.convert.t5 import T5
 from kzoo.convert.tensors import read_json
@@ -22,7 +23,7 @@ HEAD_FILE = "task.weights.h5"
 SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "dropout")
 
 
-def read_keras_hub(backbone, tokenizer=None):
+def read_keras_hub(backbone: Any, tokenizer: Any = None) -> Checkpoint:
     """The checkpoint that a backbone of keras-hub is.
 
     Args:
@@ -38,25 +39,27 @@ def read_keras_hub(backbone, tokenizer=None):
     kind = type(backbone).__name__
     if kind not in _KINDS:
         raise unknown("backbone of keras-hub", kind, _KINDS)
-    family, read_config, rows_of = _KINDS[kind]
+    family, read_config, pairs_of = _KINDS[kind]
     config = {**{field: getattr(backbone, field) for field in SIZES}, **read_config(backbone)}
     config = Config.get({**config, "tokenizer": "file"})
-    rows = [Row(theirs, (ours,), shape, "reshaped") for ours, theirs, shape in rows_of(config)]
-    tensors = {row.theirs: _find(backbone, row.theirs) for row in rows}
+    pairs = [
+        TensorPair(theirs, (ours,), shape, "reshaped") for ours, theirs, shape in pairs_of(config)
+    ]
+    tensors = {pair.theirs: _find(backbone, pair.theirs) for pair in pairs}
     faults = [f"extra {v.path}" for v in backbone.weights if id(v) not in map(id, tensors.values())]
     if faults:  # LoRA, quantisation, another version of keras-hub
         raise InputError(
-            f"kzoo knows no place for some weights: {'; '.join(grouped(faults))}. Received: {kind}"
+            f"kzoo has no variable for some weights: {'; '.join(grouped(faults))}. Received: {kind}"
         )
 
     def arrays():
-        for row in rows:
-            tensor = keras.ops.convert_to_numpy(keras.ops.cast(tensors[row.theirs], "float32"))
-            yield from row.read(tensor, config)
+        for pair in pairs:
+            tensor = keras.ops.convert_to_numpy(keras.ops.cast(tensors[pair.theirs], "float32"))
+            yield from pair.read(tensor, config)
 
     if tokenizer is not None:
         tokenizer = _tokenizer(tokenizer, family, config.vocabulary_size)
-    shapes = {row.ours[0]: row.our_shape(config) for row in rows}
+    shapes = {pair.ours[0]: pair.our_shape(config) for pair in pairs}
     return Checkpoint(config, tokenizer, shapes, arrays)
 
 
@@ -168,14 +171,14 @@ def _blocks(config, attention):
         yield from _norm(f"{ours}/feed_forward_norm", f"{theirs}/feedforward_layer_norm")
 
 
-def _gpt2_rows(config):
+def _gpt2_pairs(config):
     yield _embedding("token_embedding", "vd")
     yield _embedding("position_embedding", "pd")
     yield from _blocks(config, "self_attention")
     yield from _norm("final_norm", "layer_norm")
 
 
-def _bert_rows(config):
+def _bert_pairs(config):
     yield _embedding("token_embedding", "vd")
     yield _embedding("position_embedding", "pd")
     yield _embedding("segment_embedding", "sd")
@@ -211,7 +214,7 @@ def _t5_config(backbone):
         "normalization": "rms_norm",
         "activation": activations[key],
         "use_bias": False,
-        "attention_scale": 1.0,
+        "mechanism": UNSCALED,
         "output_scale": backbone.hidden_dim**-0.5 if tied else 1.0,
         "norm_epsilon": backbone.layer_norm_epsilon,
         "tie_embeddings": tied,
@@ -225,7 +228,7 @@ def _t5_attention(ours, theirs):
         yield f"{ours}/{inner}/kernel", f"{theirs}.{part}_projector.kernel", shape
 
 
-def _t5_rows(config):
+def _t5_pairs(config):
     yield "token_embedding/embeddings", "token_embedding.embeddings", "vd"
     if not config.tie_embeddings:
         yield "token_embedding/reverse_embeddings", "token_embedding.reverse_embeddings", "dv"
@@ -256,7 +259,7 @@ def _t5_rows(config):
 
 
 _KINDS = {
-    "GPT2Backbone": (GPT2, _gpt2_config, _gpt2_rows),
-    "BertBackbone": (BERT, _bert_config, _bert_rows),
-    "T5Backbone": (T5, _t5_config, _t5_rows),
+    "GPT2Backbone": (GPT2, _gpt2_config, _gpt2_pairs),
+    "BertBackbone": (BERT, _bert_config, _bert_pairs),
+    "T5Backbone": (T5, _t5_config, _t5_pairs),
 }

@@ -1,7 +1,17 @@
 """T5 1.0 (Raffel et al. 2020, arXiv:1910.10683) and 1.1 (Shazeer 2020, arXiv:2002.05202)."""
 
 from kzoo import names
-from kzoo.convert.family import ACTIVATIONS, Family, choose, dense, one, renamed, require, take
+from kzoo.convert.family import (
+    ACTIVATIONS,
+    UNSCALED,
+    Family,
+    choose,
+    dense,
+    one,
+    renamed,
+    require,
+    take,
+)
 
 SIZES = {
     "vocab_size": "vocabulary_size",
@@ -58,7 +68,7 @@ def _read_config(config, names):
         "normalization": "rms_norm",
         "activation": _activation(config),
         "use_bias": False,
-        "attention_scale": 1.0,
+        "mechanism": UNSCALED,
         "output_scale": sizes["hidden_dim"] ** -0.5 if scaled else 1.0,
         "dropout": config.get("dropout_rate", 0.1),
         "norm_epsilon": config.get("layer_norm_epsilon", 1e-6),
@@ -95,37 +105,37 @@ def _rms_norm(ours, theirs):
 
 
 def _attention(ours, theirs):
-    rows = []
+    pairs = []
     for part in ("query", "key", "value"):
-        rows += dense(f"{ours}/{part}", f"{theirs}.{part[0]}", "dh", bias=False)
-    return rows + dense(f"{ours}/output_dense", f"{theirs}.o", "hd", bias=False)
+        pairs += dense(f"{ours}/{part}", f"{theirs}.{part[0]}", "dh", bias=False)
+    return pairs + dense(f"{ours}/output_dense", f"{theirs}.o", "hd", bias=False)
 
 
-def _rows(c):
-    rows = one("token_embedding/embeddings", "shared.weight", "vd")
+def _pairs(c):
+    pairs = one("token_embedding/embeddings", "shared.weight", "vd")
     if not c.tie_embeddings:
-        rows += one("token_embedding/reverse_embeddings", "lm_head.weight", "dv", "transposed")
+        pairs += one("token_embedding/reverse_embeddings", "lm_head.weight", "dv", "transposed")
     for stack in ("encoder", "decoder"):
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        rows += one(f"{stack}_relative_bias/embeddings", bias, "bn")
+        pairs += one(f"{stack}_relative_bias/embeddings", bias, "bn")
         for i in range(c.num_layers):
             ours, theirs = f"{stack}_block_{i}", f"{stack}.block.{i}.layer"
-            rows += _rms_norm(f"{ours}/attention_norm", f"{theirs}.0.layer_norm")
-            rows += _attention(f"{ours}/attention", f"{theirs}.0.SelfAttention")
+            pairs += _rms_norm(f"{ours}/attention_norm", f"{theirs}.0.layer_norm")
+            pairs += _attention(f"{ours}/attention", f"{theirs}.0.SelfAttention")
             if stack == "decoder":
-                rows += _rms_norm(f"{ours}/cross_attention_norm", f"{theirs}.1.layer_norm")
-                rows += _attention(f"{ours}/cross_attention", f"{theirs}.1.EncDecAttention")
+                pairs += _rms_norm(f"{ours}/cross_attention_norm", f"{theirs}.1.layer_norm")
+                pairs += _attention(f"{ours}/cross_attention", f"{theirs}.1.EncDecAttention")
             last = f"{theirs}.{2 if stack == 'decoder' else 1}"
-            rows += _rms_norm(f"{ours}/feed_forward_norm", f"{last}.layer_norm")
+            pairs += _rms_norm(f"{ours}/feed_forward_norm", f"{last}.layer_norm")
             gated = names.ACTIVATIONS[c.activation].gated
             inner = {"gate": "wi_0", "intermediate": "wi_1"} if gated else {"intermediate": "wi"}
             for part, name in inner.items():
                 their_dense = f"{last}.DenseReluDense.{name}"
-                rows += dense(f"{ours}/feed_forward/{part}", their_dense, "df", bias=False)
+                pairs += dense(f"{ours}/feed_forward/{part}", their_dense, "df", bias=False)
             output = f"{last}.DenseReluDense.wo"
-            rows += dense(f"{ours}/feed_forward/output_dense", output, "fd", bias=False)
-        rows += _rms_norm(f"{stack}_final_norm", f"{stack}.final_layer_norm")
-    return rows
+            pairs += dense(f"{ours}/feed_forward/output_dense", output, "fd", bias=False)
+        pairs += _rms_norm(f"{stack}_final_norm", f"{stack}.final_layer_norm")
+    return pairs
 
 
 T5 = Family(
@@ -133,7 +143,7 @@ T5 = Family(
     architecture=lambda c: "T5ForConditionalGeneration",
     read_config=_read_config,
     write_config=_write_config,
-    rows=_rows,
+    pairs=_pairs,
     output="lm_head.weight",
     copies={
         "lm_head.weight": "shared.weight",

@@ -7,13 +7,13 @@ import numpy as np
 
 
 class _Sliceable(grain.MapDataset):
-    """A data set of batches whose slices and repetitions keep to their rows."""
+    """A data set of batches whose slices and repetitions keep to their examples."""
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return self.slice(index)
-        dataset, place = self.at(index if index >= 0 else index + len(self))
-        return dataset[place]
+        dataset, position = self.at(index if index >= 0 else index + len(self))
+        return dataset[position]
 
     def slice(self, sl):
         return _Part(self, range(len(self))[sl])
@@ -24,36 +24,36 @@ class _Sliceable(grain.MapDataset):
 
 
 class Batches(_Sliceable):
-    """Batches of rows in random order, a new one in each epoch.
+    """Batches of examples in random order, a new one in each epoch.
 
     Grain's own slice of a shuffled data set is a window on each epoch's new order, so that
-    `dataset[:3].repeat()` sooner or later draws every row. Here a slice keeps its rows:
+    `dataset[:3].repeat()` sooner or later draws every example. Here a slice keeps its examples:
     `batches[a:b]` has the batches a to b - 1 of `batches`, and whatever follows (`repeat`,
-    `shuffle`, `batch`, another slice) draws from these rows only, in a new order in each
+    `shuffle`, `batch`, another slice) draws from these examples only, in a new order in each
     further epoch. `batches.repeat()[k:]` goes on at batch k of all epochs. Slice before `map`
     or `filter`: those are Grain's, and so are slices of them.
 
     Args:
-        rows: the numbers of the rows, a sequence of integers.
-        batch_size: rows of a batch; a remainder is left out.
+        examples: their numbers, a sequence of integers.
+        batch_size: examples of a batch; a remainder is left out.
         seed: of the orders and of what `encode` draws.
-        encode: called with a list of row numbers and a `numpy.random.Generator`, which follows
-            from the seed and the place of the batch; returns the batch.
+        encode: called with a list of their numbers and a `numpy.random.Generator`, which follows
+            from the seed and the position of the batch; returns the batch.
 
     Example:
-        >>> batches = Batches(range(6), 2, 0, lambda rows, rng: sorted(rows))
+        >>> batches = Batches(range(6), 2, 0, lambda examples, rng: sorted(examples))
         >>> first = set(batches[0]) | set(batches[1])
         >>> all(set(batch) <= first for batch in batches[:2].repeat(9))
         True
     """
 
-    def __init__(self, rows, batch_size, seed, encode):
-        order = grain.MapDataset.source(rows).seed(seed).shuffle()
-        # Rows are drawn first and encoded a batch at a time: vectorised, and a batch's random
-        # choices follow from its place alone.
+    def __init__(self, examples, batch_size, seed, encode):
+        order = grain.MapDataset.source(examples).seed(seed).shuffle()
+        # Examples are drawn first and encoded a batch at a time: vectorised, and a batch's random
+        # choices follow from its position alone.
         self._order = order.batch(batch_size, drop_remainder=True, batch_fn=list)
         super().__init__(self._order.random_map(encode))
-        # The same of other rows, with other draws.
+        # The same of other examples, with other draws.
         seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self.of = functools.partial(Batches, batch_size=batch_size, seed=seed, encode=encode)
 
@@ -61,33 +61,33 @@ class Batches(_Sliceable):
         return len(self._parent)
 
     def at(self, index):
-        """The data set that makes a batch, and the batch's place in it."""
+        """The data set that makes a batch, and the batch's position in it."""
         return self._parent, index
 
-    def rows(self, index):
-        """The numbers of a batch's rows."""
+    def examples(self, index):
+        """The numbers of a batch's examples."""
         return self._order[index]
 
 
 class _Part(_Sliceable):
-    """The batches at some places of a whole, and beyond its end their rows in new orders."""
+    """The batches at some positions of a whole, and beyond its end their examples in new orders."""
 
-    def __init__(self, whole, places):
+    def __init__(self, whole, positions):
         super().__init__(whole)
-        self._places = places
+        self._positions = positions
         self.of = whole.of
 
     def __len__(self):
-        return len(self._places)
+        return len(self._positions)
 
     @functools.cached_property
     def _again(self):
-        return self.of([row for place in self._places for row in self._parent.rows(place)])
+        return self.of([i for position in self._positions for i in self._parent.examples(position)])
 
     def at(self, index):
         inside = index < len(self)
-        return (self._parent, self._places[index]) if inside else (self._again, index)
+        return (self._parent, self._positions[index]) if inside else (self._again, index)
 
-    def rows(self, index):
-        dataset, place = self.at(index)
-        return dataset.rows(place)
+    def examples(self, index):
+        dataset, position = self.at(index)
+        return dataset.examples(position)

@@ -30,12 +30,13 @@ class Splits:
         train: `grain.MapDataset` of one epoch of batches, `len(train)` of them.
         valid: `grain.MapDataset` of the held-out batches.
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
-            tokens, `train_rows`, `valid_rows`, `train_bytes`, `valid_bytes` (of rows: of
-            their targets), `cut_rows` (longer than a row), `unigram_entropy` and
-            `bigram_entropy` of the held-out bytes, in bits per byte, and `split`, what the two
-            parts have in common: of rows, the counts of `kzoo.data.splits.hold_out`; of running
-            text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`, those
-            held out that stand in training too, in runs of 32 or more.
+            tokens, `train_rows` and `valid_rows`, the numbers of examples, `train_bytes` and
+            `valid_bytes` (of pairs: of their targets), `cut_rows`, how many examples were longer
+            than a sequence and are cut, `unigram_entropy` and `bigram_entropy` of the held-out
+            bytes, in bits per byte, and `split`, what the two parts have in common: of examples,
+            the counts of `kzoo.data.splits.hold_out`; of running text, `repeated_bytes`, cut out
+            of the training part; of texts, `shared_bytes`, those held out that stand in training
+            too, in runs of 32 or more.
     """
 
     train: grain.MapDataset
@@ -50,39 +51,40 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     """Data for a model: batches to train on and held-out batches, which never overlap.
 
     Args:
-        source: `"pydoc"` (Python's own documentation, about 2 MB, no network),
-            `"tfds:NAME"` (the text of a TFDS data set), `"synthetic:copy"`, the path of a
-            text file or of a folder of them, a list of strings, a list of
+        source: the name of a source (`kzoo.data.sources`): `"pydoc"` (Python's own
+            documentation, about 2 MB, no network), `"tfds:NAME"` (the text of a TFDS data set),
+            `"synthetic:NAME"` (of `kzoo.data.tasks`); its JSON, with further fields,
+            `{"synthetic": {"task": {"copy": {"length": 8}}}}`; the path of a text file or of a
+            folder of them; a list of strings, a list of
             `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`; NumPy
             arrays and columns of a pandas table are as good as lists. A text is UTF-8.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,
-            `mask`, `objective` and `tokenizer`; a model if its tokenizer is a file's, or if it
-            has segment embeddings.
-        batch_size: rows of a batch.
+            `mask`, `stack`, `objective` and `tokenizer`; a model if its tokenizer is a file's, or
+            if it has segment embeddings.
+        batch_size: examples of a batch.
         objective: what is predicted, instead of the config's.
         valid: the part that is held out, between 0 and 1. Which part depends on nothing
-            else. Rows are held out in groups that share a source, or a target of free text
+            else. Examples are held out in groups that share a source, or a target of free text
             (`kzoo.data.splits.hold_out`), running text in blocks (`kzoo.data.text.split`).
         seed: of the order and of the random choices (boundaries, masks) in training.
 
     Returns:
         `Splits(train, valid)`, whose elements are `(x, y, sample_weight)` as
-        `kzoo.objectives.Objective.encode` makes them, `[batch_size, row_length]` each;
+        `kzoo.encoder.Encoder.batch` makes them, `[batch_size, row_length]` each;
         `x` has `"source_mask"` where the model's mask contains a prefix, and `"segment_ids"`
-        where it has segment embeddings. Rows of running
-        text have `max_sequence_length` tokens; of strings and pairs, as many as the longest
-        needs, and at most that.
+        where it has segment embeddings. Sequences of running text have `max_sequence_length`
+        tokens; of strings and pairs, as many as the longest needs, and at most that.
 
         `train` is one epoch, in random order. `train.repeat()` goes on with a new order and
         new random choices in each epoch, and `train.repeat()[k:]` goes on at batch k. A slice
-        of `train` keeps its rows: `train[:3].repeat()` draws from no others.
-        `valid` is the same for every seed; its last batch is filled with rows of padding
-        and zero weight.
+        of `train` keeps its examples: `train[:3].repeat()` draws from no others.
+        `valid` is the same for every seed; its last batch is filled with padding of
+        zero weight.
 
     Raises:
         InputError: an unknown source or objective; a file that is missing, empty, a table,
-            binary or in another encoding; too little text for a row, or too few rows for a
-            batch; `valid` outside 0 to 1.
+            binary or in another encoding; too little text for a sequence, or too few
+            examples for a batch; `valid` outside 0 to 1.
 
     Example:
         >>> config = {"max_sequence_length": 64, "mask": "causal", "objective": "causal_lm"}
@@ -95,21 +97,17 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     _check(config, batch_size, valid, seed)
     encoder = _encoder(model_or_config, config)
     corpus = sources.read(source)
-    split = _split_text if corpus.rows is None else _split_rows
+    split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
     train, held_out, length, cut, apart = split(corpus, longest, valid, encoder)
-    if len(train.targets) < batch_size:
-        raise InputError(
-            "too little data for a batch: use more data, shorter rows, or a batch_size of at most "
-            f"{len(train.targets)}. Received: {len(train.targets)} rows, batch_size={batch_size}"
-        )
+    _check_enough(train, batch_size)
 
-    def encode(rows, indices, rng, **kwargs):
-        sources = rows.sources and [rows.sources[i] for i in indices]
-        targets = [rows.targets[i] for i in indices]
-        return encoder.batch(sources, targets, length, rng, complete=rows.complete, **kwargs)
+    def encode(part, indices, rng, **kwargs):
+        sources = part.sources and [part.sources[i] for i in indices]
+        targets = [part.targets[i] for i in indices]
+        return encoder.batch(sources, targets, length, rng, complete=part.complete, **kwargs)
 
-    # The shortest row speaks for all: what it cannot do is said here, not in mid-training.
+    # The shortest example speaks for all: what it cannot do is said here, not in mid-training.
     rng = np.random.default_rng(_HELD_OUT_SEED)
     encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
     every = range(len(train.targets))
@@ -123,10 +121,7 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
         "source": corpus.name,
         "sha256": corpus.sha256,
         "row_length": length,
-        "train_rows": len(train.targets),
-        "valid_rows": count,
-        "train_bytes": len(train.text),
-        "valid_bytes": len(held_out.text),
+        **_counts(train, held_out),
         "cut_rows": cut,
         "split": apart,
         "unigram_entropy": text.unigram_entropy(held_out.text),
@@ -134,6 +129,16 @@ def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed
     }
     pad = encoder.vocabulary.pad
     return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
+
+
+def _counts(train, held_out):
+    """How many examples, and bytes of their targets, the two parts have."""
+    return {
+        "train_rows": len(train.targets),
+        "valid_rows": len(held_out.targets),
+        "train_bytes": len(train.text),
+        "valid_bytes": len(held_out.text),
+    }
 
 
 def _config(model_or_config, objective):
@@ -156,12 +161,12 @@ def _check(config, batch_size, valid, seed):
         raise unknown("tokenizer", config["tokenizer"], ["bytes", "file"])
     if config["max_sequence_length"] < 4:
         raise InputError(
-            "a row has at least 4 tokens. "
+            "a sequence has at least 4 tokens. "
             f"Received: max_sequence_length={config['max_sequence_length']!r}"
         )
     if not is_count(batch_size):
         raise InputError(
-            "a batch has at least 1 row: batch_size is a positive integer. "
+            "a batch has at least 1 example: batch_size is a positive integer. "
             f"Received: batch_size={batch_size!r:.60}"
         )
     if not is_count(seed, least=0):
@@ -169,6 +174,15 @@ def _check(config, batch_size, valid, seed):
     if not is_number(valid) or not 0 < valid < 1:
         raise InputError(
             f"valid is the part held out, between 0 and 1; usual is 0.1. Received: {valid!r}"
+        )
+
+
+def _check_enough(train, batch_size):
+    if len(train.targets) < batch_size:
+        raise InputError(
+            "too little data for a batch: use more data, shorter texts, or a batch_size of at most "
+            f"{len(train.targets)}. Received: {len(train.targets)} examples and "
+            f"batch_size={batch_size}"
         )
 
 
@@ -190,7 +204,7 @@ def _encoder(model_or_config, config):
 
 
 def _batches(encoded, count, batch_size, pad):
-    """Encoded rows in their order, the last batch filled with padding of zero weight."""
+    """Encoded examples in their order, the last batch filled with padding of zero weight."""
     fill = (0, -count % batch_size), (0, 0)
     x, y, sample_weight = encoded
     padding = {name: pad if name.endswith("token_ids") else 0 for name in x}
@@ -204,7 +218,9 @@ def _batches(encoded, count, batch_size, pad):
     return grain.MapDataset.range(0, count, batch_size).map(batch)
 
 
-class _Rows(NamedTuple):
+class _Part(NamedTuple):
+    """The tokens of one part of the data."""
+
     sources: list | None  # of token arrays
     targets: list | np.ndarray
     complete: bool  # whether EOS follows
@@ -212,55 +228,59 @@ class _Rows(NamedTuple):
 
 
 def _split_text(corpus, length, valid, encoder):
-    """Windows of a text's two parts; the row length; no row is cut; facts of the split."""
+    """Windows of a text's two parts; their length; that none is cut; facts of the split."""
     size = encoder.window(length)
     in_bytes = encoder.tokenizer is Bytes
 
-    def rows(part):
+    def tokens_of(part):
         tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
         windows = text.windows(tokens, size)
         read = windows.reshape(-1) if in_bytes else part
-        return _Rows(None, windows, complete=False, text=read)
+        return _Part(None, windows, complete=False, text=read)
 
     parts = text.split(corpus.text, valid)
-    train, held_out = map(rows, parts)
+    train, held_out = map(tokens_of, parts)
     if not len(train.targets) or not len(held_out.targets):
         unit = "bytes" if in_bytes else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
-            f"or more each, for one row of {length} tokens. Received: {len(corpus.text)} bytes"
+            f"or more each, for {length} tokens at once. Received: {len(corpus.text)} bytes"
         )
     repeated = len(corpus.text) - sum(map(len, parts))
     apart = {"repeated_bytes": repeated} | splits.overlap(*([part] for part in parts))
     return train, held_out, length, 0, apart
 
 
-def _split_rows(corpus, length, valid, encoder):
-    """Rows, whole groups held out; the row length that they need; how many it cuts; facts of the
+def _split_examples(corpus, length, valid, encoder):
+    """Examples, whole groups held out; the length that they need; how many it cuts; facts of the
     split."""
-    texts = [utf8(target) for _, target in corpus.rows]
-    targets = encoder.tokens(target for _, target in corpus.rows)
-    paired = corpus.rows[0][0] is not None
+    texts = [utf8(target) for _, target in corpus.examples]
+    targets = encoder.tokens(target for _, target in corpus.examples)
+    paired = corpus.examples[0][0] is not None
     sources = [None] * len(targets)
     if paired:
-        sources = encoder.tokens(source for source, _ in corpus.rows)
+        sources = encoder.tokens(source for source, _ in corpus.examples)
 
-    needed = np.array([encoder.example_length(*row) for row in zip(sources, targets, strict=True)])
+    needed = np.array(
+        [encoder.example_length(*pair) for pair in zip(sources, targets, strict=True)]
+    )
     cut = int((needed > length).sum())
     if cut:
-        log.warning("%d of %d rows are longer than %d tokens and are cut", cut, len(needed), length)
+        log.warning(
+            "%d of %d examples are longer than %d tokens and are cut", cut, len(needed), length
+        )
 
-    held_out, apart = splits.hold_out(corpus.rows, valid)
+    held_out, apart = splits.hold_out(corpus.examples, valid)
 
-    def rows(indices):
-        return _Rows(
+    def part(indices):
+        return _Part(
             [sources[i] for i in indices] if paired else None,
             [targets[i] for i in indices],
             complete=True,
             text=np.concatenate([texts[i] for i in indices]),
         )
 
-    train, valid = rows(np.flatnonzero(~held_out)), rows(np.flatnonzero(held_out))
+    train, valid = part(np.flatnonzero(~held_out)), part(np.flatnonzero(held_out))
     if not paired:
         apart |= splits.overlap(
             *([texts[i] for i in np.flatnonzero(held_out == side)] for side in (False, True))

@@ -1,4 +1,4 @@
-"""Which rows are held out: whole groups, so that no text that is scored was trained on.
+"""Which examples are held out: whole groups, so that no text that is scored was trained on.
 
 Running text is split by `kzoo.data.text.split`.
 """
@@ -13,38 +13,38 @@ from kzoo.errors import InputError
 
 log = logging.getLogger("kzoo")
 
-LARGEST = 0.05  # of all rows: a larger group is split by source
-SMALL = 10  # rows: a group of so few is never split
+LARGEST = 0.05  # of all examples: a larger group is split by source
+SMALL = 10  # examples: a group of so few is never split
 LABEL = 32  # characters that labels have on average, or fewer
 NEAR_COPIES = 0.2  # of the held-out bytes; where training shares more, a warning says so
 
 
-def hold_out(rows, valid):
-    """Chooses the rows to hold out, in whole groups.
+def hold_out(examples, valid):
+    """Chooses the examples to hold out, in whole groups.
 
     Rows belong to one group if they share a text, directly or through others. The texts of a
-    row are its source, and its target where targets are free text; a text counts as the same
+    example are its source, and its target where targets are free text; a text counts as the same
     in either place (the other direction of a translation shows the answer too), and the same
     whatever its case, white space and Unicode form, since a copy so changed is as easily
     remembered. Texts without a letter or sign link nothing.
 
-    Targets are labels where fewer than half as many are distinct as there are rows, and the
+    Targets are labels where fewer than half as many are distinct as there are examples, and the
     distinct ones have 32 characters or fewer on average; else they are free text. A label may
-    stand on both sides: held-out examples of a class that no training row shows would measure
-    nothing; and each label is held out as often as others. So may a source that all rows share.
+    stand on both sides: held-out examples of a class that no training example shows would measure
+    nothing; and each label is held out as often as others. So may a source that all examples share.
 
-    A group that has more than 5% of the rows (and more than 10 rows) would make the held-out
+    A group that has more than 5% of the examples (and more than 10) would make the held-out
     part a matter of one draw. It is split by source, with a warning: then its sources stand on
     one side, and of its targets some on both, which the facts count.
 
     Args:
-        rows: distinct pairs `(source, target)` of strings; every source None in plain text.
+        examples: distinct pairs `(source, target)` of strings; every source None in plain text.
         valid: the part to hold out, between 0 and 1.
 
     Returns:
-        `(held_out, facts)`: a bool for each row, `[rows]`, which depends on nothing but the
+        `(held_out, facts)`: a bool for each example, `[examples]`, which depends on nothing but the
         arguments; and a dict of `linked_by` ("text", "source", "source and target", or
-        "target" where all rows have one source), `groups`, `largest_group_rows`,
+        "target" where all examples have one source), `groups`, `largest_group_rows`,
         `rows_split_by_source`, and `sources_on_both_sides` and `targets_on_both_sides`, the
         numbers of texts that the split did not keep apart (for plain text, the latter alone).
 
@@ -52,13 +52,13 @@ def hold_out(rows, valid):
         InputError: fewer than two groups.
 
     Example:
-        >>> rows = [("one", "un"), ("One", "une"), ("two", "deux"), ("a pair", "deux")]
-        >>> held_out, facts = hold_out(rows, 0.5)
+        >>> examples = [("one", "un"), ("One", "une"), ("two", "deux"), ("a pair", "deux")]
+        >>> held_out, facts = hold_out(examples, 0.5)
         >>> held_out.tolist(), facts["groups"]
         ([True, True, False, False], 2)
     """
-    targets = [folded(target) for _, target in rows]
-    sources = None if rows[0][0] is None else [folded(source) for source, _ in rows]
+    targets = [folded(target) for _, target in examples]
+    sources = None if examples[0][0] is None else [folded(source) for source, _ in examples]
     linked_by, group, split = _groups(sources, targets)
     sizes = np.bincount(group)
     label = np.zeros(len(sizes), int)
@@ -76,15 +76,15 @@ def hold_out(rows, valid):
     facts["targets_on_both_sides"] = both = _on_both_sides(targets, held_out)
     if split:
         log.warning(
-            "%d of %d rows hang together through their targets and are split by source: %d "
+            "%d of %d examples hang together through their targets and are split by source: %d "
             "targets are held out and trained on, too",
-            *(split, len(rows), both),
+            *(split, len(examples), both),
         )
     return held_out, facts
 
 
 def _groups(sources, targets):
-    """By what rows are linked, the group of each, and how many were split by source."""
+    """By what examples are linked, the group of each, and how many were split by source."""
     if sources is None:
         linked_by, group, split = "text", components([targets]), 0
     else:
@@ -93,12 +93,12 @@ def _groups(sources, targets):
         group = components([sources, targets] if free else [sources])
         group, split = _split_large(group, sources)
     if sources is not None and group.max() == 0:
-        log.warning("all rows have one source, which stands on both sides of the split")
+        log.warning("all examples have one source, which stands on both sides of the split")
         linked_by, group = "target", components([targets])
     if group.max() == 0:
         raise InputError(
-            "rows are trained on or held out, those that share a source or a target together: "
-            f"two or more groups of them are needed. Received: {len(group)} rows, 1 group"
+            "examples are trained on or held out, those that share a source or a target together: "
+            f"two or more groups of them are needed. Received: {len(group)} examples, 1 group"
         )
     return linked_by, group, split
 
@@ -135,41 +135,41 @@ def are_labels(targets):
 
 
 def components(columns):
-    """Groups of rows that share a text, directly or through others.
+    """Groups of examples that share a text, directly or through others.
 
     Args:
-        columns: lists of one text for each row. Empty texts link nothing.
+        columns: lists of one text for each example. Empty texts link nothing.
 
     Returns:
-        The number of each row's group, `[rows]`; groups are counted in the order of their
-        first rows.
+        The number of each example's group, `[examples]`; groups are counted in the order of their
+        first examples.
     """
     parent = list(range(len(columns[0])))
 
-    def root(row):
-        while parent[row] != row:
-            parent[row] = row = parent[parent[row]]
-        return row
+    def root(example):
+        while parent[example] != example:
+            parent[example] = example = parent[parent[example]]
+        return example
 
     first = {}
     for column in columns:
-        for row, string in enumerate(column):
+        for example, string in enumerate(column):
             if string:
-                one, other = root(row), root(first.setdefault(string, row))
+                one, other = root(example), root(first.setdefault(string, example))
                 parent[max(one, other)] = min(one, other)
-    # The root of a group is its first row, so that sorting numbers them in order.
-    return np.unique([root(row) for row in range(len(parent))], return_inverse=True)[1]
+    # The root of a group is its first example, so that sorting numbers them in order.
+    return np.unique([root(example) for example in range(len(parent))], return_inverse=True)[1]
 
 
 def choose(sizes, valid, label):
-    """The groups to hold out: about `valid` of the rows, and at least one group, not all.
+    """The groups to hold out: about `valid` of the examples, and at least one group, not all.
 
-    Groups of several rows are taken from the largest on, each where less than its share has
-    been held out so far; single rows make up for what is missing, evenly spread over labels
-    and, within a label, over the rows.
+    Groups of several examples are taken from the largest on, each where less than its share has
+    been held out so far; single examples make up for what is missing, evenly spread over labels
+    and, within a label, over the examples.
 
     Args:
-        sizes: rows of each group, an integer array; two groups or more.
+        sizes: examples of each group, an integer array; two groups or more.
         valid: the part to hold out.
         label: a number for each group, by its target where targets are labels.
 
@@ -194,7 +194,7 @@ def choose(sizes, valid, label):
 
 
 def _split_large(group, sources):
-    """Splits groups that are too large by source; how many rows were in them."""
+    """Splits groups that are too large by source; how many examples were in them."""
     sizes = np.bincount(group)
     large = sizes > max(LARGEST * len(group), SMALL)
     if not (large.any() or len(sizes) == 1):

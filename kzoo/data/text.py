@@ -1,4 +1,4 @@
-"""Running text: how it is held out, cut into rows and measured. Bytes in NumPy arrays."""
+"""Running text: how it is held out, cut into windows and measured. Bytes in NumPy arrays."""
 
 import logging
 
@@ -6,7 +6,7 @@ import numpy as np
 
 log = logging.getLogger("kzoo")
 
-BLOCK = 4096  # bytes held out in one place
+BLOCK = 4096  # bytes held out at once
 PIECE = 1 << 16  # bytes that a tokenizer takes at once
 SHARED = 64  # no run of so many bytes stands in both parts
 NEAR = 32  # bytes; what stands in both parts in runs of so many is counted
@@ -72,7 +72,7 @@ def shared(train, held_out):
 
 
 def windows(stream, size):
-    """A token array cut into rows, without overlap: `[count, size, ...]`. The rest is left out."""
+    """A token array as windows that do not overlap: `[count, size, ...]`. The rest is left out."""
     count = len(stream) // size
     return stream[: count * size].reshape(count, size, *stream.shape[1:])
 

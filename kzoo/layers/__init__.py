@@ -1,5 +1,6 @@
 """Keras layers over `kzoo.ops`: attention, positions, feed-forward, block, embedding."""
 
+import kzoo.load_keras  # noqa: F401
 from kzoo.layers.attention import Attention, LinearAttention, SoftmaxAttention, kernels
 from kzoo.layers.block import Block
 from kzoo.layers.embedding import SegmentEmbedding, TokenEmbedding

@@ -1,73 +1,77 @@
-"""Attention under any mask, softmax or linear, of one sequence or of two."""
+"""Attention under any mask and mechanism, of one sequence or of two."""
+
+import dataclasses
 
 import keras
 from keras import ops
 
-from kzoo import feature_maps, masks
+from kzoo import masks, mechanisms
 from kzoo.errors import InputError, unknown
 from kzoo.layers.decoding import Decodes
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.keras_arguments import counted, narrowed, refuse
-from kzoo.ops import linear_attention, reference_attention, softmax_attention
-from kzoo.ops.choice import Shape, kernel_for
-from kzoo.ops.rows import by_rows
+from kzoo.ops.context import here
+from kzoo.ops.dispatch import Spec
+from kzoo.ops.sharding import shard_batch
 from kzoo.values import is_count
 
-MECHANISMS = ("softmax", "linear")
 MASKS_OF_KEYS = ("key_padding_mask", "value_mask", "key_mask")
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
 class Attention(Decodes, keras.layers.Layer):
-    """Multi-head attention under any mask, of one sequence or of a second one.
+    """Multi-head attention under any mask, of one sequence or over a second one.
 
-    Its variables, their shapes and their initial values are the same for every mask and
-    mechanism (a learned feature map has weights of its own besides). It stands in for
-    `keras.layers.MultiHeadAttention` in a model: same calls, same results from the same weights
-    (its kernels are those of `MultiHeadAttention` with heads and their sizes in one axis).
+    The layer has the projections, the options that every mechanism can have, and the output; the
+    `kzoo.mechanisms.Mechanism` computes what the heads gather. Variables, their shapes and their
+    initial values are the same for every mask and mechanism; a mechanism may have variables of its
+    own besides. It stands in for `keras.layers.MultiHeadAttention` in a model: same calls, same
+    results from the same weights (its kernels are those of `MultiHeadAttention` with heads and
+    their sizes in one axis).
 
     Args:
         num_heads: number of heads.
         head_dim: size of a head.
-        mechanism: `"softmax"` or `"linear"`.
+        mechanism: a name, JSON or `Mechanism` of `kzoo.mechanisms`: `"softmax"`, `"linear"`,
+            `{"linear": {"feature_map": "relu"}}`.
         mask: a mask spec or `Mask` that does not differ by layer.
-        feature_map: of linear attention, a name, JSON or `FeatureMap` of
-            `kzoo.feature_maps`.
+        feature_map: short for that field of the mechanism, as in
+            `Attention(4, 16, "linear", feature_map="relu")`.
         kv_heads: number of heads of keys and values, a divisor of `num_heads`; the same
             number by default.
-        rotary: rotate by the place within the document.
-        scale: factor on q·k under softmax; 1/√head_dim by default.
+        rotary: rotate by the position within the document.
+        scale: short for that field of the mechanism: the factor on q·k under softmax.
         relative: whether calls come with a `bias`, as of `kzoo.layers.RelativeBias`.
         identity_mix: ε in (1-ε)A + εI, which the attention weights A become.
         use_bias: whether the projections have biases.
         stddev: of initial kernels, as in `kzoo.layers.initializers.dense`.
-        shares: a built `Attention` whose projections this one uses.
+        shares: a built `Attention` whose projections and variables this one uses.
         seed: integer from which the initial values derive.
 
     Call arguments:
         query: floats [batch, query_time, width].
-        value: floats [batch, key_time, value_width]: another sequence, which the queries look
-            at. By default they look at their own; so they do where `value` is the query itself,
-            and neither a `key` nor a mask of keys is given.
+        value: floats [batch, key_time, value_width]: another sequence, for cross-attention. By
+            default it is self-attention; so it is where `value` is the query itself, and neither a
+            `key` nor a mask of keys is given.
         key: like `value`, which it is by default.
-        padding_mask: integers [batch, query_time]: 0 padding, k the k-th document of the row.
+        padding_mask: integers [batch, query_time]: 0 padding, k the k-th document of the example.
         source_mask: integers [batch, query_time], 1 for source; needed by a prefix mask.
-        key_padding_mask: integers [batch, key_time], beside a `value`: 0 padding, k what the
-            k-th document of the queries looks at. Without a `padding_mask` the queries are
-            one document.
-        bias: floats [batch or 1, heads or 1, query_time, key_time], added to softmax's scores.
+        key_padding_mask: integers [batch, key_time], beside a `value`: 0 padding, k for the keys
+            of the queries' k-th document. Without a `padding_mask` the queries are one document.
+        bias: floats [batch or 1, heads or 1, query_time, key_time], added to the scores of a
+            mechanism that has them.
         mask, query_mask, value_mask, key_mask: booleans [batch, time], the masks that Keras
             hands on, from `Embedding(mask_zero=True)` say; `mask` is that of the query, and
             replaces `query_mask`. What one of them hides is padding, also where
             `padding_mask` or `key_padding_mask` has a document.
-        attention_mask: of softmax attention, booleans [query_time, key_time], [batch,
-            query_time, key_time] or [batch, 1 or heads, query_time, key_time], True where a
-            query may see a key that the layer's mask shows; memory is quadratic in the time.
+        attention_mask: under softmax, booleans [query_time, key_time], [batch, query_time,
+            key_time] or [batch, 1 or heads, query_time, key_time], True where a query may see a
+            key that the layer's mask shows; memory is quadratic in the time.
         use_causal_mask: hide keys at later positions of the document too.
         return_attention_scores: also return the weights, dense, floats [batch, heads,
             query_time, key_time]; the output is the same.
-        initial_state, return_state, query_offset: of linear attention, as in
-            `kzoo.ops.linear_attention`: to go on where an earlier call ended.
+        initial_state, return_state, query_offset: as in `kzoo.ops.linear_attention`, of a mechanism
+            with a state of fixed size: to go on where an earlier call ended.
 
     Returns:
         Floats [batch, query_time, width]; at padded positions the bias of the output
@@ -75,10 +79,10 @@ class Attention(Decodes, keras.layers.Layer):
         weights. The output carries on Keras's mask of the query.
 
     Raises:
-        InputError: for an unknown mechanism or feature map, an argument that
-            `MultiHeadAttention` has and this layer has not, heads that do not divide, a mask
-            that does not tile the heads, or one that linear attention or the feature map
-            cannot follow; a state of softmax attention; tensors of other shapes.
+        InputError: for an unknown mechanism, or a field that it has not; an argument that
+            `MultiHeadAttention` has and this layer has not; heads that do not divide; a mask that
+            does not tile the heads, or that the mechanism cannot follow; a state of a mechanism
+            that has none; tensors of other shapes.
 
     Example:
         >>> layer = Attention(4, 16, mechanism="linear", mask="half_heads")
@@ -96,7 +100,7 @@ class Attention(Decodes, keras.layers.Layer):
         head_dim,
         mechanism="softmax",
         mask="bidirectional",
-        feature_map="elu1",
+        feature_map=None,
         kv_heads=None,
         rotary=False,
         scale=None,
@@ -110,50 +114,27 @@ class Attention(Decodes, keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         kv_heads = num_heads if kv_heads is None else kv_heads
-        sizes = (("num_heads", num_heads), ("head_dim", head_dim), ("kv_heads", kv_heads))
-        for name, size in sizes:
-            if not is_count(size):
-                raise InputError(f"{name} is a positive integer. Received: {size!r}")
+        _check_heads(num_heads, head_dim, kv_heads, rotary)
+        self.mechanism = mechanisms.with_fields(mechanism, feature_map=feature_map, scale=scale)
+        self.sizes = mechanisms.HeadSizes(num_heads, kv_heads, head_dim)
+        self.mask = masks.get(mask)
+        self.mechanism.check(self.mask.per_head(num_heads), bias=relative)
         self.num_heads = num_heads
         self.head_dim = head_dim
-        self.mechanism = mechanism
-        self.mask = masks.get(mask)
-        self.feature_map = feature_maps.get(feature_map)
         self.kv_heads = kv_heads
         self.rotary = rotary
-        self.scale = scale
         self.relative = relative
         self.identity_mix = identity_mix
         self.use_bias = use_bias
         self.stddev = stddev and tuple(stddev)
         self.seed = seed
-        self.across = False  # whether calls look at another sequence
-        for name in ("query", "key", "value", "output_dense", "feature_weights"):
-            setattr(self, name, None if shares is None else getattr(shares, name))
+        self.cross = False  # whether calls come with a second sequence
         self.supports_masking = True
-        if mechanism not in MECHANISMS:
-            raise unknown("mechanism", mechanism, MECHANISMS)
-        if num_heads % kv_heads:
-            raise InputError(f"kv_heads divides num_heads={num_heads}. Received: {kv_heads}")
-        if rotary and head_dim % 2:
-            raise InputError(f"rotary positions need an even head_dim. Received: {head_dim}")
-        heads = self.mask.per_head(num_heads)
-        if mechanism == "linear":
-            if relative or scale is not None:
-                raise InputError(
-                    "a bias or a scale of the scores belongs to softmax attention. "
-                    f"Received: mechanism='linear' with relative={relative}, scale={scale}"
-                )
-            for head in heads:
-                if not isinstance(head, masks.Order):
-                    raise InputError(
-                        "linear attention follows orders, not custom masks or &. "
-                        f"Received: {head!r}"
-                    )
-            self.feature_map.check(heads)
+        for name in _SHARED:
+            setattr(self, name, None if shares is None else getattr(shares, name))
 
     def build(self, query_shape, value_shape=None, key_shape=None):
-        self.across = value_shape is not None
+        self.cross = value_shape is not None
         if self.query is not None:  # another's
             return
         width, inner = query_shape[-1], self.num_heads * self.head_dim
@@ -168,16 +149,18 @@ class Attention(Decodes, keras.layers.Layer):
         self.key = project(key_width, self.kv_heads * self.head_dim, "key")
         self.value = project(value_shape[-1], self.kv_heads * self.head_dim, "value")
         self.output_dense = project(inner, width, "output_dense", residual=True)
-        self.feature_weights = {}
-        if self.mechanism == "linear":
-            initial = self.feature_map.initial_weights(self.num_heads, self.head_dim)
-            for name, values in initial.items():  # [heads, dim, features] as a matrix
-                matrix = values.reshape(-1, values.shape[-1])
-                self.feature_weights[name] = self.add_weight(
-                    name=f"feature_map_{name}",
-                    shape=matrix.shape,
-                    initializer=lambda shape, dtype, matrix=matrix: ops.cast(matrix, dtype),
-                )
+        self.extra_projections = {
+            name: project(key_width, size, name)
+            for name, size in self.mechanism.projections(self.sizes).items()
+        }
+        self.extra_variables = {
+            name: self.add_weight(
+                name=name,
+                shape=values.shape,
+                initializer=lambda shape, dtype, values=values: ops.cast(values, dtype),
+            )
+            for name, values in self.mechanism.variables(self.sizes).items()
+        }
 
     def __call__(self, query, value=None, key=None, **kwargs):
         # Before Keras converts them, which gives one tensor back as two.
@@ -210,10 +193,10 @@ class Attention(Decodes, keras.layers.Layer):
             return out, keras.KerasTensor(shape, dtype=self.compute_dtype)
         if not return_state:
             return out
-        shape = (query.shape[0], self.num_heads, self.feature_map.size(self.head_dim))
+        self._check_state(return_state)
         return out, {
-            "matrix": keras.KerasTensor((*shape, self.head_dim), dtype="float32"),
-            "normaliser": keras.KerasTensor(shape, dtype="float32"),
+            name: keras.KerasTensor((query.shape[0], *shape), dtype="float32")
+            for name, shape in self.mechanism.state_shape(self.sizes).items()
         }
 
     def call(
@@ -242,24 +225,25 @@ class Attention(Decodes, keras.layers.Layer):
         else:
             padding_mask = counted(padding_mask, mask)
             key_padding_mask = counted(key_padding_mask, value_mask, key_mask)
+        self._check_state(return_state, initial_state, return_attention_scores)
         arguments = {
             "padding_mask": padding_mask,
             "source_mask": source_mask,
             "key_padding_mask": key_padding_mask,
             "query_offset": query_offset,
             **self._biased(bias),
-            **self._states(initial_state, return_state, return_attention_scores),
         }
         if use_causal_mask or attention_mask is not None:
             sizes = (*query.shape[:2], (query if value is None else value).shape[1])
             hides = {"use_causal_mask": use_causal_mask, "attention_mask": attention_mask}
             arguments["mask"] = narrowed(self.mask, self.num_heads, self.mechanism, sizes, **hides)
         if return_attention_scores:
-            x, weights = self._weighed(query, value, key, **arguments)
+            x, weights = self._attend_with_weights(query, value, key, **arguments)
             return self._output(x), ops.cast(weights, self.compute_dtype)
         if attention_mask is not None:
             arguments["implementation"] = "dense"  # others take a mask apart by positions
-        x = self.attend(query, value, key, **arguments)
+        states = {"initial_state": initial_state, "return_state": return_state}
+        x = self.attend(query, value, key, **arguments, **states)
         if not return_state:
             return self._output(x)
         x, state = x
@@ -268,18 +252,16 @@ class Attention(Decodes, keras.layers.Layer):
     def attend(self, query, value=None, key=None, mask=None, **kwargs):
         """What the heads gather, before the output projection: [batch, time, heads, head_dim].
 
-        Further arguments are those of `kzoo.ops.softmax_attention` or `linear_attention`; a
-        `mask` stands in for the layer's own.
+        Further arguments are those of `Mechanism.attend`; a `mask` stands in for the layer's own.
         """
         mask = self.mask if mask is None else mask
-        operands = self._project(query, value, key)
+        q, k, v, extras = self._project(query, value, key)
         kwargs = _two_sequences(value, kwargs)
-        run = softmax_attention if self.mechanism == "softmax" else linear_attention
-        x = run(*operands, mask, **self._options(), **kwargs)
+        x = self.mechanism.attend(q, k, v, extras, mask, rotary=self.rotary, **kwargs)
         if not self.identity_mix:
             return x
         x, *state = x if isinstance(x, tuple) else (x,)
-        x = self._mixed(x, operands[2], kwargs.get("padding_mask"))
+        x = self._mixed(x, v, kwargs.get("padding_mask"))
         return (x, *state) if state else x
 
     def _mixed(self, x, v, padding_mask):
@@ -290,39 +272,37 @@ class Attention(Decodes, keras.layers.Layer):
         return (1 - self.identity_mix) * x + self.identity_mix * v
 
     def kernel_for(self, query_time, platform, key_time=None, padded=True):
-        """The kernel that computes this attention, a name of `kzoo.ops.choice.KERNELS`."""
-        shape = Shape(
+        """The name of the kernel that computes this attention: `Mechanism.kernel`."""
+        spec = Spec(
             query_time=query_time,
             key_time=key_time or query_time,
             num_heads=self.num_heads,
+            kv_heads=self.kv_heads,
             dim=self.head_dim,
             value_dim=self.head_dim,
             mask=self.mask,
             padded=padded,
-            same_sequence=not self.across and key_time is None,
+            same_sequence=not self.cross and key_time is None,
             bias=self.relative,
             dtype=self.compute_dtype,
-            features=self.feature_map.size(self.head_dim) if self.mechanism == "linear" else None,
+            **{**here(), "platform": platform},
         )
-        return kernel_for(self.mechanism, shape, keras.backend.backend(), platform)
+        return self.mechanism.kernel(spec)
 
     def attention_weights(self, query, value=None, key=None, **kwargs):
-        """The weights as a dense matrix, for a look: [batch, heads, query_time, key_time].
+        """The weights as a dense matrix, for analysis: [batch, heads, query_time, key_time].
 
         Arguments as in the call: `padding_mask`, `source_mask`, `key_padding_mask`, `bias`.
         """
-        return self._weighed(query, value, key, **kwargs)[1]
+        return self._attend_with_weights(query, value, key, **kwargs)[1]
 
-    def _weighed(self, query, value, key, mask=None, **kwargs):
+    def _attend_with_weights(self, query, value, key, mask=None, **kwargs):
         """`attend`, and the weights [batch, heads, query_time, key_time], densely."""
-        operands = self._project(query, value, key)
-        x, weights = reference_attention(
-            *operands,
-            self.mask if mask is None else mask,
-            mechanism=self.mechanism,
-            return_weights=True,
-            **self._options(),
-            **_two_sequences(value, kwargs),
+        mask = self.mask if mask is None else mask
+        q, k, v, extras = self._project(query, value, key)
+        kwargs = _two_sequences(value, kwargs)
+        x, weights = self.mechanism.attend_with_weights(
+            q, k, v, extras, mask, rotary=self.rotary, **kwargs
         )
         if self.identity_mix:
             itself = ops.eye(ops.shape(weights)[-1], dtype=weights.dtype)
@@ -330,25 +310,8 @@ class Attention(Decodes, keras.layers.Layer):
                 real = ops.cast(kwargs["padding_mask"], "bool")[:, None, :, None]
                 itself = ops.where(real, itself, ops.zeros_like(itself))
             weights = (1 - self.identity_mix) * weights + self.identity_mix * itself
-            x = self._mixed(x, ops.cast(operands[2], x.dtype), kwargs.get("padding_mask"))
+            x = self._mixed(x, ops.cast(v, x.dtype), kwargs.get("padding_mask"))
         return x, weights
-
-    def _options(self):
-        """What the mechanism takes beside q, k, v and who stands where."""
-        if self.mechanism == "linear":
-            return self._linear()
-        return {"rotary": self.rotary, "scale": self.scale}
-
-    def _linear(self):
-        weights = {
-            name: ops.reshape(matrix, (self.num_heads, self.head_dim, -1))
-            for name, matrix in self.feature_weights.items()
-        }
-        return {
-            "feature_map": self.feature_map,
-            "feature_weights": weights or None,
-            "rotary": self.rotary,
-        }
 
     def _biased(self, bias):
         if (bias is not None) != self.relative:
@@ -358,32 +321,38 @@ class Attention(Decodes, keras.layers.Layer):
             )
         return {} if bias is None else {"bias": bias}
 
-    def _states(self, initial_state, return_state, return_attention_scores):
-        if return_attention_scores and (return_state or initial_state is not None):
+    def _check_state(self, return_state, initial_state=None, return_attention_scores=False):
+        if not return_state and initial_state is None:
+            return
+        if return_attention_scores:
             raise InputError(
                 "weights are of the keys of one call, and a state is of those before it too; ask "
                 "for one of them. Received: return_attention_scores=True with a state"
             )
-        if return_attention_scores:
-            return {}
-        if self.mechanism == "linear":
-            return {"initial_state": initial_state, "return_state": return_state}
-        if initial_state is not None or return_state:
+        if self.mechanism.state_shape(self.sizes) is None:
             raise InputError(
-                "only linear attention has a state of fixed size; use mechanism='linear'. "
-                f"Received: mechanism={self.mechanism!r} with a state"
+                "a state needs a mechanism that has one of fixed size, as mechanism='linear' has. "
+                f"Received: mechanism={self.mechanism.get_config()!r} with a state"
             )
-        return {}
 
-    def _project(self, query, value, key):
+    def _project(self, query, value=None, key=None):
+        """q, k and v by heads, and what the mechanism has besides."""
         _check_shapes(*(None if x is None else x.shape for x in (query, value, key)))
-        value = query if value is None else value
+        q = self._heads(by_token(self.query, query), self.num_heads)
+        return q, *self._project_keys(query if value is None else value, key)
+
+    def _project_keys(self, value, key=None):
         key = value if key is None else key
         return (
-            self._heads(by_token(self.query, query), self.num_heads),
             self._heads(by_token(self.key, key), self.kv_heads),
             self._heads(by_token(self.value, value), self.kv_heads),
+            self._extras(key),
         )
+
+    def _extras(self, key=None):
+        layers = {} if key is None else self.extra_projections
+        projected = {name: by_token(layer, key) for name, layer in layers.items()}
+        return mechanisms.Extras(projected, dict(self.extra_variables))
 
     def _heads(self, x, heads):
         return ops.reshape(x, (*ops.shape(x)[:2], heads, self.head_dim))
@@ -391,19 +360,17 @@ class Attention(Decodes, keras.layers.Layer):
     def _output(self, x):
         """What the heads gathered, [batch, time, heads, head_dim], projected."""
         x = ops.reshape(x, (*ops.shape(x)[:2], self.num_heads * self.head_dim))
-        return by_rows(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
+        return shard_batch(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
 
     def get_config(self):
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
             "head_dim": self.head_dim,
-            "mechanism": self.mechanism,
+            "mechanism": self.mechanism.get_config(),
             "mask": self.mask.get_config(),
-            "feature_map": self.feature_map.get_config(),
             "kv_heads": self.kv_heads,
             "rotary": self.rotary,
-            "scale": self.scale,
             "relative": self.relative,
             "identity_mix": self.identity_mix,
             "use_bias": self.use_bias,
@@ -411,12 +378,38 @@ class Attention(Decodes, keras.layers.Layer):
             "seed": self.seed,
         }
 
+    @classmethod
+    def from_config(cls, config):
+        # Layers were saved with `feature_map` and `scale` beside the mechanism, whatever it was.
+        mechanism = mechanisms.get(config.get("mechanism", getattr(cls, "only", "softmax")))
+        valid = [field.name for field in dataclasses.fields(mechanism)]
+        unused = {"feature_map", "scale"} - set(valid)
+        return super().from_config({n: v for n, v in config.items() if n not in unused})
 
-def _two_sequences(value, who):
-    """Two sequences even where they are equally long: all of the second is there."""
-    if value is None or who.get("key_padding_mask") is not None:
-        return who
-    return {**who, "key_padding_mask": ops.ones((1, ops.shape(value)[1]), dtype="int32")}
+
+# What a layer takes over from the one whose projections it shares.
+_SHARED = ("query", "key", "value", "output_dense", "extra_projections", "extra_variables")
+
+
+def _check_heads(num_heads, head_dim, kv_heads, rotary):
+    sizes = {"num_heads": num_heads, "head_dim": head_dim, "kv_heads": kv_heads}
+    for name, size in sizes.items():
+        if not is_count(size):
+            raise InputError(f"{name} is a positive integer. Received: {size!r}")
+    if num_heads % kv_heads:
+        raise InputError(f"kv_heads must divide num_heads={num_heads}. Received: {kv_heads}")
+    if rotary and head_dim % 2:
+        raise InputError(f"rotary positions need an even head_dim. Received: {head_dim}")
+
+
+def _two_sequences(value, call):
+    """The arguments of a call that says of a second sequence that none of it is padding.
+
+    So it is a second one also where both are equally long.
+    """
+    if value is None or call.get("key_padding_mask") is not None:
+        return call
+    return {**call, "key_padding_mask": ops.ones((1, ops.shape(value)[1]), dtype="int32")}
 
 
 def _check_shapes(*shapes):
@@ -431,12 +424,12 @@ def _check_shapes(*shapes):
 
 class _OneMechanism(Attention):
     def __init__(self, num_heads, head_dim, mask="bidirectional", **kwargs):
-        super().__init__(num_heads, head_dim, mechanism=self.only, mask=mask, **kwargs)
+        super().__init__(num_heads, head_dim, self.only, mask, **kwargs)
 
     def get_config(self):
         config = super().get_config()
-        del config["mechanism"]
-        return config
+        mechanism = config.pop("mechanism")
+        return config | (mechanism[self.only] if isinstance(mechanism, dict) else {})
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -474,8 +467,8 @@ def kernels(model, batch_shape, platform):
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
 
     Returns:
-        A dict from the paths of the `Attention` layers to names of `kzoo.ops.choice.KERNELS`,
-        with a padding mask.
+        A dict from the paths of the `Attention` layers to names of kernels, those of
+        `kzoo.ops.dispatch.kernels`, with a padding mask.
 
     Raises:
         InputError: for an unknown platform, or a shape that is none.

@@ -1,4 +1,4 @@
-"""One layer of a stack: attention, a look at another sequence where there is one, feed-forward."""
+"""One layer of a stack: a sequence mixer, cross-attention if asked for, and a channel mixer."""
 
 import keras
 from keras import ops
@@ -18,33 +18,30 @@ REMAT = ("none", "block", "attention")
 class Block(keras.layers.Layer):
     """x + f(norm(x)) for each part ("pre"), or norm(x + f(x)) ("post").
 
-    The parts are attention, with `cross_attention` a look at another sequence, and feed-forward.
+    The parts are a sequence mixer, cross-attention where one is given, and a channel mixer.
     Dropout acts on what is added to the residual stream, never on attention weights.
 
     Args:
-        num_heads, head_dim, mechanism, mask, feature_map, kv_heads, rotary, scale, relative,
-            identity_mix: as in `Attention`. The look at another sequence has no positions, an
-            order of its own has no meaning there, and everything is seen.
-        intermediate_dim, activation: as in `FeedForward`.
-        use_bias, stddev: as in both.
+        attention: the sequence mixer, an `Attention` or a layer that is called and decodes as one.
+        feed_forward: the channel mixer, a `FeedForward` or another layer of one tensor.
+        cross_attention: an `Attention` over a second sequence, which has no positions there, and
+            a mask that shows everything; None for none.
         normalization: `"layer_norm"` or `"rms_norm"`; epsilon: what is added to the variance.
         norm_placement: `"pre"` or `"post"`.
         dropout: rate.
-        cross_attention: whether the block looks at another sequence too.
-        shares: a `Block` whose norms, projections and feed-forward this one uses; its look at
-            another sequence is its own.
+        shares: a `Block` whose norms this one uses, all but that of the cross-attention.
         remat: what the gradient computes again instead of keeping it: `"none"`, `"block"` (all
             but the inputs, the least memory), or `"attention"` (its projections and its kernel).
             Results are the same: dropout draws the same noise again.
-        seed: integer from which initial values and dropout derive.
+        seed: integer from which dropout derives.
 
     Call arguments:
         inputs: floats [batch, time, hidden_dim].
-        padding_mask: integers [batch, time]: 0 padding, k the k-th document of the row.
+        padding_mask: integers [batch, time]: 0 padding, k the k-th document of the example.
         source_mask: integers [batch, time], 1 for source; needed by a prefix mask.
-        bias: floats [1, heads, time, time], with `relative`.
+        bias: floats [1, heads, time, time], with an attention that is `relative`.
         encoded: floats [batch, encoder_time, hidden_dim], with `cross_attention`.
-        encoder_padding_mask: integers [batch, encoder_time], 1 for what counts of it.
+        encoder_padding_mask: integers [batch, encoder_time], 0 for padding.
         mask, inputs_mask, encoded_mask: booleans [batch, time], the masks that Keras hands on,
             as in `Attention`; `mask` is that of the inputs, and replaces `inputs_mask`.
 
@@ -52,30 +49,24 @@ class Block(keras.layers.Layer):
         The shape of `inputs`. It carries on Keras's mask of them.
 
     Raises:
-        InputError: as `Attention` and `FeedForward`, or for an unknown name.
+        InputError: for an unknown name.
+
+    Example:
+        >>> block = Block(Attention(4, 16, mask="causal"), FeedForward(256))
+        >>> block(np.zeros((2, 10, 64))).shape
+        (2, 10, 64)
     """
 
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        intermediate_dim,
-        mechanism="softmax",
-        mask="bidirectional",
-        feature_map="elu1",
-        kv_heads=None,
-        rotary=False,
-        scale=None,
-        relative=False,
-        identity_mix=0.0,
-        activation="gelu",
-        use_bias=True,
+        attention,
+        feed_forward,
+        *,
+        cross_attention=None,
         normalization="layer_norm",
         epsilon=1e-5,
         norm_placement="pre",
         dropout=0.0,
-        stddev=None,
-        cross_attention=False,
         shares=None,
         remat="none",
         seed=0,
@@ -93,50 +84,24 @@ class Block(keras.layers.Layer):
         self.remat = remat
         self.seed = seed
         self.supports_masking = True
-        common = {"dtype": self.dtype_policy}
-
-        def child(name):
-            return {"name": name, "seed": derive_seed(seed, name), **common}
-
-        def attention(name, **own):
-            return Attention(
-                num_heads,
-                head_dim,
-                mechanism=mechanism,
-                feature_map=feature_map,
-                kv_heads=kv_heads,
-                scale=scale,
-                use_bias=use_bias,
-                stddev=stddev,
-                **own,
-                **child(name),
-            )
 
         def own_norm(name):
-            return norm(normalization, epsilon, name=name, **common)
+            return norm(normalization, epsilon, name=name, dtype=self.dtype_policy)
 
         def drop(name):
-            return keras.layers.Dropout(dropout, **child(name))
+            seed = derive_seed(self.seed, name)
+            return keras.layers.Dropout(dropout, seed=seed, name=name, dtype=self.dtype_policy)
 
-        own = {"mask": mask, "rotary": rotary, "relative": relative, "identity_mix": identity_mix}
-        if shares is None:
-            self.attention_norm = own_norm("attention_norm")
-            self.attention = attention("attention", **own)
-            self.feed_forward_norm = own_norm("feed_forward_norm")
-            self.feed_forward = FeedForward(
-                intermediate_dim, activation, use_bias, stddev, **child("feed_forward")
-            )
-        else:
-            self.attention_norm = shares.attention_norm
-            self.attention = attention("attention", **own, shares=shares.attention)
-            self.feed_forward_norm = shares.feed_forward_norm
-            self.feed_forward = shares.feed_forward
+        norms = ("attention_norm", "feed_forward_norm")
+        norms = [getattr(shares, name) if shares else own_norm(name) for name in norms]
+        self.attention_norm, self.attention = norms[0], attention
+        self.feed_forward_norm, self.feed_forward = norms[1], feed_forward
         self.attention_dropout = drop("attention_dropout")
         self.feed_forward_dropout = drop("feed_forward_dropout")
         self.cross_attention = None
-        if cross_attention:
+        if cross_attention is not None:
             self.cross_attention_norm = own_norm("cross_attention_norm")
-            self.cross_attention = attention("cross_attention")
+            self.cross_attention = cross_attention
             self.cross_attention_dropout = drop("cross_attention_dropout")
 
     def build(self, inputs_shape):
@@ -184,45 +149,56 @@ class Block(keras.layers.Layer):
             names = ("padding_mask", "source_mask", "bias")
             return self.attention(x, **{name: others.get(name) for name in names})
 
-        def look(x, others):
-            shown = others.get("encoder_padding_mask")
-            return self.cross_attention(x, others["encoded"], key_padding_mask=shown)
+        def cross_attend(x, others):
+            padding_mask = others.get("encoder_padding_mask")
+            return self.cross_attention(x, others["encoded"], key_padding_mask=padding_mask)
 
         if self.remat == "attention":
-            attend, look = keras.remat(attend), keras.remat(look)
+            attend, cross_attend = keras.remat(attend), keras.remat(cross_attend)
 
         def whole(x, others):
-            parts = (lambda x: attend(x, others)), (lambda x: look(x, others))
+            parts = (lambda x: attend(x, others)), (lambda x: cross_attend(x, others))
             return self.assemble(x, *parts, seeds)
 
         return (keras.remat(whole) if self.remat == "block" else whole)(inputs, others)
 
-    def assemble(self, inputs, attend, look=None, seeds=None):
-        """The block around what its attention, and its look at another sequence, compute.
+    def assemble(self, inputs, attend, cross_attend=None, seeds=None):
+        """The block around what its attention and its cross-attention compute.
 
         Args:
             inputs: floats [batch, time, hidden_dim].
-            attend, look: functions of such tensors.
+            attend, cross_attend: functions of such tensors.
             seeds: of the dropouts by name; by default they do nothing.
         """
         seeds = seeds or {}
         x = self._add(inputs, attend, self.attention_norm, seeds.get("attention_dropout"))
         if self.cross_attention is not None:
             seed = seeds.get("cross_attention_dropout")
-            x = self._add(x, look, self.cross_attention_norm, seed)
+            x = self._add(x, cross_attend, self.cross_attention_norm, seed)
         seed = seeds.get("feed_forward_dropout")
         return self._add(x, self.feed_forward, self.feed_forward_norm, seed)
 
-    def empty_cache(self, batch, time, encoded=None, encoder_padding_mask=None):
-        """What `extend` adds to; with `cross_attention` also what it looks at."""
-        cache = {"attention": self.attention.empty_cache(batch, time)}
+    def init_cache(self, batch, time, encoded=None, encoder_padding_mask=None):
+        """What `decode` reads and extends: the cache of no tokens, and that of a second sequence.
+
+        Args:
+            batch: number of examples.
+            time: the most tokens of one.
+            encoded, encoder_padding_mask: as in the call.
+        """
+        cache = {"attention": self.attention.init_cache(batch, time)}
         if self.cross_attention is not None:
-            look = self.cross_attention.remember(encoded, encoder_padding_mask)
-            cache["cross_attention"] = look
+            other = self.cross_attention.init_cross_cache(encoded, encoder_padding_mask)
+            cache["cross_attention"] = other
         return cache
 
-    def extend(self, inputs, cache, window, bias=None):
-        """The call for new columns of rows, given a cache of those before: `Attention.extend`.
+    def decode(self, inputs, cache, window, bias=None):
+        """The call for new columns of examples whose earlier columns are in a cache.
+
+        Args:
+            inputs: floats [batch, window.size, hidden_dim].
+            cache: from `init_cache` or an earlier call.
+            window, bias: as in `Attention.decode`.
 
         Returns:
             Floats [batch, window.size, hidden_dim], and the cache.
@@ -231,14 +207,14 @@ class Block(keras.layers.Layer):
 
         def attend(x):
             with keras.name_scope(self.attention.name):
-                x, added["attention"] = self.attention.extend(x, cache["attention"], window, bias)
+                x, added["attention"] = self.attention.decode(x, cache["attention"], window, bias)
             return x
 
-        def look(x):
+        def cross_attend(x):
             with keras.name_scope(self.cross_attention.name):
-                return self.cross_attention.recall(x, cache["cross_attention"])
+                return self.cross_attention.cross_attend(x, cache["cross_attention"])
 
-        return self.assemble(inputs, attend, look), {**cache, **added}
+        return self.assemble(inputs, attend, cross_attend), {**cache, **added}
 
     def _add(self, x, part, norm, seed):
         # The residual stream and its gradient are added up by token, as the projections give
@@ -269,30 +245,48 @@ class Block(keras.layers.Layer):
         return self.attention_norm(inputs) if self.norm_placement == "pre" else inputs
 
     def get_config(self):
+        mixers = {"attention": self.attention, "feed_forward": self.feed_forward}
+        if self.cross_attention is not None:
+            mixers["cross_attention"] = self.cross_attention
         return {
             **super().get_config(),
-            "num_heads": self.attention.num_heads,
-            "head_dim": self.attention.head_dim,
-            "intermediate_dim": self.feed_forward.intermediate_dim,
-            "mechanism": self.attention.mechanism,
-            "mask": self.attention.mask.get_config(),
-            "feature_map": self.attention.feature_map.get_config(),
-            "kv_heads": self.attention.kv_heads,
-            "rotary": self.attention.rotary,
-            "scale": self.attention.scale,
-            "relative": self.attention.relative,
-            "identity_mix": self.attention.identity_mix,
-            "activation": self.feed_forward.activation,
-            "use_bias": self.feed_forward.use_bias,
+            **{name: keras.saving.serialize_keras_object(x) for name, x in mixers.items()},
             "normalization": self.normalization,
             "epsilon": self.epsilon,
             "norm_placement": self.norm_placement,
             "dropout": self.dropout,
-            "stddev": self.feed_forward.stddev,
-            "cross_attention": self.cross_attention is not None,
             "remat": self.remat,
             "seed": self.seed,
         }
+
+    @classmethod
+    def from_config(cls, config):
+        config = _mixers_of_fields(config) if "num_heads" in config else dict(config)
+        for name in ("attention", "feed_forward", "cross_attention"):
+            if isinstance(config.get(name), dict):
+                config[name] = keras.saving.deserialize_keras_object(config[name])
+        return super().from_config(config)
+
+
+def _mixers_of_fields(config):
+    """The arguments of a `Block` that was saved when it took the fields of its mixers."""
+    config = dict(config)
+    common = {"use_bias": config.pop("use_bias"), "stddev": config.pop("stddev")}
+    of_both = ("num_heads", "head_dim", "mechanism", "feature_map", "kv_heads", "scale")
+    of_own = ("mask", "rotary", "relative", "identity_mix")
+    heads, own = ({name: config.pop(name) for name in names} for names in (of_both, of_own))
+    inner = {name: config.pop(name) for name in ("intermediate_dim", "activation")}
+    crosses = config.pop("cross_attention")
+
+    def child(name):
+        seed = derive_seed(config["seed"], name)
+        return {"name": name, "seed": seed, "dtype": config.get("dtype"), **common}
+
+    config["attention"] = Attention.from_config({**heads, **own, **child("attention")})
+    config["feed_forward"] = FeedForward(**inner, **child("feed_forward"))
+    if crosses:
+        config["cross_attention"] = Attention.from_config({**heads, **child("cross_attention")})
+    return config
 
 
 class _Drawn(keras.random.SeedGenerator):

@@ -6,7 +6,7 @@ from keras import activations
 from kzoo.errors import unknown
 from kzoo.layers.initializers import by_token, dense
 from kzoo.names import ACTIVATIONS
-from kzoo.ops.rows import by_rows
+from kzoo.ops.sharding import shard_batch
 
 
 def _gelu(x):
@@ -83,7 +83,7 @@ class FeedForward(keras.layers.Layer):
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def call(self, inputs):
-        return by_rows(by_token(self._transformed, inputs))
+        return shard_batch(by_token(self._transformed, inputs))
 
     def _transformed(self, inputs):
         x = self.intermediate(inputs)

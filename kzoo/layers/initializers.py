@@ -12,7 +12,7 @@ RESIDUAL_SCALE = 0.2
 
 
 def derive_seed(seed, path):
-    """The seed of what stands at `path` inside something that has the seed `seed`.
+    """The seed of the variable or layer at `path` within a layer whose seed is `seed`.
 
     A layer derives its children's seeds from its own, so that every variable's seed follows
     from the model's seed and the variable's path: one more layer somewhere moves no other.
@@ -73,7 +73,7 @@ def stddevs(initialization, num_layers):
 
 
 def dense(inputs, units, seed, name, stddev=None, residual=False, **kwargs):
-    """A built Dense layer whose kernel is drawn from the layer's place in its parent.
+    """A built Dense layer whose initial kernel follows from its parent's seed and its name.
 
     Args:
         inputs, units: sizes.

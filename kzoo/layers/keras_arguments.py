@@ -82,7 +82,7 @@ def narrowed(mask, num_heads, mechanism, sizes, use_causal_mask=False, attention
     Args:
         mask: a `Mask` that does not differ by layer.
         num_heads: number of heads.
-        mechanism: `"softmax"` or `"linear"`, which follows orders alone.
+        mechanism: a `Mechanism`; some follow orders alone.
         sizes: batch, query_time and key_time; None where not known.
         use_causal_mask: whether later positions are hidden.
         attention_mask: booleans or integers [query_time, key_time], [batch, query_time,
@@ -93,22 +93,22 @@ def narrowed(mask, num_heads, mechanism, sizes, use_causal_mask=False, attention
         A `Mask`; with an `attention_mask` it speaks of these tensors alone.
 
     Raises:
-        InputError: for what linear attention cannot follow, or an `attention_mask` of another
+        InputError: for what the mechanism cannot follow, or an `attention_mask` of another
             shape.
     """
     heads = mask.per_head(num_heads)
     if use_causal_mask:
         within = (masks.bidirectional(), masks.causal())
         heads = [masks.causal() if head in within else head & masks.causal() for head in heads]
-    if mechanism == "linear" and attention_mask is not None:
+    if mechanism.orders_only and attention_mask is not None:
         raise InputError(
-            "linear attention follows orders, and an attention_mask shows any pairs; say it by "
-            "mask, padding_mask (documents too) and source_mask, or use mechanism='softmax'. "
-            "Received: mechanism='linear' with an attention_mask"
+            f"{mechanism.name} attention follows orders, and an attention_mask shows any pairs; "
+            "give mask, padding_mask (documents too) and source_mask, or mechanism='softmax'. "
+            f"Received: mechanism={mechanism.get_config()!r} with an attention_mask"
         )
-    if mechanism == "linear" and not all(isinstance(head, masks.Order) for head in heads):
+    if mechanism.orders_only and not all(isinstance(head, masks.Order) for head in heads):
         raise InputError(
-            "linear attention follows one order: use_causal_mask=True is for the masks "
+            f"{mechanism.name} attention follows one order: use_causal_mask=True is for the masks "
             f"bidirectional and causal. Received: the mask {mask.get_config()!r}"
         )
     if attention_mask is not None:

@@ -19,9 +19,9 @@ class _AddedPositions(keras.layers.Layer):
 
     Call arguments:
         inputs: floats [batch, time, hidden_dim].
-        padding_mask: integers [batch, time]: 0 padding, k the k-th document of the row. Without
-            it, and without a mask of Keras's, the row is one document. What either hides is
-            padding, and counts as no position.
+        padding_mask: integers [batch, time]: 0 padding, k the k-th document of the example.
+            Without it, and without a mask of Keras's, the example is one document. What either
+            hides is padding, and counts as no position.
 
     Returns:
         The same shape.
@@ -107,8 +107,9 @@ class RelativeBias(keras.layers.Layer):
     """A trained number for each head and bucket of distances, to be added to the scores.
 
     Half of the buckets hold one distance each, the others ranges that grow by a constant factor
-    up to `max_distance`, from which on all distances share the last. Distances count columns, so
-    padding stands between documents or at the ends of a row, never inside a document.
+    up to `max_distance`, from which on all distances share the last. Distances count
+    columns, so padding must stand between documents or at the ends of an example, never inside a
+    document.
     Source: Raffel et al. 2020, arXiv:1910.10683, section 2.1.
 
     Args:
@@ -173,7 +174,7 @@ class RelativeBias(keras.layers.Layer):
     def between(self, query, key):
         """The bias of queries and keys at the positions `query` and `key`, integers [time].
 
-        Within a document columns differ as positions do, so columns of the row serve.
+        Within a document columns differ as positions do, so columns of the example serve.
         """
         after = key[None, :] - query[:, None]
         distance = ops.abs(after) if self.bidirectional else ops.maximum(-after, 0)

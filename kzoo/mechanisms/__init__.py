@@ -4,11 +4,22 @@ A mechanism is a frozen dataclass: static, hashable, and JSON both ways. This ro
 until a mechanism computes something.
 """
 
-from kzoo.mechanisms.base import HeadSizes, Mechanism, get, names, register, with_fields
+from kzoo.mechanisms.base import (
+    REGISTRY,
+    Extras,
+    HeadSizes,
+    Mechanism,
+    get,
+    names,
+    register,
+    with_fields,
+)
 from kzoo.mechanisms.linear import Linear
 from kzoo.mechanisms.softmax import Softmax
 
 __all__ = [
+    "REGISTRY",
+    "Extras",
     "HeadSizes",
     "Linear",
     "Mechanism",

@@ -1,7 +1,7 @@
 """What a mechanism of attention says of itself and computes; and the registry of mechanisms.
 
 A mechanism is everything between the projections of q, k and v and the output projection. To add
-one, subclass `Mechanism`, give it a `name` and `attend`, and register it:
+one, subclass `Mechanism`, and register it:
 
     @kzoo.mechanisms.register
     class Uniform(kzoo.mechanisms.Mechanism):
@@ -55,7 +55,8 @@ class Extras(NamedTuple):
 class Mechanism(Part):
     """Base of all mechanisms; build one with `get(spec)`.
 
-    A subclass must give `name` and `attend`. What it inherits decodes with a cache of all keys and
+    A subclass must give `name`, and either `attend` or, where its weights are to be seen or it has
+    no faster way, `attend_with_weights`. What it inherits decodes with a cache of all keys and
     values, and has no parameters of its own.
 
     In all methods q is floats [batch, query_time, num_heads, head_dim], k and v are floats
@@ -67,7 +68,6 @@ class Mechanism(Part):
         orders_only: whether it follows orders alone (`kzoo.masks.Order`), not any mask of pairs.
         takes_bias: whether a bias is added to scores of its own (relative positions).
         exports_to_tensorflow: whether its program can be exported by the TensorFlow backend.
-        kernels: the names of the kernels that compute it, as in `kzoo.layers.kernels`.
         sharding: of its variables and of the kernels and biases of its projections: the end of
             the path below the attention, a regular expression, to the mesh axes ("model", "data"
             or None) of the dimensions. What is not named is whole on every device.
@@ -76,7 +76,6 @@ class Mechanism(Part):
     orders_only: ClassVar[bool] = False
     takes_bias: ClassVar[bool] = False
     exports_to_tensorflow: ClassVar[bool] = True
-    kernels: ClassVar[tuple[str, ...]] = ("dense",)
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
 
     # What it says of itself, without Keras ---------------------------------------------------
@@ -178,7 +177,7 @@ class Mechanism(Part):
             bias: floats [batch or 1, num_heads or 1, query_time, key_time], if it `takes_bias`.
             initial_state: the state that an earlier call returned, batch first.
             return_state: whether to return the output and the state.
-            implementation: one of its `kernels`, or `"auto"`.
+            implementation: a kernel by name (`kzoo.ops.dispatch`), or `"auto"`.
             **sequence: `padding_mask`, `source_mask`, `key_padding_mask` and `query_offset`, as in
                 `Mask.dense`; those that are given.
 
@@ -186,22 +185,25 @@ class Mechanism(Part):
             The output, in the dtype of v; exactly 0 at padded queries and at those that see no
             key. With `return_state` also the state.
         """
-        raise NotImplementedError
+        return self.attend_with_weights(
+            q, k, v, extras, mask, rotary=rotary, bias=bias, **sequence
+        )[0]
 
     def attend_with_weights(self, q, k, v, extras, mask, *, rotary=False, bias=None, **sequence):
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
-    def kernel(self, sizes, shape, platform):
-        """The name of the kernel that computes a call of this shape.
+    def kernel(self, spec, implementation="auto"):
+        """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 
         Args:
-            sizes: a `HeadSizes`.
-            shape: a dict of `query_time`, `key_time`, `mask`, `padded`, `same_sequence`, `bias` and
-                `dtype`, as in `kzoo.ops.choice.Shape`.
-            platform: `"cpu"`, `"gpu"` or `"tpu"`.
+            spec: the `kzoo.ops.dispatch.Spec` of the call.
+            implementation: as in `attend`.
         """
-        return self.kernels[0]
+        from kzoo.ops import dispatch
+
+        known = dispatch.kernels(self.name, spec.backend)
+        return dispatch.kernel_for(self.name, spec, implementation) if known else "ops"
 
     # Decoding --------------------------------------------------------------------------------
 
@@ -361,17 +363,6 @@ def masks_of(sequence, mask):
 
     source = ops.cast(sequence.in_source, "int32") if mask.needs_source else None
     return {"padding_mask": sequence.segment, "source_mask": source}
-
-
-def dispatched(name, sizes, shape, platform):
-    """`Mechanism.kernel` of a mechanism that `kzoo.ops` computes."""
-    import keras
-
-    from kzoo.ops.choice import Shape, kernel_for
-
-    dim = sizes.head_dim
-    shape = Shape(num_heads=sizes.num_heads, dim=dim, value_dim=dim, **shape)
-    return kernel_for(name, shape, keras.backend.backend(), platform)
 
 
 def _those(word):

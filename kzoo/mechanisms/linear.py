@@ -5,7 +5,7 @@ import dataclasses
 
 from kzoo import feature_maps
 from kzoo.feature_maps import Elu1, FeatureMap
-from kzoo.mechanisms.base import Mechanism, dispatched, masks_of, register
+from kzoo.mechanisms.base import Mechanism, masks_of, register
 
 
 @register
@@ -21,7 +21,6 @@ class Linear(Mechanism):
     feature_map: FeatureMap = Elu1()
     name = "linear"
     orders_only = True
-    kernels = ("chunked", "native")
     exports_to_tensorflow = False
     sharding = {r"feature_map_\w+": ("model", None)}  # [heads · head_dim, features]
 
@@ -49,7 +48,7 @@ class Linear(Mechanism):
 
     def state_shape(self, sizes):
         features = sizes.num_heads, self.feature_map.size(sizes.head_dim)
-        return {"matrix": (*features, sizes.head_dim), "normaliser": features}
+        return {"kv_state": (*features, sizes.head_dim), "k_sum": features}
 
     def attend(
         self,
@@ -78,9 +77,9 @@ class Linear(Mechanism):
         own = {"rotary": rotary, "return_weights": True, **self._map(extras, q)}
         return reference_attention(q, k, v, mask, mechanism="linear", **own, **sequence)
 
-    def kernel(self, sizes, shape, platform):
-        shape = {**shape, "features": self.feature_map.size(sizes.head_dim)}
-        return dispatched("linear", sizes, shape, platform)
+    def kernel(self, spec, implementation="auto"):
+        features = self.feature_map.size(spec.dim)
+        return super().kernel(dataclasses.replace(spec, features=features), implementation)
 
     def init_cache(self, sizes, batch, time, dtype):
         """The state of no keys, whose size does not depend on the time."""

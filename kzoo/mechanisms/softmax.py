@@ -3,7 +3,7 @@
 import dataclasses
 
 from kzoo.errors import InputError
-from kzoo.mechanisms.base import Mechanism, dispatched, register
+from kzoo.mechanisms.base import Mechanism, register
 from kzoo.values import is_number
 
 
@@ -20,7 +20,6 @@ class Softmax(Mechanism):
     scale: float | None = None
     name = "softmax"
     takes_bias = True
-    kernels = ("dense", "native", "blockwise", "splash", "cudnn", "sdpa")
 
     def __post_init__(self):
         if self.scale is not None and not (is_number(self.scale) and self.scale > 0):
@@ -53,9 +52,6 @@ class Softmax(Mechanism):
         return reference_attention(
             q, k, v, mask, mechanism="softmax", return_weights=True, **own, **sequence
         )
-
-    def kernel(self, sizes, shape, platform):
-        return dispatched("softmax", sizes, shape, platform)
 
     def attend_to_cache(self, q, k, v, extras, mask, window, bias=None):
         from kzoo.ops.decoding import softmax_step

@@ -22,7 +22,7 @@ class Programs:
             inputs = _tensors(inputs)
             index = inputs["index"] if index is None else index
             row, end, segment_ids = inputs["row"], inputs["end"], inputs.get("segment_ids")
-            hidden, cache = model.backbone.extend(row, cache, index, end, segment_ids)
+            hidden, cache = model.backbone.decode(row, cache, index, end, segment_ids)
             last = ops.slice(hidden, [0, end[0] - index - 1, 0], (1, 1, hidden.shape[2]))
             last = model.telling(last, cache, end[0], inputs.get("next_segment"))
             probabilities = sampler.compute_probabilities(model.head(last)[:, 0])

@@ -1,4 +1,4 @@
-"""The backbone of T5 and its variants: an encoder, and a decoder that looks at it."""
+"""The backbone of T5 and its variants: an encoder, and a decoder with cross-attention to it."""
 
 import keras
 
@@ -11,19 +11,19 @@ from kzoo.models.stack import ARGUMENTS, Backbone, Stack, token_input
 class EncoderDecoderBackbone(Backbone):
     __doc__ = f"""Source and target ids to hidden states, each through a stack of its own.
 
-    `mask` is the encoder's; the decoder is causal and sees the whole encoded source. The look at
-    the encoder has no positions. Both stacks embed tokens, and positions, with the same tables.
+    `mask` is the encoder's; the decoder is causal and attends to the whole encoded source. That
+    cross-attention has no positions. Both stacks embed tokens, and positions, with the same tables.
 
     Args:
 {ARGUMENTS}
         shared: whether the decoder uses the encoder's norms, projections and feed-forward
-            networks (Raffel et al. 2020, arXiv:1910.10683, section 3.2.2); its look at the
-            encoder is its own. With relative positions it uses the encoder's table too.
+            networks (Raffel et al. 2020, arXiv:1910.10683, section 3.2.2); its cross-attention
+            is its own. With relative positions it uses the encoder's table too.
 
     Inputs:
         A dict of integers [batch, time]: `encoder_token_ids`, `encoder_padding_mask`,
         `decoder_token_ids`, `decoder_padding_mask`; the masks are 0 for padding and 1 otherwise,
-        one document per row. The two times may differ.
+        one document per example. The two times may differ.
 
     Returns:
         A dict of floats [batch, time, hidden_dim]: `encoder_sequence_output`,
@@ -69,7 +69,7 @@ class EncoderDecoderBackbone(Backbone):
         return inputs, outputs, {"stacks": {"encoder": encoder, "decoder": decoder}}
 
     def encode(self, token_ids, padding_mask):
-        """What the decoder looks at: floats [batch, time, hidden_dim] from the source's tokens."""
+        """The encoder's output for the source's tokens: floats [batch, time, hidden_dim]."""
         x = self.embeddings(token_ids, padding_mask)
         return self.stacks["encoder"](x, padding_mask=padding_mask)
 

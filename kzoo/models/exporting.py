@@ -6,7 +6,7 @@ import keras
 from keras.src.export.export_utils import get_input_signature
 
 from kzoo.errors import InputError, missing_package, unknown
-from kzoo.ops.choice import compiling_for
+from kzoo.ops.context import compiling_for
 
 # Those that Keras writes of these models: OpenVINO's converter does not know what JAX's becomes,
 # and of tf2onnx come files that no runtime loads.
@@ -71,11 +71,12 @@ class Exports:
         package = PACKAGES.get(format)
         if package is not None and importlib.util.find_spec(package) is None:
             raise missing_package(package, f"the format {format!r}")
-        if backend == "tensorflow" and getattr(self, "backbone", self).mechanism == "linear":
+        mechanism = getattr(self, "backbone", self).mechanism
+        if backend == "tensorflow" and not mechanism.exports_to_tensorflow:
             raise InputError(
-                "TensorFlow exports no linear attention, whose scan needs to know the time: save "
-                "the model, and export it under KERAS_BACKEND=jax. "
-                "Received: mechanism='linear' on the tensorflow backend"
+                f"TensorFlow exports no {mechanism.name} attention, whose scan needs to know the "
+                "time: save the model, and export it under KERAS_BACKEND=jax. "
+                f"Received: mechanism={mechanism.get_config()!r} on the tensorflow backend"
             )
 
 

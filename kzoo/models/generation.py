@@ -1,6 +1,6 @@
 """Text from models: one pass over the prompts of a batch fills a cache, then tokens come.
 
-How rows are laid out stands in `kzoo.models.rows`; what a cache is, at `Backbone.empty_cache`.
+How rows are laid out stands in `kzoo.models.rows`; what a cache is, at `Backbone.init_cache`.
 Tokens are chosen by keras-hub's samplers, and by `kzoo.models.BeamSampler`.
 """
 
@@ -210,13 +210,13 @@ class Generates:
         prompt, row, index = (inputs[name] for name in ("prompt", "row", "index"))
         batch, time = ops.shape(row)[0], row.shape[1]
         end = ops.zeros_like(inputs["start"]) + index
-        hidden, cache = self.backbone.extend(
+        hidden, cache = self.backbone.decode(
             prompt, self.begin(inputs), 0, end, inputs.get("segment_ids")
         )
 
         def step(row, cache, index):
             token = ops.slice(row, [0, index - 1], (ops.shape(row)[0], 1))
-            hidden, cache = self.backbone.extend(token, cache, index - 1)
+            hidden, cache = self.backbone.decode(token, cache, index - 1)
             hidden = self.telling(hidden, cache, index)
             return self.head(hidden)[:, 0], hidden[:, 0], cache
 
@@ -243,23 +243,23 @@ class Generates:
         """The states that tell the token at a column: [batch, 1, hidden_dim].
 
         Args:
-            hidden: those of the token before it, which tell it where `prediction` is "next".
+            hidden: those of the token before it, which tell it where `prediction_site` is "next".
                 Where it is "mask", those of a mask token at the column do (Dong et al. 2019,
                 arXiv:1905.03197, section 2.5), and the cache forgets that token.
             cache: that holds the columns before.
             column: int32 scalar.
             segment_ids: integers [batch, 1], those of the column.
         """
-        if self.prediction == "next":
+        if self.prediction_site == "next":
             return hidden
         mask = self.preprocessor.tokenizer.vocabulary.mask
         masks = ops.zeros_like(cache["length"])[:, None] + mask
-        return self.backbone.extend(masks, cache, column, segment_ids=segment_ids)[0]
+        return self.backbone.decode(masks, cache, column, segment_ids=segment_ids)[0]
 
     def begin(self, inputs):
         """The cache of rows of which nothing is computed yet; inputs as in `generate_step`."""
         rows = (inputs["start"], inputs["source_end"], inputs["row"].shape[1])
-        return self.backbone.empty_cache(*rows, inputs.get("segments"))
+        return self.backbone.init_cache(*rows, inputs.get("segments"))
 
     def encoder_inputs(self, prompts):
         """What `begin` takes of prompts besides their rows: int32 arrays by name."""
@@ -422,7 +422,7 @@ class GeneratesFromEncoder(Generates):
         encoded = self.backbone.encode(inputs["encoder_token_ids"], padding_mask)
         rows = (inputs["start"], inputs["source_end"], inputs["row"].shape[1])
         look = {"encoded": encoded, "encoder_padding_mask": padding_mask}
-        return self.backbone.empty_cache(*rows, **look)
+        return self.backbone.init_cache(*rows, **look)
 
     def encoder_inputs(self, prompts):
         rows = [prompt.encoded for prompt in prompts]

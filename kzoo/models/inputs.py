@@ -7,15 +7,8 @@ import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.models import devices
-from kzoo.models.reading import (
-    check_ids,
-    held_out_parts,
-    is_running_text,
-    is_stream,
-    is_tokens,
-    mapped,
-    slices,
-)
+from kzoo.models.reading import check_ids, is_running_text, is_tokens
+from kzoo.models.streams import held_out_parts, is_stream, mapped, slices
 from kzoo.sequence import check_documents, check_no_gaps
 
 log = logging.getLogger("kzoo")
@@ -28,20 +21,20 @@ class ReadsText:
     checked: so what is all there becomes tokens here, once."""
 
     def fit(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
-        """As `keras.Model.fit`. Rows are taken in the order in which they come, strings and
+        """As `keras.Model.fit`. Examples are taken in the order in which they come, strings and
         arrays too; `kzoo.data.load` gives a dataset that is shuffled anew in each epoch. Under
         `kzoo.distribute` the devices share each batch; every process is given the same ones.
 
         Args:
             x: strings; `{"prompts": strings, "responses": strings}`, or a list of such pairs;
-                integers [rows, tokens], the ids of running text, which the objective lays out as
-                it does strings, without an end; a dict of the model's inputs; or batches of any
+                integers [batch, tokens], the ids of running text, which become examples as
+                strings do, without an end; a dict of the model's inputs; or batches of any
                 of these: a dataset of Grain or `tf.data`, a generator, a `keras.utils.PyDataset`,
                 a torch `DataLoader`.
             y: the labels of a dict of inputs; with strings in x, the responses to them.
-            batch_size: rows, 32 if None; not for batches.
+            batch_size: examples, 32 if None; not for batches.
             sample_weight: with text, float [texts], how much each counts; with a dict of inputs,
-                float [rows, tokens], which tokens count.
+                float [batch, tokens], which tokens count.
             **kwargs: as in Keras. `validation_data` is any x, or a tuple (x, y, sample_weight).
         """
         self._check_predicts_next()
@@ -77,11 +70,11 @@ class ReadsText:
         return super().predict(x, batch_size, **kwargs)
 
     def _check_predicts_next(self):
-        if self.prediction == "mask" and self.objective.next_token:
+        if self.prediction_site == "mask" and self.objective.next_token:
             raise InputError(
                 "these weights tell a token from a mask in its place, and a loss of next tokens "
-                "would misjudge them: load them with prediction='next' to train them to that, or "
-                "with objective='masked_lm'. Received: prediction='mask' with "
+                "would misjudge them: load them with prediction_site='next' to train them to that, "
+                "or with objective='masked_lm'. Received: prediction_site='mask' with "
                 f"objective={self.objective.get_config()!r}"
             )
 

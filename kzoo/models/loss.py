@@ -9,10 +9,9 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError
+from kzoo.learning_rate import learning_rate
 from kzoo.ops.cross_entropy import cross_entropy
 from kzoo.vocabulary import NUM_BYTES
-
-LEARNING_RATE = 3e-4
 
 log = logging.getLogger("kzoo")
 
@@ -100,7 +99,8 @@ class BitsPerByte(keras.metrics.Metric):
 
 
 def token_weights(y, sample_weight):
-    """How much each token counts: float32 [batch, time], of weights by token or by row, or None."""
+    """How much each token counts: float32 [batch, time], of weights by token or by example, or
+    None."""
     weight = ops.ones_like(y, "float32")
     if sample_weight is None:
         return weight
@@ -110,23 +110,25 @@ def token_weights(y, sample_weight):
     return weight * sample_weight
 
 
-class ScoresTokens:
+class TokenLoss:
     """A mixin of tasks: one loss over scored tokens, and bits per byte."""
 
     def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
-        """As `keras.Model.compile`; by default AdamW(3e-4), the loss over scored tokens, and
-        `bits_per_byte`. With `loss_rows` no other loss or metric finds logits to work on.
+        """As `keras.Model.compile`; by default AdamW at `kzoo.training.learning_rate(width)`,
+        which is for training from random weights (pretrained ones want a tenth or less), the loss
+        over scored tokens, and `bits_per_byte`. With `loss_tokens` no other loss or metric finds
+        logits to work on.
 
         An optimizer's `gradient_accumulation_steps=k` takes the mean of k batches' gradients:
         each batch counts alike, so that a token counts more in one that scores fewer tokens.
-        Where all score the same number, it is the gradient of one batch of all their rows."""
+        Where all score the same number, it is the gradient of one batch of all of them."""
         if optimizer == "auto":
-            optimizer = keras.optimizers.AdamW(LEARNING_RATE)
+            optimizer = keras.optimizers.AdamW(learning_rate(self.backbone.hidden_dim))
         if loss == "auto":
             loss = token_loss()
         if weighted_metrics == "auto":
             weighted_metrics = [BitsPerByte(token_bytes=self._token_bytes)]
-        if self.loss_rows:
+        if self.loss_tokens:
             self._check_needs_no_logits(loss, weighted_metrics, kwargs)
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
@@ -150,11 +152,11 @@ class ScoresTokens:
             needing.append(loss)
         if needing:
             raise InputError(
-                "with loss_rows no logits are kept, so the loss is 'auto' and the only weighted "
-                f"metric is BitsPerByte; others need loss_rows=0. Received: {needing}"
+                "with loss_tokens no logits are kept, so the loss is 'auto' and the only weighted "
+                f"metric is BitsPerByte; others need loss_tokens=0. Received: {needing}"
             )
 
-    # With `loss_rows`, a step of training or evaluation asks for hidden states instead of
+    # With `loss_tokens`, a step of training or evaluation asks for hidden states instead of
     # logits; whatever else calls the model gets logits.
     def call(self, inputs, training=None, mask=None):
         if isinstance(inputs, dict):  # the bytes of labels are no input
@@ -173,7 +175,7 @@ class ScoresTokens:
 
     @contextlib.contextmanager
     def _giving_hidden(self):
-        self._gives_hidden = self.loss_rows > 0
+        self._gives_hidden = self.loss_tokens > 0
         try:
             yield
         finally:
@@ -211,4 +213,4 @@ class ScoresTokens:
 
     def _cross_entropy(self, hidden, y, weight):
         hidden, kernel = self.head.operands(hidden)
-        return cross_entropy(hidden, kernel, y, weight, rows=self.loss_rows)
+        return cross_entropy(hidden, kernel, y, weight, rows=self.loss_tokens)

@@ -8,7 +8,7 @@ import keras_hub
 import numpy as np
 
 from kzoo import migrations, objectives
-from kzoo.encoder import Bytes, Encoder, ids
+from kzoo.encoder import Encoder, ids
 from kzoo.errors import InputError
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.reading import (
@@ -22,83 +22,10 @@ from kzoo.models.reading import (
     unpadded,
 )
 from kzoo.models.single_stack import SingleStackBackbone
+from kzoo.models.tokenizer_bytes import ByteTokenizer
 from kzoo.objectives.layouts import layout
-from kzoo.vocabulary import BYTES, NUM_BYTES
 
 log = logging.getLogger("kzoo")
-
-
-# What keras-hub's tokenizer of bytes says of itself, in files of models that had it.
-KERAS_HUBS = ("lowercase", "sequence_length", "normalization_form", "errors", "replacement_char")
-_told = []  # of tokenizers that folded case; once in a process
-
-
-@keras.saving.register_keras_serializable(package="kzoo")
-class ByteTokenizer(keras_hub.tokenizers.Tokenizer):
-    """Strings to their bytes in UTF-8, as they are; the ids of `kzoo.vocabulary`.
-
-    Nothing is folded, normalised or stripped, as keras-hub's tokenizer of bytes would, so that
-    `detokenize` gives any text back.
-
-    Example:
-        >>> tokenizer = ByteTokenizer()
-        >>> tokenizer.detokenize(tokenizer("Straße"))
-        'Straße'
-    """
-
-    backbone_cls = SingleStackBackbone
-    vocabulary = BYTES
-    token_bytes = None  # how many bytes of text each id stands for, where it is not one or none
-    encode = staticmethod(Bytes.encode)
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
-        self.pad_token_id = BYTES.pad
-        self.start_token_id = BYTES.bos
-        self.end_token_id = BYTES.eos
-        self.mask_token_id = BYTES.mask
-        self.built = True  # an unbuilt layer makes Keras trace its model anew in every `fit`
-
-    @classmethod
-    def from_config(cls, config):
-        """Files written when this was keras-hub's tokenizer say how that folds text. None of it is
-        followed: `kzoo.data.load`, by which most weights are trained, never folded text."""
-        folded = config.get("lowercase")
-        config = {name: x for name, x in config.items() if name not in KERAS_HUBS}
-        if folded and not _told:
-            _told.append(config)
-            log.warning(
-                "this model was saved when fit, score and generate lowered the case of text, as "
-                "kzoo.data.load never did: now text reaches it as written. If it was trained by "
-                "fit(strings), give it text.lower()"
-            )
-        return super().from_config(config)
-
-    def vocabulary_size(self):
-        return BYTES.size
-
-    def save_assets(self, directory):
-        """Bytes need no files."""
-
-    def load_preset_assets(self, preset):
-        """Bytes need no files."""
-
-    def tokenize(self, inputs):
-        """A string to int32 [bytes], or a list of strings to a list of them."""
-        if isinstance(inputs, str):
-            return self.tokenize([inputs])[0]
-        return [array.astype("int32") for array in self.encode(strings(inputs))]
-
-    # Not keras-hub's: with TensorFlow installed that turns strings into its tensors.
-    def call(self, inputs):
-        return self.tokenize(inputs)
-
-    def detokenize(self, inputs):
-        """Token ids [time], or a batch of them, to a string or strings; reserved ids vanish."""
-        rows = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
-        if len(rows) and np.ndim(rows[0]) > 0:
-            return [self.detokenize(row) for row in rows]
-        return bytes(i for i in map(int, rows) if i < NUM_BYTES).decode("utf-8", "replace")
 
 
 def _draw(*arrays):
@@ -175,9 +102,9 @@ class _ObjectivePreprocessor:
             if not len(x):
                 raise InputError("there is at least one sequence of ids. Received: none")
             check_ids(x, vocabulary.size)
-            rows = [unpadded(row, vocabulary.pad) for row in x]
-            weights = read_weights(sample_weight, len(rows))
-            return self.encode(None, rows, complete=False, weights=weights)
+            texts = [unpadded(ids, vocabulary.pad) for ids in x]
+            weights = read_weights(sample_weight, len(texts))
+            return self.encode(None, texts, complete=False, weights=weights)
         prompts, texts = read(x, y)
         weights = read_weights(sample_weight, len(texts))
         return self.encode(*self.tokenized(prompts, texts), weights=weights)
@@ -189,7 +116,7 @@ class _ObjectivePreprocessor:
 
     def tokens(self, texts):
         """A string or a list of them as a list of int32 arrays of ids."""
-        return [np.asarray(ids(row), "int32") for row in self.encoder.tokens(strings(texts))]
+        return [np.asarray(ids(tokens), "int32") for tokens in self.encoder.tokens(strings(texts))]
 
     def encode(self, sources, targets, **kwargs):
         """Token arrays to `(x, y, sample_weight)`; keyword arguments as in `Encoder.batch`."""
@@ -223,8 +150,8 @@ class _ObjectivePreprocessor:
         """`call` of symbolic tensors of TensorFlow, in a `tf.data` pipeline."""
         import tensorflow as tf
 
-        token = self.encoder.tokens(["a"])[0][:1]
-        like = self.encode([token], [token])  # which arrays there are
+        (token,) = self.encoder.tokens(["a"])
+        like = self.encode(None, [np.concatenate([token] * 4)])  # which arrays there are
         leaves = keras.tree.flatten(data)
         given = [i for i, leaf in enumerate(leaves) if leaf is not None]
 
@@ -286,9 +213,9 @@ class _Prompts:
             raise InputError("prompts are a string or a list of them. Received: no prompt")
         return self.encoder.prompts(self.tokens(prompts), as_source)
 
-    def generate_postprocess(self, rows):
-        """Rows of token ids, a list of arrays, as strings."""
-        return [self.tokenizer.detokenize(row) for row in rows]
+    def generate_postprocess(self, sequences):
+        """Sequences of token ids, a list of arrays, as strings."""
+        return [self.tokenizer.detokenize(ids) for ids in sequences]
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

@@ -1,7 +1,6 @@
-"""What Keras's methods are given, as lists of strings; and batches that come one by one."""
+"""What Keras's methods are given, as lists of strings."""
 
 import sys
-import types
 
 import keras
 import numpy as np
@@ -83,7 +82,7 @@ def is_tokens(x):
 
 
 def is_running_text(x):
-    """Whether x is an array of token ids, integers [rows, tokens]."""
+    """Whether x is an array of token ids, integers [batch, tokens]."""
     shape, dtype = getattr(x, "shape", None), getattr(x, "dtype", None)
     kind = str(dtype).rpartition(".")[2] if dtype is not None else ""
     return shape is not None and len(shape) == 2 and "int" in kind
@@ -100,10 +99,10 @@ def check_ids(ids, size, what="token ids"):
             raise InputError(f"{what} are in [0, {size}). Received: {what} from {low} to {high}")
 
 
-def unpadded(row, pad):
-    """A row of ids without the padding at its end."""
-    real = np.flatnonzero(row != pad)
-    return row[: real[-1] + 1] if len(real) else row[:0]
+def unpadded(ids, pad):
+    """A sequence of ids without the padding at its end."""
+    real = np.flatnonzero(ids != pad)
+    return ids[: real[-1] + 1] if len(real) else ids[:0]
 
 
 def read_weights(sample_weight, count):
@@ -123,13 +122,6 @@ def read_weights(sample_weight, count):
     if not (np.isfinite(weights) & (weights >= 0)).all():
         raise InputError("sample_weight is finite and not negative. Received: one that is not")
     return weights
-
-
-def held_out_parts(data):
-    """`validation_data` as (x, y, sample_weight): a list of strings or of pairs is an x."""
-    if isinstance(data, list) and (is_pairs(data) or all(isinstance(x, str) for x in data)):
-        return data, None, None
-    return _parts(tuple(data) if isinstance(data, list) else data)
 
 
 def in_tf_graph(x):
@@ -155,104 +147,3 @@ def _decoded(text):
         raise InputError(
             f"texts in bytes are UTF-8. Received: bytes that are not ({error.reason})"
         ) from None
-
-
-# Streams ------------------------------------------------------------------------------------
-
-
-def is_stream(x):
-    """Whether batches come one by one, from what keras-hub cannot map a preprocessor over."""
-    return (
-        isinstance(x, types.GeneratorType)
-        or isinstance(x, keras.utils.PyDataset)
-        or is_torch_loader(x)
-    )
-
-
-def is_torch_loader(x):
-    torch_data = sys.modules.get("torch.utils.data")
-    return torch_data is not None and isinstance(x, torch_data.DataLoader)
-
-
-def mapped(stream, read):
-    """A stream of the same kind, of what `read(x, y, sample_weight)` makes of its batches."""
-    if isinstance(stream, keras.utils.PyDataset):
-        return _Mapped(stream, read)
-    if is_torch_loader(stream):
-        return _torch_loader(stream, read)
-    return (_element(batch, read) for batch in stream)
-
-
-def _element(batch, read):
-    batch = read(*_parts(batch))
-    return batch if isinstance(batch, tuple) else (batch,)
-
-
-def _parts(batch):
-    """A batch of a stream: a tuple is Keras's (x, y, sample_weight), anything else an x."""
-    if not isinstance(batch, tuple) or isinstance(batch[0], str | bytes):
-        return batch, None, None
-    if len(batch) > 3:  # of which Keras's message would print all
-        raise InputError(f"a batch is x, (x, y) or (x, y, weights). Received: {len(batch)} parts")
-    return keras.utils.unpack_x_y_sample_weight(batch)
-
-
-class _Mapped(keras.utils.PyDataset):
-    """A `PyDataset` with what `read` makes of each batch."""
-
-    def __init__(self, dataset, read):
-        super().__init__(dataset.workers, dataset.use_multiprocessing, dataset.max_queue_size)
-        self._dataset, self._read = dataset, read
-
-    @property
-    def num_batches(self):
-        return self._dataset.num_batches
-
-    def __getitem__(self, index):
-        return _element(self._dataset[index], self._read)
-
-    def on_epoch_begin(self):
-        self._dataset.on_epoch_begin()
-
-    def on_epoch_end(self):
-        self._dataset.on_epoch_end()
-
-
-def slices(x, y, sample_weight, batch_size, read):
-    """Arrays as a `PyDataset` of batches."""
-
-    class Slices(keras.utils.PyDataset):
-        count = len(next(leaf for leaf in keras.tree.flatten(x)))
-        num_batches = -(-count // batch_size)
-
-        def __getitem__(self, index):
-            at = slice(index * batch_size, (index + 1) * batch_size)
-            batch = keras.tree.map_structure(
-                lambda leaf: None if leaf is None else leaf[at], (x, y, sample_weight)
-            )
-            return _element(batch, read)
-
-    return Slices()
-
-
-def _torch_loader(loader, read):
-    from torch.utils.data import DataLoader, IterableDataset
-
-    class Mapped(IterableDataset):
-        def __iter__(self):
-            for batch in loader:
-                # The columns of pairs come as a list, which elsewhere is a list of examples.
-                if isinstance(batch, list) and not isinstance(batch[0], str | bytes):
-                    batch = tuple(batch)
-                yield _element(keras.tree.map_structure(_numpy, batch), read)
-
-    class Counted(Mapped):
-        def __len__(self):
-            return len(loader)
-
-    counted = hasattr(loader.dataset, "__len__")
-    return DataLoader(Counted() if counted else Mapped(), batch_size=None)
-
-
-def _numpy(leaf):
-    return leaf.numpy() if hasattr(leaf, "detach") else leaf

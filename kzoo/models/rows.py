@@ -43,7 +43,7 @@ def aligned_right(prompts, max_length):
         A dict: `prompt` [batch, width], the columns that hold prompts and some of those to come;
         `row` [batch, time], -1 where tokens are to come; `start` and `source_end` [batch];
         `index`, the first column to come; and, where prompts have them, `segment_ids`
-        [batch, width] and `segments` [batch, 2] (see `Backbone.empty_cache`). Rows with longer
+        [batch, width] and `segments` [batch, 2] (see `Backbone.init_cache`). Rows with longer
         prompts are full before the last column: what stands after that is 0.
     """
     lengths = np.array([len(prompt.ids) for prompt in prompts])

@@ -26,7 +26,7 @@ class ScoresTexts:
 
         Args:
             x: strings, or pairs: `{"prompts": [...], "responses": [...]}` or a list of them.
-            batch_size: rows that the model sees at once.
+            batch_size: sequences that the model sees at once.
             end_token: whether that the text ends there counts too. By default it does, since
                 `fit` and `evaluate` of the same strings count it: then these agree, and the
                 probabilities of all texts sum to one. A model of running text (a book, in
@@ -56,22 +56,23 @@ class ScoresTexts:
         sources, targets = self._reader().tokenized(*read(x))
         if not all(len(target) for target in targets):
             raise InputError("a text to score has at least one token. Received: an empty text")
-        owners, rows = [], []
+        owners, sequences = [], []
         for i, target in enumerate(targets):
-            for row in self._rows(None if sources is None else sources[i], target, end_token):
+            source = None if sources is None else sources[i]
+            for sequence in self._sequences(source, target, end_token):
                 owners.append(i)
-                rows.append(row)
+                sequences.append(sequence)
         nats = np.zeros(len(targets))
-        np.add.at(nats, owners, self._row_nats(rows, batch_size))
+        np.add.at(nats, owners, self._sequence_nats(sequences, batch_size))
         tokens, sizes = np.zeros((2, len(targets)), int)
-        np.add.at(tokens, owners, [int(weight.sum()) for _, _, weight in rows])
-        np.add.at(sizes, owners, [_scored_bytes(*row) for row in rows])
+        np.add.at(tokens, owners, [int(weight.sum()) for _, _, weight in sequences])
+        np.add.at(sizes, owners, [_scored_bytes(*sequence) for sequence in sequences])
         with np.errstate(divide="ignore", invalid="ignore"):  # where no byte is scored
             bits = nats / (math.log(2) * sizes)
         return {"nats": nats, "tokens": tokens, "bytes": sizes, "bits_per_byte": bits}
 
-    def _rows(self, source, target, end_token):
-        """The rows (x, y, sample_weight), arrays [rows, time], that score one text."""
+    def _sequences(self, source, target, end_token):
+        """The sequences (x, y, sample_weight), arrays [time], that score one text."""
         encoder, length = self._reader().encoder, self.preprocessor.sequence_length
         end_token = end_token or not encoder.objective.next_token  # a masked LM sees it
         if source is None and encoder.objective.has_source:
@@ -89,29 +90,29 @@ class ScoresTexts:
             part = target[start : start + room]
             ends = end_token and start + room >= len(target)
             sources = None if source is None else [source]
-            yield from self._score_rows(encoder, sources, part, ends)
+            yield from self._score_sequences(encoder, sources, part, ends)
 
-    def _score_rows(self, encoder, sources, target, complete):
-        rng = np.random.default_rng(0)  # a scored row has nothing to draw
+    def _score_sequences(self, encoder, sources, target, complete):
+        rng = np.random.default_rng(0)  # a scored sequence has nothing to draw
         length = self.preprocessor.sequence_length
         batch = encoder.batch(sources, [target], length, rng, complete=complete, held_out=True)
         x, y, weight = batch
         yield {name: array[0] for name, array in x.items()}, y[0], weight[0]
 
-    def _row_nats(self, rows, batch_size):
-        """Σ w·nll of each row, float64."""
+    def _sequence_nats(self, sequences, batch_size):
+        """Σ w·nll of each sequence, float64."""
         nats = []
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
+        for start in range(0, len(sequences), batch_size):
+            batch = sequences[start : start + batch_size]
             filled = batch + [batch[-1]] * (batch_size - len(batch))  # one shape, one program
-            x = {name: np.stack([row[0][name] for row in filled]) for name in self.input}
-            y, weight = (np.stack([row[i] for row in filled]) for i in (1, 2))
+            x = {name: np.stack([sequence[0][name] for sequence in filled]) for name in self.input}
+            y, weight = (np.stack([sequence[i] for sequence in filled]) for i in (1, 2))
             nats.append(self._token_nats(x, y, weight).sum(-1)[: len(batch)])
         return np.concatenate(nats)
 
     def _token_nats(self, x, y, weight):
         """w·nll of each token, float64 [batch, time]."""
-        if self.loss_rows:
+        if self.loss_tokens:
             self._check_tokens(x)
             hidden = self._decoded(self.backbone.predict_on_batch(x))
             _, nats = self._cross_entropy(hidden, y, weight)
@@ -123,6 +124,6 @@ class ScoresTexts:
 
 
 def _scored_bytes(x, y, weight):
-    """How many bytes of text the scored tokens of a row stand for."""
+    """How many bytes of text the scored tokens of a sequence stand for."""
     sizes = x["label_bytes"] if "label_bytes" in x else y < NUM_BYTES
     return int(sizes[weight > 0].sum())

@@ -16,7 +16,7 @@ class SingleStackBackbone(Backbone):
 
     Inputs:
         A dict of integers [batch, time]: `token_ids`; `padding_mask` (0 padding, k the k-th
-        document of the row); exactly when the mask contains prefix, `source_mask` (1 source);
+        document of the example); exactly when the mask contains prefix, `source_mask` (1 source);
         and exactly when there are segment embeddings, `segment_ids`.
 
     Returns:
@@ -39,6 +39,6 @@ class SingleStackBackbone(Backbone):
         names = ["token_ids", "padding_mask", *["source_mask"] * mask.needs_source]
         names += ["segment_ids"] * (config.num_segments > 0)
         inputs = {name: token_input(name) for name in names}
-        who = {name: inputs[name] for name in ("padding_mask", "source_mask") if name in inputs}
+        call = {name: inputs[name] for name in ("padding_mask", "source_mask") if name in inputs}
         x = embeddings(inputs["token_ids"], inputs["padding_mask"], inputs.get("segment_ids"))
-        return inputs, stack(x, **who), {"stacks": {"": stack}, "transformer_layers": stack.blocks}
+        return inputs, stack(x, **call), {"stacks": {"": stack}, "transformer_layers": stack.blocks}

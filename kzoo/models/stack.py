@@ -4,11 +4,13 @@ import keras
 import keras_hub
 from keras import ops
 
-from kzoo import masks
+from kzoo import masks, migrations
 from kzoo.config import BackboneConfig, check_split
 from kzoo.errors import InputError
 from kzoo.layers import (
+    Attention,
     Block,
+    FeedForward,
     LearnedPositions,
     RelativeBias,
     SegmentEmbedding,
@@ -66,42 +68,43 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         """Inputs and outputs of the functional model, and what it keeps as attributes."""
         raise NotImplementedError
 
-    def empty_cache(self, start, source_end, time, segments=None, **encoded):
-        """The cache of rows of which nothing is computed yet: a nest of tensors, batch first.
+    def init_cache(self, start, source_end, time, segments=None, **encoded):
+        """The cache of examples of which nothing is computed yet: a nest of tensors, batch first.
 
         Args:
-            start: int32 [batch], the column of each row's first token; a row is one document.
+            start: int32 [batch], the column of each example's first token; an example is one
+                document.
             source_end: int32 [batch], the column after its source; `start` where there is none.
             time: number of columns.
-            segments: int32 [batch, 2], the segment of the last token of what rows begin with,
-                and that of tokens to come; if there are segments.
-            **encoded: what `Block.empty_cache` takes of another sequence.
+            segments: int32 [batch, 2], the segment of the last token of each prompt, and that of
+                tokens to come; if there are segments.
+            **encoded: what `Block.init_cache` takes of another sequence.
 
         Returns:
-            A dict: `blocks`, a list of what `Block.empty_cache` gives; `start`, `source_end`,
+            A dict: `blocks`, a list of what `Block.init_cache` gives; `start`, `source_end`,
             `length` (columns computed) and, if given, `segments`.
         """
         batch = ops.shape(start)[0]
-        blocks = self.growing.blocks
+        blocks = self.decoding.blocks
         cache = {
-            "blocks": [block.empty_cache(batch, time, **encoded) for block in blocks],
+            "blocks": [block.init_cache(batch, time, **encoded) for block in blocks],
             "start": start,
             "source_end": source_end,
             "length": ops.zeros_like(start),
         }
         return cache if segments is None else {**cache, "segments": segments}
 
-    def extend(self, token_ids, cache, index, end=None, segment_ids=None):
+    def decode(self, token_ids, cache, index, end=None, segment_ids=None):
         """Hidden states of new columns, given a cache of the columns before them.
 
         The masks of the stack are causal or prefix in every head.
 
         Args:
             token_ids: integers [batch, size], the tokens from column `index` on.
-            cache: from `empty_cache` or an earlier call.
+            cache: from `init_cache` or an earlier call.
             index: integer or int32 scalar. A single token at a column that is in the cache
                 already is computed again and changes nothing.
-            end: integers [batch], the column after each row's last token, if some of the new
+            end: integers [batch], the column after each example's last token, if some of the new
                 columns are to stay free.
             segment_ids: integers [batch, size]; by default as the cache's `segments` say.
 
@@ -119,19 +122,19 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         )
         position = window.queries().position
         if self.positions == "learned":
-            # Rows that are complete go on beside longer ones; what they say then is cut off.
+            # Texts that are complete go on beside longer ones; what they say then is cut off.
             position = ops.minimum(position, self.max_sequence_length - 1)
         if segment_ids is None and "segments" in cache:
             last, to_come = ops.split(cache["segments"], 2, axis=1)
             segment_ids = ops.where(window.writes()[:, None], to_come, last)
             segment_ids = segment_ids + ops.zeros_like(token_ids)
         x = self.embeddings.at(token_ids, position, segment_ids)
-        x, blocks = self.growing.extend(x, cache["blocks"], window)
+        x, blocks = self.decoding.decode(x, cache["blocks"], window)
         return x, {**cache, "blocks": blocks, "length": ops.maximum(window.length, window.end)}
 
     @property
-    def growing(self):
-        """The `Stack` whose rows grow: the last one."""
+    def decoding(self):
+        """The `Stack` that generates: the last one."""
         return list(self.stacks.values())[-1]
 
     def enable_lora(self, rank, target_layer_names=None):
@@ -153,7 +156,7 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         self.trainable = True
         for layer in every:
             layer.trainable = False
-        # What keras-hub's `save_lora_weights` goes by: places among the layers with weights.
+        # keras-hub's `save_lora_weights` goes by the index among the layers with weights.
         self._lora_rank, self._lora_enabled_layers = int(rank), []
         for i, layer in enumerate([layer for layer in every if layer.weights]):
             if layer.name in names and hasattr(layer, "enable_lora"):
@@ -176,7 +179,14 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
     def get_config(self):
         own = {"name": self.name, "trainable": self.trainable}
         how = {"remat": self.remat, "dtype": keras.dtype_policies.serialize(self.policies)}
-        return {**own, **self.config.get_config(), **how}
+        version = {"config_version": migrations.CONFIG_VERSION}
+        return {**own, **self.config.get_config(), **how, **version}
+
+    @classmethod
+    def from_config(cls, config):
+        config = migrations.config(config)
+        config.pop("config_version", None)
+        return super().from_config(config)
 
     @property
     def policies(self):
@@ -221,13 +231,13 @@ class Embeddings:
         )
         self.added = self.segments = self.norm = None
         if config.positions == "learned":
-            longest, place = config.max_sequence_length, child("position_embedding")
-            self.added = LearnedPositions(longest, **drawn, **place)
+            own = {**drawn, **child("position_embedding")}
+            self.added = LearnedPositions(config.max_sequence_length, **own)
         elif config.positions == "sinusoidal":
             self.added = SinusoidalPositions(name="position_embedding", dtype=dtype)
         if config.num_segments:
-            place = child("segment_embedding")
-            self.segments = SegmentEmbedding(config.num_segments, **drawn, **place)
+            own = {**drawn, **child("segment_embedding")}
+            self.segments = SegmentEmbedding(config.num_segments, **own)
         if config.embedding_norm:
             self.norm = _norm(config, "embedding_norm", dtype)
         self.dropout = keras.layers.Dropout(config.dropout, **child("embedding_dropout"))
@@ -239,7 +249,7 @@ class Embeddings:
         return self.finish(x, segment_ids)
 
     def at(self, token_ids, position, segment_ids=None):
-        """The call for tokens whose place in their document is known, [batch, time] too."""
+        """The call for tokens at `position` in their documents, integers [batch, time]."""
         x = self.token_embedding(token_ids)
         if self.added is not None:
             x = x + ops.cast(self.added.vectors(position), x.dtype)
@@ -262,8 +272,8 @@ class Stack:
         mask: the `Mask` of its attention.
         dtype: a Keras dtype policy.
         prefix: of the names of its layers.
-        cross_attention: whether its blocks look at another sequence.
-        bidirectional: whether relative positions tell after from before.
+        cross_attention: whether its blocks attend to another sequence too.
+        bidirectional: whether relative positions of keys after a query differ from those before.
         remat: of its blocks.
         shares: the `Stack` whose layers this one uses, apart from `cross_attention`.
 
@@ -284,41 +294,24 @@ class Stack:
         remat="none",
         shares=None,
     ):
-        relative = config.positions == "relative"
+        layers = masks.per_layer(mask, config.num_layers)
         self.blocks = [
-            Block(
-                config.num_heads,
-                config.head_dim,
-                config.intermediate_dim,
-                mechanism=config.mechanism,
-                mask=layer_mask,
-                feature_map=config.feature_map,
-                kv_heads=config.kv_heads,
-                rotary=config.positions == "rotary",
-                scale=config.attention_scale,
-                relative=relative,
-                identity_mix=config.identity_mix,
-                activation=config.activation,
-                use_bias=config.use_bias,
-                normalization=config.normalization,
-                epsilon=config.norm_epsilon,
-                norm_placement=config.norm_placement,
-                dropout=config.dropout,
-                stddev=stddevs(config.initialization, config.num_layers),
+            _block(
+                config,
+                layer_mask,
+                f"{prefix}block_{i}",
+                dtype,
                 cross_attention=cross_attention,
                 shares=shares and shares.blocks[i],
                 remat=remat,
-                seed=derive_seed(config.seed, f"{prefix}block_{i}"),
-                name=f"{prefix}block_{i}",
-                dtype=dtype,
             )
-            for i, layer_mask in enumerate(masks.per_layer(mask, config.num_layers))
+            for i, layer_mask in enumerate(layers)
         ]
         self.relative_bias = self.final_norm = None
         if shares is not None:
             self.relative_bias, self.final_norm = shares.relative_bias, shares.final_norm
             return
-        if relative:
+        if config.positions == "relative":
             self.relative_bias = RelativeBias(
                 config.num_heads,
                 config.relative_buckets,
@@ -331,28 +324,73 @@ class Stack:
         if config.norm_placement == "pre":
             self.final_norm = _norm(config, f"{prefix}final_norm", dtype)
 
-    def __call__(self, x, **who):
-        """`x` [batch, time, hidden_dim] through all blocks, each called with `who`."""
+    def __call__(self, x, **call):
+        """`x` [batch, time, hidden_dim] through all blocks, each called with `call` too."""
         if self.relative_bias is not None:
-            who["bias"] = self.relative_bias(x)
+            call["bias"] = self.relative_bias(x)
         for block in self.blocks:
-            x = block(x, **who)
+            x = block(x, **call)
         return self._finish(x)
 
-    def extend(self, x, caches, window):
-        """The call for new columns of rows: `Block.extend`, with a list of caches."""
+    def decode(self, x, caches, window):
+        """The call for new columns of examples: `Block.decode`, with a list of caches."""
         bias, extended = None, []
         if self.relative_bias is not None:
-            time = window.key_time(caches[0]["attention"]["key"].shape[1])
+            time = window.key_time(self.blocks[0].attention.cached_time(caches[0]["attention"]))
             bias = self.relative_bias.between(window.columns(), ops.arange(time, dtype="int32"))
         for block, cache in zip(self.blocks, caches, strict=True):
             with keras.name_scope(block.name):  # as in a call: what a compiled program tells
-                x, cache = block.extend(x, cache, window, bias)
+                x, cache = block.decode(x, cache, window, bias)
             extended.append(cache)
         return self._finish(x), extended
 
     def _finish(self, x):
         return x if self.final_norm is None else self.final_norm(x)
+
+
+def _block(config, mask, name, dtype, *, cross_attention, shares, remat):
+    """One `Block` of a stack, made of the layers that a config describes."""
+    seed = derive_seed(config.seed, name)
+    stddev = stddevs(config.initialization, config.num_layers)
+    common = {"use_bias": config.use_bias, "stddev": stddev, "dtype": dtype}
+
+    def attention(name, **own):
+        return Attention(
+            config.num_heads,
+            config.head_dim,
+            mechanism=config.mechanism,
+            kv_heads=config.kv_heads,
+            seed=derive_seed(seed, name),
+            name=name,
+            **own,
+            **common,
+        )
+
+    def feed_forward(name):
+        sizes = config.intermediate_dim, config.activation
+        return FeedForward(*sizes, seed=derive_seed(seed, name), name=name, **common)
+
+    return Block(
+        attention(
+            "attention",
+            mask=mask,
+            rotary=config.positions == "rotary",
+            relative=config.positions == "relative",
+            identity_mix=config.identity_mix,
+            shares=shares and shares.attention,
+        ),
+        feed_forward("feed_forward") if shares is None else shares.feed_forward,
+        cross_attention=attention("cross_attention") if cross_attention else None,
+        normalization=config.normalization,
+        epsilon=config.norm_epsilon,
+        norm_placement=config.norm_placement,
+        dropout=config.dropout,
+        shares=shares,
+        remat=remat,
+        seed=seed,
+        name=name,
+        dtype=dtype,
+    )
 
 
 def token_input(name):

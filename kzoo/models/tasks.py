@@ -11,11 +11,11 @@ from kzoo.layers import Head, derive_seed
 from kzoo.layers.initializers import stddevs
 from kzoo.models.bases import PipelineModel
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
-from kzoo.models.executions import Executes
 from kzoo.models.exporting import Exports
 from kzoo.models.generation import Generates, GeneratesFromEncoder
 from kzoo.models.inputs import KerasLoops, ReadsText
-from kzoo.models.loss import ScoresTokens
+from kzoo.models.loss import TokenLoss
+from kzoo.models.multi_step import MultiStep
 from kzoo.models.preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
@@ -26,7 +26,7 @@ from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.weights import PathWeights, by_path, read_weights, write_weights
 
 
-class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeights, Exports):
+class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeights, Exports):
     """What all tasks share: logits at every position, one loss, and `score`.
 
     Args:
@@ -36,9 +36,9 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
         head: the `kzoo.layers.Head` of another task over the same backbone; by default its own.
         head_dtype: the dtype policy of the head's dense layer, where it is not the backbone's
             (after `quantize`).
-        **kwargs: `output_transform` and `output_scale`, as in `kzoo.layers.Head`; `prediction`,
-            "next" or, for `generate` alone, "mask" (see `Generates.telling`); and `loss_rows`:
-            0, or the number of tokens whose logits exist at once in `fit`, `evaluate` and
+        **kwargs: the fields of `kzoo.config.HeadConfig`. `prediction_site` is "next" or, for
+            `generate` alone, "mask" (see `Generates.telling`). `loss_tokens` is 0, or the number
+            of tokens whose logits exist at once in `fit`, `evaluate` and
             `score`; the loss is the same. For vocabularies whose logits fill the memory; on a
             CPU 512 is faster than 0 too. The model itself and `predict` give all logits.
 
@@ -57,9 +57,10 @@ class _Task(ReadsText, ScoresTexts, ScoresTokens, Executes, KerasLoops, PathWeig
                 )
         of_head = [field for field in HeadConfig.field_names() if field in kwargs]
         config = HeadConfig.get({field: kwargs.pop(field) for field in of_head})
-        if config.prediction == "mask" and backbone.stack_name != "single":
+        if config.prediction_site == "mask" and backbone.stack_name != "single":
             raise InputError(
-                "a decoder tells the next token: prediction is 'next'. Received: prediction='mask'"
+                "an encoder and a decoder predict at the token before: prediction_site must be "
+                "'next'. Received: prediction_site='mask'"
             )
         self.backbone = backbone
         self.preprocessor = preprocessor
@@ -188,8 +189,8 @@ class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, Pipelin
         for name in ("encoder_padding_mask", "decoder_padding_mask"):
             if isinstance(x[name], np.ndarray) and x[name].size and x[name].max() > 1:
                 raise InputError(
-                    "an encoder and a decoder take one document per row: their padding masks are "
-                    f"0 or 1. Received: {int(x[name].max())} in {name}"
+                    "an encoder and a decoder take one document per sequence: their padding masks "
+                    f"are 0 or 1. Received: {int(x[name].max())} in {name}"
                 )
 
 
@@ -211,8 +212,8 @@ class MaskedLM(_Task, keras_hub.models.MaskedLM, PipelineModel):
 
     stream = conversation = generate
 
-    def _score_rows(self, encoder, sources, target, complete):
-        ((x, y, _),) = super()._score_rows(encoder, sources, target, complete)
+    def _score_sequences(self, encoder, sources, target, complete):
+        ((x, y, _),) = super()._score_sequences(encoder, sources, target, complete)
         vocabulary = encoder.vocabulary
         begins = 0 if sources is None else encoder.example_length(sources[0], target[:0], False)
         hideable = vocabulary.is_text(y) & (np.arange(len(y)) >= begins)

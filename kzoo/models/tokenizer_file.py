@@ -1,5 +1,6 @@
 """Tokenizers that are read from files: word pieces, byte-level BPE, unigrams."""
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -116,6 +117,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
             size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
             special=tuple(sorted(special)),
             decoder_start=self.decoder_start,
+            sentinels=_sentinels(tokenizer),
             **parts,
         )
         self.pad_token_id = parts["pad"]
@@ -235,6 +237,12 @@ def _kinds(tokenizer):
     steps = json.loads(tokenizer.to_str())
     steps = json.dumps([steps["pre_tokenizer"], steps["decoder"]])
     return set(re.findall(r'"type": "(\w+)"', steps))
+
+
+def _sentinels(tokenizer):
+    """The ids of T5's `<extra_id_0>`, `<extra_id_1>` and so on, as many as there are."""
+    ids = (tokenizer.token_to_id(f"<extra_id_{k}>") for k in itertools.count())
+    return tuple(itertools.takewhile(lambda id: id is not None, ids))
 
 
 def _token_bytes(tokenizer, without, size):

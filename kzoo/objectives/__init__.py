@@ -9,6 +9,7 @@ weights of a model, so that one objective trains every stack that can learn it, 
     "prefix_lm"                       the next token of the target, given the source
     {"prefix_lm": {"score": "all"}}   the same, with the source's tokens scored too
     "masked_lm"                       the hidden tokens; {"masked_lm": {"rate": 0.3}}
+    "span_corruption"                 spans of a text, given the rest of it
 
 An objective of one's own is one class:
 
@@ -25,12 +26,14 @@ from kzoo.objectives.causal_lm import CausalLM
 from kzoo.objectives.checks import check, check_two_stacks, task_name
 from kzoo.objectives.masked_lm import MaskedLM
 from kzoo.objectives.prefix_lm import PrefixLM
+from kzoo.objectives.span_corruption import SpanCorruption
 
 __all__ = [
     "CausalLM",
     "MaskedLM",
     "Objective",
     "PrefixLM",
+    "SpanCorruption",
     "check",
     "check_two_stacks",
     "get",

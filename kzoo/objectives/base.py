@@ -29,10 +29,13 @@ class Objective(Part):
             tokens to the right of the target's; else they stand where tokens are hidden.
         has_source: whether every example has a source, which a prefix mask may show whole and an
             encoder may read.
+        ends: whether EOS follows a target also where the text goes on, as in windows of running
+            text.
     """
 
     next_token: ClassVar[bool] = True
     has_source: ClassVar[bool] = False
+    ends: ClassVar[bool] = False
 
     def examples(self, sources, targets, room, rng, vocabulary=BYTES):
         """Sources and targets of the examples of a batch; by default what is given.

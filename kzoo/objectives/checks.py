@@ -46,23 +46,20 @@ def check(stack, mask, objective):
         )
 
 
-def check_two_stacks(mask, fields):
+def check_two_stacks(config):
     """`InputError` for what an encoder and a decoder cannot have.
 
     Args:
-        mask: the encoder's `kzoo.masks.Mask`.
-        fields: a mapping with the fields `num_segments` and `pooler` of a backbone.
+        config: a `kzoo.config.BackboneConfig`; its mask is the encoder's.
     """
-    if mask.needs_source:
+    if config.mask.needs_source:
         raise InputError(
             "the mask is the encoder's, which holds the source alone; use 'bidirectional' for a "
-            f"prefix. Received: mask={_spec(mask)!r}"
+            f"prefix. Received: mask={_spec(config.mask)!r}"
         )
     for field in ("num_segments", "pooler"):
-        if fields[field]:
-            raise InputError(
-                f"only a single stack has {field}. Received: {field}={fields[field]!r}"
-            )
+        if value := getattr(config, field):
+            raise InputError(f"only a single stack has {field}. Received: {field}={value!r}")
 
 
 def _spec(mask):

@@ -104,7 +104,7 @@ def example_length(objective, source, target, complete=True, vocabulary=BYTES):
         5
     """
     source, target = objective.lengths(source, target)
-    begun = vocabulary.bos is not None
+    begun, complete = vocabulary.bos is not None, complete or objective.ends
     tokens = begun + (0 if source is None else source + 1) + target + complete
     return tokens - objective.next_token
 

@@ -1,26 +1,25 @@
-"""Attention while rows grow: which columns are extended, and one token's step over a cache."""
+"""Attention while sequences grow: which columns are new, and one token's step over a cache."""
 
 import dataclasses
 
 from keras import ops
 
-from kzoo.ops.operands import ratio
-from kzoo.ops.reference import masked_softmax, softmax_scale
+from kzoo.ops.tensors import masked_softmax, ratio, softmax_scale
 from kzoo.precision import float32_products
 from kzoo.sequence import SequenceInfo
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """The columns of a batch of rows that are extended: `size` of them, from `index` on.
+    """The new columns of a batch of sequences that grow: `size` of them, from `index` on.
 
-    A row is one document: columns before its first token are padding, and so are those that
+    A sequence is one document: columns before its first token are padding, and so are those that
     nothing was written to yet.
 
     Attributes:
         index: the first new column, an integer or an int32 scalar.
         size: number of new columns, an integer.
-        start: int32 [batch], the column of each row's first token.
+        start: int32 [batch], the column of each example's first token.
         source_end: int32 [batch], the column after its source; `start` without one.
         end: int32 [batch], the column after its last token; new columns from there on are
             padding.
@@ -111,9 +110,9 @@ def linear_step(features, q, k, v, weights, position, writes, state):
         q: floats [batch, 1, heads, dim].
         k, v: floats [batch, 1, kv_heads, dim], heads a multiple of kv_heads.
         weights: of a learned feature map, by name, or None.
-        position: integers [batch, 1], the place within the document.
+        position: integers [batch, 1], within the document.
         writes: booleans [batch]; where False, the state holds the token already.
-        state: `{"matrix", "normaliser"}`, as `kzoo.ops.linear_attention` returns it.
+        state: `{"kv_state", "k_sum"}`, as `kzoo.ops.linear_attention` returns it.
 
     Returns:
         [batch, 1, heads, dim] in the dtype of v, computed in float32, and the state.
@@ -123,12 +122,12 @@ def linear_step(features, q, k, v, weights, position, writes, state):
     repeats = q.shape[2] // k.shape[2]
     if repeats > 1:
         k, v = (ops.repeat(x, repeats, axis=2) for x in (k, v))
-    turns = features.turns(position, q.shape[3])
-    q, k, q_norm, k_norm = features(q, k, weights, turns, writes[:, None])
+    sin_cos = features.sin_cos(position, q.shape[3])
+    q, k, q_norm, k_norm = features(q, k, weights, sin_cos, writes[:, None])
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
     state = {
-        "matrix": state["matrix"] + k[:, 0, :, :, None] * v[:, 0, :, None, :],
-        "normaliser": state["normaliser"] + k_norm[:, 0],
+        "kv_state": state["kv_state"] + k[:, 0, :, :, None] * v[:, 0, :, None, :],
+        "k_sum": state["k_sum"] + k_norm[:, 0],
     }
     return ops.cast(linear_read(q, q_norm, state), dtype), state
 
@@ -138,12 +137,12 @@ def linear_read(q, q_norm, state):
     """What queries find in a state: [batch, queries, heads, value_dim].
 
     Args:
-        q, q_norm: features of queries for numerator and normaliser, [batch, queries, heads,
+        q, q_norm: features of queries for numerator and denominator, [batch, queries, heads,
             features].
         state: as in `linear_step`.
     """
-    total = ops.einsum("bqhd,bhd->bqh", q_norm, state["normaliser"])[..., None]
-    return ratio(ops.einsum("bqhd,bhde->bqhe", q, state["matrix"]), total)
+    total = ops.einsum("bqhd,bhd->bqh", q_norm, state["k_sum"])[..., None]
+    return ratio(ops.einsum("bqhd,bhde->bqhe", q, state["kv_state"]), total)
 
 
 def _grouped(x, groups):

@@ -1,4 +1,7 @@
-"""The oracle: both mechanisms written down densely, in any precision. Quadratic, for tests."""
+"""Both mechanisms written down densely, on tensors: for weights, with gradients, and for tests.
+
+Memory is quadratic in time. `kzoo.ops.oracle` is the definition in NumPy that shares nothing.
+"""
 
 import keras
 from keras import ops
@@ -6,8 +9,9 @@ from keras import ops
 from kzoo import feature_maps
 from kzoo.errors import InputError, unknown
 from kzoo.ops.features import features_of
-from kzoo.ops.operands import nothing, prepare, ratio
+from kzoo.ops.qkv import nothing, prepare, widened
 from kzoo.ops.rotary import rotate
+from kzoo.ops.tensors import hide, masked_softmax, ratio, softmax_scale
 from kzoo.precision import float32_products
 
 
@@ -50,7 +54,7 @@ def reference_attention(
         bias: softmax only; floats [batch or 1, heads or 1, query_time, key_time].
         feature_map: linear only; a name, JSON or `FeatureMap` of `kzoo.feature_maps`.
         feature_weights: linear only; the tensors of a learned feature map, by name.
-        rotary: rotate by the place within the document.
+        rotary: rotate by the position within the document.
         dtype: of the computation, e.g. `"float64"`; by default that of q, float32 at least.
         return_weights: also return the weights.
 
@@ -82,8 +86,8 @@ def reference_attention(
         source_mask=source_mask,
         key_padding_mask=key_padding_mask,
         query_offset=query_offset,
-        dtype=dtype,
     )
+    q, k, v = widened(q, k, v, dtype)
     if dtype is not None and keras.backend.standardize_dtype(q.dtype) != dtype:
         raise InputError(f"the backend computes in {q.dtype} here. Received: dtype={dtype!r}")
     visible = mask.between(queries, keys, q.shape[2])
@@ -96,37 +100,11 @@ def reference_attention(
     else:
         features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
         shown = None if keys.segment is None else keys.segment != 0
-        turns = [features.turns(x.position, q.shape[3], q.dtype) for x in (queries, keys)]
-        q, k, q_norm, k_norm = features(q, k, feature_weights, turns[0], shown, turns[1])
+        sin_cos = [features.sin_cos(x.position, q.shape[3], q.dtype) for x in (queries, keys)]
+        q, k, q_norm, k_norm = features(q, k, feature_weights, sin_cos[0], shown, sin_cos[1])
         products = ops.einsum("bqhd,bkhd->bhqk", q, k)
         norms = products if q_norm is None else ops.einsum("bqhd,bkhd->bhqk", q_norm, k_norm)
-        normaliser = ops.sum(_hide(norms, visible), axis=-1, keepdims=True)
-        weights = ratio(_hide(products, visible), normaliser)
+        normaliser = ops.sum(hide(norms, visible), axis=-1, keepdims=True)
+        weights = ratio(hide(products, visible), normaliser)
     out = ops.einsum("bhqk,bkhd->bqhd", weights, v)
     return (out, weights) if return_weights else out
-
-
-def softmax_scale(q, scale):
-    """The factor on q·k: `scale`, or 1/√dim where that is None."""
-    return q.shape[-1] ** -0.5 if scale is None else scale
-
-
-def masked_softmax(scores, visible, bias=None):
-    """Softmax over the visible keys; a row that sees none is exactly 0, gradients finite.
-
-    Args:
-        scores: floats [batch, heads, query_time, key_time].
-        visible: booleans that broadcast to the same shape.
-        bias: floats that broadcast to the same shape, or None.
-    """
-    if bias is not None:
-        scores = scores + ops.cast(bias, scores.dtype)
-    low = ops.cast(-1e30, scores.dtype)
-    scores = ops.where(visible, scores, low)
-    highest = ops.stop_gradient(ops.max(scores, axis=-1, keepdims=True))
-    powers = _hide(ops.exp(scores - highest), visible)
-    return ratio(powers, ops.sum(powers, axis=-1, keepdims=True))
-
-
-def _hide(x, visible):
-    return ops.where(visible, x, ops.zeros_like(x))

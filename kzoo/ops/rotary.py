@@ -11,16 +11,16 @@ MAX_WAVELENGTH = 10_000
 
 
 def rotate(x, position, bound=None):
-    """Turn each pair of entries by an angle proportional to the position.
+    """Rotate each pair of entries by an angle proportional to the position.
 
-    Entry i is paired with entry i + dim/2 and turned by position · 10000^(-2i/dim), so that
+    Entry i is paired with entry i + dim/2 and rotated by position · 10000^(-2i/dim), so that
     the product of two rotated vectors depends on the distance of their positions only.
     Source: Su et al. 2021, arXiv:2104.09864, equation 34.
 
     Args:
         x: floats [batch, time, heads, dim], dim even.
         position: integers [batch or 1, time].
-        bound: an integer that all positions are below, where one is known; see `turns`.
+        bound: an integer that all positions are below, where one is known; see `sin_cos`.
 
     Returns:
         The same shape and dtype; angles are computed in float32 at least.
@@ -28,10 +28,10 @@ def rotate(x, position, bound=None):
     Raises:
         InputError: if dim is odd.
     """
-    return turn(x, turns(position, x.shape[-1], x.dtype, bound))
+    return apply_rotary(x, sin_cos(position, x.shape[-1], x.dtype, bound))
 
 
-def turns(position, dim, dtype="float32", bound=None):
+def sin_cos(position, dim, dtype="float32", bound=None):
     """The sines and cosines of `rotate`, [batch or 1, time, dim / 2] each, in `dtype`.
 
     Below a known bound they are looked up: XLA would fuse their computation into every use, and
@@ -51,9 +51,9 @@ def turns(position, dim, dtype="float32", bound=None):
     return ops.cast(ops.sin(angle), dtype), ops.cast(ops.cos(angle), dtype)
 
 
-def turn(x, turns):
-    """`x` [batch, time, heads, dim] turned by the sines and cosines that `turns` gave."""
-    sine, cosine = (table[:, :, None] for table in turns)
+def apply_rotary(x, sin_cos):
+    """`x` [batch, time, heads, dim] rotated by the sines and cosines of `sin_cos`."""
+    sine, cosine = (table[:, :, None] for table in sin_cos)
     first, second = ops.split(x, 2, axis=-1)
     return ops.concatenate(
         [first * cosine - second * sine, second * cosine + first * sine], axis=-1

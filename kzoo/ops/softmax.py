@@ -1,14 +1,12 @@
 """Softmax attention."""
 
-import functools
-
 import keras
 from keras import ops
 
-from kzoo.ops.choice import kernel_for, platform, shape_of
-from kzoo.ops.operands import nothing, prepare
-from kzoo.ops.reference import masked_softmax, softmax_scale
+from kzoo.ops.dispatch import kernel_for, kernels, spec_of
+from kzoo.ops.qkv import nothing, prepare
 from kzoo.ops.rotary import rotate
+from kzoo.ops.tensors import softmax_scale
 from kzoo.precision import float32_products
 
 
@@ -29,9 +27,9 @@ def softmax_attention(
 ):
     """softmax(scale · q kᵀ + bias) v over the visible keys (arXiv:1706.03762, equation 1).
 
-    Products are summed, and statistics kept, in float32 whatever the dtype of the operands. Of
-    float32 operands JAX is told to form them in float32 too (`kzoo.precision`): on a TPU
-    in six passes instead of one. Of 16-bit operands and weights they take one.
+    Products are summed, and statistics kept, in float32 whatever the dtype of q, k and v. Of
+    float32 ones JAX is told to form them in float32 too (`kzoo.precision`): on a TPU
+    in six passes instead of one. Of 16-bit q, k, v and weights they take one.
     Under the kernels `native` and `blockwise` memory is linear in time for the output and its
     gradient, and quadratic for forward mode and for derivatives of the gradient.
 
@@ -43,8 +41,8 @@ def softmax_attention(
         padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`.
         scale: factor on q·k; 1/√dim by default.
         bias: floats [batch or 1, heads or 1, query_time, key_time], added to the scores.
-        rotary: rotate q and k by the place within the document.
-        implementation: for tests and benchmarks, a kernel by name (`kzoo.ops.choice`).
+        rotary: rotate q and k by the position within the document.
+        implementation: for tests and benchmarks, a kernel by name (`kzoo.ops.dispatch`).
 
     Returns:
         [batch, query_time, heads, value_dim] in the dtype of v. Padded queries, and queries
@@ -70,11 +68,7 @@ def softmax_attention(
         key_padding_mask=key_padding_mask,
         query_offset=query_offset,
     )
-    if rotary:
-        bound = q.shape[1] if queries is keys else None
-        q, k = rotate(q, queries.position, bound), rotate(k, keys.position, bound)
-    q = q * softmax_scale(q, scale)
-    shape = shape_of(
+    spec = spec_of(
         q,
         k,
         v,
@@ -84,41 +78,13 @@ def softmax_attention(
         bias=bias is not None,
         dtype="float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else dtype,
     )
-    bias = bias if bias is None else ops.cast(bias, q.dtype)
-    backend = keras.backend.backend()
-    name = kernel_for("softmax", shape, backend, platform(), implementation)
-    if name == "cudnn" or (name == "splash" and dtype == "bfloat16"):
-        # They multiply 16-bit floats and add up in float32; float32 would only take more memory.
-        q, k, v = (ops.cast(x, dtype) for x in (q, k, v))
+    if rotary:
+        bound = q.shape[1] if queries is keys else None
+        q = rotate(ops.cast(q, spec.wide_dtype), queries.position, bound)
+        k = rotate(ops.cast(k, spec.wide_dtype), keys.position, bound)
+    bias = bias if bias is None else ops.cast(bias, spec.wide_dtype)
+    name = kernel_for("softmax", spec, implementation)
+    run = kernels("softmax", spec.backend)[name].run
     with float32_products(dtype):
-        return ops.cast(_kernel(name, bias)(q, k, v, mask, queries, keys), dtype)
-
-
-def _kernel(name, bias):
-    if name == "dense":
-        return functools.partial(_dense, bias=bias)
-    if name == "sdpa":
-        from kzoo.ops.kernels.sdpa import sdpa
-
-        return functools.partial(sdpa, bias=bias)
-    if name == "native":
-        from kzoo.ops.kernels import native
-
-        return native.softmax
-    if name == "blockwise":
-        from kzoo.ops.kernels.blockwise import blockwise
-
-        return blockwise
-    if name == "cudnn":
-        from kzoo.ops.kernels.cudnn import cudnn
-
-        return cudnn if platform() == "gpu" else functools.partial(cudnn, implementation="xla")
-    from kzoo.ops.kernels.splash import splash
-
-    return functools.partial(splash, interpret=platform() != "tpu")
-
-
-def _dense(q, k, v, mask, queries, keys, bias=None):
-    scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
-    weights = masked_softmax(scores, mask.between(queries, keys, num_heads=q.shape[2]), bias)
-    return ops.einsum("bhqk,bkhd->bqhd", weights, v)
+        out = run(q, k, v, queries, keys, spec, scale=softmax_scale(q, scale), bias=bias)
+        return ops.cast(out, dtype)

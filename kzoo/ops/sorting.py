@@ -1,6 +1,24 @@
 """Time in the order of level, and back."""
 
+from typing import NamedTuple
+
 from keras import ops
+
+
+class Tokens(NamedTuple):
+    """What is known of each token, integers, sorted by (document, level).
+
+    Attributes:
+        document: [batch or 1, 1, time], padding belongs to a neighbour; None for one document.
+        level: [batch or 1, heads or 1, time]; None where no two of a document share one.
+        sin_cos: floats [batch or 1, time, ..], sines and cosines of rotary positions, or None.
+        shown: booleans [batch or 1, time], the keys that count; None for all.
+    """
+
+    document: object
+    level: object
+    sin_cos: object
+    shown: object
 
 
 def in_time(order):
@@ -17,7 +35,7 @@ def ways(order, sequence, flip=True):
 
     Returns:
         Two functions of [batch or 1, time, ..], which let None be None, and a boolean. Without
-        `flip` time is never turned round, and may go backwards whatever levels are shared.
+        `flip` time is never reversed, and may go backwards whatever levels are shared.
     """
 
     def way(move, *args, **kwargs):

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from kzoo.data import sources
 from kzoo.errors import InputError
 from kzoo.studies import prediction
 from kzoo.studies.page import plot, report, table
@@ -153,4 +154,4 @@ def _is_in_memory(data):
 
 
 def _names_source(text):
-    return text == "pydoc" or text.startswith(("tfds:", "synthetic:")) or os.path.exists(text)
+    return sources.named(text) is not None or os.path.exists(text)

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 
 from kzoo import objectives
 from kzoo.analysis import draw_masks
+from kzoo.config import Config
 from kzoo.errors import InputError
 from kzoo.files import write
 from kzoo.studies.records import REPORT_FILE, read
@@ -27,7 +28,7 @@ COLOURS = (
     *("#5e3c99", "#7f7f7f", "#8c564b", "#000000"),
 )
 # What arms of one family may differ in: they share a colour.
-WITHIN_FAMILY = ("mechanism", "feature_map", "seed", "max_sequence_length")
+WITHIN_FAMILY = ("mechanism", "seed", "max_sequence_length")
 DASHES = ("--", "-.", ":")
 GREY = "#444444"
 ENCODER = " (encoder)"  # follows the mask of models that have one
@@ -187,7 +188,7 @@ def _spectra(records, styles):
 
 
 def _styles(records):
-    """The (colour, dash) of each arm: one colour per family, softmax solid."""
+    """The (colour, dash) of each arm: one colour per family, the default mechanism solid."""
     families, dashes, styles = {}, {}, {}
     for record in records:
         config = record["config"]
@@ -195,7 +196,7 @@ def _styles(records):
         family = families.setdefault(json.dumps(rest, sort_keys=True), len(families))
         mechanism = _mechanism(config)
         dash = "-"
-        if mechanism != "softmax":
+        if mechanism != Config.mechanism:
             dash = DASHES[dashes.setdefault(mechanism, len(dashes)) % len(DASHES)]
         styles[record["arm"]] = COLOURS[family % len(COLOURS)], dash
     return styles
@@ -474,9 +475,12 @@ def _entropies(record):
 
 
 def _mechanism(config):
-    if config["mechanism"] == "softmax" or config["feature_map"] == "elu1":
-        return config["mechanism"]
-    return f"{config['mechanism']} ({config['feature_map']})"
+    """The mechanism of a config in words: linear, or linear (relu)."""
+    spec = config["mechanism"]
+    if isinstance(spec, str):
+        return spec
+    ((name, options),) = spec.items()
+    return f"{name} ({', '.join(map(_spec, options.values()))})"
 
 
 def _mask(config):

@@ -7,6 +7,7 @@ from kzoo.analysis import attention_spectrum
 from kzoo.studies.runner import (
     SPECTRUM_ROWS,
     Trainer,
+    as_begun,
     check_directory,
     finished_runs,
     jobs_left,
@@ -62,6 +63,7 @@ def predict(study, directory=None):
     """
     done = {}
     if directory is not None:
+        study = as_begun(study, directory)
         check_directory(study, directory)
         done = finished_runs(directory)
     jobs = jobs_left(study, done)

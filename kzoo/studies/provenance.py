@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 
 from kzoo.layers import kernels
-from kzoo.ops import choice
+from kzoo.ops import context
 
 PACKAGES = ("kzoo", "keras", "keras-hub", "numpy", "grain")
 BACKEND_PACKAGES = {"jax": ("jax", "jaxlib"), "torch": ("torch",), "tensorflow": ("tensorflow",)}
@@ -37,7 +37,7 @@ def provenance(model, time):
         "python": platform.python_version(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "dtype": model.dtype_policy.name,
-        "kernels": list(kernels(model, (None, time), choice.platform()).values()),
+        "kernels": list(kernels(model, (None, time), context.platform()).values()),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 

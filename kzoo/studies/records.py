@@ -13,7 +13,7 @@ log = logging.getLogger("kzoo")
 
 STUDY_FILE, RESULTS_FILE, REPORT_FILE = "study.json", "results.jsonl", "report.html"
 _OF_A_STUDY = {"name": str, "description": str, "arms": dict, "data": list, "seeds": list}
-_OF_A_STUDY |= {"steps": int, "batch_size": int, "learning_rate": int | float}
+_OF_A_STUDY |= {"steps": int, "batch_size": int, "learning_rate": int | float | None}
 _OF_A_RUN = ("run", "arm", "data", "seed")
 
 

@@ -1,10 +1,12 @@
 """Runs a study: one program per arm and data, one run per seed, records as they come."""
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import json
 import logging
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -17,14 +19,14 @@ from kzoo.analysis import attention_spectrum
 from kzoo.config import checkpoint_bytes, count_parameters
 from kzoo.errors import InputError
 from kzoo.files import check_folder, found, read_json, reason, taken, write
-from kzoo.ops.choice import platform
+from kzoo.ops.context import platform
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read
 from kzoo.studies.study import measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
 from kzoo.training import Checkpoints, prepare, train
-from kzoo.values import differences
+from kzoo.values import differences, is_number
 
 log = logging.getLogger("kzoo")
 SPECTRUM_ROWS = 8
@@ -66,6 +68,7 @@ def run(study, directory, *, progress=True, at_once=None):
         >>> records = run(Study.from_json("study.json"), "runs/mine")
     """
     directory = Path(directory)
+    study = as_begun(study, directory)
     check_directory(study, directory)
     places = devices()[:at_once]
     at_once = at_once or len(places) or 1
@@ -161,6 +164,16 @@ def run_program(study, directory, source, label, seeds, say):
         say("record", name, record)
 
 
+def as_begun(study, directory):
+    """The study, with the learning rate that was written down where it names none."""
+    path = Path(directory) / STUDY_FILE
+    if study.learning_rate is not None or not os.path.isfile(path):
+        return study
+    begun = read_json(path)
+    rate = begun.get("learning_rate") if isinstance(begun, dict) else None
+    return dataclasses.replace(study, learning_rate=rate) if is_number(rate) else study
+
+
 def check_directory(study, directory):
     """`InputError` unless the directory is new, empty, or holds this very study."""
     directory = Path(directory)
@@ -193,7 +206,7 @@ class Trainer:
         self.study, self.source, self.arm = study, source, arm
         with _making:
             model = presets.build(arm.config(study.seeds[0]))
-            self.program = prepare(model, study.learning_rate, study.steps)
+            self.program = prepare(model, study.rate(self.arm), study.steps)
 
     def run(self, seed, path, on_step):
         """Train with one seed and return what the record says of it."""

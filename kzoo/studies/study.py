@@ -8,10 +8,13 @@ from pathlib import Path
 from kzoo import objectives, presets
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json
+from kzoo.learning_rate import learning_rate
+from kzoo.studies import protocol
 from kzoo.values import LARGEST, is_count, is_number, plain, shown
 
 QUICK = Path(__file__).parent / "quick.json"
 ARM_FIELDS = ("preset", "overrides", "data")
+TRAINING_FIELDS = ("learning_rate", "batch_size")  # that tuning may choose
 _LONGEST = 100  # characters of a name
 _MOST_SEEDS = 10_000
 
@@ -47,11 +50,18 @@ class Study:
         seeds: of initial values, order of data, masked positions; a number n means 0 to n-1.
         steps: optimizer steps of each run.
         batch_size: rows.
-        learning_rate: the peak of the schedule.
+        learning_rate: the peak of the schedule; None: by the width of each arm, as
+            `kzoo.training.learning_rate` says, so that arms of one size share it.
         valid: the part of the data that is held out.
         evaluations: how often the held-out set is measured along a run.
         given: name -> the texts, or the (prompt, response) pairs, of sources in `data` that are
             lists and no names.
+        hypotheses: what the study asks: `Hypothesis` of its arms.
+        tuning: how each arm's training fields are chosen, a `Tuning`; None: they are given.
+        budget: what all arms have the same amount of: "steps", "scored_tokens" or "flops".
+        looks: the numbers of seeds at which verdicts are drawn and the study may stop; () for one
+            look at all of them.
+        imports: modules that register what arms use.
     """
 
     arms: dict
@@ -61,10 +71,15 @@ class Study:
     name: str = "study"
     description: str = ""
     batch_size: int = 16
-    learning_rate: float = 0.01
+    learning_rate: float | None = None
     valid: float = 0.1
     evaluations: int = 5
     given: dict = dataclasses.field(default_factory=dict)
+    hypotheses: tuple = ()
+    tuning: protocol.Tuning | None = None
+    budget: str = "steps"
+    looks: tuple = ()
+    imports: tuple = ()
 
     @classmethod
     def from_dict(cls, fields):
@@ -81,9 +96,19 @@ class Study:
         for name in given.get("given", {}):
             if name not in given["data"]:
                 raise unknown("source of the field 'given'", name, given["data"])
-        study = cls(**{**given, "arms": _arms(given["arms"], given["data"])})
-        for arm in study.arms.values():
-            arm.config(study.seeds[0])  # refuses what does not fit, before anything is written
+        given["arms"] = _arms(given["arms"], given["data"])
+        seed = given.get("seeds", cls.seeds)[0]
+        # Refuses what does not fit, before anything is written.
+        configs = {label: arm.config(seed) for label, arm in given["arms"].items()}
+        if "tuning" in given:
+            checks = {field: _CHECKS[field] for field in ("seeds", *TRAINING_FIELDS)}
+            given["tuning"] = protocol.tuning(given["tuning"], configs, checks)
+        if "hypotheses" in given:
+            given["hypotheses"] = protocol.settled(
+                given["hypotheses"], given["arms"], configs, _group
+            )
+        study = cls(**given)
+        protocol.check(study)
         return study
 
     @classmethod
@@ -106,9 +131,21 @@ class Study:
             label: {"preset": arm.preset, "overrides": arm.overrides, "data": list(arm.data)}
             for label, arm in self.arms.items()
         }
-        if not self.given:
-            del fields["given"]
-        return {**fields, "arms": arms, "data": list(self.data), "seeds": list(self.seeds)}
+        fields |= {"arms": arms, "data": list(self.data), "seeds": list(self.seeds)}
+        fields |= {"looks": list(self.looks), "imports": list(self.imports)}
+        fields["hypotheses"] = [hypothesis.to_dict() for hypothesis in self.hypotheses]
+        fields["tuning"] = self.tuning.to_dict() if self.tuning else None
+        # Fields that came later stand only where they say something: older studies stay equal.
+        for field in ("given", "hypotheses", "tuning", "looks", "imports"):
+            if not fields[field]:
+                del fields[field]
+        if self.budget == "steps":
+            del fields["budget"]
+        return fields
+
+    def rate(self, arm):
+        """The peak of the schedule of an `Arm`."""
+        return self.learning_rate or learning_rate(arm.config(self.seeds[0])["hidden_dim"])
 
     def runs(self):
         """(data, label, arm) of every program, in order; each runs once per seed."""
@@ -127,11 +164,18 @@ def measure(objective, source):
         (measure, group): two strings.
     """
     objective = objectives.get(objective)
-    if not objective.next_token:
-        return "bits per masked byte", f"masked bytes on {source}"
-    if objective.has_source:
-        return "bits per byte of target", f"continuation on {source}"
-    return "bits per byte", f"every next byte on {source}"
+    unit = "bits per byte of target" if objective.has_source else "bits per byte"
+    unit = unit if objective.next_token else "bits per masked byte"
+    names = {
+        "causal_lm": "every next byte",
+        "prefix_lm": "continuation",
+        "masked_lm": "masked bytes",
+    }
+    return unit, f"{names.get(objective.name, objective.name)} on {source}"
+
+
+def _group(config, source):
+    return measure(config["objective"], source)[1]
 
 
 # Fields: each check returns the value as it is kept, or raises `InputError` ------------------
@@ -151,7 +195,7 @@ def _count(field, value):
 
 
 def _rate(field, value):
-    if is_number(value) and value > 0:
+    if value is None or is_number(value) and value > 0:
         return value
     raise InputError(f"{field} is a positive number, such as 0.003. Received: {shown(value)}")
 
@@ -213,6 +257,11 @@ def _mapping(field, value):
     raise InputError(f"{field} are a JSON object of labels. Received: {shown(value)}")
 
 
+def _later(field, value):
+    """Checked when the arms are known."""
+    return value
+
+
 def _given(field, value):
     """Sources in memory, which `kzoo.data.load` checks row by row."""
     lists = isinstance(value, dict) and [isinstance(rows, list) for rows in value.values()]
@@ -235,6 +284,11 @@ _CHECKS = {
     "valid": _share,
     "evaluations": _count,
     "given": _given,
+    "imports": protocol.imports,
+    "budget": protocol.budget,
+    "looks": protocol.looks,
+    "tuning": _later,
+    "hypotheses": _later,
 }
 
 

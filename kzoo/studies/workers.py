@@ -12,8 +12,8 @@ import sys
 import time
 import traceback
 
+from kzoo.compilation_cache import use_compilation_cache, uses_compilation_cache
 from kzoo.errors import InputError
-from kzoo.program_cache import keep_programs, keeps_programs
 
 MOST = 8  # processes: each holds a backend of its own, some hundred MB
 STEP_SECONDS = 0.5  # between two steps that a process tells of
@@ -45,7 +45,8 @@ def in_processes(study, directory, jobs, say, count):
     without_tensorflow = sys.modules.get("tensorflow", 0) is None
     threads = max(1, _cores() // count)
     count = min(count, len(jobs))
-    arguments = (study, directory, waiting, messages, threads, without_tensorflow)
+    backend = sys.modules["keras"].config.backend()  # which a script may have chosen itself
+    arguments = (study, directory, waiting, messages, threads, without_tensorflow, backend)
     workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(count)]
     for worker in workers:
         worker.start()
@@ -76,13 +77,14 @@ def in_processes(study, directory, jobs, say, count):
             worker.join()
 
 
-def _work(study, directory, waiting, messages, threads, without_tensorflow):
+def _work(study, directory, waiting, messages, threads, without_tensorflow, backend):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
     logging.getLogger("kzoo.preemption").setLevel(logging.ERROR)  # and says what is saved
     os.environ["NPROC"] = str(threads)  # of XLA's pool
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    if keeps_programs():
-        keep_programs()  # those for that number of threads
+    os.environ["KERAS_BACKEND"] = backend
+    if uses_compilation_cache():
+        use_compilation_cache()  # those for that number of threads
     if without_tensorflow:
         sys.modules["tensorflow"] = None
     try:

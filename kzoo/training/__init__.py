@@ -1,8 +1,11 @@
-"""Training in segments: optimizer, per-step losses, checkpoints, resuming to the same bits."""
+"""Training: optimizers, the loop with its log and checkpoints, several devices."""
 
+import kzoo.load_keras  # noqa: F401
+from kzoo.learning_rate import learning_rate
 from kzoo.training.checkpoints import Checkpoints
 from kzoo.training.distribution import distribute, initialize, layout_map
 from kzoo.training.loop import Outcome, Program, prepare, train
+from kzoo.training.monitor import Monitor
 from kzoo.training.optimizer import (
     AdamW,
     Muon,
@@ -17,6 +20,7 @@ from kzoo.training.timing import Timing, measure
 __all__ = [
     "AdamW",
     "Checkpoints",
+    "Monitor",
     "Muon",
     "Outcome",
     "Program",
@@ -26,6 +30,7 @@ __all__ = [
     "distribute",
     "initialize",
     "layout_map",
+    "learning_rate",
     "measure",
     "muon",
     "prepare",

@@ -1,7 +1,6 @@
-"""Checkpoints between the steps of a run, and the way back to where it stopped."""
+"""The callback that saves checkpoints during `fit` and resumes from the newest one."""
 
 import logging
-import re
 import time
 
 import grain
@@ -12,12 +11,16 @@ from kzoo.errors import InputError, Preempted
 from kzoo.training.checkpoint import Store
 from kzoo.training.preemption import Notice, is_in_fit
 from kzoo.training.stream import Stream, read_ahead
-from kzoo.values import is_count, plain
+from kzoo.values import interval, is_count, plain
 
 log = logging.getLogger("kzoo")
 
-_EPOCH_ENDS = "the epoch that was begun before ends"  # as Keras's `stop_training`
-_CALLS = 16  # of a train step, between two looks at the clock of the first of several processes
+# A true value of Keras's `stop_training` that this callback sets and takes back: it ends the epoch
+# that was resumed in its midst, and not the training.
+_END_OF_RESUMED_EPOCH = "the resumed epoch has made its steps"
+# Where several processes train together, saving by the clock goes by the clock of the first one,
+# which the others ask for after every 16th call of a train step.
+_CALLS_BETWEEN_CLOCKS = 16
 
 
 class Checkpoints(keras.callbacks.Callback):
@@ -70,7 +73,7 @@ class Checkpoints(keras.callbacks.Callback):
         self._extra = plain(settings or {})
         self._notice = Notice()
         self._stream = None
-        self._fits = False
+        self._in_fit = False  # an `evaluate` of the user's calls the hooks of tests too
 
     def data(self, dataset):
         """The data for `fit`, which then goes on at the batch where the run stopped.
@@ -112,8 +115,8 @@ class Checkpoints(keras.callbacks.Callback):
         if progress is not None:
             log.info("going on from step %d, the checkpoint in %s", step, self._store.directory)
         self._store.check_room(model)
-        self._saved, self._time = step, time.monotonic()
-        self._calls = step
+        self._saved_step, self._saved_time = step, time.monotonic()
+        self._calls = step  # of a train step; several steps can be made in one
         self._processes = _processes(model)
         self._notice = Notice(training)
         if self._processes == 1:
@@ -137,7 +140,9 @@ class Checkpoints(keras.callbacks.Callback):
             raise KeyboardInterrupt
         self._calls += 1
         asked = self.asked_to_end
-        if self._processes > 1:  # JAX spreads the word, and finds a step that none has made yet
+        if self._processes > 1:
+            # A signal reaches the processes at different steps. JAX tells all of them, and agrees
+            # with them on the next call that none has made yet; there each process saves.
             asked = multihost.reached_preemption(self._calls) and "SIGTERM"
         if asked or self._due(step):
             self._save(step, model, progress())
@@ -163,22 +168,24 @@ class Checkpoints(keras.callbacks.Callback):
         self._store.close()
 
     def _due(self, step):
+        """Whether a checkpoint is to be saved after this step."""
         if self._steps is not None:
-            return step // self._steps > self._saved // self._steps
-        late = time.monotonic() - self._time >= self._seconds and not self._store.busy
+            return step // self._steps > self._saved_step // self._steps
+        seconds = time.monotonic() - self._saved_time
+        due = seconds >= self._seconds and not self._store.busy
         if self._processes == 1:
-            return late
-        if self._calls % _CALLS:
+            return due
+        if self._calls % _CALLS_BETWEEN_CLOCKS:
             return False
-        return bool(multihost.broadcast_one_to_all(late))
+        return bool(multihost.broadcast_one_to_all(due))  # what the first process found
 
     def _save(self, step, model, progress):
-        if step == self._saved:
+        if step == self._saved_step:
             return
         if hasattr(model, "jax_state_sync"):
             model.jax_state_sync()  # within `fit` on JAX, variables are empty until then
         self._store.save(step, model, self._settings, progress)
-        self._saved, self._time = step, time.monotonic()
+        self._saved_step, self._saved_time = step, time.monotonic()
 
     # The hooks of `fit` -----------------------------------------------------------------------
 
@@ -188,29 +195,35 @@ class Checkpoints(keras.callbacks.Callback):
             model.optimizer.build(model.trainable_variables)
         config = getattr(model, "config", None)
         settings = {} if config is None else {"config": config}
-        self._step, at = self.begin(model, settings, is_in_fit(model))
-        self._epoch = self._batch = 0  # of the epoch: steps before this `fit` and in it
-        self._before, self._metrics = 0, None
-        self._iterator, self._drawn = None, 0  # from it
-        self._fits = True
-        if at is not None:
-            self._go_on(at)
+        self._step, position = self.begin(model, settings, is_in_fit(model))
+        self._epoch, self._batch = 0, 0  # the epoch, and how many of its steps have been made
+        self._resumed, self._metrics = 0, None  # how many of them before this `fit`; see below
+        self._iterator, self._drawn = None, 0  # of the data, and how many batches came from it
+        self._in_fit = True
+        if position is not None:
+            self._resume(position)
 
-    def _go_on(self, at):
+    def _resume(self, position):
+        """Go on from a checkpoint's position: in the epoch, and, where it is known, in the data.
+
+        `position` is what `_position` returned when the checkpoint was saved.
+        """
         steps = self.params["steps"]  # of an epoch; None: as many as there are data
-        self._epoch, self._batch = at["epoch"], at["batch"]
-        known = at["data"] is not None and self._stream is not None
-        if self._batch and steps is None and known:
-            ended = self._stream.is_end(at["data"])
+        self._epoch, self._batch = position["epoch"], position["batch"]
+        data_known = position["data"] is not None and self._stream is not None
+        if self._batch and steps is None and data_known:
+            ended = self._stream.is_end(position["data"])
         else:
             ended = self._batch == steps
         if ended:
             self._epoch, self._batch = self._epoch + 1, 0
-        # Without `steps`, an epoch reads the data from their beginning.
-        if known and (self._batch or steps is not None):
-            self._stream.start = at["data"]
-        if known and self._batch:
-            self._before = self._batch
+        # Where `fit` was given no `steps_per_epoch`, every epoch reads the data from the start; so
+        # only an epoch that was begun goes on within them.
+        if data_known and (self._batch or steps is not None):
+            self._stream.start = position["data"]
+        if data_known and self._batch:
+            self._resumed = self._batch
+            # The checkpoint's running metrics, which Keras sets to zero when the epoch begins.
             self._metrics = list(map(keras.ops.copy, self.model.metrics_variables))
         elif self._batch:
             log.warning(
@@ -221,21 +234,23 @@ class Checkpoints(keras.callbacks.Callback):
         self.model._initial_epoch = self._epoch  # as Keras's BackupAndRestore does
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.model._initial_epoch = None  # it was for this `fit`
-        self._epoch, self._batch = epoch, self._before
-        if self._metrics is not None:  # Keras has set them to zero
+        self.model._initial_epoch = None  # it was for this `fit` alone
+        self._epoch, self._batch = epoch, self._resumed
+        if self._metrics is not None:
             for variable, value in zip(self.model.metrics_variables, self._metrics, strict=True):
                 variable.assign(value)
             self._metrics = None
 
     def on_train_batch_end(self, batch, logs=None):
         steps = self.params["steps"]
-        # With several steps in a call, Keras counts the last call of an epoch as a whole one.
-        made = self._before + batch + 1
+        # How many steps this call has made. With several steps in a call, Keras counts the last
+        # call of an epoch as a full one, so the count is bounded by the epoch's steps and, below,
+        # by the batches that came from the data.
+        made = self._resumed + batch + 1
         made = (made if steps is None else min(made, steps)) - self._batch
         ended = self._batch + made == steps
         if self._stream is not None:
-            if self._stream.iterator is not self._iterator:
+            if self._stream.iterator is not self._iterator:  # a new epoch has begun to read
                 self._iterator, self._stream.start, self._drawn = self._stream.iterator, None, 0
             made = min(made, self._iterator.count - self._drawn)
             self._drawn += made
@@ -243,47 +258,34 @@ class Checkpoints(keras.callbacks.Callback):
             ended = ended or self._iterator.ends_at(self._drawn)
         self._batch += made
         self._step += made
-        # Else Keras would take what is left of this epoch for the length of all.
-        if self._before and ended and not self.model.stop_training:
-            self.model.stop_training = _EPOCH_ENDS
+        # Without this, Keras would learn the number of steps in an epoch from the resumed one, of
+        # which only the rest is made here.
+        if self._resumed and ended and not self.model.stop_training:
+            self.model.stop_training = _END_OF_RESUMED_EPOCH
         self.after_step(self._step, self.model, self._position)
 
     def on_test_begin(self, logs=None):
-        if self._fits:  # validation: the epoch's steps are made
+        if self._in_fit:  # validation, which comes when the epoch's steps are made
             self._epoch, self._batch = self._epoch + 1, 0
 
     def on_test_batch_end(self, batch, logs=None):
-        if self._fits and self._notice.received:
+        if self._in_fit and self._notice.received:
             self.after_step(self._step, self.model, self._position)
 
     def on_epoch_end(self, epoch, logs=None):
-        self._epoch, self._batch, self._before = epoch + 1, 0, 0
-        if self.model.stop_training == _EPOCH_ENDS:
+        self._epoch, self._batch, self._resumed = epoch + 1, 0, 0
+        if self.model.stop_training == _END_OF_RESUMED_EPOCH:
             self.model.stop_training = False
 
     def on_train_end(self, logs=None):
-        self._fits = False
+        self._in_fit = False
         self._save(self._step, self.model, self._position())
         self.end()
 
     def _position(self):
+        """Where the run is, to be kept in a checkpoint: a dict that JSON can hold."""
         data = None if self._stream is None else self._stream.position(self._drawn)
         return {"epoch": self._epoch, "batch": self._batch, "data": data}
-
-
-def interval(every):
-    """`(steps, None)` or `(None, seconds)` of 100 or "100", or of "60s".
-
-    Raises:
-        InputError: for anything else.
-    """
-    match = re.fullmatch(r"(\d+)(s?)", str(every))
-    if match is None or not int(match[1]):
-        raise InputError(
-            "checkpoints come every so many steps, such as 1000, or seconds, such as 60s. "
-            f"Received: {every!r}"
-        )
-    return (None, int(match[1])) if match[2] else (int(match[1]), None)
 
 
 def _processes(model):

@@ -1,6 +1,6 @@
 """One model on many devices: which part of each variable a device holds, through Keras.
 
-Devices form a mesh. Its axis "data" splits the rows of a batch; its axis "model" splits
+Devices form a mesh. Its axis "data" splits the examples of a batch; its axis "model" splits
 projections and the vocabulary, so that a device computes some of the heads and some of the hidden
 units of each layer. XLA inserts the communication that follows. No layout changes a result.
 
@@ -14,29 +14,21 @@ import re
 
 import keras
 
+from kzoo import mixers
 from kzoo.errors import InputError
+from kzoo.mixers import DATA, MODEL
 from kzoo.values import is_count, plain
 
 log = logging.getLogger("kzoo")
 
-DATA, MODEL = "data", "model"
 HEARTBEAT = 30  # seconds of silence after which a process counts as dead
 
 # The end of a variable's path, and the axes of its dimensions; "data" only when parameters are
-# split over it too. What is not here is whole on every device: norms, the biases of what is added
-# to the residual stream, random states.
+# split over it too. Those of attention and feed-forward networks stand in `kzoo.mixers`. What is
+# in neither is whole on every device: norms, the biases of what is added to the residual stream,
+# random states.
 _RULES = {
-    # Queries, keys and values come out split by heads, so nothing is exchanged until the output
-    # projection sums over them; likewise the hidden units of the feed-forward network.
-    r"(cross_)?attention/(query|key|value)/kernel": (DATA, MODEL),
-    r"(cross_)?attention/(query|key|value)/bias": (MODEL,),
-    r"(cross_)?attention/(query|value)/lora_kernel_b": (None, MODEL),
-    r"(cross_)?attention/feature_map_\w+": (MODEL, None),  # [heads * head_dim, features]
-    r"(cross_)?attention/output_dense/kernel": (MODEL, DATA),
     r"(\w+_)?relative_bias/embeddings": (None, MODEL),  # [buckets, heads]
-    r"feed_forward/(gate|intermediate)/kernel": (DATA, MODEL),
-    r"feed_forward/(gate|intermediate)/bias": (MODEL,),
-    r"feed_forward/output_dense/kernel": (MODEL, DATA),
     # By vocabulary: then the logits, often the largest activations, come out split too.
     r"token_embedding/embeddings": (MODEL, DATA),
     r"token_embedding/reverse_embeddings": (DATA, MODEL),
@@ -105,7 +97,7 @@ def distribute(data=None, model=1, fsdp=False):
     """
     backend = keras.backend.backend()
     if backend != "jax":
-        how = {"torch": "; on torch, start one process per device with torchrun (see the README)"}
+        how = {"torch": "; on torch, examples/torchrun.py starts a process for each device"}
         raise InputError(
             f"Keras distributes models on the JAX backend alone{how.get(backend, '')}. "
             f"Received: KERAS_BACKEND={backend}"
@@ -176,7 +168,7 @@ def layout_map(device_mesh, fsdp=False):
         ('model', None)
     """
     layouts = keras.distribution.LayoutMap(device_mesh)
-    for rule, axes in _RULES.items():
+    for rule, axes in _rules().items():
         layouts[_ANYWHERE + rule] = _of_mesh(axes, device_mesh.axis_names, fsdp)
     return layouts
 
@@ -224,9 +216,13 @@ class _ModelParallel(keras.distribution.ModelParallel):
         return keras.distribution.TensorLayout(axes, self.device_mesh)
 
 
+def _rules():
+    return {**mixers.sharding(), **_RULES}
+
+
 def _wanted(path, shape, mesh, fsdp):
     """`layout`, if every dimension divided."""
-    for rule, axes in _RULES.items():
+    for rule, axes in _rules().items():
         if len(axes) == len(shape) and re.fullmatch(_ANYWHERE + rule, path):
             return _of_mesh(axes, mesh, fsdp)
     return (None,) * len(shape)

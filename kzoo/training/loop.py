@@ -11,11 +11,12 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import unknown
-from kzoo.training.optimizer import OPTIMIZERS
+from kzoo.training.optimizer import OPTIMIZERS, SCHEDULES
 from kzoo.training.stream import read_ahead
 
 STEPS_PER_EXECUTION = 16  # of models for whose steps Python is slow:
 _SMALL = 10_000_000  # parameters
+LINES = 200  # of a run's log, besides those of measurements
 
 
 @dataclasses.dataclass
@@ -49,11 +50,13 @@ class Program:
         model: the task, compiled to train; it keeps no metric but the loss.
         evaluator: the same layers, compiled to measure bits per scored byte.
         optimizer_values: the optimizer's initial state.
+        schedule: the learning rate of a step, counted from 0.
     """
 
     model: keras.Model
     evaluator: keras.Model
     optimizer_values: list
+    schedule: keras.optimizers.schedules.LearningRateSchedule
 
     def restart(self, fresh):
         """Take the state of `fresh`, a model of the same shape, and a new optimizer state.
@@ -101,7 +104,7 @@ def prepare(model, learning_rate, steps, optimizer="adamw", schedule="cosine"):
     # Its own task over the same layers: compiled, as every task is, with its loss and bits.
     evaluator = model.twin()
     values = [ops.convert_to_numpy(variable) for variable in optimizer.variables]
-    return Program(model, evaluator, values)
+    return Program(model, evaluator, values, SCHEDULES[schedule](learning_rate, steps))
 
 
 class _Recorder(keras.callbacks.Callback):
@@ -113,11 +116,13 @@ class _Recorder(keras.callbacks.Callback):
     steps after one that is not finite are made, and not counted.
     """
 
-    def __init__(self, outcome, on_step, checkpoints):
+    def __init__(self, task, outcome, on_step, checkpoints, lines):
         super().__init__()
+        self.task = task  # `self.model` is set by Keras, also to the evaluator
         self.outcome = outcome
         self.on_step = on_step
         self.checkpoints = checkpoints
+        self.lines = lines
         self.begin()
 
     def begin(self, start=0, total=0.0, metrics=None):
@@ -130,6 +135,13 @@ class _Recorder(keras.callbacks.Callback):
         vars(self.outcome).update(progress["outcome"])
         metrics = list(map(ops.copy, model.metrics_variables))
         self.begin(progress["start"], progress["total"], metrics)
+
+    def fit_until(self, end, batches):
+        """Make the steps that are left until step `end`, on a dataset of one epoch's batches."""
+        made = self.outcome.steps
+        left = read_ahead(batches.repeat()[made:end])
+        self.task.fit(left, steps_per_epoch=end - made, callbacks=[self], verbose=0)
+        self.lap()
 
     def on_epoch_begin(self, epoch, logs=None):
         if self.metrics is not None:  # Keras has set them to zero
@@ -170,6 +182,9 @@ class _Recorder(keras.callbacks.Callback):
                     self.total = total
                     outcome.train_loss.append(loss)
                     self.on_step(outcome.steps, loss)
+                    if self.lines is not None and self.lines.due():
+                        self.lap()
+                        self.lines.write()
                     if not math.isfinite(loss):
                         self.model.stop_training = True
 
@@ -191,8 +206,36 @@ class _Recorder(keras.callbacks.Callback):
         self.clock = now
 
 
+class _Lines:
+    """Writes the lines of a `Monitor` from an outcome."""
+
+    def __init__(self, monitor, program, outcome, steps):
+        self.monitor, self.program, self.outcome = monitor, program, outcome
+        self.every = max(1, steps // LINES)
+
+    def due(self):
+        """Whether a line is written after this step, whatever is measured."""
+        return self.outcome.steps % self.every == 0 or not self.outcome.finite
+
+    def write(self, held_out_bits=None):
+        outcome, step = self.outcome, self.outcome.steps
+        since = outcome.train_loss[self.monitor.line_before(step) :]
+        rate = float(ops.convert_to_numpy(self.program.schedule(step - 1)))
+        self.monitor.write(
+            *(self.program.model, step, sum(since) / len(since), outcome.seconds, rate),
+            held_out_bits,
+        )
+
+
 def train(
-    program, splits, steps, *, evaluations=1, checkpoints=None, on_step=lambda step, loss: None
+    program,
+    splits,
+    steps,
+    *,
+    evaluations=1,
+    checkpoints=None,
+    monitor=None,
+    on_step=lambda step, loss: None,
 ):
     """Train a model, measuring the held-out set at even intervals.
 
@@ -203,6 +246,8 @@ def train(
         evaluations: how often the held-out set is measured; the last time at the end.
         checkpoints: a `kzoo.training.Checkpoints`. If its folder holds a checkpoint, training
             goes on from there, with the same losses to the last bit on CPU. They stay at the end.
+        monitor: a `kzoo.training.Monitor`, which gets a line every 200th part of the steps, and
+            with every measurement.
         on_step: called with (step, loss) after each step.
 
     Returns:
@@ -214,7 +259,8 @@ def train(
         Preempted: if SIGTERM comes and there are checkpoints; the run is saved.
     """
     outcome = Outcome()
-    recorder = _Recorder(outcome, on_step, checkpoints)
+    lines = None if monitor is None else _Lines(monitor, program, outcome, steps)
+    recorder = _Recorder(program.model, outcome, on_step, checkpoints, lines)
     model = program.model
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
@@ -223,20 +269,22 @@ def train(
             _, progress = checkpoints.begin(model, settings)
             if progress is not None:
                 recorder.go_on(progress, model)
+        if lines is not None:
+            monitor.begin(outcome.steps)
+            stack.callback(monitor.end)
         for end in [steps * (i + 1) // evaluations for i in range(evaluations)]:
             if end <= (outcome.held_out[-1][0] if outcome.held_out else 0):
                 continue
             if outcome.steps < end and outcome.finite:
-                batches = read_ahead(splits.train.repeat()[outcome.steps : end])
-                left = end - outcome.steps
-                model.fit(batches, steps_per_epoch=left, callbacks=[recorder], verbose=0)
-                recorder.lap()
+                recorder.fit_until(end, splits.train)
             if not outcome.finite:
                 break
             bits = program.bits(splits.valid, [recorder])
             if checkpoints is not None and checkpoints.asked_to_end:
                 checkpoints.after_step(outcome.steps, model, recorder.progress)
             outcome.held_out.append([end, bits])
+            if lines is not None:
+                lines.write(bits)
             recorder.begin(end)
     return outcome
 

@@ -140,9 +140,10 @@ def muon(learning_rate, steps, schedule="cosine", *, weight_decay=0.01, clip=1.0
 
     Muon's step is the momentum's nearest orthogonal matrix, about: by five Newton-Schulz steps.
     It is scaled to the size of AdamW's steps, so that a learning rate and a decay of AdamW suit
-    it. AdamW, as in `adamw`, takes embeddings, output matrices, biases, norms, and learned
-    feature maps, whose matrices hold one for each head. Sources: Jordan et al. 2024,
-    kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982, for the scale.
+    it. AdamW, as in `adamw`, takes embeddings, output matrices, biases, norms, and the variables
+    of mechanisms, such as learned feature maps, whose matrices hold one for each head. Sources:
+    Jordan et al. 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982, for
+    the scale.
 
     Args:
         learning_rate, steps, schedule, weight_decay, clip: as in `adamw`.
@@ -162,7 +163,8 @@ def muon(learning_rate, steps, schedule="cosine", *, weight_decay=0.01, clip=1.0
         adam_weight_decay=weight_decay,
         adam_beta_2=0.98,
         global_clipnorm=clip,
-        exclude_layers=["feature_map"],
+        # What is an attention's own, and not a projection's: the mechanism's variables.
+        exclude_layers=[r"attention(_\d+)?/[^/]+$"],
     )
 
 

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from kzoo.ops.cross_entropy import terms, terms_and_slopes
+from kzoo.ops.kernels.cross_entropy_terms import terms, terms_and_slopes
 from kzoo.ops.kernels.derivatives import by_hand, varying
 
 

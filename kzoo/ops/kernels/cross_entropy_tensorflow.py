@@ -1,6 +1,6 @@
 """Cross-entropy in chunks on TensorFlow: loops over any number of chunks, logits formed again."""
 
-from kzoo.ops.cross_entropy import terms, terms_and_slopes
+from kzoo.ops.kernels.cross_entropy_terms import terms, terms_and_slopes
 
 
 def cross_entropy(hidden, kernel, labels, weights, rows):

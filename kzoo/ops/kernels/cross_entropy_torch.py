@@ -2,7 +2,7 @@
 
 import torch
 
-from kzoo.ops.cross_entropy import terms, terms_and_slopes
+from kzoo.ops.kernels.cross_entropy_terms import terms, terms_and_slopes
 
 
 def cross_entropy(hidden, kernel, labels, weights, rows):

@@ -3,31 +3,34 @@
 import jax
 import jax.numpy as jnp
 
+NAME, MECHANISM = "cudnn", "softmax"
 DTYPES = ("float16", "bfloat16")
 LARGEST_DIM = 128  # of heads, on every GPU that has the kernel
 CAPABILITY = 8.0  # that of Ampere
 
 
-def refuses(shape):
+def preferred(spec):
+    """Whether "auto" takes it: on NVIDIA GPUs."""
+    return spec.platform == "gpu"
+
+
+def unsupported_reason(spec) -> str | None:
     """Why cuDNN cannot compute an attention, in words for its user, or None if it can.
 
     The conditions are those that `jax.nn.dot_product_attention` checks, for training too.
-
-    Args:
-        shape: a `kzoo.ops.choice.Shape`.
     """
-    if shape.bias:
+    if spec.bias:
         return "cuDNN's kernel adds no bias that is learned; use 'dense'"
-    if shape.dtype not in DTYPES:
-        return f"cuDNN's kernel computes in {' or '.join(DTYPES)}, not in {shape.dtype}"
-    dim, value_dim = shape.dim, shape.value_dim
+    if spec.dtype not in DTYPES:
+        return f"cuDNN's kernel computes in {' or '.join(DTYPES)}, not in {spec.dtype}"
+    dim, value_dim = spec.dim, spec.value_dim
     if dim != value_dim or dim > LARGEST_DIM or dim % 8:
         return (
             f"cuDNN takes heads of 8, 16, … {LARGEST_DIM} dimensions, the same in q, k and v, "
             f"not {dim} and {value_dim}"
         )
-    times = shape.query_time, shape.key_time
-    flags = _flags(shape.mask, shape.num_heads, shape.same_sequence and not shape.padded)
+    times = spec.query_time, spec.key_time
+    flags = _flags(spec.mask, spec.num_heads, spec.same_sequence and not spec.padded)
     if flags is None and any(time % 2 for time in times):
         return f"cuDNN takes a mask for even times only, not for {times[0]} and {times[1]}"
     capability = _capability()
@@ -36,32 +39,27 @@ def refuses(shape):
     return None
 
 
-def cudnn(q, k, v, mask, queries, keys, *, implementation="cudnn"):
-    """softmax(q kᵀ) v over the visible keys.
+def run(q, k, v, queries, keys, spec, *, scale, bias=None):
+    """softmax(scale · q kᵀ) v over the visible keys, as `kzoo.ops.kernels.dense.run`.
 
-    Flags are used where they say exactly what the mask says, else a mask tensor. Source: Dao et
-    al. 2022, arXiv:2205.14135, as cuDNN has it.
-
-    Args:
-        q: floats [batch, query_time, heads, dim], scaled.
-        k, v: floats [batch, key_time, heads, dim].
-        mask: a `Mask` that does not differ by layer.
-        queries, keys: their `SequenceInfo`.
-        implementation: of `jax.nn.dot_product_attention`; `"xla"` runs anywhere, for tests.
-
-    Returns:
-        Floats [batch, query_time, heads, dim]; 0 for queries that see no key.
+    Flags are used where they say exactly what the mask says, else a mask tensor. Where there is
+    no GPU, XLA computes the same, for tests. Source: Dao et al. 2022, arXiv:2205.14135, as cuDNN
+    has it.
     """
+    mask = spec.mask
     flags = _flags(mask, q.shape[2], queries is keys and keys.segment is None)
     seen = some = None
     if flags is None:
         flags = {}
         seen = mask.between(queries, keys, q.shape[2])
         some = seen.any(axis=-1, keepdims=True)
-        # A row of nothing but hidden keys has no softmax: it sees all, and is hidden after.
+        # A query of nothing but hidden keys has no softmax: it sees all, and is hidden after.
         seen = seen | ~some
+    # It multiplies 16-bit floats and sums in float32; wider ones would only take more memory.
+    q, k, v = (x.astype(spec.dtype) for x in (q, k, v))
+    implementation = "cudnn" if spec.platform == "gpu" else "xla"
     out = jax.nn.dot_product_attention(
-        q, k, v, mask=seen, scale=1.0, implementation=implementation, **flags
+        q, k, v, mask=seen, scale=scale, implementation=implementation, **flags
     )
     return out if some is None else jnp.where(jnp.swapaxes(some, 1, 2), out, 0)
 

@@ -1,4 +1,4 @@
-"""Programs compiled for TPUs that are not there: what they need, and what is in them.
+"""Ahead-of-time compilation for TPUs: what programs need, and what is in them.
 
 The wheel `libtpu` compiles on any Linux machine. The model is made of shapes alone, so that one
 of billions of parameters takes no memory here; the program is the one that `fit` runs on such a
@@ -13,10 +13,10 @@ import time
 from kzoo import presets
 from kzoo.errors import unknown
 from kzoo.layers import kernels as kernels_of
-from kzoo.ops.choice import compiling_for
+from kzoo.ops.context import compiling_for
 from kzoo.training import hlo
 from kzoo.training.compile_only.program import decoding, model_of_shapes, on_a_chip, train_step
-from kzoo.training.compile_only.remedies import other_remedies, smaller_batches
+from kzoo.training.compile_only.suggestions import other_suggestions, smaller_batches
 from kzoo.training.compile_only.table import table
 from kzoo.training.compile_only.target import target_of
 from kzoo.training.distribution import DATA
@@ -43,7 +43,7 @@ def compile_only(
     quick=False,
     **overrides,
 ):
-    """Compile a preset's train step, or its decoding, for a TPU that is not there.
+    """Compile a preset's train step, or its decoding, ahead of time for a TPU.
 
     Args:
         name: of a preset; its weights are never made.
@@ -69,7 +69,7 @@ def compile_only(
         - `fits`: whether XLA could lay it out in a chip's memory;
         - `memory`: bytes on a chip: `arguments`, `outputs`, of which `donated` reuse arguments,
           `temporaries`, `code`, what they make in `total`, and what the `chip` has;
-        - if it does not fit, `over`, bytes, and `remedies`, sentences;
+        - if it does not fit, `over`, bytes, and `suggestions`, sentences;
         - `flops`: `needed` by all chips (`count_flops`), the share of `a_chip`, and `compiled`,
           what XLA counts in a chip's program outside of kernels; `seconds` at a chip's peak;
         - `collectives`: by kind `count` and `bytes` of results on a chip;
@@ -101,9 +101,9 @@ def compile_only(
                     program = lower(model, config, target, batch // 2)[part]
                     half = _report(part, program, model, config, target, batch // 2)
                 about = (model, config, target, batch)
-                report["remedies"] = smaller_batches(report, half, model, target, batch)
+                report["suggestions"] = smaller_batches(report, half, model, target, batch)
                 if part == "train_step":
-                    report["remedies"] += other_remedies(report, *about, options)
+                    report["suggestions"] += other_suggestions(report, *about, options)
     return {
         "preset": name,
         "overrides": overrides,
@@ -208,7 +208,9 @@ def _attention(part, model, config, batch, calls):
     chosen = kernels_of(model, (batch, config["max_sequence_length"]), "tpu")
     if part != "train_step":
         # No kernel looks back at a cache; splash takes prompts from their first token on.
-        steps = {"splash": "dense", "chunked": "recurrent" if part == "token" else "chunked"}
+        steps = {"splash": "dense"}
+        if part == "token":
+            steps["chunk_scan"] = "recurrent"
         chosen = {path: steps.get(kernel, kernel) for path, kernel in chosen.items()}
     found = {}
     for path, kernel in chosen.items():

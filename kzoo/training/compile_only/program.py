@@ -105,7 +105,7 @@ def train_step(model, config, target, batch):
 
 def decoding(model, config, target, batch):
     """`{"prefill": f, "token": g}`: the pass over prompts and the step of one token."""
-    if config["objective"] == "masked_lm" or not hasattr(model, "generate_step"):
+    if not hasattr(model, "generate_step"):
         raise InputError(
             "a masked LM predicts hidden tokens and generates no text; families that do are gpt, "
             f"unilm and t5. Received: objective={config['objective']!r}"
@@ -131,19 +131,19 @@ def decoding(model, config, target, batch):
         return pure
 
     def prefill(inputs):
-        hidden, cache = backbone.extend(
+        hidden, cache = backbone.decode(
             inputs["prompt"], model.begin(inputs), 0, None, inputs.get("segment_ids")
         )
         return head(hidden[:, -1:])[:, 0], cache
 
     def step(token, cache, index):
-        hidden, cache = backbone.extend(token, cache, index)
+        hidden, cache = backbone.decode(token, cache, index)
         return head(hidden)[:, 0], cache
 
     def kept(cache):
         """The shardings of a cache: rows along "data" and heads along "model"."""
         model_axis = MODEL if MODEL in target.sizes else None
-        place = {"key": 2, "value": 2, "matrix": 1, "normaliser": 1}
+        place = {"key": 2, "value": 2, "kv_state": 1, "k_sum": 1}
 
         def split(path, x):
             axes = [DATA] + [None] * (len(x.shape) - 1)

@@ -23,8 +23,8 @@ def _lines(program):
     total = f"{in_units(memory['total'])} of {in_units(memory['chip'])} a chip"
     if not program["fits"]:
         yield "memory", f"{total}: {in_units(program['over'])} too much for what XLA has of it"
-        for remedy in program["remedies"]:
-            yield "would help", remedy
+        for suggestion in program["suggestions"]:
+            yield "would help", suggestion
     else:
         parts = ("arguments", "temporaries", "outputs", "donated", "code")
         parts = ", ".join(f"{name} {in_units(memory[name])}" for name in parts)

@@ -1,4 +1,4 @@
-"""The machine that is compiled for: a slice of TPUs that are not there."""
+"""The machine that is compiled for: a slice of TPUs, which this machine need not have."""
 
 import contextlib
 import importlib.util
@@ -105,7 +105,7 @@ def _libtpu_alone(accelerator):
 
 
 def mesh_of(topology, sizes):
-    """A `jax.sharding.Mesh` of chips that are not there."""
+    """A `jax.sharding.Mesh` of chips that this machine need not have."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             "compiling for a TPU needs libtpu, on Linux: pip install 'kzoo[tpu]'. "

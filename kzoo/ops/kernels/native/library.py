@@ -20,7 +20,7 @@ from pathlib import Path
 
 import jax
 
-from kzoo.program_cache import folder, is_private, private
+from kzoo.compilation_cache import folder, is_private, private
 
 log = logging.getLogger("kzoo")
 

@@ -33,7 +33,7 @@ def smaller_batches(report, half, model, target, batch):
     ]
 
 
-def other_remedies(report, model, config, target, batch, options):
+def other_suggestions(report, model, config, target, batch, options):
     """What else would make a batch fit: sentences, each with its estimate."""
     memory, parts = report["memory"], target.sizes[DATA]
     total, arguments = memory["total"], memory["arguments"]
@@ -54,8 +54,8 @@ def other_remedies(report, model, config, target, batch, options):
                 f"remat block: about {in_units(saved)} less (one layer of {layers} at a time, and "
                 "the input of each)"
             )
-    if not config["loss_rows"] and logits > 0.02 * total:
-        said.append(f"loss_rows=512: about {in_units(logits)} less (logits and their gradient)")
+    if not config["loss_tokens"] and logits > 0.02 * total:
+        said.append(f"loss_tokens=512: about {in_units(logits)} less (logits and their gradient)")
     if not options["fsdp"] and parts > 1:
         split = model_of_shapes(config, target, **{**options, "fsdp": True})
         values = values_of([*split.variables, *split.optimizer.variables], target)

@@ -1,13 +1,15 @@
 """Several steps of training or evaluation in one program: `steps_per_execution` on JAX."""
 
+import contextlib
 import itertools
+import logging
 
 import keras
 
-from kzoo.ops.choice import platform
+from kzoo.ops.context import platform
 
 
-class Executes:
+class MultiStep:
     """A mixin of models: on JAX, `compile(steps_per_execution=k)` makes one program of k steps.
 
     Within it the device goes from step to step without Python, for which small models wait
@@ -26,25 +28,44 @@ class Executes:
     def make_train_function(self, force=False):
         if self.train_function is None or force:
             super().make_train_function(force=True)
-            self.train_function = self._execution(self.train_step, self.train_function)
+            self.train_function = self._with_logs(self.train_step, self.train_function)
 
     def make_test_function(self, force=False):
         if self.test_function is None or force:
             super().make_test_function(force=True)
-            self.test_function = self._execution(self.test_step, self.test_function)
+            self.test_function = self._with_logs(self.test_step, self.test_function)
 
-    def _execution(self, step, function):
+    def _with_logs(self, step, function):
         compiled = self.jit_compile and not self.run_eagerly
         if keras.backend.backend() == "jax" and compiled and self.steps_per_execution > 1:
-            return _Execution(step, self.steps_per_execution)
-        return _Single(function)
+            return _MultiStepFunction(step, self.steps_per_execution)
+        return _SingleStepFunction(function)
 
     def fit(self, *args, callbacks=None, **kwargs):
-        return super().fit(*args, callbacks=_counting(callbacks), **kwargs)
+        with _reading_quietly():
+            return super().fit(*args, callbacks=_counting(callbacks), **kwargs)
 
     def evaluate(self, *args, steps=None, callbacks=None, **kwargs):
         self._evaluation_steps = steps
-        return super().evaluate(*args, steps=steps, callbacks=_counting(callbacks), **kwargs)
+        callbacks = _counting(callbacks)
+        with _reading_quietly():
+            return super().evaluate(*args, steps=steps, callbacks=callbacks, **kwargs)
+
+
+@contextlib.contextmanager
+def _reading_quietly():
+    """A context without Grain's warning that keras-hub reads ahead fewer batches than its threads
+    are: nothing that a user could change."""
+    absl = logging.getLogger("absl")
+
+    def others(record):
+        return not record.getMessage().startswith("prefetch_buffer_size=")
+
+    absl.addFilter(others)
+    try:
+        yield
+    finally:
+        absl.removeFilter(others)
 
 
 class _Lengths(keras.callbacks.Callback):
@@ -65,7 +86,7 @@ def _counting(callbacks):
     return callbacks
 
 
-class _Single:
+class _SingleStepFunction:
     """Keras's own function, which keeps the logs of its last call."""
 
     left = None
@@ -80,12 +101,12 @@ class _Single:
         return result
 
 
-class _Execution:
+class _MultiStepFunction:
     """(state, iterator of batches) -> (logs, state), up to `most` steps of `step`.
 
     Attributes:
         left: steps of the epoch, where that is known, that are still to be taken.
-        logs: as `Executes` says.
+        logs: as `MultiStep` says.
     """
 
     def __init__(self, step, most):

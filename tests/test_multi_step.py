@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from kzoo import presets
-from kzoo.models import executions
+from kzoo.models import multi_step
 
 SMALL = {
     "num_layers": 1,
@@ -35,8 +35,8 @@ class Calls(keras.callbacks.Callback):
             self.losses += np.ravel(logs["loss"])[:count].tolist()
 
 
-def fitted(size, loss_rows=0, accumulation=None):
-    model = presets.load("gpt_nano", dropout=0.1, loss_rows=loss_rows, **SMALL)
+def fitted(size, loss_tokens=0, accumulation=None):
+    model = presets.load("gpt_nano", dropout=0.1, loss_tokens=loss_tokens, **SMALL)
     optimizer = keras.optimizers.AdamW(0.01, gradient_accumulation_steps=accumulation)
     model.compile(optimizer=optimizer, steps_per_execution=size)
     x, y, weight = batches()
@@ -49,11 +49,11 @@ def fitted(size, loss_rows=0, accumulation=None):
 @pytest.fixture
 def one_program(monkeypatch):
     """On a CPU too, where by default the same program is called for each step."""
-    monkeypatch.setattr(executions, "platform", lambda: "tpu")
+    monkeypatch.setattr(multi_step, "platform", lambda: "tpu")
 
 
-@pytest.mark.parametrize("settings", [{"loss_rows": 32, "accumulation": 2}], ids=str)
-def test_executions_train_as_single_steps(one_program, settings):
+@pytest.mark.parametrize("settings", [{"loss_tokens": 32, "accumulation": 2}], ids=str)
+def test_several_steps_in_a_call_train_as_single_steps(one_program, settings):
     expected, expected_history, single = fitted(1, **settings)
     model, history, calls = fitted(3, **settings)
     for name, values in expected_history.items():

@@ -1,4 +1,4 @@
-"""What all attention functions do first: check the operands and make padding harmless."""
+"""What all attention functions do first: check q, k and v, and make padding harmless."""
 
 from collections.abc import Mapping
 
@@ -8,6 +8,7 @@ from keras import ops
 
 from kzoo import masks, sequence
 from kzoo.errors import InputError
+from kzoo.ops.tensors import repeat_heads, zero_padding
 
 
 def prepare(
@@ -20,23 +21,21 @@ def prepare(
     source_mask=None,
     key_padding_mask=None,
     query_offset=0,
-    dtype=None,
 ):
-    """Check and clean the operands of an attention.
+    """Check and clean q, k and v.
 
     Padded positions become exact zeros with `where`, before any product: what stands there
-    may be NaN, and 0 · NaN is NaN. Keys and values are repeated to the number of heads.
+    may be NaN, and 0 · NaN is NaN.
 
     Args:
         q: floats [batch, query_time, heads, dim].
         k: floats [batch, key_time, kv_heads, dim], heads a multiple of kv_heads.
         v: floats [batch, key_time, kv_heads, value_dim].
         mask: a mask spec or `Mask`; the rest as in `Mask.dense`.
-        dtype: of the computation; by default float32, or float64 where q is float64.
 
     Returns:
-        q, k, v in `dtype` with equal numbers of heads; the mask; the `SequenceInfo` of queries and
-        of keys.
+        q, k, v, as tensors of the same shapes and dtypes; the mask; the `SequenceInfo` of queries
+        and of keys.
 
     Raises:
         InputError: if shapes disagree.
@@ -44,33 +43,38 @@ def prepare(
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
     mask = masks.get(mask)
     _check_shapes(q, k, v)
-    rows = {
+    by_token = {
         "padding_mask": padding_mask,
         "source_mask": source_mask,
         "key_padding_mask": key_padding_mask,
     }
-    for name, x in rows.items():
+    for name, x in by_token.items():
         check_batch(name, x, q.shape[0])
 
-    # TensorFlow may not know the time; then queries and keys of no other place are one sequence.
+    # TensorFlow may not know the time: then they are one sequence, unless keys have their own mask.
     apart = not _equal(q.shape[1], k.shape[1]) or key_padding_mask is not None
     queries, keys = sequence.sequence_info(
         mask,
         ops.shape(q)[1],
         ops.shape(k)[1] if apart else None,
         query_offset=query_offset,
-        padding_mask=padding_mask,
-        source_mask=source_mask,
-        key_padding_mask=key_padding_mask,
+        **by_token,
     )
+    q = zero_padding(q, queries)
+    k, v = (zero_padding(x, keys) for x in (k, v))
+    return q, k, v, mask, queries, keys
+
+
+def widened(q, k, v, dtype=None):
+    """q, k and v in a dtype that sums are kept in, with k and v repeated to the heads of q.
+
+    Args:
+        dtype: of the result; by default float32, or float64 where q is float64.
+    """
     if dtype is None:
         dtype = "float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else "float32"
-    repeats = q.shape[2] // k.shape[2]
-    q = zero_padding(ops.cast(q, dtype), queries)
-    k, v = (zero_padding(ops.cast(x, dtype), keys) for x in (k, v))
-    if repeats > 1:
-        k, v = (ops.repeat(x, repeats, axis=2) for x in (k, v))
-    return q, k, v, mask, queries, keys
+    q, k, v = (ops.cast(x, dtype) for x in (q, k, v))
+    return q, repeat_heads(k, q.shape[2]), repeat_heads(v, q.shape[2])
 
 
 def check_batch(name, x, batch):
@@ -85,14 +89,14 @@ def check_batch(name, x, batch):
 
 
 def check_state(initial_state, q, features, value_dim):
-    """The matrix and the normaliser that `linear_attention` was given, of every example."""
+    """The tensors of the state that `linear_attention` was given, of every example."""
     heads = q.shape[2]
-    shapes = {"matrix": (heads, features, value_dim), "normaliser": (heads, features)}
+    shapes = {"kv_state": (heads, features, value_dim), "k_sum": (heads, features)}
     if not isinstance(initial_state, Mapping) or set(initial_state) != set(shapes):
         known = isinstance(initial_state, Mapping)
         received = sorted(initial_state) if known else type(initial_state).__name__
         raise InputError(
-            "an initial_state is a dict of 'matrix' and 'normaliser', as return_state=True "
+            "an initial_state is a dict of 'kv_state' and 'k_sum', as return_state=True "
             f"returns it. Received: {received}"
         )
     state = []
@@ -139,48 +143,6 @@ def _check_shapes(q, k, v):
         raise InputError(f"q, k and v have the same batch size. Received: {shapes}")
     if q.shape[2] % k.shape[2]:
         raise InputError(f"the heads of q are a multiple of those of k. Received: {shapes}")
-
-
-def zero_padding(x, sequence):
-    """`x` [batch, time, heads, dim] with exact zeros where `sequence` has padding."""
-    if sequence.segment is None:
-        return x
-    return ops.where(sequence.segment[:, :, None, None] != 0, x, ops.zeros_like(x))
-
-
-def take_heads(x, index, axis=2):
-    """The heads `index`, a list of integers, along `axis`.
-
-    In slices with steps, as few as there are: the gradient of `take` is a scatter, and slow.
-    """
-    before = (slice(None),) * axis
-    parts = [x[(*before, part)] for part in _steps(index)]
-    return parts[0] if len(parts) == 1 else ops.concatenate(parts, axis=axis)
-
-
-def _steps(index):
-    """Integers as slices, each as long as equal steps forward go."""
-    parts, start = [], 0
-    while start < len(index):
-        end = start + 1
-        step = max(1, index[end] - index[start]) if end < len(index) else 1
-        while end < len(index) and index[end] - index[end - 1] == step:
-            end += 1
-        parts.append(slice(index[start], index[end - 1] + 1, step))
-        start = end
-    return parts
-
-
-def ratio(numerator, normaliser):
-    """numerator / normaliser, exactly 0 with finite derivatives where the normaliser is 0."""
-    positive = normaliser > 0
-    normaliser = ops.where(positive, normaliser, ops.ones_like(normaliser))
-    if keras.backend.backend() == "jax":
-        from kzoo.ops.kernels.derivatives import quotient
-    else:
-        quotient = ops.divide
-    out = quotient(numerator, normaliser)
-    return ops.where(positive, out, ops.zeros_like(out))
 
 
 def _equal(a, b):

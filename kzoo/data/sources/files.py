@@ -7,6 +7,7 @@ import os
 import shlex
 from pathlib import Path
 
+from kzoo.data.sources.base import Source, classes, register
 from kzoo.errors import InputError
 
 log = logging.getLogger("kzoo")
@@ -45,6 +46,26 @@ MARKS = {
 }
 BOM = b"\xef\xbb\xbf"
 LINES = 20  # that are looked at to tell a table from text
+
+
+@register
+class Files(Source):
+    """A file of running text, or a folder of them.
+
+    Attributes:
+        path: `~` is the home folder.
+    """
+
+    path: str
+
+    name = "files"
+
+    def read(self):
+        return read(self.path)
+
+    @classmethod
+    def form(cls):
+        return "a path"
 
 
 def read(name):
@@ -112,9 +133,8 @@ def _folder(path):
 
 def _missing(name, path):
     """The error for a path that is neither file nor folder."""
-    from kzoo.data.synthetic import TASKS
-
-    others = "Other sources: pydoc, tfds:NAME, synthetic:NAME."
+    forms = [cls.form() for cls in classes() if cls is not Files]
+    others = f"Other sources: {', '.join(forms)}."
     if "\n" in name or len(name) > 250:
         return InputError(
             "no such file or folder: a string is a path or the name of a source; a text stands in "
@@ -127,7 +147,7 @@ def _missing(name, path):
         return InputError(f"a broken link: {os.readlink(path)!r} is not there. {received}")
     if os.path.exists(path):
         return InputError(f"neither a file nor a folder. {received}")
-    known = {known: known for known in ["pydoc", *(f"synthetic:{task}" for task in TASKS)]}
+    known = {text: text for cls in classes() for text in cls.known()}
     if os.path.isdir(path.parent):
         beside = Path(name).parent
         known |= {str(path.parent / p.name): str(beside / p.name) for p in path.parent.iterdir()}

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, so that what is started again need not compile.
+"""The compilation cache: compiled programs on disk, so that what is started again need not compile.
 
 What is kept is run, so whoever can write it could run programs as this user: folders and files
 belong to the user, and nobody else can write them.
@@ -18,8 +18,8 @@ _BYTES = 2**30
 _OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-def keep_programs():
-    """Have JAX keep programs in a folder of the user's; call it before JAX is imported.
+def use_compilation_cache():
+    """Have JAX cache compiled programs in a folder of the user's; call it before JAX is imported.
 
     They go to `folder("jax")`, one for each number of threads, for which they are made too. A
     folder that the user has named in JAX_COMPILATION_CACHE_DIR is left as it is. JAX's locks let
@@ -41,8 +41,8 @@ def keep_programs():
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-def keeps_programs():
-    """Whether JAX has been told to keep programs."""
+def uses_compilation_cache():
+    """Whether JAX has been told to cache compiled programs."""
     return bool(os.environ.get(_DIRECTORY))
 
 

@@ -1,0 +1,106 @@
+"""Examples in memory: lists, arrays and columns of strings and pairs."""
+
+from collections.abc import Iterable, Mapping
+
+from kzoo.data.sources.base import classes
+from kzoo.errors import InputError
+
+
+def _wanted():
+    """What a source may be, for messages."""
+    named = ", ".join(cls.form() for cls in classes())
+    return (
+        f"a source is {named}, a list of strings, a list "
+        "of (prompt, response) pairs or {'prompts': [...], 'responses': [...]}"
+    )
+
+
+def examples(source):
+    """Examples in memory: those of a list of strings, a list of pairs, or a dict of prompts and
+    responses.
+
+    Returns:
+        A list of `(source, target)`, two strings each; source is None in plain text.
+
+    Raises:
+        InputError: for anything else; no message shows what a text holds.
+    """
+    if isinstance(source, Mapping):
+        if set(source) != {"prompts", "responses"}:
+            raise InputError(f"{_wanted()}. Received: a mapping with {_names(source)}")
+        prompts, responses = (
+            _listed(source[name], f"{name} is a list of strings", f", as {name}")
+            for name in ("prompts", "responses")
+        )
+        if len(prompts) != len(responses):
+            raise InputError(
+                "each prompt needs its response. "
+                f"Received: {len(prompts)} prompts, {len(responses)} responses"
+            )
+        given = list(zip(prompts, responses, strict=True))
+    else:
+        given = _listed(source, _wanted())
+    if not given:
+        raise InputError("the data is empty. Received: a list of 0 examples")
+    # The first says which form is meant.
+    paired = not isinstance(given[0], str)
+    for i, example in enumerate(given):
+        whole = isinstance(example, list | tuple) and len(example) == 2
+        texts = example if whole else [example]
+        if not all(isinstance(text, str) for text in texts):
+            raise InputError(f"{_wanted()}. Received: {_kind(example)} (example {i})")
+        if whole != paired:
+            raise InputError(
+                "examples are all strings or all pairs. "
+                f"Received: {_kind(given[0])} (example 0), {_kind(example)} (example {i})"
+            )
+        _check(texts, i)
+    return [tuple(example) if paired else (None, example) for example in given]
+
+
+def _check(texts, i):
+    if not texts[-1]:
+        raise InputError(f"a text or response is empty. Received: '' (example {i})")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            "a text is Unicode; half a surrogate pair is none, and text.encode('utf-8', 'replace')"
+            f".decode() takes it out. Received: such a text (example {i})"
+        ) from None
+
+
+def _listed(source, wanted, where=""):
+    """The items of a list, a tuple, a NumPy array or a pandas Series."""
+    if isinstance(source, list | tuple):
+        return list(source)
+    if hasattr(source, "tolist") and getattr(source, "ndim", 0) in (1, 2):
+        return source.tolist()
+    hint = ""
+    if hasattr(source, "columns"):
+        hint = "; of a table, pass {'prompts': table[A], 'responses': table[B]} or table[A]"
+    elif isinstance(source, Iterable) and not isinstance(source, str | bytes | bytearray):
+        hint = "; list(...) makes a list of an iterable, sorted(...) of a set"
+    raise InputError(f"{wanted}{hint}. Received: {_kind(source)}{where}")
+
+
+def _kind(value):
+    """What a value is, without what it holds."""
+    if isinstance(value, list | tuple):
+        inside = ", ".join(dict.fromkeys(_kind_of(item) for item in value))
+        inside = f" of {len(value)} ({inside:.80})" if value else " of 0"
+        return f"{type(value).__name__}{inside}"
+    if isinstance(value, bytes | bytearray):
+        return f"{type(value).__name__}, which .decode() makes a string"
+    return _kind_of(value)
+
+
+def _kind_of(value):
+    return "None" if value is None else type(value).__name__
+
+
+def _names(mapping):
+    """The names of a mapping's fields: few and short, as names are, or how many."""
+    names = sorted(map(str, mapping))
+    short = len(names) <= 8 and all(len(name) <= 24 for name in names)
+    return str(names) if short else f"{len(names)} fields"

@@ -1,0 +1,31 @@
+"""The learning rate that `fit`, `train` and `compare` take by default."""
+
+_AT_WIDTH_1 = 0.4
+_MOST = 0.01
+
+
+def learning_rate(width):
+    """The default peak rate of AdamW for a model of that width, trained from random weights.
+
+    0.4 / width, at most 0.01: nano (64) 0.0063, tiny (128) 0.0031, small (512) 0.00078, base (768)
+    0.00052, large (1024) 0.00039, 1b (2048) 0.0002. It is a function of the width alone, so that
+    arms of one size share a rate whatever their family and mechanism.
+
+    The best rate of Adam falls as 1 / width where all else is scaled well (Yang & Hu et al. 2022,
+    arXiv:2203.03466, table 8). The factor is that of GPT-3 (Brown et al. 2020, arXiv:2005.14165,
+    table 2.1: 6e-4 at width 768, 3e-4 at 1024, 2.5e-4 at 1536, 2e-4 at 2048, which it meets within
+    a third), and fits runs of 300 steps at width 64 (`examples/LOG.md`). It is a place to
+    start from: a verdict tunes the rate of each arm. Pretrained weights want a tenth or less.
+
+    Args:
+        width: `hidden_dim` of a config.
+
+    Returns:
+        A float.
+
+    Example:
+        >>> learning_rate(128)
+        0.0031
+        >>> model.compile(optimizer=kzoo.training.adamw(learning_rate(128), steps=1000))
+    """
+    return float(f"{min(_AT_WIDTH_1 / width, _MOST):.1e}")

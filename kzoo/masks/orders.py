@@ -1,0 +1,158 @@
+"""Masks given by levels: an order of positions."""
+
+import dataclasses
+
+from kzoo import levels
+from kzoo.errors import InputError
+from kzoo.masks.base import Mask
+from kzoo.values import is_integer
+
+
+class Order(Mask):
+    """A mask given by levels: what linear attention can follow in linear time.
+
+    `level` is all that it needs: every kernel then follows it, by sorting time. What it declares
+    besides lets kernels do without, and is checked against `level` (`kzoo.levels`).
+
+    Attributes:
+        ascending: declares that levels never fall along a document.
+        descending: declares that they never rise.
+        grouped: False declares that no two positions of a document share a level.
+        lookahead: declares that a token sees at most so many tokens ahead; None for no bound.
+        resumable: declares that, wherever a sequence is cut in two, the second part sees all of
+            the first, so that a state of linear attention can go on.
+        time_reversed: whether a token sees itself and what comes after it.
+    """
+
+    is_order = True
+    ascending = False
+    descending = False
+    grouped = True
+    lookahead = None
+
+    def level(self, sequence):
+        """The level of each position.
+
+        Args:
+            sequence: a `kzoo.sequence.SequenceInfo`. A position's level depends on its own
+                `sequence.position` and, where `needs_source`, `sequence.in_source` alone.
+
+        Returns: Integers [batch or 1, time], within int32.
+        """
+        raise NotImplementedError
+
+    @property
+    def is_full(self):
+        return self.ascending and self.descending
+
+    @property
+    def is_causal(self):
+        return self.ascending and not self.grouped
+
+    @property
+    def time_reversed(self):
+        return self.descending and not self.grouped
+
+    @property
+    def resumable(self):
+        return self.is_full or self.is_causal
+
+    def levels(self, sequence):
+        """`level` as int32, of the shape of `sequence.position`."""
+        from keras import ops
+
+        return ops.cast(self.level(sequence), "int32") + ops.zeros_like(sequence.position)
+
+    def visible(self, queries, keys):
+        return self.levels(keys)[:, None, :] <= self.levels(queries)[:, :, None]
+
+    def orders(self):
+        return (self,)
+
+    def get_config(self):
+        if ORDERS.get(getattr(self, "name", None)) is not type(self):
+            raise InputError(
+                "an order has JSON once `kzoo.masks.register` knows its name. "
+                f"Received: {self!r}, not registered"
+            )
+        fields = dataclasses.asdict(self)
+        return {self.name: fields} if fields else self.name
+
+
+ORDERS = {}  # the registered classes, by name
+
+
+@dataclasses.dataclass(frozen=True)
+class Bidirectional(Order):
+    name = "bidirectional"
+    ascending = descending = True
+
+    def level(self, sequence):
+        return sequence.position * 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Causal(Order):
+    name = "causal"
+    ascending = autoregressive = True
+    grouped = False
+    lookahead = 0
+
+    def level(self, sequence):
+        return sequence.position
+
+
+@dataclasses.dataclass(frozen=True)
+class Reversed(Order):
+    name = "reversed"
+    descending = True
+    grouped = False
+
+    def level(self, sequence):
+        return -sequence.position
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix(Order):
+    name = "prefix"
+    ascending = autoregressive = resumable = True
+    needs_source = True
+
+    def level(self, sequence):
+        from keras import ops
+
+        return ops.where(sequence.in_source, 0, sequence.position + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block(Order):
+    size: int
+    name = "block"
+    ascending = True
+
+    def __post_init__(self):
+        if not is_integer(self.size) or self.size < 1:
+            raise InputError(f"a block's size is an integer of at least 1. Received: {self.size!r}")
+        object.__setattr__(self, "size", int(self.size))  # NumPy's is no JSON
+
+    @property
+    def lookahead(self):
+        return self.size - 1
+
+    def level(self, sequence):
+        return sequence.position // self.size
+
+
+@dataclasses.dataclass(frozen=True)
+class Permuted(Order):
+    seed: int = 0
+    name = "permuted"
+    grouped = False
+
+    def __post_init__(self):
+        if not is_integer(self.seed):
+            raise InputError(f"a permutation's seed is an integer. Received: {self.seed!r}")
+        object.__setattr__(self, "seed", int(self.seed))
+
+    def level(self, sequence):
+        return levels.scattered(sequence.position, self.seed)

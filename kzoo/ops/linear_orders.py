@@ -1,0 +1,168 @@
+"""Linear attention of heads whose masks are orders: time in the order of level, and back.
+
+Queries sorted by level see everything before their group of equal levels, plus the group, inside
+their document. So time is brought into the order of level (where levels fall with time, gone
+through from its end; where they do neither, sorted), and a kernel attends in it.
+"""
+
+from typing import NamedTuple
+
+from keras import ops
+
+from kzoo.ops.sorting import Tokens, backwards, in_time, stable_sort, take_time, ways
+from kzoo.ops.tensors import join, ratio, take_heads
+
+
+class Core(NamedTuple):
+    """What attends in sorted time.
+
+    Attributes:
+        features: a `kzoo.ops.features.Features`.
+        chunk_size: tokens in a chunk.
+        kernel: a kernel of linear attention (`kzoo.ops.dispatch`).
+    """
+
+    features: object
+    chunk_size: int
+    kernel: object
+
+    @property
+    def any_direction(self):
+        """Whether one pass serves all orders that go through time, forwards or backwards."""
+        return self.kernel.ANY_DIRECTION
+
+    def __call__(self, q, k, v, weights, tokens, state, reverse=False):
+        arrays = q, k, v, self.features, weights, tokens, state
+        return self.kernel.run(*arrays, chunk_size=self.chunk_size, reverse=reverse)
+
+
+def one_sequence(core, q, k, v, weights, heads, sequence, sin_cos, state):
+    """Bring the time of every head into the order of its level, attend, and bring it back.
+
+    Args:
+        core: the `Core`.
+        q, k, v: floats [batch, time, heads, dim].
+        weights: of a learned feature map, by name, heads first; or None.
+        heads: the order of each head.
+        sequence: the `SequenceInfo` of the tokens.
+        sin_cos: of rotary positions, from `Features.sin_cos`.
+        state: the initial state, a pair of tensors [batch, heads, ..], or None.
+
+    Returns:
+        [batch, time, heads, value_dim] and the state after the last key.
+    """
+
+    def kind(order):  # what one pass can do
+        if not in_time(order):
+            return order
+        return None if core.any_direction else (order.grouped, backwards(order))
+
+    groups = {}
+    for i, head in enumerate(heads):
+        groups.setdefault(kind(head), []).append(i)
+    outs, states, taken = [], [], []
+    for index in groups.values():
+        own = [take_heads(x, index, 2) for x in (q, k, v)]
+        own_weights = {name: take_heads(x, index, 0) for name, x in (weights or {}).items()}
+        own_state = None if state is None else tuple(take_heads(x, index, 1) for x in state)
+        in_order = [heads[i] for i in index]
+        out, last = _same_kind(core, own, own_weights, in_order, sequence, sin_cos, own_state)
+        outs.append(out)
+        states.append(last)
+        taken += index
+    back = sorted(range(len(heads)), key=taken.__getitem__)
+    return (
+        take_heads(join(outs, 2), back, 2),
+        tuple(take_heads(join(parts, 1), back, 1) for parts in zip(*states, strict=True)),
+    )
+
+
+def _same_kind(core, qkv, weights, heads, sequence, sin_cos, state):
+    """Heads whose orders go through time in the same way, in one pass."""
+    order = heads[0]
+    forth, back, reverse = ways(order, sequence, flip=not core.any_direction)
+    reverse = [backwards(head) for head in heads] if core.any_direction else reverse
+    document, shown = sequence.document, None
+    if sequence.segment is not None:
+        shown = sequence.segment != 0
+        if state is not None:  # leading padding does not part a state from its document
+            document = ops.maximum(document, 1)
+        document = forth(document)[:, None]
+    level = None
+    if any(head.grouped for head in heads):
+        levels = {head: forth(head.levels(sequence))[:, None] for head in dict.fromkeys(heads)}
+        level = join([levels[head] for head in heads] if len(levels) > 1 else [levels[order]], 1)
+    sin_cos = None if sin_cos is None else tuple(forth(x) for x in sin_cos)
+    tokens = Tokens(document, level, sin_cos, forth(shown))
+    qkv = [forth(x) for x in qkv]
+    if document is None and all(head.is_full for head in heads) and not core.any_direction:
+        q, k, v = qkv
+        return every_key(*core.features(q, k, weights, tokens.sin_cos, shown), v, state)
+    out, state = core(*qkv, weights, tokens, state, reverse)
+    return back(out), state
+
+
+def from_all_keys(core, q, k, v, weights, queries, keys):
+    """Queries of one document over all of a second sequence: one state, made of its keys.
+
+    Arguments as in `two_sequences`.
+
+    Returns:
+        [batch, query_time, heads, value_dim] and the state.
+    """
+    sin_cos, key_sin_cos = (
+        core.features.sin_cos(x.position, q.shape[3], q.dtype) for x in (queries, keys)
+    )
+    shown = keys.segment == queries.segment[:, :1]
+    return every_key(*core.features(q, k, weights, sin_cos, shown, key_sin_cos), v, None)
+
+
+def every_key(q, k, q_norm, k_norm, v, state):
+    """Every query sees every key: one sum over time."""
+    q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
+    kv_state, k_sum = ops.einsum("bkhd,bkhe->bhde", k, v), ops.sum(k_norm, axis=1)
+    if state is not None:
+        kv_state, k_sum = kv_state + state[0], k_sum + state[1]
+    denominator = ops.einsum("bqhd,bhd->bqh", q_norm, k_sum)[..., None]
+    return ratio(ops.einsum("bqhd,bhde->bqhe", q, kv_state), denominator), (kv_state, k_sum)
+
+
+def two_sequences(core, q, k, v, weights, heads, queries, keys):
+    """Queries and keys as one sequence in order of (document, level, keys first).
+
+    Then whatever a query sees stands before it, and one causal pass does for every order.
+    Arrays are [batch, time, heads, dim].
+    """
+    key_time, query_time = ops.shape(k)[1], ops.shape(q)[1]
+
+    def beside(x, time, keys_first):
+        zeros = ops.zeros((ops.shape(x)[0], time, *x.shape[2:]), dtype=x.dtype)
+        return ops.concatenate([x, zeros] if keys_first else [zeros, x], axis=1)
+
+    q = beside(q, key_time, False)
+    k, v = beside(k, query_time, True), beside(v, query_time, True)
+    document, shown = None, ops.arange(key_time + query_time)[None] < key_time
+    if queries.segment is not None:
+        document = _concatenate_time(keys.segment, queries.segment)
+        shown = ops.logical_and(shown, document != 0)
+    position = _concatenate_time(keys.position, queries.position)
+    outs = []
+    for i, order in enumerate(heads):
+        level = _concatenate_time(order.levels(keys), order.levels(queries))
+        permutation = stable_sort(level, document)
+        tokens = (None if x is None else take_time(x, permutation) for x in (document, shown))
+        sorted_document, sorted_shown = tokens
+        if document is not None:
+            sorted_document = sorted_document[:, None]
+        sin_cos = core.features.sin_cos(take_time(position, permutation), q.shape[3], q.dtype)
+        tokens = Tokens(sorted_document, None, sin_cos, sorted_shown)
+        head = [take_time(x[:, :, i : i + 1], permutation) for x in (q, k, v)]
+        own = {name: x[i : i + 1] for name, x in (weights or {}).items()}
+        out, _ = core(*head, own, tokens, None)
+        outs.append(take_time(out, ops.argsort(permutation, axis=1))[:, key_time:])
+    return ops.concatenate(outs, axis=2)
+
+
+def _concatenate_time(a, b):
+    a, b = a + ops.zeros_like(b[:, :1]), b + ops.zeros_like(a[:, :1])  # equal batch sizes
+    return ops.concatenate([a, b], axis=1)

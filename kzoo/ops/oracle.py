@@ -1,0 +1,127 @@
+"""Attention by its definition, in NumPy and float64: what kernels are compared with.
+
+It shares nothing with them but the mask: no preparation, no kernel, no `keras.ops`.
+"""
+
+import numpy as np
+
+from kzoo import masks
+from kzoo.errors import unknown
+
+
+def elu1(x):
+    """φ(x) = elu(x) + 1, the default feature map (arXiv:2006.16236, equation 7)."""
+    return np.where(x > 0, x + 1, np.exp(np.minimum(x, 0)))
+
+
+def attention(
+    q,
+    k,
+    v,
+    mask="bidirectional",
+    *,
+    mechanism,
+    padding_mask=None,
+    source_mask=None,
+    key_padding_mask=None,
+    query_offset=0,
+    scale=None,
+    bias=None,
+    feature_map=elu1,
+    rotary=False,
+):
+    """out_i = Σ_j w_ij v_j over the keys j that i sees.
+
+    softmax:  w_ij = exp(s_ij) / Σ_l exp(s_il),  s_ij = scale · q_i·k_j + bias_ij
+    linear:   w_ij = φ(q_i)·φ(k_j) / Σ_l φ(q_i)·φ(k_l)
+
+    Sources: Vaswani et al. 2017, arXiv:1706.03762, equation 1; Katharopoulos et al. 2020,
+    arXiv:2006.16236, equation 4; with `rotary`, Su et al. 2021, arXiv:2104.09864, equations 16
+    (softmax) and 19 (linear, the numerator only).
+
+    Args:
+        q: floats [batch, query_time, heads, dim].
+        k: floats [batch, key_time, kv_heads, dim], heads a multiple of kv_heads.
+        v: floats [batch, key_time, kv_heads, value_dim].
+        mask: a mask spec or `Mask`.
+        mechanism: `"softmax"` or `"linear"`.
+        padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`.
+        scale: softmax only; 1/√dim by default.
+        bias: softmax only; floats [batch or 1, heads or 1, query_time, key_time].
+        feature_map: linear only; a function of NumPy arrays [batch, time, heads, dim].
+        rotary: rotate by the position within the document.
+
+    Returns:
+        float64 [batch, query_time, heads, value_dim], and the weights [batch, heads, query_time,
+        key_time]; exactly 0 for padded queries, and for queries that see no key.
+
+    Raises:
+        InputError: for an unknown mechanism, and as `Mask.dense`.
+
+    Example:
+        >>> out, weights = attention(q, k, v, "causal", mechanism="softmax")
+    """
+    if mechanism not in ("softmax", "linear"):
+        raise unknown("mechanism", mechanism, ["softmax", "linear"])
+    q, k, v = (np.asarray(x, "float64") for x in (q, k, v))
+    query_time, key_time, heads = q.shape[1], k.shape[1], q.shape[2]
+    cross = key_padding_mask is not None
+    visible = masks.get(mask).dense(
+        query_time,
+        key_time,
+        query_offset=query_offset,
+        num_heads=heads,
+        padding_mask=padding_mask,
+        source_mask=source_mask,
+        key_padding_mask=key_padding_mask,
+    )
+    visible = np.broadcast_to(np.asarray(visible), (len(q), heads, query_time, key_time))
+    k, v = (np.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
+    # What stands at padding may be no number, and 0 · NaN is NaN.
+    k, v = (np.where(visible.any(axis=(1, 2))[..., None, None], x, 0) for x in (k, v))
+    q = np.where(visible.any(axis=(1, 3))[..., None, None], q, 0)
+    key_position = _positions(key_padding_mask if cross else padding_mask, key_time)
+    query_position = _positions(padding_mask, query_time) if cross else key_position
+    if not cross and padding_mask is None:
+        query_position = np.arange(query_time)[None] + query_offset
+    elif not cross:
+        query_position = key_position[:, query_offset : query_offset + query_time]
+    if mechanism == "linear":
+        q, k = feature_map(q), feature_map(k)
+        totals = np.einsum("bqhd,bkhd->bhqk", q, k)
+    if rotary:
+        q, k = _rotated(q, query_position), _rotated(k, key_position)
+    products = np.einsum("bqhd,bkhd->bhqk", q, k)
+    if mechanism == "softmax":
+        scores = products * (q.shape[-1] ** -0.5 if scale is None else scale)
+        scores = scores if bias is None else scores + np.asarray(bias, "float64")
+        scores = np.where(visible, scores, -np.inf)
+        highest = np.where(visible.any(-1), scores.max(-1), 0)[..., None]
+        products = totals = np.exp(scores - highest)
+    total = np.where(visible, totals, 0).sum(-1, keepdims=True)
+    weights = np.where(visible, products, 0) / np.where(total > 0, total, 1)
+    weights = np.where(total > 0, weights, 0)
+    return np.einsum("bhqk,bkhd->bqhd", weights, v), weights
+
+
+def _positions(ids, time):
+    """How many tokens of its document come before each: integers [batch or 1, time]."""
+    if ids is None:
+        return np.arange(time)[None]
+    found = np.zeros(np.shape(ids), int)
+    for example, row in enumerate(np.asarray(ids)):
+        document = count = 0
+        for t, one in enumerate(row):
+            if one != 0:
+                count = count if one == document else 0
+                document = one
+                found[example, t], count = count, count + 1
+    return found
+
+
+def _rotated(x, position):
+    """Entries i and i + dim/2 rotated by position · 10000^(-2i/dim), as one complex number."""
+    half = x.shape[-1] // 2
+    angle = position[..., None, None] * 10_000.0 ** (-np.arange(half) / half)
+    pairs = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angle)
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)

@@ -1,0 +1,275 @@
+"""The protocol of a study: what is settled before anything runs, so that its verdicts hold.
+
+Hypotheses, the seeds that decide them and the looks at which they may, how learning rates are
+chosen and on which other seeds, and what the arms have in equal amounts.
+"""
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from kzoo.errors import InputError, unknown
+from kzoo.studies.hypotheses import LEAST_PAIRS, check_looks, hypotheses
+from kzoo.values import shown
+
+BUDGETS = ("steps", "scored_tokens", "flops")
+_APART = ("seed", "config_version")  # fields of a config in which no arms are compared
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """How the training fields of each arm are chosen.
+
+    Attributes:
+        seeds: on which, none of them among those that decide.
+        grid: training field -> its values, two or more, increasing.
+        arms: label -> the grid of that arm, where it has one of its own.
+    """
+
+    seeds: tuple
+    grid: dict
+    arms: dict = dataclasses.field(default_factory=dict)
+
+    def of(self, label):
+        """The grid of an arm: training field -> values."""
+        return self.arms.get(label, self.grid)
+
+    def to_dict(self):
+        """JSON of the tuning."""
+        fields = {"seeds": list(self.seeds), "grid": _lists(self.grid)}
+        if self.arms:
+            fields["arms"] = {label: _lists(grid) for label, grid in self.arms.items()}
+        return fields
+
+
+def _lists(grid):
+    return {field: list(values) for field, values in grid.items()}
+
+
+# Fields ---------------------------------------------------------------------------------------
+
+
+def tuning(value, labels, checks):
+    """The tuning of a study from its JSON.
+
+    Args:
+        value: `{"seeds": [...], "grid": {"learning_rate": [...]}, "arms": {label: grid}}`.
+        labels: of the study's arms.
+        checks: training field -> function `(name, value)` that returns a valid value or raises
+            `InputError`; `"seeds"` among them.
+
+    Raises:
+        InputError: for unknown fields or arms, missing seeds or grid, values that a check refuses,
+            and a grid with fewer than two values of a field.
+
+    Example:
+        >>> spec = {"seeds": [7, 8], "grid": {"learning_rate": [0.003, 0.01]}}
+        >>> take = lambda name, value: value
+        >>> tuning(spec, ["GPT"], {"seeds": take, "learning_rate": take}).of("GPT")
+        {'learning_rate': (0.003, 0.01)}
+    """
+    fields = [field.name for field in dataclasses.fields(Tuning)]
+    if not isinstance(value, Mapping):
+        raise InputError(
+            f"tuning is a JSON object of {', '.join(fields)}. Received: {shown(value)}"
+        )
+    for field in value:
+        if field not in fields:
+            raise unknown("field of tuning", field, fields)
+    for field in ("seeds", "grid"):
+        if field not in value:
+            raise InputError(f"tuning needs the field {field!r}. Received: {shown(sorted(value))}")
+    seeds = checks["seeds"]("seeds of tuning", value["seeds"])
+    tuned = {field: check for field, check in checks.items() if field != "seeds"}
+    own = value.get("arms", {})
+    if not isinstance(own, Mapping):
+        raise InputError(f"arms of tuning are a JSON object of labels. Received: {shown(own)}")
+    for label in own:
+        if label not in labels:
+            raise unknown("arm of tuning", label, labels)
+    arms = {label: _grid(f"the tuning grid of {label!r}", g, tuned) for label, g in own.items()}
+    return Tuning(tuple(seeds), _grid("the tuning grid", value["grid"], tuned), arms)
+
+
+def _grid(name, grid, checks):
+    if not isinstance(grid, Mapping) or not grid:
+        raise InputError(
+            f"{name} is a JSON object of training fields and lists of their values, such as "
+            f"{{'learning_rate': [0.003, 0.01, 0.03]}}. Received: {shown(grid)}"
+        )
+    taken = {}
+    for field, values in grid.items():
+        if field not in checks:
+            raise unknown(f"field of {name}", field, checks)
+        several = isinstance(values, list | tuple) and len(values) >= 2
+        if not several:
+            raise InputError(
+                f"{name} has two values of {field} or more; with one there is nothing to choose. "
+                f"Received: {shown(values)}"
+            )
+        taken[field] = tuple(checks[field](f"{field} of {name}", value) for value in values)
+        if None in taken[field] or list(taken[field]) != sorted(set(taken[field])):
+            raise InputError(f"{name} has increasing values of {field}. Received: {shown(values)}")
+    return taken
+
+
+def budget(field, value):
+    """What every arm has the same amount of: one of `BUDGETS`."""
+    if value in BUDGETS:
+        return value
+    raise unknown(field, value, BUDGETS)
+
+
+def looks(field, value):
+    """The numbers of seeds at which verdicts are drawn: a tuple, increasing, at least 5."""
+    check_looks(value)
+    return tuple(value)
+
+
+def imports(field, value):
+    """The names of modules that register what arms use, imported here: a tuple.
+
+    Raises:
+        InputError: for what is no list of dotted names, and for a module that cannot be imported.
+    """
+    names = [value] if isinstance(value, str) else value
+    dotted = isinstance(names, list | tuple) and len(names) > 0
+    dotted = dotted and all(
+        isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) for name in names
+    )
+    if not dotted or len(set(names)) != len(names):
+        raise InputError(
+            f"{field} are names of Python modules, such as ['my_attention']. "
+            f"Received: {shown(value)}"
+        )
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # the module's own code runs, and may raise anything
+            what = " ".join(f"{type(error).__name__}: {error}".split())
+            raise InputError(
+                f"{field} are modules that Python can import; {what:.200}. Received: {name!r:.120}"
+            ) from error
+    return tuple(names)
+
+
+def module_hashes(names):
+    """Module name -> SHA-256 of its source file (hexadecimal), for the records of a study.
+
+    Raises:
+        InputError: for a module without a source file.
+    """
+    hashes = {}
+    for name in names:
+        spec = importlib.util.find_spec(name)
+        if spec is None or not spec.origin or not Path(spec.origin).is_file():
+            raise InputError(f"a module of imports is a file of Python. Received: {name!r}")
+        hashes[name] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+    return hashes
+
+
+# The whole ------------------------------------------------------------------------------------
+
+
+def settled(specs, arms, configs, group):
+    """The hypotheses of a study, each with its source, checked against the arms' configs.
+
+    Args:
+        specs: JSON of the hypotheses.
+        arms: label -> arm, with its sources in `arm.data`.
+        configs: label -> complete config of the arm.
+        group: function `(config, source)` of the group within which arms' bits compare.
+
+    Returns:
+        A tuple of `Hypothesis`.
+
+    Raises:
+        InputError: if one is no hypothesis of these arms, its arms share no source or several, its
+            bits do not compare, or its arms differ in other config fields than it declares.
+    """
+    found = []
+    for hypothesis in hypotheses(specs, tuple(arms)):
+        shared = [
+            source
+            for source in arms[hypothesis.labels[0]].data
+            if all(source in arms[label].data for label in hypothesis.labels)
+        ]
+        name = f"the hypothesis {hypothesis.name!r}"
+        if hypothesis.data and hypothesis.data not in shared:
+            raise unknown(f"data of {name}, which all of its arms have", hypothesis.data, shared)
+        if not hypothesis.data and len(shared) != 1:
+            raise InputError(
+                f"{name} names the data on which all of its arms are compared. "
+                f"Received: no data, where the arms share {shared}"
+            )
+        hypothesis = dataclasses.replace(hypothesis, data=hypothesis.data or shared[0])
+        _check_differences(hypothesis, configs)
+        if hypothesis.metric == "bits":
+            _check_groups(hypothesis, lambda label, h=hypothesis: group(configs[label], h.data))
+        found.append(hypothesis)
+    return tuple(found)
+
+
+def _check_differences(hypothesis, configs):
+    valid = [field for field in configs[hypothesis.labels[0]] if field not in _APART]
+    for field in hypothesis.differ_in:
+        if field not in valid:
+            raise unknown(f"field of differ_in of {hypothesis.name!r}", field, valid)
+
+    def differing(labels):
+        first, *others = (configs[label] for label in labels)
+        return [field for field in valid if any(c.get(field) != first[field] for c in others)]
+
+    found = differing(hypothesis.labels)
+    if set(found) != set(hypothesis.differ_in):
+        raise InputError(
+            f"the arms of the hypothesis {hypothesis.name!r} differ in {found}, and its differ_in "
+            f"names just these. Received: {list(hypothesis.differ_in)}"
+        )
+    within = {gap: differing(gap) for gap in hypothesis.gaps}
+    if len(set(map(tuple, within.values()))) > 1:
+        raise InputError(
+            f"the gaps of the hypothesis {hypothesis.name!r} are of the same fields. "
+            f"Received: {shown(within)}"
+        )
+
+
+def _check_groups(hypothesis, group):
+    """Bits compare within a gap, and between gaps unless these are ratios."""
+    sets = hypothesis.gaps if hypothesis.scale == "ratio" else (hypothesis.labels,)
+    for labels in sets:
+        groups = {label: group(label) for label in labels}
+        if len(set(groups.values())) > 1:
+            ratio = "; between gaps, the scale 'ratio' does" if hypothesis.gaps else ""
+            raise InputError(
+                f"the hypothesis {hypothesis.name!r} compares bits of the same predictions{ratio}. "
+                f"Received: {shown(groups)}"
+            )
+
+
+def check(study):
+    """`InputError` unless the seeds, looks and tuning of a study allow its verdicts."""
+    if study.tuning:
+        both = sorted(set(study.tuning.seeds) & set(study.seeds))
+        if both:
+            raise InputError(
+                f"seeds of tuning are other ones than those that decide. Received in both: {both}"
+            )
+    if not study.hypotheses:
+        if study.looks:
+            raise InputError(
+                f"looks are at hypotheses, and the study has none. Received: {list(study.looks)}"
+            )
+        return
+    if len(study.seeds) < LEAST_PAIRS:
+        raise InputError(
+            f"a verdict needs at least {LEAST_PAIRS} seeds. Received: {list(study.seeds)}"
+        )
+    if study.looks and study.looks[-1] != len(study.seeds):
+        raise InputError(
+            f"the last look is at all {len(study.seeds)} seeds. Received: {list(study.looks)}"
+        )

@@ -1,0 +1,327 @@
+"""The words of verdicts, all of them generated from the numbers."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from kzoo.studies.hypotheses import LEAST_PAIRS
+from kzoo.studies.statistics import MOST_PAIRS
+
+CONFIRMED = "confirmed"
+REFUTED = "refuted"
+DIFFERENT_WITHIN = "different within margin"
+EQUIVALENT = "equivalent"
+UNDECIDED = "undecided"
+OUTCOMES = (CONFIRMED, REFUTED, DIFFERENT_WITHIN, EQUIVALENT, UNDECIDED)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArmFacts:
+    """What a reader of a verdict should know of an arm.
+
+    Attributes:
+        rate: the learning rate that its runs used.
+        grid: the rates from which it was chosen; () for one that was given: untuned.
+        tuning_seeds: on how many seeds, which the verdict does not use.
+        widened: how many times the grid was widened to have the best rate inside.
+        at_edge: whether the best rate is still at the edge of the grid.
+        diverged: seeds whose run diverged.
+        stalled: seeds whose run stopped learning.
+        excluded: seed -> reason, of the runs that the study names as left out.
+        above_bigram: whether its loss stays above the bigram entropy of the data.
+        still_falling: whether its curves still fall steeply at the end.
+    """
+
+    rate: float | None = None
+    grid: tuple = ()
+    tuning_seeds: int = 0
+    widened: int = 0
+    at_edge: bool = False
+    diverged: tuple = ()
+    stalled: tuple = ()
+    excluded: Mapping = dataclasses.field(default_factory=dict)
+    above_bigram: bool = False
+    still_falling: bool = False
+
+
+# Numbers --------------------------------------------------------------------------------------
+
+
+def number(value, decimals=3, *, plus=False):
+    """A number as sentences show it, with a minus sign that is one.
+
+    Example:
+        >>> number(-0.0104), number(0.003, plus=True)
+        ('−0.010', '+0.003')
+    """
+    text = f"{value:+.{decimals}f}" if plus else f"{value:.{decimals}f}"
+    return text.replace("-", "−")
+
+
+def percent(level):
+    """The name of an interval of a level.
+
+    Example:
+        >>> percent(0.05), percent(0.05 / 3), percent(0.0001)
+        ('95%', '98.33%', '99.99%')
+    """
+    decimals = max(0, 1 - math.floor(math.log10(level)) - 1)
+    text = f"{100 * (1 - level):.{decimals}f}"
+    return f"{text.rstrip('0').rstrip('.') if '.' in text else text}%"
+
+
+def decimals_for(low, high, bounds):
+    """How many decimals show an interval: two digits of its half-width, at least three.
+
+    More where a rounded end would no longer lie on its side of a bound, such as 0 or the margin.
+    """
+    half = (high - low) / 2
+    decimals = max(3, math.ceil(-math.log10(half)) + 1) if half > 0 else 3
+
+    def agrees(decimals):
+        return all(
+            (end > bound) == (round(end, decimals) > bound)
+            and (end < bound) == (round(end, decimals) < bound)
+            for end in (low, high)
+            for bound in bounds
+        )
+
+    while decimals < 12 and not agrees(decimals):
+        decimals += 1
+    return decimals
+
+
+# The sentence -----------------------------------------------------------------------------
+
+
+def sentence(verdict, setting="", facts=None):
+    """The verdict in one sentence, without its full stop.
+
+    Args:
+        verdict: a `Verdict`.
+        setting: where it holds, e.g. "on continuations, at 300 steps".
+        facts: arm -> `ArmFacts`.
+    """
+    hypothesis = verdict.hypothesis
+    about = subject(hypothesis)
+    if setting.startswith("on "):
+        about = f"{about} {setting}"
+    elif setting:
+        about = f"{about}, {setting}"
+    if verdict.post_hoc:
+        about = f"Post hoc: {about}"
+    about = f"T{about[1:]}" if about.startswith("the gap of ") else about
+    rates = rates_said(hypothesis, facts or {})
+    return f"{about}: {_said(verdict)} ({'; '.join(filter(None, [_interval(verdict), rates]))})"
+
+
+def subject(hypothesis):
+    """What is compared.
+
+    Example:
+        >>> from kzoo.studies.hypotheses import Hypothesis
+        >>> gaps = [["linear BERT", "BERT"], ["linear GPT", "GPT"]]
+        >>> subject(Hypothesis("Q5", "interaction", gaps, sign="+"))
+        'the gap of linear BERT to BERT against the gap of linear GPT to GPT'
+    """
+    parts = [
+        f"the gap of {entry[0]} to {entry[1]}" if isinstance(entry, tuple) else entry
+        for entry in hypothesis.arms
+    ]
+    if hypothesis.kind == "trend":
+        about = f"{', '.join(parts[:-1])} and {parts[-1]} over {hypothesis.factor}"
+    else:
+        about = " against ".join(parts)
+    return about if hypothesis.metric == "bits" else f"{about} in {_unit(hypothesis)}"
+
+
+def _unit(hypothesis):
+    return hypothesis.metric.replace("_", " ")
+
+
+def margin_said(hypothesis):
+    """The margin with its unit."""
+    per = f" per unit of {hypothesis.factor}" if hypothesis.kind == "trend" else ""
+    if hypothesis.scale == "ratio":
+        return f"a factor of {hypothesis.margin:g}{per}"
+    return f"{hypothesis.margin:g} {_unit(hypothesis)}{per}"
+
+
+def _direction(verdict):
+    """How the contrast stands to 0, in the words of its kind."""
+    words = {"trend": ("rising", "falling"), "interaction": ("larger", "smaller")}
+    up, down = words.get(verdict.hypothesis.kind, ("higher", "lower"))
+    return up if verdict.estimate > 0 else down
+
+
+def _beyond(verdict):
+    return verdict.low > verdict.hypothesis.delta or verdict.high < -verdict.hypothesis.delta
+
+
+def _said(verdict):
+    """The outcome in words."""
+    if verdict.outcome != UNDECIDED:
+        return _outcome_said(verdict, verdict.outcome)
+    if verdict.estimate is None:
+        return f"undecided, with fewer than {LEAST_PAIRS} finished pairs"
+    if verdict.finished_runs:
+        alone = _outcome_said(verdict, verdict.finished_runs)
+        return f"undecided, since runs failed; the finished runs alone: {alone}"
+    needed = verdict.pairs_needed
+    few = f"about {needed:,} paired seeds" if needed else f"more than {MOST_PAIRS:,} paired seeds"
+    known = ""
+    if not verdict.low <= 0 <= verdict.high:  # only of an equivalence
+        known = f"different, but whether within {margin_said(verdict.hypothesis)} is open; "
+    return f"undecided; {known}{few} would decide it"
+
+
+def _outcome_said(verdict, outcome):
+    hypothesis = verdict.hypothesis
+    if outcome == EQUIVALENT:
+        return f"equivalent within {margin_said(hypothesis)}"
+    if outcome == DIFFERENT_WITHIN:
+        return f"different but within {margin_said(hypothesis)}"
+    if outcome == UNDECIDED:
+        return "undecided"
+    by = f" by more than {margin_said(hypothesis)}" if _beyond(verdict) else ""
+    return f"{outcome}, {_direction(verdict)}{by}"
+
+
+def _interval(verdict):
+    """The estimate, its interval and the pairs."""
+    hypothesis = verdict.hypothesis
+    pairs = f"{verdict.pairs} paired seed{'s' * (verdict.pairs != 1)}"
+    if verdict.estimate is None:
+        return pairs
+    shown, bounds, plus = lambda value: value, [0.0], True
+    if hypothesis.margin is not None:
+        bounds += [hypothesis.delta, -hypothesis.delta]
+    if hypothesis.scale == "ratio":
+        shown, bounds, plus = math.exp, [math.exp(bound) for bound in bounds], False
+    low, high = shown(verdict.low), shown(verdict.high)
+    decimals = decimals_for(low, high, bounds)
+    estimate = number(shown(verdict.estimate), decimals, plus=plus)
+    if hypothesis.scale == "ratio":
+        estimate = f"ratio {estimate}"
+    elif hypothesis.margin is None:
+        estimate = f"{estimate} {_unit(hypothesis)}"
+    if hypothesis.kind == "trend" and hypothesis.margin is None:
+        estimate = f"{estimate} per unit of {hypothesis.factor}"
+    ends = f"{number(low, decimals)} to {number(high, decimals)}"
+    return f"{estimate}, {percent(verdict.level)} interval {ends}, {pairs}"
+
+
+def _rates(rates):
+    return f"{{{', '.join(f'{rate:g}' for rate in sorted(rates))}}}"
+
+
+def rates_said(hypothesis, facts):
+    """How the arms came by their learning rates; "" where no rate is known."""
+    known = {label: facts[label] for label in hypothesis.labels if label in facts}
+    known = {label: fact for label, fact in known.items() if fact.rate is not None}
+    if not known:
+        return ""
+    each = ", ".join(f"{label} {fact.rate:g}" for label, fact in known.items())
+    same_rate = len({fact.rate for fact in known.values()}) == 1
+    untuned = [label for label, fact in known.items() if not fact.grid]
+    if len(untuned) == len(known):
+        rate = next(iter(known.values())).rate
+        return f"untuned, rate {rate:g}" if same_rate else f"untuned, rates: {each}"
+    ways = {}
+    for label, fact in known.items():
+        if fact.grid:
+            ways.setdefault((tuple(sorted(fact.grid)), fact.tuning_seeds), []).append(label)
+    said = [
+        f"{_rates(grid)} on {seeds} other seed{'s' * (seeds != 1)}"
+        + (f" ({', '.join(labels)})" if len(labels) < len(known) else "")
+        for (grid, seeds), labels in ways.items()
+    ]
+    text = f"rates chosen from {' and '.join(said)}"
+    if untuned:
+        text += f", {', '.join(untuned)} untuned"
+    return text if same_rate else f"{text}, each arm its own: {each}"
+
+
+# What stands beside it ------------------------------------------------------------------------
+
+
+def notes(verdict, facts, failures, far_from_normal=None):
+    """Sentences on what a reader should know beside the verdict: a tuple.
+
+    Args:
+        verdict: a `Verdict`.
+        facts: arm -> `ArmFacts`.
+        failures: (arm, seed, what happened) of runs without a trustworthy value.
+        far_from_normal: p of a test of normality that failed, else None.
+    """
+    found = [_failures(failures)] if failures else []
+    found += _on_the_outcome(verdict)
+    found += _on_the_spread(verdict, far_from_normal)
+    for label in verdict.hypothesis.labels:
+        found += _on_the_arm(label, facts.get(label, ArmFacts()))
+    if any(facts[label].grid for label in verdict.hypothesis.labels if label in facts):
+        found.append("The interval leaves out the uncertainty of choosing the rates.")
+    return tuple(found)
+
+
+def _seeds(seeds):
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+
+
+def _failures(failures):
+    groups = {}
+    for label, seed, what in failures:
+        groups.setdefault((label, what), []).append(seed)
+    said = []
+    for (label, what), seeds in groups.items():
+        what = "are missing" if what == "is missing" and len(seeds) > 1 else what
+        said.append(f"{_seeds(seeds)} of {label} {what}")
+    return f"Failed runs: {'; '.join(said)}."
+
+
+def _on_the_outcome(verdict):
+    hypothesis = verdict.hypothesis
+    if verdict.outcome not in (CONFIRMED, REFUTED) or hypothesis.margin is None:
+        return []
+    if _beyond(verdict):
+        return []
+    return [f"Whether it is within {margin_said(hypothesis)} is open."]
+
+
+def _on_the_spread(verdict, far_from_normal):
+    if verdict.estimate is None:
+        return []
+    if verdict.spread == 0:
+        return [f"All {verdict.pairs} paired contrasts are equal, to the last bit."]
+    found, flip = [], verdict.p_sign_flip
+    if far_from_normal is not None:
+        found.append(
+            f"The {verdict.pairs} paired contrasts are far from normal "
+            f"(Shapiro–Wilk p = {far_from_normal:.2g}), which the interval assumes."
+        )
+    excludes_zero = not verdict.low <= 0 <= verdict.high
+    if flip is not None and excludes_zero and flip > verdict.level:
+        least = 2.0 ** (1 - verdict.pairs)
+        cannot = f", whose least p is {least:.2g}," if least > verdict.level else ""
+        found.append(
+            f"The sign-flip test{cannot} does not confirm the sign at this level (p = {flip:.2g})."
+        )
+    elif flip is not None:
+        found.append(f"The sign-flip test has p = {flip:.2g}.")
+    return found
+
+
+def _on_the_arm(label, facts):
+    found = []
+    for seed, why in facts.excluded.items():
+        found.append(f"{label}: seed {seed} is excluded ({why}).")
+    if facts.widened:
+        times = "once" if facts.widened == 1 else f"{facts.widened} times"
+        found.append(f"{label}: the grid of rates was widened {times}.")
+    if facts.at_edge:
+        found.append(f"{label}: the best rate, {facts.rate:g}, is at the edge of its grid.")
+    if facts.above_bigram:
+        found.append(f"{label}: its loss stays above the bigram entropy of the data.")
+    if facts.still_falling:
+        found.append(f"{label}: its curves still fall steeply; the gap may be one of speed only.")
+    return found

@@ -1,0 +1,231 @@
+"""README and guides: their code runs, and their tables say what the package says."""
+
+import json
+import re
+import subprocess
+import sys
+
+import guides
+import pytest
+
+import kzoo
+from kzoo import feature_maps, masks, mechanisms, objectives, presets
+from kzoo.backend import BACKENDS
+from kzoo.config import Config
+from kzoo.errors import InputError
+from kzoo.ops import dispatch
+
+ROOT = guides.ROOT
+README = (ROOT / "README.md").read_text()
+QUICK = ROOT / "examples" / "quick"
+EVERY = [block for document in guides.DOCUMENTS for block in guides.blocks(document)]
+PAGES = [*guides.DOCUMENTS, QUICK / "README.md", ROOT / "examples" / "LOG.md"]
+
+
+def table(text, first):
+    """The rows of the table whose first heading is `first`: lists of cells without backticks."""
+    lines = text.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith(f"| {first} |"))
+    rows = []
+    for line in lines[begin:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip().strip("`") for cell in line.strip("|").split("|")])
+    return rows[:1] + rows[2:]
+
+
+# Code --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_code_of_readme_and_guides_runs(tmp_path):
+    """In order, in one process and one fresh folder, with `guides.CUT` in place of long runs."""
+    command = [sys.executable, guides.__file__, *map(str, guides.DOCUMENTS)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
+    print(done.stdout)
+
+
+@pytest.mark.parametrize("block", EVERY, ids=str)
+def test_every_block_is_run_or_says_why_not(block):
+    if block.language in ("text", "bibtex"):
+        return
+    assert block.language in guides.PROGRAMS, "a block names its language"
+    kind, words = block.comment or (None, "")
+    if kind == "not run":
+        assert len(words) > 5
+    elif block.language == "python":
+        compile(block.text, str(block), "exec")
+    elif block.language == "json":
+        assert kind == "file", "a comment before a block of JSON names its file"
+        json.loads(block.text)
+    else:
+        assert {command[0] for command in guides.commands(block)} == {"kzoo"}
+
+
+def test_each_cut_is_needed():
+    runs = "\n".join(block.text for block in EVERY if block.runs)
+    for long in guides.CUT:
+        assert re.search(long, runs), f"no block says {long}"
+
+
+def test_ten_lines_are_ten():
+    block = next(b for b in guides.blocks(ROOT / "README.md") if b.language == "python")
+    assert len([line for line in block.text.splitlines() if line]) == 10
+    assert len(README.splitlines()) < 180
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+def test_results_are_those_of_the_records():
+    """Of the README's table and of the study's own: every number, and that each arm has one."""
+    records = [json.loads(line) for line in (QUICK / "results.jsonl").read_text().splitlines()]
+    runs = {}
+    for record in records:
+        runs.setdefault((record["data"], record["arm"]), []).append(record["bits"])
+    mean = {key: f"{sum(bits) / len(bits):.3f}" for key, bits in runs.items()}
+
+    def shown(data, arm, mechanism):
+        """Arms of both mechanisms are named alike, others with a comma."""
+        arm = {
+            "GPT, all tokens scored in training": "GPT, all tokens scored",
+            "T5, shared stacks": "T5 shared",
+        }.get(arm, arm)
+        names = (f"{arm} {mechanism}", f"{arm}, {mechanism}")
+        names += tuple(name.replace(",", "", 1) for name in names)
+        return next((mean.pop((data, name)) for name in names if (data, name) in mean), "")
+
+    whole = dict(mean)
+    heads, *rows = table((QUICK / "README.md").read_text(), "arm")
+    for arm, *cells in rows:
+        if arm.startswith("*"):
+            continue
+        for head, cell in zip(heads[1:], cells, strict=True):
+            data, mechanism = head.split(", ")
+            data = {"English": "pydoc", "copying": "synthetic:copy"}[data]
+            assert cell == shown(data, arm, mechanism), (arm, head)
+    assert not mean, "each arm of the records has its cell"
+
+    mean.update(whole)
+    heads, *rows = table(README, "mechanism")
+    for mechanism, *cells in rows:
+        for arm, cell in zip(heads[1:], cells, strict=True):
+            assert cell == shown("pydoc", arm, mechanism), (arm, mechanism)
+    assert not [name for data, name in mean if data == "pydoc"]
+    apart = max(max(bits) - min(bits) for (data, _), bits in runs.items() if data == "pydoc")
+    assert f"up to {apart:.2f} bits apart" in " ".join(README.split())
+
+
+def test_families_and_sizes():
+    stacks = {
+        "single": "single",
+        "encoder and decoder": "encoder_decoder",
+        "both with the same parameters": "encoder_decoder_shared",
+    }
+    words = {"half heads": "half_heads"}
+    _, *families = table(README, "family")
+    _, *sizes = table(README, "size")
+    assert {f"{row[0]}_{size[0]}" for row in families for size in sizes} == set(presets.names())
+    for family, mask, stack, objective, paper in families:
+        config = presets.config(f"{family}_nano")
+        stated = mask.removesuffix(" in the encoder")
+        assert (stated != mask) == (stack != "single")
+        assert masks.get(config["mask"]) == masks.get(words.get(stated, stated))
+        assert (config["stack"], config["objective"]) == (stacks[stack], objective)
+        author, year = paper.split()[0], re.search(r"\d{4}", paper)[0]
+        described = presets.describe(f"{family}_nano")["paper"]
+        assert author in described and year in described
+    for size, *row in sizes:
+        configs = [presets.config(f"{family}_{size}") for family in ("gpt", "t5", "t5_shared")]
+        counts = [f"{kzoo.config.count_parameters(config):,}" for config in configs]
+        fields = ("num_layers", "hidden_dim", "num_heads", "max_sequence_length")
+        assert row == [*counts, *(str(configs[0][field]) for field in fields)]
+
+
+@pytest.mark.parametrize("row", table(README, "`mask`")[1:], ids=lambda row: row[0])
+def test_masks_and_mechanisms(row):
+    heads = table(README, "`mask`")[0][2:]
+    assert set(heads) == set(mechanisms.names())
+    spec, _, *answers = row
+    if spec.startswith("kzoo.masks.custom"):
+        mask = masks.custom(lambda query, key: query.position >= key.position)
+        every = [mask, masks.causal() & masks.block(4)]
+    else:
+        every = masks.per_layer(json.loads(spec), 2)
+    for name, answer in zip(heads, answers, strict=True):
+        for mask in every:
+            try:
+                mechanisms.get(name).check(mask.per_head(4))
+                assert answer == "yes"
+            except InputError:
+                assert answer == "refused"
+
+
+def test_every_order_feature_map_kernel_and_objective_is_named():
+    stated = " ".join(row[0] for row in table(README, "`mask`"))
+    for order in ("bidirectional", "causal", "reversed", "prefix", "block", "permuted"):
+        assert f'"{order}"' in stated
+    kernels = (guides.GUIDES / "kernels.md").read_text()
+    for name in feature_maps.names():
+        assert f"`{name}`" in README and f"`{name}`" in kernels
+    ours = {n for m in ("softmax", "linear") for b in BACKENDS for n in dispatch.kernels(m, b)}
+    assert {row[0] for row in table(kernels, "kernel")[1:]} == ours
+    data = table((guides.GUIDES / "data.md").read_text(), "objective")[1:]
+    assert set(objectives.names()) <= {row[0] for row in data}
+
+
+# Links and names -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_files_are_there(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, heading = target.partition("#")
+        linked = (page.parent / path) if path else page
+        assert linked.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", linked.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+            assert heading in slugs, target
+    for name in re.findall(r"`((?:kzoo|tests|examples|presets)/[\w./]*)(?:::\w+)?`", text):
+        assert (ROOT / name).exists(), name
+    for file, test in re.findall(r"`(tests/\w+\.py)::(\w+)`", text):
+        assert f"def {test}(" in (ROOT / file).read_text(), test
+
+
+def test_names_of_the_package_exist():
+    for page in guides.DOCUMENTS:
+        text = page.read_text()
+        for name in set(re.findall(r"\bkzoo(?:\.[a-zA-Z_]\w*)+", text)):
+            if re.search(rf"{re.escape(name)}\.md", text) or name == "kzoo.git":
+                continue
+            thing = kzoo
+            for part in name.split(".")[1:]:
+                assert hasattr(thing, part), f"{page.name}: {name}"
+                thing = getattr(thing, part)
+
+
+def test_fields_named_are_fields():
+    fields = {*Config.field_names()}
+    for page in guides.DOCUMENTS:
+        for name in re.findall(r"--set (\w+)", page.read_text()):
+            assert name in fields, f"{page.name}: {name}"
+
+
+def test_readme_names_every_guide():
+    for guide in guides.GUIDES.glob("*.md"):
+        assert f"(examples/guides/{guide.name})" in README
+        text = guide.read_text()
+        assert text.split("\n\n")[1].startswith("You want to "), "it begins with what is wanted"
+
+
+def test_names_that_were_renamed_are_gone():
+    old = (
+        r"`(?:continuation|seq2seq)`|objective=\"continuation\"|kzoo\.ops\.choice|that is not there"
+    )
+    for page in guides.DOCUMENTS:
+        assert not re.findall(old, page.read_text()), page
