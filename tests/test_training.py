@@ -22,7 +22,7 @@ from kzoo.training import (
 from kzoo.training.monitor import overfits
 
 SMALL = {
-    "num_layers": 2,
+    "num_layers": 1,
     "hidden_dim": 16,
     "num_heads": 2,
     "intermediate_dim": 32,
