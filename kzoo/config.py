@@ -7,6 +7,7 @@ known without Keras, so that names and mistakes are answered at once.
 import dataclasses
 import functools
 import textwrap
+from typing import Any, Self
 
 from kzoo import masks, mechanisms, migrations, mixers, names, objectives
 from kzoo.errors import InputError, unknown
@@ -96,12 +97,12 @@ class Fields:
         object.__setattr__(self, name, value)
 
     @classmethod
-    def field_names(cls):
+    def field_names(cls) -> tuple[str, ...]:
         """The names of the fields, a tuple."""
         return tuple(field.name for field in dataclasses.fields(cls))
 
     @classmethod
-    def get(cls, spec):
+    def get(cls, spec: Any) -> Self:
         """The config of JSON, or `spec` if it is one.
 
         Args:
@@ -125,7 +126,7 @@ class Fields:
             raise InputError(f"a config needs the fields {', '.join(missing)}. Received: {spec!r}")
         return cls(**plain(spec))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         """JSON of all fields, with nothing left to resolve; masks, mechanisms and objectives
         in their shortest form."""
         values = {name: getattr(self, name) for name in self.field_names()}
@@ -151,10 +152,10 @@ class BackboneConfig(Fields):
     vocabulary_size: int = _field(_count, "number of token ids.", VOCABULARY_SIZE)
     num_layers: int = _field(_count, "number of blocks of a stack.", most=MOST_MASKS)
     num_heads: int = _field(_count, "number of heads of queries.", most=MOST_MASKS)
-    kv_heads: int = _field(
+    kv_heads: int | None = _field(
         _count_or_none, "number of heads of keys and values; by default `num_heads`.", None
     )
-    head_dim: int = _field(
+    head_dim: int | None = _field(
         _count_or_none, "size of a head; by default hidden_dim / num_heads.", None
     )
     hidden_dim: int = _field(_count, "size of a token's state.")
@@ -321,12 +322,12 @@ class Config(HeadConfig, BackboneConfig):
         objectives.check(self.stack, self.mask, self.objective)
 
 
-def get(spec):
+def get(spec: Any) -> BackboneConfig:
     """The complete config of JSON, or `spec` if it is a config, of a backbone alone too."""
     return spec if isinstance(spec, BackboneConfig) else Config.get(spec)
 
 
-def check_split(config, model):
+def check_split(config: Any, model: int) -> None:
     """`InputError` unless a model can be split over `model` devices, each with its own heads.
 
     Every device holds the same masks of heads in the same order, or they would run different
@@ -354,7 +355,7 @@ def check_split(config, model):
             )
 
 
-def check_two_stacks(config):
+def check_two_stacks(config: BackboneConfig) -> None:
     """`InputError` for what an encoder and a decoder cannot have."""
     objectives.check_two_stacks(config)
     config.check_mechanism(masks.causal())  # the decoder's
@@ -369,7 +370,7 @@ def tokenizer_kind(cls, vocabulary_size):
     return "bytes" if cls == "ByteTokenizer" or bytes_alone else "file"
 
 
-def count_parameters(config):
+def count_parameters(config: Any) -> int:
     """The number of parameters of the model of a complete config, or of its JSON.
 
     Example:
@@ -399,7 +400,7 @@ def count_parameters(config):
     return stacks + embeddings + pooler + transform
 
 
-def checkpoint_bytes(parameters, keep):
+def checkpoint_bytes(parameters: int, keep: int) -> int:
     """Bytes that the checkpoints of a run take, about: those that are kept, and a new one.
 
     Args:

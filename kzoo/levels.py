@@ -78,7 +78,7 @@ def _try(order):
     for source in SOURCES if order.needs_source else (None,):
         level = _level(order, position, source)
         if not np.array_equal(_level(order, shuffled, source), level[shuffled]):
-            raise _false(order, "a level depends on its own token's place alone", "it does not")
+            raise _false(order, "a level depends on its own token's position alone", "it does not")
         _check_flags(order, level, source or 0)
 
 

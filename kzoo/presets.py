@@ -5,6 +5,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from kzoo import migrations, objectives
 from kzoo.config import BackboneConfig, Config, HeadConfig, tokenizer_kind
@@ -22,12 +23,12 @@ TOKENIZER_FILE = "tokenizer.json"  # keras-hub's config of it; its files stand u
 _STACKS = {None: "single", False: "encoder_decoder", True: "encoder_decoder_shared"}
 
 
-def names():
+def names() -> list[str]:
     """All preset names, family by family and by size: `["bert_nano", "bert_tiny", ...]`."""
     return [f"{family}_{size}" for family in _families() for size in _sizes()]
 
 
-def describe(name):
+def describe(name: str) -> dict[str, str]:
     """The preset's description and paper: `{"description": str, "paper": str}`.
 
     Raises:
@@ -37,7 +38,7 @@ def describe(name):
     return {key: family.get(key, "") for key in ("description", "paper")}
 
 
-def config(name, **overrides):
+def config(name: str, **overrides: Any) -> dict[str, Any]:
     """The complete config of a preset, with nothing left to resolve.
 
     Args:
@@ -61,7 +62,7 @@ def config(name, **overrides):
     return _resolved({**size, **family["config"]}, overrides)
 
 
-def load(name, *, dtype=None, remat="none", **overrides):
+def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any) -> Any:
     """A model, built and compiled, with its preprocessor.
 
     Args:
@@ -69,10 +70,10 @@ def load(name, *, dtype=None, remat="none", **overrides):
 
             - one of `names()`, or `"FILE.json:SIZE"` as for `config`, whose weights are random;
             - a directory that `save` wrote;
-            - a folder in Hugging Face's format, or `"hf://ORG/NAME"` on their hub: GPT-2, BERT,
-              T5 and UniLM, as `kzoo.convert.read_huggingface` says;
-            - `"kaggle://ORG/MODEL/keras/VARIANT"`, or a folder in keras-hub's format, or a
-              backbone of keras-hub: its GPT-2, BERT and T5.
+            - pretrained weights of GPT-2, BERT, T5 and UniLM: a folder in Hugging Face's format,
+              or `"hf://ORG/NAME"` on their hub, as `kzoo.convert.read_huggingface` says;
+            - those of keras-hub's GPT-2, BERT and T5: `"kaggle://ORG/MODEL/keras/VARIANT"`, a
+              folder in keras-hub's format, or a backbone of keras-hub.
         dtype: a Keras dtype policy, e.g. `"mixed_bfloat16"`.
         remat: what training computes again instead of keeping it in memory: `"none"`,
             `"attention"` or `"block"` (the least memory). The results are the same. On JAX's
@@ -115,15 +116,10 @@ def load(name, *, dtype=None, remat="none", **overrides):
     if kind == "checkpoint":
         checkpoint.fill(model)
     elif kind == "saved":
-        model.backbone.load_weights(Path(name) / WEIGHTS_FILE)
-        if (Path(name) / HEAD_FILE).is_file() or model.has_task_weights():
-            model.load_task_weights(Path(name) / HEAD_FILE)
-    log.info(
-        "%s: %s parameters, weights %s",
-        name if isinstance(name, str | Path) else f"{type(name).__name__} of keras-hub",
-        f"{model.count_params():,}",
-        f"random (seed {complete['seed']})" if kind == "preset" else "loaded",
-    )
+        _load_weights(model, Path(name))
+    shown = name if isinstance(name, str | Path) else f"{type(name).__name__} of keras-hub"
+    weights = f"random (seed {complete['seed']})" if kind == "preset" else "loaded"
+    log.info("%s: %s parameters, weights %s", shown, f"{model.count_params():,}", weights)
     if remat != "none" and _undone():
         log.warning(
             "remat=%r saves no memory here: XLA for CPUs takes out what is computed twice unless "
@@ -135,12 +131,12 @@ def load(name, *, dtype=None, remat="none", **overrides):
     return model
 
 
-def load_backbone(name, *, dtype=None, remat="none", **overrides):
+def load_backbone(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any) -> Any:
     """The backbone of `load(name, ...)` alone."""
     return load(name, dtype=dtype, remat=remat, **overrides).backbone
 
 
-def save(model, directory):
+def save(model: Any, directory: str | Path) -> None:
     """Write a model's config, tokenizer and weights to a directory, as keras-hub presets do.
 
     `load(directory)` reads it, and so does `keras_hub.models.CausalLM.from_preset`: the same
@@ -254,6 +250,12 @@ def _saved_config(directory):
             f"{TASK_FILE} is as `save` wrote it, with every field of a config; save the model "
             f"again. Received: {path}, without {error}"
         ) from None
+
+
+def _load_weights(model, directory):
+    model.backbone.load_weights(directory / WEIGHTS_FILE)
+    if (directory / HEAD_FILE).is_file() or model.has_task_weights():
+        model.load_task_weights(directory / HEAD_FILE)
 
 
 def _saved_dtype(directory, dtype):

@@ -1,6 +1,6 @@
 """Where each position of a sequence stands: in which document, how far in, in its source or not.
 
-What masks order by levels. A document is a run of equal ids in a row, and 0 is padding: it belongs
+What masks order by levels. A document is a run of equal ids, and 0 is padding: it belongs
 to no document, parts none in two, and counts as no position.
 """
 
@@ -22,7 +22,7 @@ class SequenceInfo:
     Attributes:
         position: integers, how many tokens of the document come before, padding left aside.
         segment: integers, the document, 0 for padding; None where there is one document
-            and no padding. Of one sequence 1, 2, 3, … in the order of the row, whatever the ids;
+            and no padding. Of one sequence 1, 2, 3, … in the order of time, whatever the ids;
             of two, the ids, by which the documents of one find those of the other.
         document: 1, 2, 3, …, where padding belongs to the document before it; 0 before the first.
         in_source: booleans, the document's initial run of source tokens; None without
@@ -93,22 +93,22 @@ def check_documents(name, ids):
     real = ids != 0
     if not (real & (ids < np.maximum.accumulate(ids, axis=1))).any():
         return  # ascending, as nearly always
-    for row, values in enumerate(ids):
+    for example, values in enumerate(ids):
         values = values[values != 0]
         firsts = values[np.r_[True, values[1:] != values[:-1]][: len(values)]].tolist()
         again = [one for i, one in enumerate(firsts) if one in firsts[:i]]
         if again:
             raise InputError(
-                f"in a row of `{name}` a document is one run of equal ids, so an id does not come "
-                f"again after another. Received: {again[0]} again in row {row}, whose documents "
-                f"are {firsts[:8]}"
+                f"in `{name}` a document is one run of equal ids, so an id does not come "
+                f"again after another. Received: {again[0]} again in example {example}, whose "
+                f"documents are {firsts[:8]}"
             )
 
 
 def check_no_gaps(name, ids):
     """`InputError` if padding stands inside a document, where that is known (`check_documents`).
 
-    For positions that count columns of the row, as relative ones do.
+    For positions that count columns, as relative ones do.
 
     Example:
         >>> check_no_gaps("padding_mask", np.array([[0, 1, 1, 0, 2, 2, 0]]))
@@ -122,10 +122,10 @@ def check_no_gaps(name, ids):
     again = (ids != 0) & (before >= 0) & (before < clock - 1)
     inside = again & (np.take_along_axis(ids, np.maximum(before, 0), 1) == ids)
     if inside.any():
-        row, column = (int(x[0]) for x in np.nonzero(inside))
+        example, column = (int(x[0]) for x in np.nonzero(inside))
         raise InputError(
             f"relative positions count columns, so `{name}` has no padding inside a document; put "
-            f"it at an end of the row. Received: padding before column {column} of row {row}"
+            f"it at an end. Received: padding before column {column} of example {example}"
         )
 
 
@@ -254,7 +254,7 @@ def _offset(offset):
     shape = tuple(offset.shape)
     if shape or "int" not in str(offset.dtype):
         raise InputError(
-            "`query_offset` is one integer for all rows. "
+            "`query_offset` is one integer for all examples. "
             f"Received: {offset.dtype} of shape {list(shape)}"
         )
     return ops.maximum(ops.cast(offset, "int32"), 0)

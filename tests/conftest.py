@@ -1,3 +1,4 @@
+import gc
 import os
 from importlib import metadata
 
@@ -7,6 +8,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or libtpu, which compiles here,
 # Tests compile much and run little: without optimisation a step compiles in a fifth of the time,
 # and in one piece, since two processes share the processors, in 0.9 of that.
 flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+flags.append("--xla_llvm_disable_expensive_passes=true")
 if metadata.version("jaxlib").startswith("0.10."):  # later ones end the process at its name
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
@@ -14,3 +16,12 @@ os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Commands that tests start keep no compiled programs in the home of who runs them.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+
+
+def pytest_collection_finish():
+    """What is imported by now stays, and no collection of garbage need look at it again.
+
+    Keras collects garbage for every weight that it quantises, half a second each.
+    """
+    gc.collect()
+    gc.freeze()

@@ -65,8 +65,9 @@ def gradients(attention, times, **sizes):
 
 @pytest.mark.slow
 def test_splash_computes_every_order_at_every_length():
-    lengths = (128, 200, 512)
-    program = gradients(softmax_attention, lengths, data=2, model=2)
+    lengths = (200, 512)  # blocks that are full and not, one and several
+    with module._optimization("O0"):
+        program = gradients(softmax_attention, lengths, data=2, model=2)
     calls = hlo.kernels(program.as_text())
     # The orders that fit into one kernel, and the three that each need their own.
     for part in ("fwd", "dq", "dkv"):

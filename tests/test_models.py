@@ -379,7 +379,7 @@ def test_relative_positions_take_no_padding_inside_a_document():
     model.predict({"token_ids": ids, "padding_mask": good}, verbose=0)
     gap = np.array([[1, 0, 1, 1, 2, 2], [1, 1, 1, 1, 0, 0]], "int32")
     bad = {"token_ids": ids, "padding_mask": gap}
-    refused(lambda: model.predict(bad, verbose=0), "before column 2 of row 0")
+    refused(lambda: model.predict(bad, verbose=0), "before column 2 of example 0")
 
 
 def test_sequences_longer_than_the_table_of_positions():

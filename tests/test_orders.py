@@ -248,7 +248,7 @@ def test_padding_inside_a_document_changes_nothing(mechanism):
 
 def test_an_id_that_comes_again_is_refused_where_it_is_known():
     q = np.ones((1, 4, 1, 16), "float32")
-    said = "an id does not come again after another. Received: 1 again in row 0"
+    said = "an id does not come again after another. Received: 1 again in example 0"
     known = np.array([[1, 2, 0, 1]])
     for attend_ in (softmax_attention, linear_attention):
         for rows in (known, keras.ops.convert_to_tensor(known)):
@@ -350,7 +350,7 @@ def modulo(self, sequence):
         ({"ascending": True, "lookahead": 1, "level": lambda self, p: p.position // 3}, "tokens"),
         ({"resumable": True, "level": modulo}, "resumable declares"),
         ({"level": lambda self, p: p.position / 2}, "integers within int32"),
-        ({"level": lambda self, p: p.position - p.position[:, :1]}, "own token's place alone"),
+        ({"level": lambda self, p: p.position - p.position[:, :1]}, "own token's position alone"),
         ({"level": masks.Order.level}, "defines `level"),
         ({"frozen": False}, "frozen dataclass"),
         (

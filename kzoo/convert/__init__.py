@@ -1,9 +1,10 @@
-"""Checkpoints of other libraries, to kzoo and back.
+"""Pretrained weights: checkpoints of other libraries, to kzoo and back.
 
 `kzoo.presets.load` takes what is read here; `to_huggingface` writes.
 """
 
 from pathlib import Path
+from typing import Any
 
 import kzoo.load_keras_hub  # noqa: F401
 from kzoo.convert.checkpoint import Checkpoint
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 
-def read(source):
+def read(source: Any) -> Checkpoint:
     """The checkpoint of another library that `kzoo.presets.load` was given.
 
     Args:

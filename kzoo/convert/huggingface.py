@@ -4,6 +4,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -34,7 +35,7 @@ _OF_RELATIVE = {"relative_buckets", "relative_distance"}
 _FREE = {"objective", "tokenizer", "dropout", "loss_tokens", "initialization", "seed"}
 
 
-def read_huggingface(directory):
+def read_huggingface(directory: str | Path) -> Checkpoint:
     """A checkpoint in Hugging Face's format, checked.
 
     Args:
@@ -146,7 +147,7 @@ def _check(family, pairs, config, tensors, names, unused, directory):
         log.info("left out %s: %s", ", ".join(stored), why)
 
 
-def to_huggingface(model, directory):
+def to_huggingface(model: Any, directory: str | Path) -> None:
     """Writes a model as transformers reads it: config.json, model.safetensors, tokenizer.
 
     Args:

@@ -4,6 +4,7 @@ import functools
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import keras
 import keras_hub
@@ -22,7 +23,7 @@ HEAD_FILE = "task.weights.h5"
 SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "dropout")
 
 
-def read_keras_hub(backbone, tokenizer=None):
+def read_keras_hub(backbone: Any, tokenizer: Any = None) -> Checkpoint:
     """The checkpoint that a backbone of keras-hub is.
 
     Args:

@@ -228,22 +228,22 @@ def _check(heads, phi, stateful, same_sequence):
 
 
 def _offsets(offset, cross):
-    """The `query_offset` of a state, one or one for each row, checked where it is known."""
+    """The `query_offset` of a state, one or one for each example, checked where it is known."""
     known = concrete(offset)
     wrong = known is not None and (
         known.ndim > 1 or known.dtype.kind not in "iu" or known.min() < 0
     )
     if wrong or (cross and not (isinstance(offset, int) and offset == 0)):
         raise InputError(
-            "with a state `query_offset` is the position of a row's first token, an integer or "
-            "integers [batch] of at least 0; 0 of two sequences, where keys have positions of "
+            "with a state `query_offset` is the position of each example's first token, an integer "
+            "or integers [batch] of at least 0; 0 of two sequences, where keys have positions of "
             f"their own. Received: {offset!r}"
         )
     return int(known) if known is not None and not known.ndim else offset
 
 
 def _shifted(sequence, offset):
-    """The positions of `sequence`, those of each row's first document moved by `offset`."""
+    """The positions of `sequence`, those of each example's first document moved by `offset`."""
     moved = sequence.position + ops.reshape(ops.cast(offset, "int32"), (-1, 1))
     if sequence.segment is None:
         return moved

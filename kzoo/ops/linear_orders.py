@@ -85,7 +85,7 @@ def _same_kind(core, qkv, weights, heads, sequence, sin_cos, state):
     document, shown = sequence.document, None
     if sequence.segment is not None:
         shown = sequence.segment != 0
-        if state is not None:  # padding at the row's beginning parts no state from its document
+        if state is not None:  # leading padding does not part a state from its document
             document = ops.maximum(document, 1)
         document = forth(document)[:, None]
     level = None

@@ -4,7 +4,7 @@ The forward pass goes over blocks of queries and, for each, over the blocks of k
 see, with a running maximum and sum (Milakov and Gimelshein 2018, arXiv:1805.02867; Dao et al.
 2022, arXiv:2205.14135). The backward pass forms each block of weights again from the logarithm
 of the sums. Both are rolled loops whose bounds are computed, so one program serves every length
-of prefix and every packing. Rows of the batch are taken in groups; the blocks of one group follow
+of prefix and every packing. Examples are taken in groups; the blocks of one group follow
 those of another, and blocks of two groups never meet. Derivatives other than the gradient, as
 forward mode and the gradient of a gradient, come from a dense form: quadratic memory.
 """
@@ -23,7 +23,7 @@ SHORT = 128  # up to it one block holds all scores, and XLA compiles its dense s
 BLOCK = 128, 128  # queries and keys: small ones hide more
 # In long sequences: XLA shares a product of matrices out over cores from 2**17 results.
 LONG, LONG_BLOCK = 1024, (512, 256)
-SCORES = 2**19  # of the rows and heads of a group in one block: they stay in the cache
+SCORES = 2**19  # of the examples and heads of a group in one block: they stay in the cache
 HIDDEN = -1e30
 
 
@@ -73,27 +73,27 @@ def _attend(mask, floats, sequence):
     block = LONG_BLOCK if min(query_time, key_time) >= LONG else BLOCK
     query_block, key_block = min(block[0], query_time), min(block[1], key_time)
     most = max(1, min(batch, SCORES // (heads * query_block * key_block)))
-    rows = next(size for size in range(most, 0, -1) if batch % size == 0)
+    examples = next(size for size in range(most, 0, -1) if batch % size == 0)
     queries = _arrays(queries, batch, query_block)
     keys = _arrays(keys, batch, key_block)
     if queries[1] is None and keys[1] is not None:  # the end of the keys is filled
         queries = (queries[0], jnp.ones_like(queries[0]), *queries[2:])
     if keys[1] is None and queries[1] is not None:
         keys = (keys[0], jnp.ones_like(keys[0]), *keys[2:])
-    queries, keys = (jax.tree.map(lambda x: _group(x, rows), x) for x in (queries, keys))
+    queries, keys = (jax.tree.map(lambda x: _group(x, examples), x) for x in (queries, keys))
     meet = jax.vmap(functools.partial(_meetings, mask))(queries, keys)
     bounds = _bounds(meet), _bounds(jnp.swapaxes(meet, 1, 2))
     queries, keys = jax.tree.map(_chain, (queries, keys))
-    q = _cut(q, query_block, rows)
-    k, v = (_cut(x, key_block, rows) for x in (k, v))
+    q = _cut(q, query_block, examples)
+    k, v = (_cut(x, key_block, examples) for x in (k, v))
     out, saved = _forward(mask, q, k, v, queries, keys, bounds)
     return _join(out, batch, query_time), saved
 
 
 def _gradient(mask, floats, sequence, saved, slope):
     q, k, v = floats
-    _, rows, _, block, _ = saved[0].shape  # q in blocks
-    gradients = _backward(mask, saved, _cut(slope, block, rows))
+    _, examples, _, block, _ = saved[0].shape  # q in blocks
+    gradients = _backward(mask, saved, _cut(slope, block, examples))
     times = (q.shape[1], k.shape[1], v.shape[1])
     return tuple(_join(x, len(q), time) for x, time in zip(gradients, times, strict=True))
 
@@ -108,14 +108,15 @@ def _dense(mask, floats, sequence):
 _attention = by_hand(lambda *arrays: _attend(*arrays)[0], _attend, _gradient, _dense)
 
 
-# From here on blocks are those of all groups: q, k and v are [blocks, rows, heads, block, dim],
-# sequence [blocks, rows, block], and bounds the first block that each meets and one past the last.
+# From here on blocks are those of all groups: q, k and v are [blocks, examples, heads, block,
+# dim], sequence [blocks, examples, block], and bounds the first block that each meets and one past
+# the last.
 
 
 def _forward(mask, q, k, v, queries, keys, bounds):
     visible = _visible(mask, queries, keys)
 
-    def row(block):
+    def block_of_queries(block):
         i, q, first, end = block
 
         def step(j, carry):
@@ -128,14 +129,14 @@ def _forward(mask, q, k, v, queries, keys, bounds):
             return higher, total * shrink + powers.sum(-1), out
 
         empty = jnp.zeros(q.shape[:3], q.dtype)
-        # Above what is hidden, whose powers then are 0 in a row that has seen nothing too.
+        # Above what is hidden, whose powers then are 0 of a query that has seen nothing too.
         start = (empty + HIDDEN / 2, empty, jnp.zeros((*q.shape[:3], v.shape[-1]), q.dtype))
         start = varying(start, q, k, v, queries, keys)
         highest, total, out = jax.lax.fori_loop(first, end, step, start)
         log_total = jnp.where(total > 0, highest + jnp.log(jnp.where(total > 0, total, 1)), 0)
         return ratio(out, total[..., None]), log_total
 
-    out, log_total = jax.lax.map(row, (jnp.arange(len(q)), q, *bounds[0]))
+    out, log_total = jax.lax.map(block_of_queries, (jnp.arange(len(q)), q, *bounds[0]))
     return out, (q, k, v, queries, keys, bounds, out, log_total)
 
 
@@ -147,7 +148,7 @@ def _backward(mask, saved, cotangent):
     # Weights stand with keys first and the slope of queries with `dim` first, since products with
     # a transposed left side are slow on a CPU.
     def column(dq, block):
-        j, k, turned, v, first, end = block
+        j, k, k_transposed, v, first, end = block
 
         def step(i, carry):
             dq, dk, dv = carry
@@ -159,7 +160,7 @@ def _backward(mask, saved, cotangent):
             slope = _dot("bhkd,bhqd->bhkq", v, cotangent_i) - _at(inner, i)[:, :, None]
             slope = weights * slope
             dk += _dot("bhkq,bhqd->bhkd", slope, q_i)
-            dq_i = _at(dq, i) + _dot("bhdk,bhkq->bhdq", turned, slope)
+            dq_i = _at(dq, i) + _dot("bhdk,bhkq->bhdq", k_transposed, slope)
             return jax.lax.dynamic_update_index_in_dim(dq, dq_i, i, 0, **_INSIDE), dk, dv
 
         start = varying((dq, jnp.zeros_like(k), jnp.zeros_like(v)), dq)
@@ -173,7 +174,7 @@ def _backward(mask, saved, cotangent):
 
 
 def _visible(mask, queries, keys):
-    """The booleans of one block: a function of its row and column of blocks."""
+    """The booleans of one block: a function of its blocks of queries and of keys."""
 
     def visible(i, j):
         pair = (
@@ -201,7 +202,7 @@ def _meetings(mask, queries, keys):
 
 
 def _levels(order, sequence):
-    """[blocks, rows, block]: the level of each position."""
+    """[blocks, examples, block]: the level of each position."""
     return jax.vmap(lambda xs: order.levels(SequenceInfo(*xs)))(sequence)
 
 
@@ -248,9 +249,9 @@ def _arrays(sequence, batch, block):
     return fill(position), fill(segment, "constant"), fill(document), fill(in_source)
 
 
-def _group(x, rows):
-    """[batch, blocks, ...] as [groups, blocks, rows, ...]."""
-    return jnp.swapaxes(x.reshape(-1, rows, *x.shape[1:]), 1, 2)
+def _group(x, examples):
+    """[batch, blocks, ...] as [groups, blocks, examples, ...]."""
+    return jnp.swapaxes(x.reshape(-1, examples, *x.shape[1:]), 1, 2)
 
 
 def _chain(x):
@@ -258,19 +259,19 @@ def _chain(x):
     return x.reshape(-1, *x.shape[2:])
 
 
-def _cut(x, block, rows):
-    """[batch, time, heads, dim] as [groups · blocks, rows, heads, block, dim], the end filled."""
+def _cut(x, block, examples):
+    """[batch, time, heads, dim] as [groups · blocks, examples, heads, block, dim], end filled."""
     missing = -x.shape[1] % block
     if missing:
         x = jnp.pad(x, [(0, 0), (0, missing), (0, 0), (0, 0)])
     x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
-    return _chain(_group(jnp.swapaxes(x, 2, 3), rows))
+    return _chain(_group(jnp.swapaxes(x, 2, 3), examples))
 
 
 def _join(x, batch, time):
     """What `_cut` cut, [batch, time, heads, dim]."""
-    _, rows, heads, block, dim = x.shape
-    x = jnp.swapaxes(x.reshape(batch // rows, -1, rows, heads, block, dim), 1, 2)
+    _, examples, heads, block, dim = x.shape
+    x = jnp.swapaxes(x.reshape(batch // examples, -1, examples, heads, block, dim), 1, 2)
     return jnp.swapaxes(x, 3, 4).reshape(batch, -1, heads, dim)[:, :time]
 
 
