@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from kzoo import masks
+from kzoo.analysis.activations import compact
 from kzoo.analysis.dependence import DRAWS, differentiated, lookups_of, perturbed
-from kzoo.analysis.inside import compact
 from kzoo.analysis.leaks import EPSILON, ROUNDINGS
 from kzoo.analysis.tpu import LENGTH, attention_on_tpu, walk
 from kzoo.errors import InputError

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from kzoo import masks
-from kzoo.analysis.inside import compact
+from kzoo.analysis.activations import compact
 
 HIDDEN, VISIBLE, SOURCE = range(3)
 LABELS = {VISIBLE: "sees", SOURCE: "sees (in the source)", HIDDEN: "does not see"}

@@ -6,7 +6,7 @@ from keras import ops
 
 from kzoo.errors import InputError
 from kzoo.models.compiled import compiled
-from kzoo.models.rows import bucket
+from kzoo.models.prompts import bucket
 from kzoo.values import is_count
 
 
@@ -24,7 +24,7 @@ class Programs:
             row, end, segment_ids = inputs["row"], inputs["end"], inputs.get("segment_ids")
             hidden, cache = model.backbone.decode(row, cache, index, end, segment_ids)
             last = ops.slice(hidden, [0, end[0] - index - 1, 0], (1, 1, hidden.shape[2]))
-            last = model.telling(last, cache, end[0], inputs.get("next_segment"))
+            last = model.prediction_states(last, cache, end[0], inputs.get("next_segment"))
             probabilities = sampler.compute_probabilities(model.head(last)[:, 0])
             return sampler.get_next_token(probabilities), cache
 
@@ -58,11 +58,11 @@ class Session:
                 "token by token go 'greedy', 'top_k', 'top_p' and 'random'. "
                 f"Received: {type(sampler).__name__}"
             )
-        self.model, self.time = model, time or model.longest_row()
+        self.model, self.time = model, time or model.longest_sequence()
         self._programs = model.programs(sampler)
 
     def begin(self, prompt):
-        """Forget everything, for a row that begins with a `kzoo.models.rows.Prompt`."""
+        """Forget everything, for a row that begins with a `kzoo.models.prompts.Prompt`."""
         self.length = 0
         rows = {"row": [[0] * self.time], "start": [0], "source_end": [prompt.source]}
         inputs = {name: np.array(values, "int32") for name, values in rows.items()}

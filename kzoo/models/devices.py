@@ -25,7 +25,7 @@ def mesh_axes():
     return dict(zip(mesh.axis_names, mesh.shape, strict=True))
 
 
-def tell_of_idle_devices():
+def warn_of_idle_devices():
     """Warn, once, where JAX has several devices and nothing says which to use."""
     if _told or keras.backend.backend() != "jax" or keras.distribution.distribution() is not None:
         return
@@ -67,7 +67,7 @@ def check_batches(count, batch_size):
             _check_batch(size, distribution)
 
 
-def own_rows(batch, distribution):
+def own_examples(batch, distribution):
     """The rows of a batch that this process's devices compute.
 
     Args:

@@ -1,6 +1,6 @@
 """Text from models: one pass over the prompts of a batch fills a cache, then tokens come.
 
-How rows are laid out stands in `kzoo.models.rows`; what a cache is, at `Backbone.init_cache`.
+How rows are laid out stands in `kzoo.models.prompts`; what a cache is, at `Backbone.init_cache`.
 Tokens are chosen by keras-hub's samplers, and by `kzoo.models.BeamSampler`.
 """
 
@@ -15,7 +15,7 @@ from keras import ops
 from kzoo.errors import InputError, unknown
 from kzoo.models.beams import BeamSampler
 from kzoo.models.conversation import Conversation, Programs, Session, pieces
-from kzoo.models.rows import FREE, Prompt, aligned_right, bucket, until
+from kzoo.models.prompts import FREE, Prompt, aligned_right, bucket, until
 from kzoo.objectives.layouts import aligned_left
 from kzoo.values import is_integer
 
@@ -199,7 +199,7 @@ class Generates:
         """What a compiled program does for one batch: one pass over prompts, then tokens.
 
         Args:
-            inputs: int32 tensors by name, from `kzoo.models.rows.aligned_right`, and what an
+            inputs: int32 tensors by name, from `kzoo.models.prompts.aligned_right`, and what an
                 encoder reads.
             stop_token_ids: a sequence of ids, or None.
 
@@ -217,7 +217,7 @@ class Generates:
         def step(row, cache, index):
             token = ops.slice(row, [0, index - 1], (ops.shape(row)[0], 1))
             hidden, cache = self.backbone.decode(token, cache, index - 1)
-            hidden = self.telling(hidden, cache, index)
+            hidden = self.prediction_states(hidden, cache, index)
             return self.head(hidden)[:, 0], hidden[:, 0], cache
 
         # The contrastive sampler compares with all hidden states before a column: padding
@@ -239,7 +239,7 @@ class Generates:
             model=self,
         )
 
-    def telling(self, hidden, cache, column, segment_ids=None):
+    def prediction_states(self, hidden, cache, column, segment_ids=None):
         """The states that tell the token at a column: [batch, 1, hidden_dim].
 
         Args:
@@ -334,7 +334,7 @@ class Generates:
         return tuple(map(int, ids))
 
     def _max_length(self, given):
-        longest = self.longest_row()
+        longest = self.longest_sequence()
         if given is None:
             return longest
         if not is_integer(given):
@@ -345,7 +345,7 @@ class Generates:
             )
         return int(given)
 
-    def longest_row(self):
+    def longest_sequence(self):
         """The most tokens of a row."""
         longest = self.backbone.max_sequence_length
         if self.preprocessor is None:
@@ -426,13 +426,13 @@ class GeneratesFromEncoder(Generates):
 
     def encoder_inputs(self, prompts):
         rows = [prompt.encoded for prompt in prompts]
-        width = min(bucket(max(map(len, rows))), self.longest_row())
+        width = min(bucket(max(map(len, rows))), self.longest_sequence())
         names = ("encoder_token_ids", "encoder_padding_mask")
         return dict(zip(names, aligned_left(rows, width), strict=True))
 
     def _prompts(self, x, max_length):
         names = ("encoder_token_ids", "encoder_padding_mask")
-        encoded = self._beginnings(x, *names, self.longest_row())
+        encoded = self._beginnings(x, *names, self.longest_sequence())
         names = ("decoder_token_ids", "decoder_padding_mask")
         rows = self._beginnings(x, *names, max_length - 1)
         if len(rows) != len(encoded):

@@ -28,12 +28,12 @@ class PathWeights:
 
     def save(self, filepath, *args, **kwargs):
         """As `keras.Model.save`: a `.keras` file, in which LoRA is part of the kernels."""
-        check_comes_back(self)
+        check_can_be_loaded(self)
         super().save(filepath, *args, **kwargs)
 
     def save_to_preset(self, preset_dir, *args, **kwargs):
         """As keras-hub's: a folder, for `kzoo.presets.load` and keras-hub's `from_preset`."""
-        check_comes_back(self)
+        check_can_be_loaded(self)
         super().save_to_preset(preset_dir, *args, **kwargs)
 
     def save_weights(self, filepath, overwrite=True, max_shard_size=None):
@@ -71,7 +71,7 @@ def by_path(model):
     return variables
 
 
-def check_comes_back(model):
+def check_can_be_loaded(model):
     """Refuse, before anything is written, to save a model that would not be loaded the same.
 
     Raises:
@@ -166,7 +166,7 @@ def read_weights(filepath, variables):
                 arrays.update({path: np.asarray(item)}) if isinstance(item, h5py.Dataset) else None
             )
         )
-    _settle_lora(arrays, variables)
+    _merge_lora(arrays, variables)
     faults = [f"missing {path}" for path in variables if path not in arrays]
     faults += [f"unknown {path}" for path in arrays if path not in variables]
     faults += [
@@ -182,7 +182,7 @@ def read_weights(filepath, variables):
         variable.assign(arrays[path])
 
 
-def _settle_lora(arrays, variables):
+def _merge_lora(arrays, variables):
     """Of LoRA matrices that the file alone has, add the product to the kernel in `arrays`; those
     that the model alone has, let change nothing, and begin anew."""
     for path in list(arrays):
