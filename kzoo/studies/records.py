@@ -12,6 +12,7 @@ from kzoo.files import read_json
 log = logging.getLogger("kzoo")
 
 STUDY_FILE, RESULTS_FILE, REPORT_FILE = "study.json", "results.jsonl", "report.html"
+VERDICTS_FILE = "verdicts.json"
 _OF_A_STUDY = {"name": str, "description": str, "arms": dict, "data": list, "seeds": list}
 _OF_A_STUDY |= {"steps": int, "batch_size": int, "learning_rate": int | float | None}
 _OF_A_RUN = ("run", "arm", "data", "seed")
@@ -68,6 +69,16 @@ def read(directory):
         return [order.index(x) if x in order else len(order) for order, x in of]
 
     return study, sorted(runs.values(), key=place)
+
+
+def programs(study):
+    """(data, label) of every program of a study's JSON, in order; each runs once per seed."""
+    return [
+        (data, label)
+        for data in study["data"]
+        for label, arm in study["arms"].items()
+        if data in arm.get("data", study["data"])
+    ]
 
 
 def append(directory, record):

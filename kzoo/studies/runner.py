@@ -20,8 +20,10 @@ from kzoo.config import checkpoint_bytes, count_parameters
 from kzoo.errors import InputError
 from kzoo.files import check_folder, found, read_json, reason, taken, write
 from kzoo.ops.context import platform
+from kzoo.studies import protocol
+from kzoo.studies.hypotheses import hashes
 from kzoo.studies.provenance import provenance
-from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read
+from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, VERDICTS_FILE, append, read
 from kzoo.studies.study import measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
@@ -55,7 +57,8 @@ def run(study, directory, *, progress=True, at_once=None):
             more than one are processes with a share of the cores each.
 
     Returns:
-        The records of all runs, a list of dicts in the order of the study.
+        The records of all runs, a list of dicts in the order of the study. A study with looks
+        stops at the first one that decides all of its hypotheses.
 
     Raises:
         InputError: if the directory holds another study or something else, the data are
@@ -75,44 +78,88 @@ def run(study, directory, *, progress=True, at_once=None):
     if at_once > 1 and not places and platform() != "cpu":
         raise InputError(f"an accelerator takes one run at a time. Received: at_once={at_once}")
     programs, done = study.runs(), finished_runs(directory)
-    jobs = jobs_left(study, done)
-    if jobs:
+    # Not by what is left to do: a run goes on with as many threads as it began with, since
+    # their number moves the last bits.
+    at_once = min(at_once, len(programs))
+    if jobs_left(study, done):
         for source, _, arm in programs:
             load_splits(study, source, arm.config(study.seeds[0]))  # the unusable are refused here
-        check_folder(directory, _bytes(study, directory, min(at_once, len(programs))))
-        directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        write(directory / STUDY_FILE, text)
-        (directory / RESULTS_FILE).touch()
+        check_folder(directory, _bytes(study, directory, at_once))
+    _write_study(study, directory)
+    about = _about(study)
 
     with _Bars(progress, len(programs) * len(study.seeds), len(done)) as bars:
 
         def say(kind, name, *what):
             if kind == "record":
-                append(directory, *what)
-                done[name] = what[0]
+                done[name] = {**what[0], **about}
+                append(directory, done[name])
                 bars.finished(name)
             elif kind == "begin":
                 bars.begin(name, study.steps)
             else:
                 bars.step(name, *what)
 
-        def work(job, say):
-            run_program(study, directory, *job, say)
-
-        # Not by what is left to do: a run goes on with as many threads as it began with, since
-        # their number moves the last bits.
-        at_once = min(at_once, len(programs))
-        if len(places) > 1:
-            in_threads(work, share_out(jobs, len(places)), say, places)
-        elif at_once > 1 and jobs:
-            in_processes(study, directory, jobs, say, at_once)
-        else:
-            for job in jobs:
-                work(job, say)
+        for look in study.looks or [len(study.seeds)]:
+            jobs = jobs_left(dataclasses.replace(study, seeds=study.seeds[:look]), done)
+            _work_off(study, directory, jobs, say, places, at_once)
+            if look < len(study.seeds) and _all_decided(study, done):
+                break
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    if study.hypotheses:
+        _write_verdicts(study, directory, list(done.values()))
     order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
-    return [done[name] for name in order]
+    return [done[name] for name in order if name in done]
+
+
+def _work_off(study, directory, jobs, say, places, at_once):
+    """All jobs (source, label, seeds): on the devices `places`, in processes, or one by one."""
+
+    def work(job, say):
+        run_program(study, directory, *job, say)
+
+    if len(places) > 1:
+        in_threads(work, share_out(jobs, len(places)), say, places)
+    elif at_once > 1 and jobs:
+        in_processes(study, directory, jobs, say, at_once)
+    else:
+        for job in jobs:
+            work(job, say)
+
+
+def _write_study(study, directory):
+    """Write down what is asked, which may have grown since the study was begun."""
+    path = directory / STUDY_FILE
+    if not path.is_file() or _saved_study(directory) != study.to_dict():
+        directory.mkdir(parents=True, exist_ok=True)
+        write(path, json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        (directory / RESULTS_FILE).touch()
+
+
+def _about(study):
+    """What each record says of the study as it stood when the run was made."""
+    about = {}
+    if study.hypotheses:
+        about = {"hypotheses": hashes(study.hypotheses), "seeds_planned": len(study.seeds)}
+    if study.imports:
+        about["imports"] = protocol.module_hashes(study.imports)
+    return about
+
+
+def _all_decided(study, done):
+    from kzoo.studies.evidence import decided, draw  # which loads the statistics
+
+    return decided(draw(study.to_dict(), list(done.values())))
+
+
+def _write_verdicts(study, directory, records):
+    from kzoo.studies.evidence import draw, seeds_drawn
+
+    fields = study.to_dict()
+    drawn = [{"text": str(verdict), **verdict.to_dict()} for verdict in draw(fields, records)]
+    content = {"study": study.name, "seeds": seeds_drawn(fields, records), "verdicts": drawn}
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write(directory / VERDICTS_FILE, text + "\n")
 
 
 def finished_runs(directory):
@@ -175,7 +222,12 @@ def as_begun(study, directory):
 
 
 def check_directory(study, directory):
-    """`InputError` unless the directory is new, empty, or holds this very study."""
+    """`InputError` unless the directory is new, empty, or holds this study, which may have grown.
+
+    Seeds, hypotheses and looks may have been added to it; see `kzoo.studies.protocol.grown`.
+    """
+    if study.tuning:
+        raise InputError("studies do not tune yet; name a learning_rate. Received: tuning")
     directory = Path(directory)
     try:
         known = (directory / STUDY_FILE).is_file()
@@ -185,14 +237,41 @@ def check_directory(study, directory):
             f"the output is a folder; {reason(error)}. Received: {directory}"
         ) from error
     if known:
-        other = list(differences(_saved_study(directory), study.to_dict()))
+        saved = _saved_study(directory)
+        if isinstance(saved, dict):
+            saved = protocol.grown(saved, study.to_dict())
+        other = list(differences(saved, study.to_dict()))
         if other:
             raise InputError(
                 f"the output folder holds another study ({'; '.join(other):.300}); name a new one "
                 f"with --out. Received: {directory}"
             )
+        _check_records(study, finished_runs(directory).values())
     elif held:
         raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
+
+
+def _check_records(study, records):
+    """`InputError` if what the records say forbids to go on."""
+    now = protocol.module_hashes(study.imports)
+    for record in records:
+        then = record.get("imports", {})
+        changed = [name for name in now if then.get(name) != now[name]]
+        if changed:
+            raise InputError(
+                f"modules of imports are those with which the study began; {', '.join(changed)} "
+                f"changed after the run {record['run']!r}. Name a new folder with --out. "
+                f"Received: {list(study.imports)}"
+            )
+    if study.looks:
+        from kzoo.studies.evidence import looks_taken  # which loads the statistics
+
+        for number in looks_taken(study.to_dict(), records):
+            if number not in study.looks:
+                raise InputError(
+                    f"looks hold those that were taken, here at {number} seeds. "
+                    f"Received: {list(study.looks)}"
+                )
 
 
 def _saved_study(directory):
@@ -243,6 +322,8 @@ class Trainer:
             "parameters": model.count_params(),
             "seconds": outcome.seconds,
             "tokens_per_second": rows * outcome.steps / outcome.seconds,
+            "learning_rate": study.rate(self.arm),
+            "batch_size": study.batch_size,
             "config": config,
             "overrides": self.arm.overrides,
             "spectrum": attention_spectrum(model, batch) if outcome.finite else [],

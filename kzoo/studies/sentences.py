@@ -245,7 +245,7 @@ def rates_said(hypothesis, facts):
 # What stands beside it ------------------------------------------------------------------------
 
 
-def notes(verdict, facts, failures, far_from_normal=None):
+def notes(verdict, facts, failures, far_from_normal=None, added_to=()):
     """Sentences on what a reader should know beside the verdict: a tuple.
 
     Args:
@@ -253,8 +253,14 @@ def notes(verdict, facts, failures, far_from_normal=None):
         facts: arm -> `ArmFacts`.
         failures: (arm, seed, what happened) of runs without a trustworthy value.
         far_from_normal: p of a test of normality that failed, else None.
+        added_to: numbers of seeds at which verdicts were drawn before, which no look counts.
     """
     found = [_failures(failures)] if failures else []
+    if added_to:
+        found.append(
+            f"Seeds were added after verdicts at {' and '.join(map(str, added_to))} seeds, a look "
+            "that the interval does not count."
+        )
     found += _on_the_outcome(verdict)
     found += _on_the_spread(verdict, far_from_normal)
     for label in verdict.hypothesis.labels:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -113,7 +114,7 @@ class Study:
 
     @classmethod
     def from_json(cls, path):
-        """A study from a JSON file.
+        """A study from a JSON file; modules of its `imports` may stand beside it.
 
         Raises:
             InputError: if the file is missing, no JSON (with line and column), or no study.
@@ -122,7 +123,11 @@ class Study:
             >>> Study.from_json(QUICK).name
             'quick'
         """
-        return cls.from_dict(read_json(path))
+        fields = read_json(path)
+        folder = str(Path(path).resolve().parent)
+        if isinstance(fields, Mapping) and fields.get("imports") and folder not in sys.path:
+            sys.path.append(folder)
+        return cls.from_dict(fields)
 
     def to_dict(self):
         """JSON of everything that the study says, defaults filled in."""

@@ -1,0 +1,232 @@
+"""Studies with hypotheses, from their files to their verdicts; mostly on made-up records."""
+
+import hashlib
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from kzoo.errors import InputError
+from kzoo.studies import Study, report, run
+from kzoo.studies import runner as runner_module
+from kzoo.studies.evidence import arm_facts
+from kzoo.studies.notebook import Results
+from kzoo.studies.records import read
+
+SMALL = {
+    "num_layers": 1,
+    "hidden_dim": 16,
+    "num_heads": 2,
+    "intermediate_dim": 16,
+    "max_sequence_length": 36,
+}
+DIFFERENCE = {"name": "Q1", "kind": "difference", "arms": ["linear", "softmax"], "sign": "+"}
+DIFFERENCE |= {"differ_in": ["mechanism"]}
+EQUAL = {**DIFFERENCE, "name": "Q2", "kind": "equivalence", "margin": 0.2}
+del EQUAL["sign"]
+STUDY = {
+    "name": "asks",
+    "arms": {
+        "softmax": {"preset": "gpt_nano", "overrides": SMALL},
+        "linear": {"preset": "gpt_nano", "overrides": {**SMALL, "mechanism": "linear"}},
+    },
+    "data": ["synthetic:copy"],
+    "seeds": 5,
+    "steps": 2,
+    "evaluations": 1,
+    "batch_size": 4,
+    "valid": 0.001,
+    "learning_rate": 0.003,
+    "hypotheses": [DIFFERENCE],
+}
+NOISE = [0.01, -0.02, 0.005, 0.015, -0.01, 0.0, 0.008, -0.008, 0.012, -0.012]
+
+
+def study(**changes):
+    return Study.from_dict({**STUDY, **changes})
+
+
+class Made:
+    """In place of `runner.Trainer`: records that are made up, with a gap of 0.5 bits."""
+
+    gap = 0.5
+    made = []
+    changes = {}
+
+    def __init__(self, study, source, arm):
+        self.study, self.source, self.arm = study, source, arm
+
+    def run(self, seed, path, on_step):
+        linear = self.arm.overrides.get("mechanism") == "linear"
+        Made.made.append((linear, seed))
+        bits = 3.0 + seed / 100 + linear * (self.gap + NOISE[seed])
+        return {
+            "group": f"every next byte on {self.source}",
+            "measure": "bits per byte",
+            "status": "finished",
+            "steps": 2,
+            "train_loss": [3.0, 2.9],
+            "held_out": [[2, bits]],
+            "bits": bits,
+            "scored_tokens": 10,
+            "parameters": 100,
+            "seconds": 1.0,
+            "tokens_per_second": 10.0,
+            "learning_rate": self.study.rate(self.arm),
+            "batch_size": 4,
+            "config": self.arm.config(seed),
+            "overrides": self.arm.overrides,
+            "spectrum": [],
+            "facts": {"sha256": "ab", "unigram_entropy": 4.7, "bigram_entropy": 3.5},
+            "provenance": {
+                "commit": None,
+                "dirty": None,
+                "versions": {},
+                "kernels": [],
+                "started": "2026",
+            },
+            **self.changes,
+        }
+
+
+@pytest.fixture
+def made(monkeypatch):
+    monkeypatch.setattr(runner_module, "Trainer", Made)
+    monkeypatch.setattr(runner_module, "load_splits", lambda *arguments: None)
+    monkeypatch.setattr(Made, "made", [])
+    return monkeypatch
+
+
+def go(asked, directory):
+    return run(asked, directory, progress=False, at_once=1)
+
+
+def said(directory):
+    return [
+        verdict["text"]
+        for verdict in json.loads((directory / "verdicts.json").read_text())["verdicts"]
+    ]
+
+
+def test_a_study_ends_in_the_sentences_of_its_verdicts(made, tmp_path):
+    asked = study()
+    records = go(asked, tmp_path)
+    assert all(record["hypotheses"] == {"Q1": asked.hypotheses[0].hash} for record in records)
+    (sentence,) = said(tmp_path)
+    assert sentence == (
+        "linear against softmax on every next byte of synthetic:copy, at 2 steps: confirmed, "
+        "higher (+0.500 bits, 95% interval 0.482 to 0.518, 5 paired seeds; untuned, rate 0.003)."
+    )
+    results = Results(records, tmp_path)
+    assert [str(verdict) for verdict in results.verdicts()] == [sentence]
+    page = report(tmp_path).read_text()
+    assert page.index("Q1: confirmed") < page.index("What is held equal")
+    assert "draws no verdicts" not in page and "+0.500 bits" in page
+
+
+def test_seeds_can_be_added_which_is_said(made, tmp_path):
+    go(study(), tmp_path)
+    records = go(study(seeds=6), tmp_path)
+    assert len(records) == 12 and len(Made.made) == 12
+    (sentence,) = said(tmp_path)
+    assert "6 paired seeds" in sentence and "Post hoc" not in sentence
+    assert "Seeds were added after verdicts at 5 seeds, a look that the interval" in sentence
+    for other in (study(), study(seeds=[1, 2, 3, 4, 5, 6]), study(seeds=6, hypotheses=[EQUAL])):
+        with pytest.raises(InputError, match="holds another study"):
+            go(other, tmp_path)
+
+
+def test_a_hypothesis_that_came_later_is_post_hoc(made, tmp_path):
+    go(study(), tmp_path)
+    go(study(hypotheses=[DIFFERENCE, EQUAL]), tmp_path)
+    first, second = said(tmp_path)
+    assert first.startswith("linear against") and second.startswith("Post hoc: linear against")
+    assert len(Made.made) == 10
+    assert len(read(tmp_path)[0]["hypotheses"]) == 2
+    bare = {field: value for field, value in STUDY.items() if field != "hypotheses"}
+    assert "hypotheses" not in go(Study.from_dict(bare), tmp_path / "bare")[0]
+    go(study(), tmp_path / "bare")
+    assert said(tmp_path / "bare")[0].startswith("Post hoc: linear against")
+
+
+def test_a_study_with_looks_stops_where_all_is_decided(made, tmp_path):
+    records = go(study(seeds=10, looks=[5, 10]), tmp_path / "clear")
+    assert len(records) == 10 and "97.5% interval" in said(tmp_path / "clear")[0]
+    page = report(tmp_path / "clear").read_text()
+    assert "stopped at\n5 of 10 seeds" in page and "is incomplete" not in page
+    assert go(study(seeds=10, looks=[5, 10]), tmp_path / "clear") == records
+    made.setattr(Made, "gap", 0.0)
+    assert len(go(study(seeds=10, looks=[5, 10]), tmp_path / "open")) == 20
+    assert "undecided" in said(tmp_path / "open")[0] and "10 paired" in said(tmp_path / "open")[0]
+
+
+def test_looks_keep_those_that_were_taken(made, tmp_path):
+    go(study(), tmp_path)
+    with pytest.raises(InputError, match="hold those that were taken, here at 5 seeds"):
+        go(study(seeds=8, looks=[8]), tmp_path)
+    made.setattr(Made, "gap", 0.0)
+    go(study(seeds=8, looks=[5, 8]), tmp_path)
+    assert "Seeds were added" not in said(tmp_path)[0]
+
+
+def test_a_diverged_run_leaves_its_hypothesis_undecided(made, tmp_path):
+    made.setattr(Made, "changes", {"status": "nan", "bits": None})
+    go(study(), tmp_path)
+    assert "undecided, with fewer than 5 finished pairs" in said(tmp_path)[0]
+    assert "Failed runs: seeds 0, 1, 2, 3, 4 of linear diverged" in said(tmp_path)[0]
+
+
+def curve(*values, bits=3.0, data="pydoc"):
+    losses = np.repeat(values, 20).tolist()
+    run = {"seed": 0, "status": "finished", "train_loss": losses, "bits": bits, "data": data}
+    return {**run, "facts": {"bigram_entropy": 3.5}, "learning_rate": 0.01}
+
+
+@pytest.mark.parametrize(
+    "run, expected",
+    [
+        (curve(5, 4, 3, 2.5, 2.49), {}),
+        (curve(5, 4, 3, 2.5, 2.4), {"still_falling": True}),
+        (curve(5, 4, 3.9, 3.89, 3.89, bits=4.0), {"stalled": (0,), "above_bigram": True}),
+        (curve(5, 4, 3.9, 3.89, 3.89, bits=4.0, data="synthetic:copy"), {}),
+        (curve(5, 4, 3, 2.5, 2.49, bits=4.0), {"above_bigram": True}),
+        ({**curve(5), "train_loss": [3.0, 2.0]}, {}),
+        ({**curve(5), "status": "nan", "bits": None}, {"diverged": (0,)}),
+    ],
+)
+def test_doubtful_runs_are_seen_in_their_records(run, expected):
+    facts = arm_facts([run], {})
+    fields = ("stalled", "above_bigram", "still_falling", "diverged")
+    assert {name: getattr(facts, name) for name in fields if getattr(facts, name)} == expected
+    assert facts.rate == 0.01
+
+
+def test_modules_of_imports_are_hashed_and_may_not_change(made, tmp_path, monkeypatch):
+    made.setattr("sys.path", list(sys.path))
+    made.setattr("sys.modules", dict(sys.modules))
+    module = tmp_path / "my_attention.py"
+    module.write_text("from kzoo import mechanisms\n")
+    (tmp_path / "study.json").write_text(json.dumps({**STUDY, "imports": ["my_attention"]}))
+    asked = Study.from_json(tmp_path / "study.json")  # the module stands beside it
+    records = go(asked, tmp_path / "out")
+    digest = hashlib.sha256(module.read_bytes()).hexdigest()
+    assert all(record["imports"] == {"my_attention": digest} for record in records)
+    module.write_text("mechanisms = None\n")
+    with pytest.raises(InputError, match="my_attention changed after the run"):
+        go(asked, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"budget": "flops"}, "the budgets 'scored_tokens' and 'flops' are not there yet"),
+        (
+            {"hypotheses": [{**DIFFERENCE, "metric": "accuracy"}]},
+            "unknown metric of the hypothesis",
+        ),
+    ],
+)
+def test_what_does_not_act_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        study(**changes)
