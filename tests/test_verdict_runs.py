@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sys
 
 import numpy as np
@@ -12,7 +13,8 @@ from kzoo.studies import Study, report, run
 from kzoo.studies import runner as runner_module
 from kzoo.studies.evidence import arm_facts
 from kzoo.studies.notebook import Results
-from kzoo.studies.records import read
+from kzoo.studies.records import read, read_tuning
+from kzoo.studies.tuning import losses_by_rate
 
 SMALL = {
     "num_layers": 1,
@@ -60,7 +62,7 @@ class Made:
     def run(self, seed, path, on_step):
         linear = self.arm.overrides.get("mechanism") == "linear"
         Made.made.append((linear, seed))
-        bits = 3.0 + seed / 100 + linear * (self.gap + NOISE[seed])
+        bits = 3.0 + seed / 100 + linear * (self.gap + NOISE[seed % 10])
         return {
             "group": f"every next byte on {self.source}",
             "measure": "bits per byte",
@@ -73,7 +75,7 @@ class Made:
             "parameters": 100,
             "seconds": 1.0,
             "tokens_per_second": 10.0,
-            "learning_rate": self.study.rate(self.arm),
+            "learning_rate": self.study.rate(self.arm, self.source),
             "batch_size": 4,
             "config": self.arm.config(seed),
             "overrides": self.arm.overrides,
@@ -217,9 +219,89 @@ def test_modules_of_imports_are_hashed_and_may_not_change(made, tmp_path, monkey
         go(asked, tmp_path / "out")
 
 
+TUNED = {**STUDY, "tuning": {"seeds": [7, 8], "grid": {"learning_rate": [0.003, 0.01, 0.03]}}}
+del TUNED["learning_rate"]
+
+
+def tuned_by(best):
+    """A made trainer whose bits grow with the distance of the rate from the best of its arm."""
+
+    class ByRate(Made):
+        def run(self, *arguments):
+            record = super().run(*arguments)
+            away = abs(math.log(record["learning_rate"] / best[len(self.arm.overrides) > 5]))
+            return {**record, "bits": record["bits"] + away}
+
+    return ByRate
+
+
+def rates(records):
+    return {record["arm"]: record["learning_rate"] for record in records}
+
+
+def test_a_rate_that_suits_all_arms_is_shared(made, tmp_path):
+    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.011]))
+    asked = Study.from_dict(TUNED)
+    records = go(asked, tmp_path)
+    assert rates(records) == {"softmax": 0.01, "linear": 0.01}
+    assert records[0]["rate_chosen"] == {
+        "rate": 0.01,
+        "grid": [0.003, 0.01, 0.03],
+        "seeds": 2,
+        "widened": 0,
+        "at_edge": False,
+        "shared": True,
+    }
+    tuning = read_tuning(tmp_path)
+    assert len(tuning) == 12 and all(record["tuning"] for record in tuning)
+    assert {record["arm"] for record in tuning} == {"softmax", "linear"}
+    assert "; rates chosen from {0.003, 0.01, 0.03} on 2 other seeds)." in said(tmp_path)[0]
+    assert "leaves out the uncertainty of choosing the rates" in said(tmp_path)[0]
+    page = report(tmp_path).read_text()
+    assert "Loss against learning rate" in page and "learning rates chosen on other" in page
+    count = len(Made.made)
+    assert go(asked, tmp_path) == records and len(Made.made) == count
+
+
+def test_arms_without_a_common_rate_take_their_own_and_grids_widen(made, tmp_path):
+    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.09]))
+    records = go(Study.from_dict(TUNED), tmp_path)
+    assert rates(records) == {"softmax": 0.01, "linear": 0.09}
+    choice = records[-1]["rate_chosen"]
+    assert choice["grid"] == [0.003, 0.01, 0.03, 0.09, 0.27]
+    assert choice["widened"] == 2 and not choice["at_edge"] and not choice["shared"]
+    (sentence,) = said(tmp_path)
+    assert "each arm its own: linear 0.09, softmax 0.01" in sentence
+    assert "linear: the grid of rates was widened 2 times." in sentence
+
+
+def test_a_best_rate_at_the_edge_of_a_wide_grid_is_named(made, tmp_path):
+    made.setattr(runner_module, "Trainer", tuned_by([3.0, 3.0]))
+    records = go(Study.from_dict(TUNED), tmp_path)
+    assert records[0]["rate_chosen"]["at_edge"] and records[0]["learning_rate"] == 0.27
+    assert "the rate chosen, 0.27, is at the edge of its grid" in said(tmp_path)[0]
+
+
+def test_arms_that_diverge_at_every_rate_do_not_share_one():
+    runs = [
+        {"data": "x", "arm": arm, "learning_rate": rate, "status": status, "bits": bits}
+        for arm, status, bits in (("a", "nan", None), ("b", "finished", 3.0))
+        for rate in (0.1, 0.2, 0.3)
+    ]
+    found = losses_by_rate(runs * 2)
+    assert found["x", "a"][0.1] == (float("inf"), float("inf"))
+    assert found["x", "b"][0.1] == (3.0, 0.0)
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
+        ({**TUNED, "learning_rate": 0.01}, "names a learning_rate or tunes it"),
+        ({"tuning": {**TUNED["tuning"], "seeds": [7]}, "learning_rate": None}, "needs two seeds"),
+        (
+            {"tuning": {"seeds": [7, 8], "grid": {"batch_size": [4, 8]}}, "learning_rate": None},
+            "chooses the learning_rate and no other field",
+        ),
         ({"budget": "flops"}, "the budgets 'scored_tokens' and 'flops' are not there yet"),
         (
             {"hypotheses": [{**DIFFERENCE, "metric": "accuracy"}]},

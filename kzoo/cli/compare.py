@@ -82,18 +82,19 @@ def _print_verdicts(study, verdicts):
 
 
 def _saved(options):
-    from kzoo.studies.records import read
+    from kzoo.studies.records import read, read_tuning
 
     try:
         study, directory = _read(options)
-        finished = len(read(directory)[1])
+        finished, tuned = len(read(directory)[1]), len(read_tuning(directory))
     except (InputError, OSError):  # nothing was begun
         return "nothing is saved"
     runs = len(study.runs()) * len(study.seeds)
     begun = sum(bool(numbered(folder)) for folder in directory.glob("checkpoints/*"))
-    if not finished and not begun:
+    if not finished and not begun and not tuned:
         return "nothing is saved"
     begun = f", and {begun} begun," if begun else ""
+    begun += f" and {tuned} of tuning" if tuned else ""
     return (
         f"{finished} of {runs} runs are finished{begun} in {directory}; the same command goes on "
         "from there"

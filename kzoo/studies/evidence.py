@@ -141,8 +141,13 @@ def arm_facts(runs, study):
         return ArmFacts()
     finished = [run for run in runs if run["status"] == "finished"]
     falls = [fall for run in finished if (fall := _last_fall(run)) is not None]
+    chosen = runs[0].get("rate_chosen", {})
     return ArmFacts(
         rate=runs[0].get("learning_rate", study.get("learning_rate")),
+        grid=tuple(chosen.get("grid", ())),
+        tuning_seeds=chosen.get("seeds", 0),
+        widened=chosen.get("widened", 0),
+        at_edge=chosen.get("at_edge", False),
         diverged=tuple(run["seed"] for run in runs if run["status"] != "finished"),
         stalled=tuple(run["seed"] for run in finished if _stalled(run)),
         above_bigram=bool(finished) and float(np.mean([_above(run) for run in finished])) > 0,

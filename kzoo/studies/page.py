@@ -16,7 +16,8 @@ from kzoo import objectives
 from kzoo.analysis import draw_masks
 from kzoo.errors import InputError
 from kzoo.files import write
-from kzoo.studies.records import REPORT_FILE, programs, read
+from kzoo.studies.records import REPORT_FILE, programs, read, read_tuning
+from kzoo.studies.tuning import losses_by_rate
 
 # Okabe and Ito's colours, told apart by the colour-blind, without yellow; then four more.
 # What the page says of a run.
@@ -276,7 +277,8 @@ def report(directory):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html.jinja").render(_content(study, records))
+    content = {**_content(study, records), "tuning": _tuning(records, read_tuning(directory))}
+    page = environment.get_template("page.html.jinja").render(content)
     path = directory / REPORT_FILE
     write(path, page)
     return path
@@ -336,6 +338,20 @@ def _verdicts(study, records):
     ]
     used = seeds if stopped else study["seeds"]
     return {**found, "drawn": shown, "seeds": list(used), "stopped": stopped}
+
+
+def _tuning(records, tuned):
+    """Of each source: the rates tried, and each arm's loss at them with its standard error."""
+    chosen = {(run["data"], run["arm"]): run.get("learning_rate") for run in records}
+    losses, tables = losses_by_rate(tuned), {}
+    for (data, arm), at in losses.items():
+        tables.setdefault(data, []).append(
+            {"arm": arm, "at": at, "chosen": chosen.get((data, arm))}
+        )
+    return [
+        {"data": data, "rows": rows, "rates": sorted({rate for row in rows for rate in row["at"]})}
+        for data, rows in tables.items()
+    ]
 
 
 def _group(name, records, styles, study):

@@ -222,6 +222,23 @@ def _check_what_acts(study):
             "arms have the same number of steps; the budgets 'scored_tokens' and 'flops' are not "
             f"there yet. Received: budget={study.budget!r}"
         )
+    if study.tuning:
+        for grid in (study.tuning.grid, *study.tuning.arms.values()):
+            if set(grid) != {"learning_rate"}:
+                raise InputError(
+                    "tuning chooses the learning_rate and no other field yet. "
+                    f"Received: {sorted(grid)}"
+                )
+        if study.learning_rate is not None:
+            raise InputError(
+                "a study names a learning_rate or tunes it. "
+                f"Received: learning_rate={study.learning_rate} and tuning"
+            )
+        if len(study.tuning.seeds) < 2:
+            raise InputError(
+                "tuning needs two seeds or more, to know the spread between them. "
+                f"Received: {list(study.tuning.seeds)}"
+            )
     for hypothesis in study.hypotheses:
         if hypothesis.metric not in METRICS:
             what = f"metric of the hypothesis {hypothesis.name!r}"

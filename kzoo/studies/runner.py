@@ -20,10 +20,18 @@ from kzoo.config import checkpoint_bytes, count_parameters
 from kzoo.errors import InputError
 from kzoo.files import check_folder, found, read_json, reason, taken, write
 from kzoo.ops.context import platform
-from kzoo.studies import protocol
+from kzoo.studies import protocol, tuning
 from kzoo.studies.hypotheses import hashes
 from kzoo.studies.provenance import provenance
-from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, VERDICTS_FILE, append, read
+from kzoo.studies.records import (
+    RESULTS_FILE,
+    STUDY_FILE,
+    TUNING_FILE,
+    VERDICTS_FILE,
+    append,
+    read,
+    read_tuning,
+)
 from kzoo.studies.study import measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
@@ -89,17 +97,17 @@ def run(study, directory, *, progress=True, at_once=None):
     about = _about(study)
 
     with _Bars(progress, len(programs) * len(study.seeds), len(done)) as bars:
+        chosen = {}
+        if study.tuning:
+            work = functools.partial(_work_off, places=places, at_once=at_once)
+            chosen = _tune(study, directory, about, bars, work)
+            study = tuning.with_rates(study, chosen)
 
-        def say(kind, name, *what):
-            if kind == "record":
-                done[name] = {**what[0], **about}
-                append(directory, done[name])
-                bars.finished(name)
-            elif kind == "begin":
-                bars.begin(name, study.steps)
-            else:
-                bars.step(name, *what)
+        def complete(record):
+            rate = chosen.get((record["data"], record["arm"]))
+            return {**record, **about, **({"rate_chosen": rate.to_dict()} if rate else {})}
 
+        say = bars.listener(study.steps, directory, RESULTS_FILE, done, complete)
         for look in study.looks or [len(study.seeds)]:
             jobs = jobs_left(dataclasses.replace(study, seeds=study.seeds[:look]), done)
             _work_off(study, directory, jobs, say, places, at_once)
@@ -110,6 +118,21 @@ def run(study, directory, *, progress=True, at_once=None):
         _write_verdicts(study, directory, list(done.values()))
     order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
     return [done[name] for name in order if name in done]
+
+
+def _tune(study, directory, about, bars, work):
+    """Run what the tuning takes and is not yet there; the `tuning.choices`."""
+    done = {record["run"]: record for record in read_tuning(directory)}
+
+    def complete(record):
+        return {**tuning.as_record(record), **about}
+
+    say = bars.listener(study.steps, directory, TUNING_FILE, done, complete)
+    # A grid whose best rate lies at its edge asks for more.
+    while jobs := jobs_left(asked := tuning.asked(study, list(done.values())), done):
+        bars.expect(sum(len(seeds) for *_, seeds in jobs))
+        work(asked, directory, jobs, say)
+    return tuning.choices(study, list(done.values()))
 
 
 def _work_off(study, directory, jobs, say, places, at_once):
@@ -226,8 +249,6 @@ def check_directory(study, directory):
 
     Seeds, hypotheses and looks may have been added to it; see `kzoo.studies.protocol.grown`.
     """
-    if study.tuning:
-        raise InputError("studies do not tune yet; name a learning_rate. Received: tuning")
     directory = Path(directory)
     try:
         known = (directory / STUDY_FILE).is_file()
@@ -246,7 +267,7 @@ def check_directory(study, directory):
                 f"the output folder holds another study ({'; '.join(other):.300}); name a new one "
                 f"with --out. Received: {directory}"
             )
-        _check_records(study, finished_runs(directory).values())
+        _check_records(study, [*finished_runs(directory).values(), *read_tuning(directory)])
     elif held:
         raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
 
@@ -266,7 +287,8 @@ def _check_records(study, records):
     if study.looks:
         from kzoo.studies.evidence import looks_taken  # which loads the statistics
 
-        for number in looks_taken(study.to_dict(), records):
+        runs = [record for record in records if not record.get("tuning")]
+        for number in looks_taken(study.to_dict(), runs):
             if number not in study.looks:
                 raise InputError(
                     f"looks hold those that were taken, here at {number} seeds. "
@@ -285,7 +307,7 @@ class Trainer:
         self.study, self.source, self.arm = study, source, arm
         with _making:
             model = presets.build(arm.config(study.seeds[0]))
-            self.program = prepare(model, study.rate(self.arm), study.steps)
+            self.program = prepare(model, study.rate(self.arm, source), study.steps)
 
     def run(self, seed, path, on_step):
         """Train with one seed and return what the record says of it."""
@@ -322,7 +344,7 @@ class Trainer:
             "parameters": model.count_params(),
             "seconds": outcome.seconds,
             "tokens_per_second": rows * outcome.steps / outcome.seconds,
-            "learning_rate": study.rate(self.arm),
+            "learning_rate": study.rate(self.arm, self.source),
             "batch_size": study.batch_size,
             "config": config,
             "overrides": self.arm.overrides,
@@ -376,6 +398,33 @@ class _Bars(contextlib.AbstractContextManager):
 
     def __exit__(self, *error):
         self.progress.stop()
+
+    def listener(self, steps, directory, file, done, complete):
+        """What hears the runs: it shows them, and keeps each record in a file and in `done`.
+
+        Args:
+            steps: of each run.
+            directory, file: where the records go.
+            done: dict of the records by name, which grows.
+            complete: function of a run's record that returns it with all that it is to say.
+        """
+
+        def say(kind, name, *what):
+            if kind == "record":
+                done[name] = complete(what[0])
+                append(directory, done[name], file)
+                self.finished(name)
+            elif kind == "begin":
+                self.begin(name, steps)
+            else:
+                self.step(name, *what)
+
+        return say
+
+    def expect(self, more):
+        """So many runs more than was said."""
+        task = next(task for task in self.progress.tasks if task.id == self.runs)
+        self.progress.update(self.runs, total=task.total + more)
 
     def begin(self, name, steps):
         self.under_way[name] = self.progress.add_task("steps", total=steps, note=name)

@@ -28,11 +28,13 @@ class Arm:
         preset: name of a preset.
         overrides: config fields that replace the preset's.
         data: the sources that it is trained on.
+        rates: source -> learning rate, once a tuning has chosen it; not of the study's JSON.
     """
 
     preset: str
     overrides: dict
     data: tuple
+    rates: dict = dataclasses.field(default_factory=dict)
 
     def config(self, seed):
         """The complete config of the arm's model with that seed."""
@@ -148,8 +150,10 @@ class Study:
             del fields["budget"]
         return fields
 
-    def rate(self, arm):
-        """The peak of the schedule of an `Arm`."""
+    def rate(self, arm, source=None):
+        """The peak of the schedule of an `Arm`, on a source where a tuning chose it."""
+        if source in arm.rates:
+            return arm.rates[source]
         return self.learning_rate or learning_rate(arm.config(self.seeds[0])["hidden_dim"])
 
     def runs(self):
