@@ -263,6 +263,15 @@ def test_a_rate_that_suits_all_arms_is_shared(made, tmp_path):
     assert go(asked, tmp_path) == records and len(Made.made) == count
 
 
+def test_a_hypothesis_that_came_after_tuning_is_post_hoc(made, tmp_path):
+    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
+    go(Study.from_dict(TUNED), tmp_path)
+    (tmp_path / "results.jsonl").write_text("")
+    go(Study.from_dict({**TUNED, "hypotheses": [DIFFERENCE, EQUAL]}), tmp_path)
+    first, second = said(tmp_path)
+    assert first.startswith("linear against") and second.startswith("Post hoc: linear against")
+
+
 def test_arms_without_a_common_rate_take_their_own_and_grids_widen(made, tmp_path):
     made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.09]))
     records = go(Study.from_dict(TUNED), tmp_path)
@@ -312,3 +321,13 @@ def test_arms_that_diverge_at_every_rate_do_not_share_one():
 def test_what_does_not_act_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         study(**changes)
+
+
+@pytest.mark.slow
+def test_a_real_study_ends_in_a_verdict(tmp_path):
+    """In processes of their own, which import what the study imports."""
+    asked = study(imports=["kzoo.masks"], hypotheses=[EQUAL])
+    records = run(asked, tmp_path, progress=False, at_once=2)
+    assert len(records) == 10
+    assert all(record["learning_rate"] == 0.003 for record in records)
+    assert "5 paired seeds; untuned, rate 0.003" in said(tmp_path)[0]

@@ -52,8 +52,8 @@ def run(study, directory, *, progress=True, at_once=None):
     """Run what is not yet there, appending a record to `results.jsonl` after each run.
 
     Started again on the same directory it goes on: finished runs are not repeated, and a
-    half-finished one resumes from its last measured point, with the same losses to the last
-    bit on CPU.
+    half-finished one resumes from its last measured point, with the same losses to the last bit on
+    CPU. A study that tunes runs its grids first; one with hypotheses writes `verdicts.json`.
 
     Args:
         study: a `Study`.
@@ -81,20 +81,14 @@ def run(study, directory, *, progress=True, at_once=None):
     directory = Path(directory)
     study = as_begun(study, directory)
     check_directory(study, directory)
-    places = devices()[:at_once]
-    at_once = at_once or len(places) or 1
-    if at_once > 1 and not places and platform() != "cpu":
-        raise InputError(f"an accelerator takes one run at a time. Received: at_once={at_once}")
+    places, at_once = _places(study, at_once)
     programs, done = study.runs(), finished_runs(directory)
-    # Not by what is left to do: a run goes on with as many threads as it began with, since
-    # their number moves the last bits.
-    at_once = min(at_once, len(programs))
     if jobs_left(study, done):
         for source, _, arm in programs:
             load_splits(study, source, arm.config(study.seeds[0]))  # the unusable are refused here
         check_folder(directory, _bytes(study, directory, at_once))
     _write_study(study, directory)
-    about = _about(study)
+    about = _about(study, directory)
 
     with _Bars(progress, len(programs) * len(study.seeds), len(done)) as bars:
         chosen = {}
@@ -103,10 +97,7 @@ def run(study, directory, *, progress=True, at_once=None):
             chosen = _tune(study, directory, about, bars, work)
             study = tuning.with_rates(study, chosen)
 
-        def complete(record):
-            rate = chosen.get((record["data"], record["arm"]))
-            return {**record, **about, **({"rate_chosen": rate.to_dict()} if rate else {})}
-
+        complete = functools.partial(_complete, about=about, chosen=chosen)
         say = bars.listener(study.steps, directory, RESULTS_FILE, done, complete)
         for look in study.looks or [len(study.seeds)]:
             jobs = jobs_left(dataclasses.replace(study, seeds=study.seeds[:look]), done)
@@ -118,6 +109,11 @@ def run(study, directory, *, progress=True, at_once=None):
         _write_verdicts(study, directory, list(done.values()))
     order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
     return [done[name] for name in order if name in done]
+
+
+def _complete(record, about, chosen):
+    rate = chosen.get((record["data"], record["arm"]))
+    return {**record, **about, **({"rate_chosen": rate.to_dict()} if rate else {})}
 
 
 def _tune(study, directory, about, bars, work):
@@ -133,6 +129,17 @@ def _tune(study, directory, about, bars, work):
         bars.expect(sum(len(seeds) for *_, seeds in jobs))
         work(asked, directory, jobs, say)
     return tuning.choices(study, list(done.values()))
+
+
+def _places(study, at_once):
+    """The devices to share runs out among, a list, and how many runs go on at once."""
+    places = devices()[:at_once]
+    at_once = at_once or len(places) or 1
+    if at_once > 1 and not places and platform() != "cpu":
+        raise InputError(f"an accelerator takes one run at a time. Received: at_once={at_once}")
+    # Not by what is left to do: a run goes on with as many threads as it began with, since
+    # their number moves the last bits.
+    return places, min(at_once, len(study.runs()))
 
 
 def _work_off(study, directory, jobs, say, places, at_once):
@@ -153,17 +160,26 @@ def _work_off(study, directory, jobs, say, places, at_once):
 def _write_study(study, directory):
     """Write down what is asked, which may have grown since the study was begun."""
     path = directory / STUDY_FILE
-    if not path.is_file() or _saved_study(directory) != study.to_dict():
+    if not path.is_file() or any(differences(_saved_study(directory), study.to_dict())):
         directory.mkdir(parents=True, exist_ok=True)
         write(path, json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n")
         (directory / RESULTS_FILE).touch()
 
 
-def _about(study):
-    """What each record says of the study as it stood when the run was made."""
+def _about(study, directory):
+    """What each record says of the study as it stood when the run was made.
+
+    A hypothesis that was added when runs of the tuning were there is post hoc as well.
+    """
     about = {}
     if study.hypotheses:
-        about = {"hypotheses": hashes(study.hypotheses), "seeds_planned": len(study.seeds)}
+        tuned = [record.get("hypotheses", {}) for record in read_tuning(directory)]
+        known = {
+            name: digest
+            for name, digest in hashes(study.hypotheses).items()
+            if all(then.get(name) == digest for then in tuned)
+        }
+        about = {"hypotheses": known, "seeds_planned": len(study.seeds)}
     if study.imports:
         about["imports"] = protocol.module_hashes(study.imports)
     return about
