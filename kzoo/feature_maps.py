@@ -10,6 +10,7 @@ must not depend on later keys. φ(0) is not 0, so whoever has padding hides φ(k
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -39,7 +40,7 @@ class FeatureMap(Part):
     learned = False
     of_products = False
 
-    def size(self, dim):
+    def size(self, dim: int) -> int:
         """The number of features of a head of size `dim`."""
         return dim
 
@@ -112,7 +113,7 @@ REGISTRY = Registry("feature map", FeatureMap)
 register = REGISTRY.register
 
 
-def get(spec):
+def get(spec: str | Mapping | FeatureMap) -> FeatureMap:
     """The feature map of a name, of JSON (`{"favor": {"features": 64}}`), or `spec` if it is one.
 
     Raises:
@@ -125,7 +126,7 @@ def get(spec):
     return REGISTRY.get(spec)
 
 
-def names():
+def names() -> tuple[str, ...]:
     """The names of all feature maps, in the order in which they were registered: a tuple."""
     return REGISTRY.names
 

@@ -7,9 +7,11 @@ devices need no table of their own: a mixer of another kind is one class here an
 """
 
 import dataclasses
+from collections.abc import Iterable
 from typing import ClassVar
 
 from kzoo import mechanisms, names
+from kzoo.masks import Mask
 from kzoo.mechanisms import HeadSizes, Mechanism
 
 DATA, MODEL = "data", "model"  # the axes of a mesh of devices
@@ -53,7 +55,7 @@ class Attention:
         r"output_dense/kernel": (MODEL, DATA),
     }
 
-    def parameters(self):
+    def parameters(self) -> int:
         """The number of parameters."""
         query, key = self._inner
         projected = (self.width + self.use_bias) * (query + 2 * key)
@@ -61,7 +63,7 @@ class Attention:
         own = self.mechanism.parameters(self.heads, self.width, self.use_bias)
         return projected + output + own
 
-    def flops(self, time, masks):
+    def flops(self, time: int, masks: Iterable[Mask]) -> dict[str, int]:
         """Floating-point operations on one example of `time` tokens, a dict.
 
         Args:
@@ -106,13 +108,13 @@ class FeedForward:
         r"output_dense/kernel": (MODEL, DATA),
     }
 
-    def parameters(self):
+    def parameters(self) -> int:
         """The number of parameters."""
         inner = (self.width + self.use_bias) * self.intermediate_dim
         output = (self.intermediate_dim + self.use_bias) * self.width
         return self._projections * inner + output
 
-    def flops(self, time):
+    def flops(self, time: int) -> dict[str, int]:
         """Floating-point operations on one example of `time` tokens, a dict: `matmul`."""
         weights = (self._projections + 1) * self.width * self.intermediate_dim
         return {"matmul": 2 * weights * time}
@@ -122,7 +124,7 @@ class FeedForward:
         return 1 + names.ACTIVATIONS[self.activation].gated
 
 
-def sharding():
+def sharding() -> dict[str, tuple[str | None, ...]]:
     """The rules of all mixers: the end of a variable's path, a regular expression, to the mesh axes
     of its dimensions."""
     attention = dict(Attention.sharding)

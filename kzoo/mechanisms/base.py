@@ -16,8 +16,10 @@ the mechanism; none of them knows it by name.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import ClassVar, NamedTuple
+
+import numpy as np
 
 from kzoo import masks
 from kzoo.errors import InputError
@@ -80,7 +82,7 @@ class Mechanism(Part):
 
     # What it says of itself, without Keras ---------------------------------------------------
 
-    def check(self, heads, *, bias=False):
+    def check(self, heads: Iterable[masks.Mask], *, bias: bool = False) -> None:
         """Refuse what the mechanism cannot follow, before any weight is made.
 
         Args:
@@ -104,7 +106,7 @@ class Mechanism(Part):
                     f"Received: {head!r}"
                 )
 
-    def projections(self, sizes):
+    def projections(self, sizes: HeadSizes) -> dict[str, int]:
         """The projections that it needs beyond q, k and v: sizes by name.
 
         Each is a dense layer on the tokens of the keys.
@@ -114,15 +116,15 @@ class Mechanism(Part):
         """
         return {}
 
-    def variables(self, sizes):
+    def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         """Its own variables: the initial values by name, float32 NumPy arrays."""
         return {}
 
-    def variable_shapes(self, sizes):
+    def variable_shapes(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]]:
         """The shapes of `variables` by name."""
         return {name: values.shape for name, values in self.variables(sizes).items()}
 
-    def parameters(self, sizes, width, use_bias=True):
+    def parameters(self, sizes: HeadSizes, width: int, use_bias: bool = True) -> int:
         """The number of parameters that it adds to those of q, k, v and the output.
 
         Args:
@@ -133,7 +135,7 @@ class Mechanism(Part):
         projected = sum((width + use_bias) * size for size in self.projections(sizes).values())
         return projected + sum(math.prod(s) for s in self.variable_shapes(sizes).values())
 
-    def flops(self, sizes, heads, time):
+    def flops(self, sizes: HeadSizes, heads: Iterable[masks.Mask], time: int) -> int:
         """Floating-point operations on one example of `time` tokens, projections aside.
 
         By default those of a score and a weighted value for each pair that the mask shows:
@@ -146,7 +148,7 @@ class Mechanism(Part):
         """
         return 4 * sizes.head_dim * sum(visible_pairs(head, time) for head in heads)
 
-    def state_shape(self, sizes):
+    def state_shape(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]] | None:
         """The shapes, by name and without the batch, of the state that a call can return and go on
         from; None where none sums up the keys in a fixed size."""
         return None
@@ -193,7 +195,7 @@ class Mechanism(Part):
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
-    def kernel(self, spec, implementation="auto"):
+    def kernel(self, spec, implementation: str = "auto") -> str:
         """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 
         Args:
@@ -207,7 +209,7 @@ class Mechanism(Part):
 
     # Decoding --------------------------------------------------------------------------------
 
-    def init_cache(self, sizes, batch, time, dtype):
+    def init_cache(self, sizes: HeadSizes, batch, time: int, dtype: str) -> dict:
         """The cache of no tokens: a dict of zeros, batch first.
 
         Args:
@@ -297,7 +299,7 @@ REGISTRY = Registry("mechanism", Mechanism)
 register = REGISTRY.register
 
 
-def get(spec):
+def get(spec: str | Mapping | Mechanism) -> Mechanism:
     """The mechanism of a name, of JSON (`{"linear": {"feature_map": "relu"}}`), or `spec` if it is
     one.
 
@@ -311,12 +313,12 @@ def get(spec):
     return REGISTRY.get(spec)
 
 
-def names():
+def names() -> tuple[str, ...]:
     """The names of all mechanisms, in the order in which they were registered: a tuple."""
     return REGISTRY.names
 
 
-def with_fields(spec, **fields):
+def with_fields(spec: str | Mapping | Mechanism, **fields) -> Mechanism:
     """The mechanism of a spec with some of its fields given beside it; None stands for not given.
 
     Raises:
@@ -348,7 +350,7 @@ def with_fields(spec, **fields):
 # Helpers ---------------------------------------------------------------------------------------
 
 
-def visible_pairs(order, time):
+def visible_pairs(order: masks.Mask, time: int) -> int:
     """Pairs of a query and a key that it sees, of one head and a document of `time` tokens.
 
     Of a prefix mask the fewest, those of an empty source; of a mask that is no order all.

@@ -7,7 +7,7 @@ from kzoo import masks, mixers
 from kzoo.config import Config
 
 
-def count_flops(config):
+def count_flops(config) -> dict[str, int]:
     """Floating-point operations of the forward pass of one full example.
 
     Two for every weight of a matrix and token that it meets (Kaplan et al. 2020,
