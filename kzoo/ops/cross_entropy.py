@@ -5,9 +5,12 @@ from keras import ops
 
 from kzoo.errors import InputError
 from kzoo.precision import float32_products
+from kzoo.typing import Tensor
 
 
-def cross_entropy(hidden, kernel, labels, weights=None, *, rows):
+def cross_entropy(
+    hidden: Tensor, kernel: Tensor, labels: Tensor, weights: Tensor | None = None, *, rows: int
+) -> Tensor:
     """Σ w·nll over all tokens, nll = −log softmax(hidden · kernelᵀ)[label], in chunks of tokens.
 
     The logits of one chunk exist at a time, in float32, and float32 operands are multiplied in

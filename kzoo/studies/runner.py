@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -22,7 +23,7 @@ from kzoo.files import check_folder, found, read_json, reason, taken, write
 from kzoo.ops.context import platform
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read
-from kzoo.studies.study import measure
+from kzoo.studies.study import Study, measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
 from kzoo.training import Checkpoints, prepare, train
@@ -38,7 +39,9 @@ _LONGEST = 200  # bytes of a folder's name
 _making = threading.Lock()
 
 
-def run(study, directory, *, progress=True, at_once=None):
+def run(
+    study: Study, directory: Path, *, progress: bool = True, at_once: int | None = None
+) -> list[dict[str, Any]]:
     """Run what is not yet there, appending a record to `results.jsonl` after each run.
 
     Started again on the same directory it goes on: finished runs are not repeated, and a
@@ -111,7 +114,7 @@ def run(study, directory, *, progress=True, at_once=None):
             for job in jobs:
                 work(job, say)
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
+    order = [run_name(program[0], program[1], seed) for program in programs for seed in study.seeds]
     return [done[name] for name in order]
 
 

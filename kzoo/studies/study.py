@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 from kzoo import objectives, presets
 from kzoo.errors import InputError, unknown
@@ -82,7 +83,7 @@ class Study:
     imports: tuple = ()
 
     @classmethod
-    def from_dict(cls, fields):
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """A study from JSON; `InputError` for unknown fields, values, presets or overrides."""
         if not isinstance(fields, Mapping):
             raise InputError(f"a study is a JSON object. Received: {shown(fields)}")
@@ -112,7 +113,7 @@ class Study:
         return study
 
     @classmethod
-    def from_json(cls, path):
+    def from_json(cls, path: Path) -> Self:
         """A study from a JSON file.
 
         Raises:
@@ -124,7 +125,7 @@ class Study:
         """
         return cls.from_dict(read_json(path))
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """JSON of everything that the study says, defaults filled in."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         arms = {
@@ -143,11 +144,11 @@ class Study:
             del fields["budget"]
         return fields
 
-    def rate(self, arm):
+    def rate(self, arm: Arm) -> float:
         """The peak of the schedule of an `Arm`."""
         return self.learning_rate or learning_rate(arm.config(self.seeds[0])["hidden_dim"])
 
-    def runs(self):
+    def runs(self) -> Any:
         """(data, label, arm) of every program, in order; each runs once per seed."""
         return [
             (source, label, arm)

@@ -2,12 +2,13 @@
 
 import collections
 import itertools
+from typing import Any
 
 from kzoo import masks, mixers
 from kzoo.config import Config
 
 
-def count_flops(config):
+def count_flops(config: Any) -> dict[str, int]:
     """Floating-point operations of the forward pass of one full example.
 
     Two for every weight of a matrix and token that it meets (Kaplan et al. 2020,
@@ -33,7 +34,8 @@ def count_flops(config):
     stacks = [masks.per_layer(config.mask, layers)]
     if config.stack != "single":  # the decoder attends to itself, and to the encoder
         stacks += [[masks.causal()] * layers, [masks.bidirectional()] * layers]
-    mixer, flops = mixers.sequence_mixer(config), collections.Counter()
+    mixer = mixers.sequence_mixer(config)
+    flops: collections.Counter[str] = collections.Counter()
     for mask in itertools.chain(*stacks):
         flops.update(mixer.flops(time, mask.per_head(config.num_heads)))
     for _ in range(layers * (1 if config.stack == "single" else 2)):
