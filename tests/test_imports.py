@@ -40,7 +40,7 @@ BELOW = {
     | {"load_keras", "sequence", "masks", "compilation_cache", "precision", "feature_maps"},
 }
 BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
-BELOW["mixers"] = LEAVES | {"mechanisms"}
+BELOW["mixers"] = LEAVES | {"masks", "mechanisms"}
 BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
 BELOW["models"] = BELOW["layers"] | {"layers", "mixers", "objectives", "encoder", "config"}
 BELOW["models"] |= {"load_keras_hub", "backend", "learning_rate"}

@@ -84,7 +84,7 @@ class Mechanism(Part):
 
     # What it says of itself, without Keras ---------------------------------------------------
 
-    def check(self, heads: Iterable[Mask], *, bias: Tensor = False) -> None:
+    def check(self, heads: Iterable[masks.Mask], *, bias: bool = False) -> None:
         """Refuse what the mechanism cannot follow, before any weight is made.
 
         Args:
@@ -137,7 +137,7 @@ class Mechanism(Part):
         projected = sum((width + use_bias) * size for size in self.projections(sizes).values())
         return projected + sum(math.prod(s) for s in self.variable_shapes(sizes).values())
 
-    def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
+    def flops(self, sizes: HeadSizes, heads: Iterable[masks.Mask], time: int) -> int:
         """Floating-point operations on one example of `time` tokens, projections aside.
 
         By default those of a score and a weighted value for each pair that the mask shows:
@@ -222,7 +222,7 @@ class Mechanism(Part):
 
     # Decoding --------------------------------------------------------------------------------
 
-    def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict[str, Tensor]:
+    def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict:
         """The cache of no tokens: a dict of zeros, batch first.
 
         Args:
@@ -394,7 +394,7 @@ def with_fields(spec: MechanismSpec, **fields: Any) -> Mechanism:
 # Helpers ---------------------------------------------------------------------------------------
 
 
-def visible_pairs(order, time):
+def visible_pairs(order: masks.Mask, time: int) -> int:
     """Pairs of a query and a key that it sees, of one head and a document of `time` tokens.
 
     Of a prefix mask the fewest, those of an empty source; of a mask that is no order all.

@@ -208,8 +208,8 @@ class Checkpoints(keras.callbacks.Callback):
         model = self.model
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        config = getattr(model, "config", None)
-        settings = {} if config is None else {"config": config}
+        config = getattr(model, "config", None)  # a task's is JSON; a backbone's, and others', not
+        settings = {"config": config} if isinstance(config, dict) else {}
         self._step, position = self.begin(model, settings, is_in_fit(model))
         self._epoch, self._batch = 0, 0  # the epoch, and how many of its steps have been made
         self._resumed, self._metrics = 0, None  # how many of them before this `fit`; see below

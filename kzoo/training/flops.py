@@ -34,8 +34,7 @@ def count_flops(config: Any) -> dict[str, int]:
     stacks = [masks.per_layer(config.mask, layers)]
     if config.stack != "single":  # the decoder attends to itself, and to the encoder
         stacks += [[masks.causal()] * layers, [masks.bidirectional()] * layers]
-    mixer = mixers.sequence_mixer(config)
-    flops: collections.Counter[str] = collections.Counter()
+    mixer, flops = mixers.sequence_mixer(config), collections.Counter()
     for mask in itertools.chain(*stacks):
         flops.update(mixer.flops(time, mask.per_head(config.num_heads)))
     for _ in range(layers * (1 if config.stack == "single" else 2)):

@@ -20,9 +20,8 @@ def model_of_shapes(config, target, fsdp, dtype, remat, accumulate):
     with _shapes_alone(lambda variable: _sharding(target, *split(variable))):
         model = presets.build(config, dtype, remat=remat)
         if accumulate:
-            optimizer = keras.optimizers.AdamW(
-                learning_rate(model.backbone.hidden_dim), gradient_accumulation_steps=accumulate
-            )
+            rate = learning_rate(model.backbone.hidden_dim)
+            optimizer = keras.optimizers.AdamW(rate, gradient_accumulation_steps=accumulate)
             model.compile(optimizer=optimizer)
         model.optimizer.build(model.trainable_variables)
     return model
