@@ -7,13 +7,16 @@ which add up to the bytes of the text.
 """
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.objectives import Objective, layouts
 from kzoo.objectives.layouts import EncoderDecoder, Single
-from kzoo.vocabulary import BYTES
+from kzoo.typing import Rng
+from kzoo.vocabulary import BYTES, Vocabulary
 
 
 def utf8(text):
@@ -73,46 +76,48 @@ class Encoder:
 
     objective: Objective
     layout: Single | EncoderDecoder = Single()
-    tokenizer: object = Bytes
+    tokenizer: Any = Bytes
 
     def __post_init__(self):
         self.layout.check(self.objective)
 
     @property
-    def vocabulary(self):
+    def vocabulary(self) -> Vocabulary:
         return self.tokenizer.vocabulary
 
-    def tokens(self, texts):
+    def tokens(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Strings as token arrays: a list."""
         return self.tokenizer.encode(list(texts))
 
-    def example_length(self, source, target, complete=True):
+    def example_length(
+        self, source: np.ndarray | None, target: np.ndarray, complete: bool = True
+    ) -> int:
         """The `length` at which `batch` keeps an example whole, in tokens.
 
         Args:
             source, target: token arrays; source is None for plain text.
             complete: whether EOS follows the target.
         """
-        source = None if source is None else len(source)
+        length = None if source is None else len(source)
         return layouts.example_length(
-            self.objective, source, len(target), complete, self.vocabulary
+            self.objective, length, len(target), complete, self.vocabulary
         )
 
-    def window(self, length):
+    def window(self, length: int) -> int:
         """How many tokens of running text fill an example of `length` tokens (no EOS)."""
         return layouts.window(self.objective, length, self.vocabulary)
 
     def batch(
         self,
-        sources,
-        targets,
-        length,
-        rng=None,
+        sources: list[Any] | None,
+        targets: list[Any],
+        length: int,
+        rng: Rng = None,
         *,
-        complete=True,
-        held_out=False,
-        weights=None,
-    ):
+        complete: bool = True,
+        held_out: bool = False,
+        weights: np.ndarray | None = None,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Token arrays as `(x, y, sample_weight)`.
 
         Args:
@@ -153,6 +158,6 @@ class Encoder:
             sample_weight = sample_weight * np.asarray(weights, np.float32)[:, None]
         return x, y, sample_weight
 
-    def prompts(self, texts, as_source):
+    def prompts(self, texts: list[Any], as_source: bool) -> Any:
         """The inputs of a model that is to go on from some texts: see the layout's `prompts`."""
         return self.layout.prompts(texts, as_source, self.vocabulary)

@@ -4,7 +4,7 @@ _AT_WIDTH_1 = 0.4
 _MOST = 0.01
 
 
-def learning_rate(width):
+def learning_rate(width: int) -> float:
     """The default peak rate of AdamW for a model of that width, trained from random weights.
 
     0.4 / width, at most 0.01: nano (64) 0.0063, tiny (128) 0.0031, small (512) 0.00078, base (768)

@@ -7,7 +7,7 @@ devices need no table of their own: a mixer of another kind is one class here an
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from kzoo import mechanisms, names
@@ -48,7 +48,7 @@ class Attention:
     use_bias: bool = True
     # Queries, keys and values come out split by heads, so nothing is exchanged until the output
     # projection sums over them.
-    sharding: ClassVar = {
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         r"(query|key|value)/kernel": (DATA, MODEL),
         r"(query|key|value)/bias": (MODEL,),
         r"(query|value)/lora_kernel_b": (None, MODEL),
@@ -102,7 +102,7 @@ class FeedForward:
     activation: str = "gelu"
     use_bias: bool = True
     # Hidden units come out split, and nothing is exchanged until the output sums over them.
-    sharding: ClassVar = {
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         r"(gate|intermediate)/kernel": (DATA, MODEL),
         r"(gate|intermediate)/bias": (MODEL,),
         r"output_dense/kernel": (MODEL, DATA),
@@ -130,6 +130,7 @@ def sharding() -> dict[str, tuple[str | None, ...]]:
     attention = dict(Attention.sharding)
     for name in mechanisms.names():
         attention |= mechanisms.REGISTRY[name].sharding
+    layers: dict[str, Mapping[str, tuple[str | None, ...]]]
     layers = {r"(\w+_)?attention(_\d+)?/": attention}
     layers[r"feed_forward(_\d+)?/"] = FeedForward.sharding
     return {layer + end: axes for layer, rules in layers.items() for end, axes in rules.items()}

@@ -10,6 +10,7 @@ import numbers
 import numpy as np
 
 from kzoo.errors import InputError
+from kzoo.typing import Tensor
 from kzoo.values import is_integer
 
 BLOCK = 256  # the tokens of which each looks back at each in `_cumulative`
@@ -29,10 +30,10 @@ class SequenceInfo:
             a `source_mask`.
     """
 
-    position: object
-    segment: object = None
-    document: object = None
-    in_source: object = None
+    position: Tensor
+    segment: Tensor = None
+    document: Tensor = None
+    in_source: Tensor = None
 
 
 def document_positions(padding_mask):

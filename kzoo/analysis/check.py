@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -16,6 +17,7 @@ from kzoo.analysis.dependence import DRAWS, differentiated, lookups_of, perturbe
 from kzoo.analysis.leaks import EPSILON, ROUNDINGS
 from kzoo.analysis.tpu import LENGTH, attention_on_tpu, walk
 from kzoo.errors import InputError
+from kzoo.typing import MaskSpec, Model
 
 TIME = 16  # of inputs that are made here
 FLOAT32 = 2.0**-24
@@ -48,7 +50,7 @@ class Report:
     notes: list
 
     @property
-    def ok(self):
+    def ok(self) -> bool:
         """Whether nothing was found, for TPUs either."""
         return not self.findings
 
@@ -63,7 +65,7 @@ class Report:
             lines += ["", *_table(table)] if table else []
         return "\n".join([*lines, "", *self.notes])
 
-    def plot(self):
+    def plot(self) -> Any:
         """A square for each example and input: rows are queries, columns are keys.
 
         Returns:
@@ -100,7 +102,7 @@ class Report:
         return figure
 
 
-def check(model, inputs=None, mask=None):
+def check(model: Model, inputs: Any = None, mask: MaskSpec | None = None) -> Report:
     """Find which outputs of a Keras model depend on which positions, and what TPUs would do.
 
     Two methods must both miss a dependence for it to be missed: the input at a position is

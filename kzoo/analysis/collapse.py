@@ -1,11 +1,14 @@
 """Whether tokens become alike with depth."""
 
+from typing import Any
+
 import numpy as np
 
 from kzoo.analysis.activations import activations, numpy
+from kzoo.typing import Model
 
 
-def collapse(model, batch):
+def collapse(model: Model, batch: Any) -> list[dict[str, Any]]:
     """How far the hidden states X of a sequence are from one vector repeated.
 
     The relative residual ‖X − 1xᵀ‖ / ‖X‖ of Dong et al. 2021 (arXiv:2103.03404), here with

@@ -1,11 +1,13 @@
 """Which inputs each head really depends on, against what its mask says."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from keras import ops
 
 from kzoo.analysis.activations import activations, numpy
+from kzoo.typing import Model
 
 # How far an input is moved, in multiples of the inputs' root mean square: enough for one key
 # of a hundred to move its query's output by a tenth, and too little to overflow exp.
@@ -38,7 +40,7 @@ class LayerLeaks:
     stack: str = ""
 
 
-def leaks(model, batch):
+def leaks(model: Model, batch: Any) -> list[LayerLeaks]:
     """Compare what each head depends on with what its mask shows, layer by layer.
 
     The input of an attention layer is changed far at one position after the other, in random

@@ -1,5 +1,7 @@
 """Pictures of masks, for pages, notebooks and terminals."""
 
+from typing import Any
+
 import numpy as np
 from keras import ops
 from matplotlib.colors import ListedColormap
@@ -8,6 +10,7 @@ from matplotlib.patches import Patch
 
 from kzoo import masks
 from kzoo.analysis.activations import compact
+from kzoo.typing import MaskSpec
 
 HIDDEN, VISIBLE, SOURCE = range(3)
 LABELS = {VISIBLE: "sees", SOURCE: "sees (in the source)", HIDDEN: "does not see"}
@@ -15,7 +18,9 @@ COLOURS = {HIDDEN: "#e9ecef", VISIBLE: "#33658a", SOURCE: "#d98324"}
 SIDE, GAP, LEFT, TITLE, BOTTOM = 1.35, 0.3, 0.8, 0.5, 0.8  # inches
 
 
-def draw_masks(mask, num_layers, num_heads, *, time=24, source=None):
+def draw_masks(
+    mask: MaskSpec, num_layers: int, num_heads: int, *, time: int = 24, source: int | None = None
+) -> Any:
     """One square for each different mask of a model: rows are queries, columns are keys.
 
     Layers and heads that share a mask share a square.
@@ -80,7 +85,9 @@ def draw_masks(mask, num_layers, num_heads, *, time=24, source=None):
     return figure
 
 
-def terminal_masks(mask, num_layers, num_heads, *, time=24, source=None):
+def terminal_masks(
+    mask: MaskSpec, num_layers: int, num_heads: int, *, time: int = 24, source: int | None = None
+) -> str:
     """`draw_masks` in block characters, for a terminal.
 
     A character holds one key and two queries, so that squares look square.

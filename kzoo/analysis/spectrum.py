@@ -1,14 +1,17 @@
 """How much of its rank an attention matrix uses, and how concentrated it is."""
 
+from typing import Any
+
 import numpy as np
 
 from kzoo.analysis.activations import activations, compact, numpy
+from kzoo.typing import Model, Tensor
 
 FLOAT32_EPSILON = float(np.finfo("float32").eps)
 FLOAT64_EPSILON = float(np.finfo("float64").eps)
 
 
-def spectrum(matrix):
+def spectrum(matrix: Tensor) -> dict[str, Any]:
     """Figures of the singular values σ₁ ≥ σ₂ ≥ … of a matrix, in float64.
 
     - `numerical_rank`: how many σ exceed n · 2⁻²³ · σ₁. Weights come in float32, whose
@@ -56,7 +59,7 @@ def spectrum(matrix):
     return {name: np.where(finite, figure, np.nan) for name, figure in figures.items()}
 
 
-def attention_spectrum(model, batch):
+def attention_spectrum(model: Model, batch: Any) -> list[dict[str, Any]]:
     """The `spectrum` of every head's attention matrix.
 
     The examples without padding are used, if there are any; otherwise all, without their padded

@@ -17,13 +17,15 @@ the mechanism; none of them knows it by name.
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from kzoo import masks
 from kzoo.errors import InputError
+from kzoo.masks import Mask
 from kzoo.registry import Part, Registry
+from kzoo.typing import MechanismSpec, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,19 +159,19 @@ class Mechanism(Part):
 
     def attend(
         self,
-        q,
-        k,
-        v,
-        extras,
-        mask,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
         *,
-        rotary=False,
-        bias=None,
-        initial_state=None,
-        return_state=False,
-        implementation="auto",
-        **sequence,
-    ):
+        rotary: bool = False,
+        bias: Tensor | None = None,
+        initial_state: Mapping[str, Tensor] | None = None,
+        return_state: bool = False,
+        implementation: str = "auto",
+        **sequence: Any,
+    ) -> Any:
         """What the heads gather: floats [batch, query_time, num_heads, head_dim].
 
         Args:
@@ -191,11 +193,22 @@ class Mechanism(Part):
             q, k, v, extras, mask, rotary=rotary, bias=bias, **sequence
         )[0]
 
-    def attend_with_weights(self, q, k, v, extras, mask, *, rotary=False, bias=None, **sequence):
+    def attend_with_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        bias: Tensor | None = None,
+        **sequence: Any,
+    ) -> tuple[Tensor, Tensor]:
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
-    def kernel(self, spec, implementation: str = "auto") -> str:
+    def kernel(self, spec: Any, implementation: str = "auto") -> str:
         """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 
         Args:
@@ -209,7 +222,7 @@ class Mechanism(Part):
 
     # Decoding --------------------------------------------------------------------------------
 
-    def init_cache(self, sizes: HeadSizes, batch, time: int, dtype: str) -> dict:
+    def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict:
         """The cache of no tokens: a dict of zeros, batch first.
 
         Args:
@@ -226,11 +239,23 @@ class Mechanism(Part):
             cache[name] = ops.zeros((batch, time, size), dtype)
         return cache
 
-    def cached_time(self, cache):
+    def cached_time(self, cache: Mapping[str, Tensor]) -> int:
         """How many keys a cache has room for; of mechanisms that take a bias."""
         return cache["key"].shape[1]
 
-    def decode(self, q, k, v, extras, mask, cache, window, *, rotary=False, bias=None):
+    def decode(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        cache: Mapping[str, Tensor],
+        window: Any,
+        *,
+        rotary: bool = False,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The attention of new columns of examples whose earlier columns are in a cache.
 
         Args:
@@ -259,13 +284,30 @@ class Mechanism(Part):
         extras = extras._replace(projected=past)
         return self.attend_to_cache(q, key, value, extras, mask, window, bias), cache
 
-    def attend_to_cache(self, q, k, v, extras, mask, window, bias=None):
+    def attend_to_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        window: Any,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """What `decode` computes of rotated queries and all keys and values so far."""
         keys = window.keys(k.shape[1])
         sequence = {"query_offset": window.index, **masks_of(keys, mask)}
         return self.attend(q, k, v, extras, mask, bias=bias, **sequence)
 
-    def init_cross_cache(self, sizes, k, v, extras, mask, key_padding_mask):
+    def init_cross_cache(
+        self,
+        sizes: HeadSizes,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        key_padding_mask: Tensor,
+    ) -> dict[str, Tensor]:
         """What `cross_attend` needs of another sequence: a dict of tensors, batch first.
 
         Args:
@@ -283,7 +325,9 @@ class Mechanism(Part):
             cache[name] = ops.where(real, x, ops.zeros_like(x))
         return {**cache, "padding_mask": padding_mask}
 
-    def cross_attend(self, q, extras, mask, cache):
+    def cross_attend(
+        self, q: Tensor, extras: Extras, mask: Mask, cache: Mapping[str, Tensor]
+    ) -> Tensor:
         """The attention of queries over another sequence, of which `init_cross_cache` made a cache.
 
         Returns:
@@ -299,7 +343,7 @@ REGISTRY = Registry("mechanism", Mechanism)
 register = REGISTRY.register
 
 
-def get(spec: str | Mapping | Mechanism) -> Mechanism:
+def get(spec: MechanismSpec) -> Mechanism:
     """The mechanism of a name, of JSON (`{"linear": {"feature_map": "relu"}}`), or `spec` if it is
     one.
 
@@ -318,7 +362,7 @@ def names() -> tuple[str, ...]:
     return REGISTRY.names
 
 
-def with_fields(spec: str | Mapping | Mechanism, **fields) -> Mechanism:
+def with_fields(spec: MechanismSpec, **fields: Any) -> Mechanism:
     """The mechanism of a spec with some of its fields given beside it; None stands for not given.
 
     Raises:

@@ -2,6 +2,8 @@
 
 import math
 import typing
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import keras_hub
@@ -9,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError
+from kzoo.typing import MaskSpec, Model, Tensor
 
 NEVER = -math.inf  # the score of what cannot be chosen
 
@@ -56,13 +59,13 @@ class BeamSampler(keras_hub.samplers.Sampler):
 
     def __init__(
         self,
-        num_beams=5,
-        length_penalty=1.0,
-        min_new_tokens=0,
-        early_stopping=False,
-        return_all_beams=False,
-        temperature=1.0,
-    ):
+        num_beams: int = 5,
+        length_penalty: float = 1.0,
+        min_new_tokens: int = 0,
+        early_stopping: bool | str = False,
+        return_all_beams: bool = False,
+        temperature: float = 1.0,
+    ) -> None:
         super().__init__(temperature=temperature)
         self.num_beams = _integer("num_beams", num_beams, 1)
         self.min_new_tokens = _integer("min_new_tokens", min_new_tokens, 0)
@@ -82,15 +85,15 @@ class BeamSampler(keras_hub.samplers.Sampler):
 
     def __call__(
         self,
-        next,
-        prompt,
-        cache=None,
-        index=0,
-        mask=None,
-        stop_token_ids=None,
-        hidden_states=None,
-        model=None,
-    ):
+        next: Callable[..., Any],
+        prompt: Tensor,
+        cache: Any = None,
+        index: Tensor = 0,
+        mask: MaskSpec | None = None,
+        stop_token_ids: Any = None,
+        hidden_states: Tensor | None = None,
+        model: Model | None = None,
+    ) -> Tensor:
         """As of every keras-hub sampler; the row is full after its last column without `mask`.
 
         Returns:
@@ -126,7 +129,7 @@ class BeamSampler(keras_hub.samplers.Sampler):
         ids = ops.reshape(finished.ids, (-1, self.num_beams, prompt.shape[1]))
         return (ids, finished.scores) if self.return_all_beams else ids[:, 0]
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         names = ("num_beams", "length_penalty", "min_new_tokens", "early_stopping")
         config = {name: getattr(self, name) for name in (*names, "return_all_beams")}
         return {**super().get_config(), **config}

@@ -1,5 +1,8 @@
 """One row that grows: a session with its cache, and a conversation in it."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import keras_hub
 import numpy as np
 from keras import ops
@@ -129,20 +132,20 @@ class Conversation:
         >>> talk.say("And what is that?"), talk.reused
     """
 
-    def __init__(self, session, stops):
+    def __init__(self, session: Session, stops: Any) -> None:
         self._session, self._stops = session, stops
         self.said, self.reused, self.encoded = [], 0, 0
 
-    def say(self, text, max_length=None):
+    def say(self, text: str, max_length: int | None = None) -> str:
         """The reply to `text`, a string: what `stream` yields, joined."""
         return "".join(self.stream(text, max_length))
 
-    def stream(self, text, max_length=None):
+    def stream(self, text: str, max_length: int | None = None) -> Iterator[str]:
         """Yields the reply to `text` in pieces of text; arguments and errors as in `tokens`."""
         tokens = self.tokens(text, max_length)
         return pieces(self._session.model.preprocessor.tokenizer, tokens)
 
-    def tokens(self, text, max_length=None):
+    def tokens(self, text: str, max_length: int | None = None) -> Iterator[int]:
         """Yields the ids of the reply to `text`.
 
         Args:

@@ -1,12 +1,14 @@
 """`export`: a model as a program for other machines, which need neither kzoo nor Keras."""
 
 import importlib.util
+from typing import Any
 
 import keras
 from keras.src.export.export_utils import get_input_signature
 
 from kzoo.errors import InputError, missing_package, unknown
 from kzoo.ops.context import compiling_for
+from kzoo.typing import Path
 
 # Those that Keras writes of these models: OpenVINO's converter does not know what JAX's becomes,
 # and of tf2onnx come files that no runtime loads.
@@ -22,8 +24,13 @@ class Exports:
     """A mixin of models whose inputs are a dict of integers [batch, time]."""
 
     def export(
-        self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs
-    ):
+        self,
+        filepath: Path,
+        format: str = "tf_saved_model",
+        verbose: bool | None = None,
+        input_signature: Any = None,
+        **kwargs: Any,
+    ) -> None:
         """Write the model as a program that runs without kzoo, on other machines too.
 
         Kernels that only some machines have are left out. On JAX the program is for the kind of

@@ -7,6 +7,8 @@ Tokens are chosen by keras-hub's samplers, and by `kzoo.models.BeamSampler`.
 import contextlib
 import logging
 import types
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras_hub
 import numpy as np
@@ -17,6 +19,7 @@ from kzoo.models.beams import BeamSampler
 from kzoo.models.conversation import Conversation, Programs, Session, pieces
 from kzoo.models.prompts import FREE, Prompt, aligned_right, bucket, until
 from kzoo.objectives.layouts import aligned_left
+from kzoo.typing import Tensor
 from kzoo.values import is_integer
 
 logger = logging.getLogger(__name__)
@@ -64,7 +67,7 @@ def get_sampler(spec, seed=None):
 class Generates:
     """A mixin for tasks of next tokens: `generate`, `stream`, `conversation`."""
 
-    def compile(self, *args, sampler="top_k", **kwargs):
+    def compile(self, *args: Any, sampler: Any = "top_k", **kwargs: Any) -> None:
         """As every task's `compile`; and `sampler`, a name (`"greedy"`, `"top_k"`, `"top_p"`,
         `"random"`, `"beam"`, `"contrastive"`) or a `keras_hub.samplers.Sampler`, by which
         `generate` chooses tokens unless it is given another."""
@@ -80,7 +83,7 @@ class Generates:
         self.sampler = sampler
 
     @property
-    def sampler(self):
+    def sampler(self) -> Any:
         """The compiled one. That of a name is made when `generate` first needs it, and is None
         before: one that draws takes its seed from Python's generator, which no model should move
         by being made or saved."""
@@ -88,12 +91,17 @@ class Generates:
         return self._generators.named.get(spec) if isinstance(spec, str) else spec
 
     @sampler.setter
-    def sampler(self, spec):
+    def sampler(self, spec: Any) -> Any:
         self._generators.sampler = spec
 
     def generate(
-        self, inputs, max_length=None, sampler=None, stop_token_ids="auto", strip_prompt=False
-    ):
+        self,
+        inputs: Any,
+        max_length: int | None = None,
+        sampler: Any = None,
+        stop_token_ids: str | Sequence[int] | None = "auto",
+        strip_prompt: bool = False,
+    ) -> Any:
         """Continue prompts, all in one batch.
 
         Args:
@@ -150,15 +158,21 @@ class Generates:
         given = inputs["prompts"] if isinstance(inputs, dict) else inputs
         if isinstance(inputs, str | list | tuple) and not self.objective.has_source:
             if not strip_prompt:
-                before = [inputs] if isinstance(inputs, str) else inputs
-                texts = [before[i // beams] + text for i, text in enumerate(texts)]
+                given_texts = [inputs] if isinstance(inputs, str) else inputs
+                texts = [given_texts[i // beams] + text for i, text in enumerate(texts)]
         if scores is not None:
             texts = [texts[i : i + beams] for i in range(0, len(texts), beams)]
         if isinstance(given, str):
             texts, scores = texts[0], None if scores is None else scores[0]
         return texts if scores is None else {"texts": texts, "scores": scores}
 
-    def stream(self, prompt, max_length=None, sampler=None, stop_token_ids="auto"):
+    def stream(
+        self,
+        prompt: Any,
+        max_length: int | None = None,
+        sampler: Any = None,
+        stop_token_ids: str | Sequence[int] | None = "auto",
+    ) -> Iterator[str]:
         """Continue one prompt, and yield the new text in pieces as it is drawn.
 
         Args:
@@ -182,7 +196,9 @@ class Generates:
         tokens = session.go_on(prompt.ids.tolist(), max_length, stops)
         return pieces(self.preprocessor.tokenizer, tokens)
 
-    def conversation(self, sampler=None, stop_token_ids="auto"):
+    def conversation(
+        self, sampler: Any = None, stop_token_ids: str | Sequence[int] | None = "auto"
+    ) -> Conversation:
         """A `kzoo.models.conversation.Conversation` with this model, empty at first.
 
         Args:
@@ -195,7 +211,7 @@ class Generates:
 
     # One batch ------------------------------------------------------------------------------
 
-    def generate_step(self, inputs, stop_token_ids=None):
+    def generate_step(self, inputs: Any, stop_token_ids: Any = None) -> Any:
         """What a compiled program does for one batch: one pass over prompts, then tokens.
 
         Args:
@@ -239,7 +255,9 @@ class Generates:
             model=self,
         )
 
-    def prediction_states(self, hidden, cache, column, segment_ids=None):
+    def prediction_states(
+        self, hidden: Tensor, cache: Any, column: Tensor, segment_ids: Tensor | None = None
+    ) -> Tensor:
         """The states that tell the token at a column: [batch, 1, hidden_dim].
 
         Args:
@@ -256,12 +274,12 @@ class Generates:
         masks = ops.zeros_like(cache["length"])[:, None] + mask
         return self.backbone.decode(masks, cache, column, segment_ids=segment_ids)[0]
 
-    def begin(self, inputs):
+    def begin(self, inputs: Any) -> Any:
         """The cache of rows of which nothing is computed yet; inputs as in `generate_step`."""
         rows = (inputs["start"], inputs["source_end"], inputs["row"].shape[1])
         return self.backbone.init_cache(*rows, inputs.get("segments"))
 
-    def encoder_inputs(self, prompts):
+    def encoder_inputs(self, prompts: Any) -> Any:
         """What `begin` takes of prompts besides their rows: int32 arrays by name."""
         return {}
 
@@ -283,7 +301,7 @@ class Generates:
         ]
         return rows, None if scores is None else ops.convert_to_numpy(scores)
 
-    def programs(self, sampler):
+    def programs(self, sampler: Any) -> Any:
         """The `kzoo.models.conversation.Programs` of a sampler."""
         known = self._generators.of_sessions
         if sampler not in known:
@@ -345,7 +363,7 @@ class Generates:
             )
         return int(given)
 
-    def longest_sequence(self):
+    def longest_sequence(self) -> int:
         """The most tokens of a row."""
         longest = self.backbone.max_sequence_length
         if self.preprocessor is None:
@@ -417,14 +435,14 @@ class Generates:
 class GeneratesFromEncoder(Generates):
     """`Generates` where the prompt is what an encoder reads, once; a decoder begins with BOS."""
 
-    def begin(self, inputs):
+    def begin(self, inputs: Any) -> Any:
         padding_mask = inputs["encoder_padding_mask"]
         encoded = self.backbone.encode(inputs["encoder_token_ids"], padding_mask)
         rows = (inputs["start"], inputs["source_end"], inputs["row"].shape[1])
         look = {"encoded": encoded, "encoder_padding_mask": padding_mask}
         return self.backbone.init_cache(*rows, **look)
 
-    def encoder_inputs(self, prompts):
+    def encoder_inputs(self, prompts: Any) -> Any:
         rows = [prompt.encoded for prompt in prompts]
         width = min(bucket(max(map(len, rows))), self.longest_sequence())
         names = ("encoder_token_ids", "encoder_padding_mask")

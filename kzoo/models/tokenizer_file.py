@@ -3,7 +3,9 @@
 import itertools
 import json
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 import keras_hub
@@ -82,7 +84,13 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
 
     backbone_cls = SingleStackBackbone
 
-    def __init__(self, special_tokens, decoder_start=None, content=None, **kwargs):
+    def __init__(
+        self,
+        special_tokens: Mapping[str, Any],
+        decoder_start: Any = None,
+        content: str | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self._special_tokens = tuple(sorted(special_tokens.items()))
         self.decoder_start = decoder_start
@@ -128,23 +136,23 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         self.token_bytes = _token_bytes(tokenizer, {*special, unknown}, self.vocabulary.size)
 
     @property
-    def content(self):
+    def content(self) -> Any:
         """What `tokenizer.json` holds: a string."""
         return self._tokenizer.to_str()
 
-    def vocabulary_size(self):
+    def vocabulary_size(self) -> int:
         return self.vocabulary.size
 
-    def get_vocabulary(self):
+    def get_vocabulary(self) -> list[str]:
         return self._tokenizer.get_vocab(with_added_tokens=True)
 
-    def token_to_id(self, token):
+    def token_to_id(self, token: str) -> int:
         return self._tokenizer.token_to_id(token)
 
-    def id_to_token(self, id):
+    def id_to_token(self, id: int) -> str:
         return self._tokenizer.id_to_token(int(id))
 
-    def encode(self, texts):
+    def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Strings as token arrays (see `kzoo.encoder`): a list of int32 [tokens, 2]."""
         for text in texts:
             utf8(text)  # refuses what the library would panic at
@@ -162,17 +170,17 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
                 return sizes
         return spread_bytes(text, encoding.offsets)
 
-    def tokenize(self, inputs):
+    def tokenize(self, inputs: Any) -> Any:
         """A string to int32 [time], or a list of strings to a list of them."""
         if isinstance(inputs, str):
             return self.tokenize([inputs])[0]
         return [ids_of(tokens) for tokens in self.encode(strings(inputs))]
 
     # Not keras-hub's: with TensorFlow installed that turns strings into its tensors.
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return self.tokenize(inputs)
 
-    def detokenize(self, inputs):
+    def detokenize(self, inputs: Any) -> Any:
         """Token ids [time], or a batch of them, to a string or strings; special ids vanish."""
         rows = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
         if len(rows) and np.ndim(rows[0]) > 0:
@@ -180,21 +188,21 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         ids = np.asarray(rows, "int32")
         return self._tokenizer.decode(ids[self.vocabulary.is_text(ids)].tolist())
 
-    def save_assets(self, directory):
+    def save_assets(self, directory: Path) -> None:
         Path(directory, FILE).write_text(self.content, encoding="utf-8")
 
-    def load_assets(self, directory):
+    def load_assets(self, directory: Path) -> None:
         self._read(Path(directory, FILE).read_text(encoding="utf-8"))
 
     @property
-    def file_assets(self):
+    def file_assets(self) -> Any:
         return [FILE]
 
     @file_assets.setter
-    def file_assets(self, value):
+    def file_assets(self, value: Any) -> Any:
         """keras-hub's constructor sets it to None."""
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "special_tokens": dict(self._special_tokens),

@@ -2,6 +2,7 @@
 
 import io
 import os
+from typing import Any
 
 import h5py
 import keras
@@ -9,6 +10,7 @@ import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.files import whole
+from kzoo.typing import Path
 
 # What Keras adds beside a matrix, and the matrix that the product of the two is a change of.
 LORA = {
@@ -26,17 +28,19 @@ class PathWeights:
     LoRA matrices stand in the file beside the kernels; a model without them adds them up.
     """
 
-    def save(self, filepath, *args, **kwargs):
+    def save(self, filepath: Path, *args: Any, **kwargs: Any) -> None:
         """As `keras.Model.save`: a `.keras` file, in which LoRA is part of the kernels."""
         check_can_be_loaded(self)
         super().save(filepath, *args, **kwargs)
 
-    def save_to_preset(self, preset_dir, *args, **kwargs):
+    def save_to_preset(self, preset_dir: Path, *args: Any, **kwargs: Any) -> None:
         """As keras-hub's: a folder, for `kzoo.presets.load` and keras-hub's `from_preset`."""
         check_can_be_loaded(self)
         super().save_to_preset(preset_dir, *args, **kwargs)
 
-    def save_weights(self, filepath, overwrite=True, max_shard_size=None):
+    def save_weights(
+        self, filepath: Path, overwrite: bool = True, max_shard_size: float | None = None
+    ) -> None:
         """Write all weights to `filepath` (`*.weights.h5`), replacing it in one step."""
         filepath = str(filepath)
         if max_shard_size is not None:
@@ -48,7 +52,7 @@ class PathWeights:
         check_factors(self)
         write_weights(filepath, by_path(self))
 
-    def load_weights(self, filepath, **kwargs):
+    def load_weights(self, filepath: Path, **kwargs: Any) -> None:
         """Read weights by path. Where the file has LoRA matrices and the model has none, they
         become part of the kernels; where the model alone has them, they change nothing then.
 

@@ -5,9 +5,17 @@ from keras import ops
 
 from kzoo.errors import InputError
 from kzoo.precision import float32_products
+from kzoo.typing import Tensor
 
 
-def cross_entropy(hidden, kernel, labels, weights=None, *, tokens_at_once):
+def cross_entropy(
+    hidden: Tensor,
+    kernel: Tensor,
+    labels: Tensor,
+    weights: Tensor | None = None,
+    *,
+    tokens_at_once: int,
+) -> Tensor:
     """Σ w·nll over all tokens, nll = −log softmax(hidden · kernelᵀ)[label], in chunks of tokens.
 
     Only the logits of one chunk exist at a time, in float32. Float32 hidden states are multiplied

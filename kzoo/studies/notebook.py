@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kzoo.data import sources
 from kzoo.errors import InputError
@@ -29,15 +30,15 @@ class Results:
     records: list
     directory: Path
 
-    def table(self):
+    def table(self) -> Any:
         """One row per arm and group, a `pandas.DataFrame`; see `kzoo.studies.page.table`."""
         return table(self.records)
 
-    def plot(self):
+    def plot(self) -> Any:
         """Held-out bits along training, a `matplotlib.figure.Figure`, shown inline."""
         return plot(self.records)
 
-    def report(self):
+    def report(self) -> Path:
         """Write the self-contained page; its `Path`."""
         return report(self.directory)
 
@@ -55,7 +56,16 @@ class Results:
         return draw(read(self.directory)[0], self.records)
 
 
-def compare(arms, data="pydoc", *, seeds=2, steps=300, directory=None, progress=True, **settings):
+def compare(
+    arms: Any,
+    data: Any = "pydoc",
+    *,
+    seeds: int | Sequence[int] = 2,
+    steps: int = 300,
+    directory: Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Results:
     """Train several models under equal conditions, in this process.
 
     Args:
@@ -89,7 +99,15 @@ def compare(arms, data="pydoc", *, seeds=2, steps=300, directory=None, progress=
     return Results(run(study, directory, progress=progress), directory)
 
 
-def predict(arms, data="pydoc", *, seeds=2, steps=300, directory=None, **settings):
+def predict(
+    arms: Any,
+    data: Any = "pydoc",
+    *,
+    seeds: int | Sequence[int] = 2,
+    steps: int = 300,
+    directory: Path | None = None,
+    **settings: Any,
+) -> prediction.Prediction:
     """How long `compare` with the same arguments would take, measured by some steps of each arm.
 
     It compiles every arm, which takes as long as it does in `compare`.

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib
@@ -22,8 +23,10 @@ from kzoo.studies.tuning import losses_by_rate
 
 # Okabe and Ito's colours, told apart by the colour-blind, without yellow; then four more.
 # What the page says of a run.
-SHOWN = ("group", "measure", "status", "held_out", "bits", "scored_tokens", "parameters", "seconds")
-SHOWN += ("config", "spectrum", "facts", "provenance")
+SHOWN = (
+    *("group", "measure", "status", "held_out", "bits", "scored_tokens", "parameters", "seconds"),
+    *("config", "spectrum", "facts", "provenance"),
+)
 COLOURS = (
     *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00"),
     *("#5e3c99", "#7f7f7f", "#8c564b", "#000000"),
@@ -242,7 +245,7 @@ def _image(figure, description):
 # The page ---------------------------------------------------------------------------------
 
 
-def report(directory):
+def report(directory: Path) -> Any:
     """Write the page of a study, self-contained: `report.html` in its directory.
 
     It shows what is there: runs that are missing are named, and so are those that ended with

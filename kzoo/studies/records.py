@@ -4,6 +4,7 @@ import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from kzoo import migrations
 from kzoo.errors import InputError
@@ -13,8 +14,10 @@ log = logging.getLogger("kzoo")
 
 STUDY_FILE, RESULTS_FILE, REPORT_FILE = "study.json", "results.jsonl", "report.html"
 VERDICTS_FILE, TUNING_FILE = "verdicts.json", "tuning.jsonl"
-_OF_A_STUDY = {"name": str, "description": str, "arms": dict, "data": list, "seeds": list}
-_OF_A_STUDY |= {"steps": int, "batch_size": int, "learning_rate": int | float | None}
+_OF_A_STUDY: dict[str, Any] = {
+    **{"name": str, "description": str, "arms": dict, "data": list, "seeds": list},
+    **{"steps": int, "batch_size": int, "learning_rate": int | float | None},
+}
 _OF_A_RUN = ("run", "arm", "data", "seed")
 
 

@@ -10,6 +10,7 @@ import os
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -32,7 +33,7 @@ from kzoo.studies.records import (
     read,
     read_tuning,
 )
-from kzoo.studies.study import measure
+from kzoo.studies.study import Study, measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
 from kzoo.training import Checkpoints, prepare, train
@@ -48,7 +49,9 @@ _LONGEST = 200  # bytes of a folder's name
 _making = threading.Lock()
 
 
-def run(study, directory, *, progress=True, at_once=None):
+def run(
+    study: Study, directory: Path, *, progress: bool = True, at_once: int | None = None
+) -> list[dict[str, Any]]:
     """Run what is not yet there, appending a record to `results.jsonl` after each run.
 
     Started again on the same directory it goes on: finished runs are not repeated, and a

@@ -5,6 +5,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 from kzoo import objectives, presets
 from kzoo.errors import InputError, unknown
@@ -85,7 +86,7 @@ class Study:
     imports: tuple = ()
 
     @classmethod
-    def from_dict(cls, fields):
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """A study from JSON; `InputError` for unknown fields, values, presets or overrides."""
         if not isinstance(fields, Mapping):
             raise InputError(f"a study is a JSON object. Received: {shown(fields)}")
@@ -115,7 +116,7 @@ class Study:
         return study
 
     @classmethod
-    def from_json(cls, path):
+    def from_json(cls, path: Path) -> Self:
         """A study from a JSON file; modules of its `imports` may stand beside it.
 
         Raises:
@@ -131,7 +132,7 @@ class Study:
             sys.path.append(folder)
         return cls.from_dict(fields)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """JSON of everything that the study says, defaults filled in."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         arms = {
@@ -150,13 +151,13 @@ class Study:
             del fields["budget"]
         return fields
 
-    def rate(self, arm, source=None):
+    def rate(self, arm: Arm, source: str | None = None) -> float:
         """The peak of the schedule of an `Arm`, on a source where a tuning chose it."""
         if source in arm.rates:
             return arm.rates[source]
         return self.learning_rate or learning_rate(arm.config(self.seeds[0])["hidden_dim"])
 
-    def runs(self):
+    def runs(self) -> list[tuple[str, str, Arm]]:
         """(data, label, arm) of every program, in order; each runs once per seed."""
         return [
             (source, label, arm)

@@ -11,6 +11,7 @@ stay in the family.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -206,7 +207,7 @@ class Verdict:
     def __str__(self):
         return " ".join([f"{self.sentence}.", *self.notes])
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """JSON of the verdict."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**fields, "hypothesis": self.hypothesis.to_dict(), "notes": list(self.notes)}

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 import time
+from typing import Any
 
 from kzoo import presets
 from kzoo.errors import unknown
@@ -30,19 +31,19 @@ DTYPES = ("float32", "mixed_bfloat16", "bfloat16")
 
 
 def compile_only(
-    name,
-    topology,
-    batch,
+    name: str,
+    topology: str,
+    batch: int,
     *,
-    mesh=None,
-    fsdp=False,
-    dtype=None,
-    remat="none",
-    accumulate=None,
-    decode=False,
-    quick=False,
-    **overrides,
-):
+    mesh: Any = None,
+    fsdp: bool = False,
+    dtype: str | None = None,
+    remat: str = "none",
+    accumulate: int | None = None,
+    decode: bool = False,
+    quick: bool = False,
+    **overrides: Any,
+) -> dict[str, Any]:
     """Compile a preset's train step, or its decoding, ahead of time for a TPU.
 
     Args:
