@@ -77,7 +77,7 @@ def values_of(variables, target):
 
 
 def train_step(model, config, target, batch):
-    """`{"train_step": f}`; f() returns what Keras's `make_train_function` compiles, and arguments."""
+    """`{"train_step": f}`; f() returns what `make_train_function` compiles, and arguments."""
     import jax
 
     shape = (batch, config["max_sequence_length"])
