@@ -174,8 +174,9 @@ class CausalLM(Generates, _Task, keras_hub.models.CausalLM, PipelineModel):
     default_objective = "causal_lm"
 
     @property
-    def rereads(self) -> bool:
-        """Whether a source that grows changes the states of the tokens before."""
+    def recomputes_prompts(self) -> bool:
+        """Whether each turn of a conversation computes all tokens again: a longer source changes
+        the states of the tokens before."""
         return self.backbone.mask.needs_source
 
 
@@ -188,7 +189,7 @@ class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, Pipelin
     backbone_cls = EncoderDecoderBackbone
     preprocessor_cls = Seq2SeqLMPreprocessor
     default_objective = "prefix_lm"
-    rereads = True
+    recomputes_prompts = True
 
     @staticmethod
     def _decoded(hidden):
