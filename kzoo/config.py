@@ -298,7 +298,7 @@ class Config(HeadConfig, BackboneConfig):
         >>> from kzoo import presets
         >>> config = Config.get(presets.config("gpt_nano"))
         >>> config.mask, config.head_dim
-        (causal(), 16)
+        (Causal(), 16)
     """
 
     stack: str = _field(_one_of(STACKS), "which parameters: " + ", ".join(STACKS) + ".", "single")
@@ -380,7 +380,7 @@ def count_parameters(config: Any) -> int:
     Example:
         >>> from kzoo import presets
         >>> count_parameters(presets.config("gpt_nano"))
-        124608
+        124672
     """
     config = Config.get(config)
     d, v = config.hidden_dim, config.vocabulary_size

@@ -26,6 +26,5 @@ def learning_rate(width: int) -> float:
     Example:
         >>> learning_rate(128)
         0.0031
-        >>> model.compile(optimizer=kzoo.training.adamw(learning_rate(128), steps=1000))
     """
     return float(f"{min(_AT_WIDTH_1 / width, _MOST):.1e}")

@@ -50,7 +50,7 @@ def document_positions(padding_mask):
         InputError: for ids whose values are known and wrong, as in `check_documents`.
 
     Example:
-        >>> document_positions([[0, 1, 1, 0, 1, 2, 2, 0]])
+        >>> document_positions([[0, 1, 1, 0, 1, 2, 2, 0]]).tolist()
         [[0, 0, 1, 2, 2, 0, 1, 2]]
     """
     segment = _ids("padding_mask", padding_mask)

@@ -75,8 +75,8 @@ class Mask:
                 `source_mask`, or the mask differs by layer (`per_layer` takes it apart).
 
         Example:
-            >>> causal().dense(3)[0, 0]
-            [[ True, False, False], [ True,  True, False], [ True,  True,  True]]
+            >>> kzoo.masks.causal().dense(3)[0, 0].tolist()
+            [[True, False, False], [True, True, False], [True, True, True]]
         """
         queries, keys = sequence_info(
             self,
