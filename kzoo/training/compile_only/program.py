@@ -70,7 +70,7 @@ def _array(target, shape, dtype, *axes):
 
 
 def values_of(variables, target):
-    """The variables' shapes, dtypes and shardings, in place of values: `jax.ShapeDtypeStruct`s."""
+    """A `jax.ShapeDtypeStruct` with a sharding for the value of each variable."""
     import jax
 
     whole = _sharding(target)
@@ -78,7 +78,7 @@ def values_of(variables, target):
 
 
 def train_step(model, config, target, batch):
-    """`{"train_step": f}`; f() returns what Keras's `make_train_function` compiles, and arguments."""
+    """`{"train_step": f}`; f() returns the `jax.jit` function that `fit` runs, and arguments."""
     import jax
 
     shape = (batch, config["max_sequence_length"])
