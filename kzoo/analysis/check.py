@@ -51,7 +51,7 @@ class Report:
 
     @property
     def ok(self):
-        """Whether there are no findings."""
+        """Whether nothing was found, for TPUs either."""
         return not self.findings
 
     def __str__(self):
@@ -68,7 +68,7 @@ class Report:
         return "\n".join([*lines, "", *self.notes])
 
     def plot(self):
-        """One square for each example and input: a line of it is a query, a column a key.
+        """A square for each example and input: rows are queries, columns are keys.
 
         Returns:
             A `matplotlib.figure.Figure`, which shows itself in a notebook.
@@ -105,7 +105,7 @@ class Report:
 
 
 def check(model, inputs=None, mask=None):
-    """Find which positions the outputs of a Keras model depend on, and what a TPU would compute.
+    """Find which outputs of a Keras model depend on which positions, and what TPUs would do.
 
     Dependence is found in two ways, and either is enough. First, the input at one position is
     changed (to another id, or by noise): do outputs change? Second, is the gradient of an output

@@ -16,7 +16,7 @@ SIDE, GAP, LEFT, TITLE, BOTTOM = 1.35, 0.3, 0.8, 0.5, 0.8  # inches
 
 
 def draw_masks(mask, num_layers, num_heads, *, time=24, source=None):
-    """One square for each different mask of a model: a line of it is a query, a column a key.
+    """One square for each different mask of a model: rows are queries, columns are keys.
 
     Layers and heads that share a mask share a square.
 
@@ -82,7 +82,7 @@ def draw_masks(mask, num_layers, num_heads, *, time=24, source=None):
 
 
 def terminal_masks(mask, num_layers, num_heads, *, time=24, source=None):
-    """The masks of `draw_masks` in block characters, for a terminal.
+    """`draw_masks` in block characters, for a terminal.
 
     A character holds one key and two queries, so that squares look square.
 

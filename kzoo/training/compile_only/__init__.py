@@ -55,8 +55,8 @@ def compile_only(
         dtype: a Keras dtype policy of `DTYPES`; by default Keras's own.
         remat: as in `kzoo.presets.load`.
         accumulate: steps whose gradients make one update, Keras's `gradient_accumulation_steps`.
-        decode: compile what `generate` runs instead: the pass over prompts that fill the sequence
-            but for one token, and a step of one token.
+        decode: compile what `generate` runs instead: the pass over prompts that fill all of it but
+            for one token, and a step of one token.
         quick: compile without XLA's optimizations, in a fraction of the time. The program takes
             more memory: a little more with softmax and up to twice as much with linear attention.
         **overrides: config fields, as in `kzoo.presets.load`.
@@ -119,7 +119,7 @@ def compile_only(
 
 @contextlib.contextmanager
 def _optimization(level):
-    """A context with an XLA optimization level: `"O0"` to `"O3"`, or `"UNKNOWN"`, the default."""
+    """A context with an optimization level of XLA: "O0" to "O3", or "UNKNOWN", its default."""
     import jax
 
     before = jax.config.jax_optimization_level

@@ -7,7 +7,7 @@ import keras
 
 from kzoo import presets
 from kzoo.errors import InputError
-from kzoo.models.loss import LEARNING_RATE
+from kzoo.learning_rate import learning_rate
 from kzoo.training.distribution import DATA, MODEL, layout
 
 
@@ -20,9 +20,8 @@ def model_of_shapes(config, target, fsdp, dtype, remat, accumulate):
     with _variables_without_values(lambda variable: _sharding(target, *split(variable))):
         model = presets.build(config, dtype, remat=remat)
         if accumulate:
-            optimizer = keras.optimizers.AdamW(
-                LEARNING_RATE, gradient_accumulation_steps=accumulate
-            )
+            rate = learning_rate(model.backbone.hidden_dim)
+            optimizer = keras.optimizers.AdamW(rate, gradient_accumulation_steps=accumulate)
             model.compile(optimizer=optimizer)
         model.optimizer.build(model.trainable_variables)
     return model
@@ -78,7 +77,7 @@ def values_of(variables, target):
 
 
 def train_step(model, config, target, batch):
-    """`{"train_step": f}`; f() returns the `jax.jit` function that `fit` runs, and arguments."""
+    """`{"train_step": f}`; f() returns what `make_train_function` compiles, and arguments."""
     import jax
 
     shape = (batch, config["max_sequence_length"])

@@ -44,7 +44,7 @@ TOPOLOGIES = [f"{name}:{shape}" for name, chip in CHIPS.items() for shape in chi
 
 
 class Target(NamedTuple):
-    """What programs are compiled for: the chip, a `jax.sharding.Mesh`, and its axes' sizes."""
+    """What programs are compiled for: the chip, a `jax.sharding.Mesh`, its axes and their sizes."""
 
     chip: Chip
     mesh: object
