@@ -69,7 +69,7 @@ def _array(target, shape, dtype, *axes):
 
 
 def values_of(variables, target):
-    """The variables' shapes, dtypes and shardings, in place of values: `jax.ShapeDtypeStruct`s."""
+    """A `jax.ShapeDtypeStruct` with a sharding for the value of each variable."""
     import jax
 
     whole = _sharding(target)

@@ -65,7 +65,7 @@ def target_of(topology, sizes, batch, config):
     sizes = _sizes(sizes or {}, chips)
     if batch % sizes[DATA]:
         raise InputError(
-            f"a batch divides into {sizes[DATA]} along the mesh axis {DATA!r}. Received: {batch}"
+            f"batch must divide into {sizes[DATA]} along the mesh axis {DATA!r}. Received: {batch}"
         )
     check_split(config, sizes.get(MODEL, 1))
     return Target(CHIPS[topology.partition(":")[0]], mesh_of(topology, sizes), sizes)
