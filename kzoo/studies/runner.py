@@ -108,8 +108,7 @@ def run(
             if look < len(study.seeds) and _all_decided(study, done):
                 break
     shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    if study.hypotheses:
-        _write_verdicts(study, directory, list(done.values()))
+    _write_verdicts(study, directory, list(done.values()))
     order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
     return [done[name] for name in order if name in done]
 
@@ -195,6 +194,8 @@ def _all_decided(study, done):
 
 
 def _write_verdicts(study, directory, records):
+    if not study.hypotheses:
+        return
     from kzoo.studies.evidence import draw, seeds_drawn
 
     fields = study.to_dict()
