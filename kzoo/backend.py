@@ -45,7 +45,8 @@ class environment:
 
     Example:
         >>> with environment({"TF_CPP_MIN_LOG_LEVEL": "3"}):
-        ...     import tensorflow
+        ...     os.environ["TF_CPP_MIN_LOG_LEVEL"]
+        '3'
     """
 
     def __init__(self, variables):

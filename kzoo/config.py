@@ -132,16 +132,20 @@ class Fields:
         values = {name: getattr(self, name) for name in self.field_names()}
         return {name: getattr(x, "get_config", lambda x=x: x)() for name, x in values.items()}
 
-    def part(self, cls):
+    def part(self, cls: "type[Fields]") -> Any:
         """The fields that are those of `cls`, of which this class is a subclass."""
         return cls(**{name: getattr(self, name) for name in cls.field_names()})
 
     @classmethod
-    def documentation(cls):
+    def documentation(cls) -> str:
         """A line or more on each field, for docstrings."""
         entries = [f"{field.name}: {field.metadata['doc']}" for field in dataclasses.fields(cls)]
-        indent = {"initial_indent": " " * 8, "subsequent_indent": " " * 12}
-        return "\n".join(textwrap.fill(entry, 96, **indent) for entry in entries)
+        first, then = " " * 8, " " * 12
+        lines = (
+            textwrap.fill(entry, 96, initial_indent=first, subsequent_indent=then)
+            for entry in entries
+        )
+        return "\n".join(lines)
 
 
 @_documented
@@ -230,7 +234,7 @@ class BackboneConfig(Fields):
         for layer in masks.per_layer(self.mask, self.num_layers):
             self.check_mechanism(layer)
 
-    def check_mechanism(self, mask):
+    def check_mechanism(self, mask: masks.Mask) -> None:
         """`InputError` unless the mechanism can follow the mask of a layer."""
         heads = mask.per_head(self.num_heads)
         self.mechanism.check(heads, bias=self.positions == "relative")
@@ -294,7 +298,7 @@ class Config(HeadConfig, BackboneConfig):
         >>> from kzoo import presets
         >>> config = Config.get(presets.config("gpt_nano"))
         >>> config.mask, config.head_dim
-        (causal(), 16)
+        (Causal(), 16)
     """
 
     stack: str = _field(_one_of(STACKS), "which parameters: " + ", ".join(STACKS) + ".", "single")
@@ -361,7 +365,7 @@ def check_two_stacks(config: BackboneConfig) -> None:
     config.check_mechanism(masks.causal())  # the decoder's
 
 
-def tokenizer_kind(cls, vocabulary_size):
+def tokenizer_kind(cls: str | None, vocabulary_size: int) -> str:
     """The field `tokenizer` of a model whose tokenizer has the class of this name, or None.
 
     Without a tokenizer the number of ids tells whether they are bytes.
@@ -376,7 +380,7 @@ def count_parameters(config: Any) -> int:
     Example:
         >>> from kzoo import presets
         >>> count_parameters(presets.config("gpt_nano"))
-        124608
+        124672
     """
     config = Config.get(config)
     d, v = config.hidden_dim, config.vocabulary_size

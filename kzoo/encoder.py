@@ -1,26 +1,29 @@
-"""From text to batches: the one way that `fit`, `evaluate`, `predict`, `score`, generation and
-`kzoo.data.load` share.
+"""From text to batches, in one way for `fit`, `evaluate`, `predict`, `score`, `generate` and
+`kzoo.data.load`.
 
-A *token array* is what a tokenizer makes of a text: integers [tokens], the ids, where each stands
-for one byte; or int32 [tokens, 2], each id and how many bytes of the original text it stands for,
-which add up to the bytes of the text.
+A *token array* is a tokenized text. If each token is one byte, it is integers [tokens], the ids.
+Else it is int32 [tokens, 2]: each id, and how many bytes of the text it stands for; their sum is
+the size of the text.
 """
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.objectives import Objective, layouts
 from kzoo.objectives.layouts import EncoderDecoder, Single
-from kzoo.vocabulary import BYTES
+from kzoo.typing import Rng
+from kzoo.vocabulary import BYTES, Vocabulary
 
 
 def utf8(text):
-    """The bytes of a string, as they are: uint8 [bytes].
+    """A string in UTF-8: uint8 [bytes].
 
     Raises:
-        InputError: for half of a surrogate pair, which no UTF-8 can say.
+        InputError: for a lone surrogate, which UTF-8 cannot encode.
 
     Example:
         >>> utf8("é").tolist()
@@ -30,13 +33,13 @@ def utf8(text):
         return np.frombuffer(text.encode(), np.uint8)
     except UnicodeEncodeError as error:
         raise InputError(
-            "a text is Unicode, without halves of surrogate pairs. "
+            "a text must be Unicode without lone surrogates. "
             f"Received: {text[error.start]!r} at character {error.start}"
         ) from None
 
 
 class Bytes:
-    """The tokenizer whose tokens are the bytes of UTF-8."""
+    """The tokenizer whose tokens are bytes in UTF-8."""
 
     vocabulary = BYTES
 
@@ -53,15 +56,15 @@ def ids(tokens):
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Text to the batches of one model.
+    """Turns text into the batches of one model.
 
     Attributes:
         objective: a `kzoo.objectives.Objective`.
-        layout: how the model's stack reads examples, of `kzoo.objectives.layouts`.
+        layout: of `kzoo.objectives.layouts`; how examples become inputs of the model's stack.
         tokenizer: has `vocabulary` and `encode(texts)`, as `Bytes` has.
 
     Raises:
-        InputError: if the layout's stack cannot learn the objective.
+        InputError: if the objective does not fit the layout's stack.
 
     Example:
         >>> from kzoo import objectives
@@ -73,71 +76,74 @@ class Encoder:
 
     objective: Objective
     layout: Single | EncoderDecoder = Single()
-    tokenizer: object = Bytes
+    tokenizer: Any = Bytes
 
     def __post_init__(self):
         self.layout.check(self.objective)
 
     @property
-    def vocabulary(self):
+    def vocabulary(self) -> Vocabulary:
         return self.tokenizer.vocabulary
 
-    def tokens(self, texts):
+    def tokens(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Strings as token arrays: a list."""
         return self.tokenizer.encode(list(texts))
 
-    def example_length(self, source, target, complete=True):
-        """The `length` at which `batch` keeps an example whole, in tokens.
+    def example_length(
+        self, source: np.ndarray | None, target: np.ndarray, complete: bool = True
+    ) -> int:
+        """The smallest `length`, in tokens, at which `batch` does not truncate an example.
 
         Args:
             source, target: token arrays; source is None for plain text.
             complete: whether EOS follows the target.
         """
-        source = None if source is None else len(source)
+        length = None if source is None else len(source)
         return layouts.example_length(
-            self.objective, source, len(target), complete, self.vocabulary
+            self.objective, length, len(target), complete, self.vocabulary
         )
 
-    def window(self, length):
-        """How many tokens of running text fill an example of `length` tokens (no EOS)."""
+    def window(self, length: int) -> int:
+        """How many tokens of running text fill an example of `length` tokens, without EOS."""
         return layouts.window(self.objective, length, self.vocabulary)
 
     def batch(
         self,
-        sources,
-        targets,
-        length,
-        rng=None,
+        sources: list[Any] | None,
+        targets: list[Any],
+        length: int,
+        rng: Rng = None,
         *,
-        complete=True,
-        held_out=False,
-        weights=None,
-    ):
+        complete: bool = True,
+        held_out: bool = False,
+        weights: np.ndarray | None = None,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Token arrays as `(x, y, sample_weight)`.
 
         Args:
             sources: list of `batch` token arrays, or None for plain text.
-            targets: list of `batch` token arrays, none empty (one array of them will do). What
-                does not fit is cut: the target's end (down to one token), then the source's end;
-                callers count with `example_length` and say so.
+            targets: list of `batch` token arrays (or one array of them), none empty. An example
+                that is too long is truncated: the end of the target (down to one token), then the
+                end of the source. Callers find out with `example_length`, and warn.
             length: tokens of a sequence.
-            rng: `numpy.random.Generator` of what the objective draws, such as boundaries and
-                masked positions. The result depends on the arguments and its state, on nothing
-                else. None will do where the objective draws nothing.
-            complete: whether targets are whole and EOS follows. Windows of running text are not.
-            held_out: score what held-out examples score (`prefix_lm`: targets only, whatever is
-                trained on, so that arms are measured on the same tokens).
-            weights: float [batch], how much each example counts; None if all count the same.
+            rng: `numpy.random.Generator` for the objective's draws, such as boundaries and masked
+                positions. The result depends only on the arguments and its state. It can be None
+                for an objective that draws nothing.
+            complete: whether targets are complete, so that EOS follows; windows of running text
+                are not.
+            held_out: score the tokens that held-out examples score (for `prefix_lm` only the
+                target, whatever is trained on, so that all arms are measured on the same tokens).
+            weights: float [batch], the weight of each example; None for equal weights.
 
         Returns:
-            `x`, a dict of int32 [batch, length], the model's inputs as the layout writes them;
-            where tokens are no bytes it has besides `"label_bytes"`, int32 [batch, length]: the
-            bytes of text that each label stands for, of which bits per byte are counted. `y`,
-            int32 [batch, length]: the ids to predict. `sample_weight`, float32 [batch, length]:
-            1, or the example's weight, where they are scored.
+            `x`, a dict of int32 [batch, length], the model's inputs. If tokens are not bytes, it
+            also has `"label_bytes"`, int32 [batch, length]: how many bytes of text each label
+            stands for, which bits per byte need. `y`, int32 [batch, length]: the labels.
+            `sample_weight`, float32 [batch, length]: 1, or the example's weight, at scored
+            tokens, and 0 elsewhere.
 
         Raises:
-            InputError: a target is empty, or a text too short for the objective.
+            InputError: if a target is empty, or a text too short for the objective.
         """
         room = self.window(length)
         x, y, sample_weight = self.layout.batch(
@@ -153,6 +159,6 @@ class Encoder:
             sample_weight = sample_weight * np.asarray(weights, np.float32)[:, None]
         return x, y, sample_weight
 
-    def prompts(self, texts, as_source):
-        """The inputs of a model that is to go on from some texts: see the layout's `prompts`."""
+    def prompts(self, texts: list[Any], as_source: bool) -> Any:
+        """A model's inputs for generation from prompts: see `prompts` of the layout."""
         return self.layout.prompts(texts, as_source, self.vocabulary)

@@ -10,6 +10,8 @@ must not depend on later keys. φ(0) is not 0, so whoever has padding hides φ(k
 import dataclasses
 import functools
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from kzoo.errors import InputError
 from kzoo.precision import float32_products
 from kzoo.registry import Part, Registry
 from kzoo.sequence import document_index
+from kzoo.typing import FeatureMapSpec, Tensor
 from kzoo.values import is_integer
 
 
@@ -39,20 +42,20 @@ class FeatureMap(Part):
     learned = False
     of_products = False
 
-    def size(self, dim):
+    def size(self, dim: int) -> int:
         """The number of features of a head of size `dim`."""
         return dim
 
-    def weight_shapes(self, num_heads, dim):
+    def weight_shapes(self, num_heads: int, dim: int) -> dict[str, tuple[int, ...]]:
         """The shapes of the weights by name; `num_heads` is the number of heads of x."""
         return {}
 
-    def initial_weights(self, num_heads, dim):
+    def initial_weights(self, num_heads: int, dim: int) -> dict[str, np.ndarray]:
         """Their initial values, float32 NumPy arrays by name: identities."""
         shapes = self.weight_shapes(num_heads, dim)
         return {name: np.tile(np.eye(dim, dtype="float32"), (num_heads, 1, 1)) for name in shapes}
 
-    def query(self, x, weights=None):
+    def query(self, x: Tensor, weights: Mapping[str, Tensor] | None = None) -> Tensor:
         """The features [batch, time, heads, size(dim)], in the dtype of x, of queries.
 
         Args:
@@ -62,18 +65,20 @@ class FeatureMap(Part):
         Raises:
             InputError: if the shape, the dtype or the names of the weights are wrong.
         """
-        return self._features(x, weights, "query_kernel", self._query)
+        return self._features(x, weights, "query_kernel", self._query)  # type: ignore[attr-defined]
 
-    def key(self, x, weights=None, segment=None):
+    def key(
+        self, x: Tensor, weights: Mapping[str, Tensor] | None = None, segment: Tensor | None = None
+    ) -> Tensor:
         """The features of keys; as `query`.
 
         Args:
             segment: integers [batch or 1, time], 0 for padding, k for the k-th document, None
                 for one document. Only a map of the whole sequence looks at it.
         """
-        return self._features(x, weights, "key_kernel", lambda *args: self._key(*args, segment))
+        return self._features(x, weights, "key_kernel", lambda *args: self._key(*args, segment))  # type: ignore[call-arg]
 
-    def check(self, orders):
+    def check(self, orders: Iterable[Any]) -> None:
         """`InputError` if the map cannot stand under one of `orders`, the masks of the heads."""
         for order in orders:
             if self.whole_sequence and not order.is_full:
@@ -112,7 +117,7 @@ REGISTRY = Registry("feature map", FeatureMap)
 register = REGISTRY.register
 
 
-def get(spec):
+def get(spec: FeatureMapSpec) -> FeatureMap:
     """The feature map of a name, of JSON (`{"favor": {"features": 64}}`), or `spec` if it is one.
 
     Raises:
@@ -125,7 +130,7 @@ def get(spec):
     return REGISTRY.get(spec)
 
 
-def names():
+def names() -> tuple[str, ...]:
     """The names of all feature maps, in the order in which they were registered: a tuple."""
     return REGISTRY.names
 
@@ -242,7 +247,7 @@ class Taylor2(FeatureMap):
     name = "taylor2"
     of_products = True
 
-    def size(self, dim):
+    def size(self, dim: int) -> int:
         return 1 + dim + dim * (dim + 1) // 2
 
     def _query(self, x):
@@ -280,10 +285,10 @@ class Favor(FeatureMap):
                 raise InputError(f"{field} is an integer of at least {least}. Received: {value!r}")
             object.__setattr__(self, field, int(value))
 
-    def size(self, dim):
+    def size(self, dim: int) -> int:
         return self.features
 
-    def directions(self, dim):
+    def directions(self, dim: int) -> np.ndarray:
         """ω: a float64 NumPy array [features, dim]."""
         return _directions(self.features, dim, self.seed).copy()
 
@@ -317,10 +322,10 @@ class Hedgehog(FeatureMap):
     name = "hedgehog"
     learned = True
 
-    def size(self, dim):
+    def size(self, dim: int) -> int:
         return 2 * dim
 
-    def weight_shapes(self, num_heads, dim):
+    def weight_shapes(self, num_heads: int, dim: int) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(("query_kernel", "key_kernel"), (num_heads, dim, dim))
 
     def _query(self, x, kernel):

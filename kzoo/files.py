@@ -44,7 +44,7 @@ def whole(path):
 
     Example:
         >>> with whole("curves.svg") as part:
-        ...     figure.savefig(part, format="svg")
+        ...     part.write_text("<svg/>")
     """
     path = Path(path)
     with _naming(path):

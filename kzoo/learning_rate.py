@@ -4,7 +4,7 @@ _AT_WIDTH_1 = 0.4
 _MOST = 0.01
 
 
-def learning_rate(width):
+def learning_rate(width: int) -> float:
     """The default peak rate of AdamW for a model of that width, trained from random weights.
 
     0.4 / width, at most 0.01: nano (64) 0.0063, tiny (128) 0.0031, small (512) 0.00078, base (768)
@@ -26,6 +26,5 @@ def learning_rate(width):
     Example:
         >>> learning_rate(128)
         0.0031
-        >>> model.compile(optimizer=kzoo.training.adamw(learning_rate(128), steps=1000))
     """
     return float(f"{min(_AT_WIDTH_1 / width, _MOST):.1e}")

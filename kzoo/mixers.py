@@ -7,9 +7,11 @@ devices need no table of their own: a mixer of another kind is one class here an
 """
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from kzoo import mechanisms, names
+from kzoo.masks import Mask
 from kzoo.mechanisms import HeadSizes, Mechanism
 
 DATA, MODEL = "data", "model"  # the axes of a mesh of devices
@@ -46,14 +48,14 @@ class Attention:
     use_bias: bool = True
     # Queries, keys and values come out split by heads, so nothing is exchanged until the output
     # projection sums over them.
-    sharding: ClassVar = {
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         r"(query|key|value)/kernel": (DATA, MODEL),
         r"(query|key|value)/bias": (MODEL,),
         r"(query|value)/lora_kernel_b": (None, MODEL),
         r"output_dense/kernel": (MODEL, DATA),
     }
 
-    def parameters(self):
+    def parameters(self) -> int:
         """The number of parameters."""
         query, key = self._inner
         projected = (self.width + self.use_bias) * (query + 2 * key)
@@ -61,7 +63,7 @@ class Attention:
         own = self.mechanism.parameters(self.heads, self.width, self.use_bias)
         return projected + output + own
 
-    def flops(self, time, masks):
+    def flops(self, time: int, masks: Iterable[Mask]) -> dict[str, int]:
         """Floating-point operations on one example of `time` tokens, a dict.
 
         Args:
@@ -100,19 +102,19 @@ class FeedForward:
     activation: str = "gelu"
     use_bias: bool = True
     # Hidden units come out split, and nothing is exchanged until the output sums over them.
-    sharding: ClassVar = {
+    sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
         r"(gate|intermediate)/kernel": (DATA, MODEL),
         r"(gate|intermediate)/bias": (MODEL,),
         r"output_dense/kernel": (MODEL, DATA),
     }
 
-    def parameters(self):
+    def parameters(self) -> int:
         """The number of parameters."""
         inner = (self.width + self.use_bias) * self.intermediate_dim
         output = (self.intermediate_dim + self.use_bias) * self.width
         return self._projections * inner + output
 
-    def flops(self, time):
+    def flops(self, time: int) -> dict[str, int]:
         """Floating-point operations on one example of `time` tokens, a dict: `matmul`."""
         weights = (self._projections + 1) * self.width * self.intermediate_dim
         return {"matmul": 2 * weights * time}
@@ -122,12 +124,13 @@ class FeedForward:
         return 1 + names.ACTIVATIONS[self.activation].gated
 
 
-def sharding():
+def sharding() -> dict[str, tuple[str | None, ...]]:
     """The rules of all mixers: the end of a variable's path, a regular expression, to the mesh axes
     of its dimensions."""
     attention = dict(Attention.sharding)
     for name in mechanisms.names():
         attention |= mechanisms.REGISTRY[name].sharding
+    layers: dict[str, Mapping[str, tuple[str | None, ...]]]
     layers = {r"(\w+_)?attention(_\d+)?/": attention}
     layers[r"feed_forward(_\d+)?/"] = FeedForward.sharding
     return {layer + end: axes for layer, rules in layers.items() for end, axes in rules.items()}

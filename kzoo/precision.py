@@ -22,6 +22,8 @@ def float32_products(dtype="float32"):
         dtype: of the operands before they were cast; of 16-bit ones nothing is asked.
 
     Example:
+        >>> from keras import ops
+        >>> q = k = np.ones((1, 3, 2, 4))
         >>> with float32_products():
         ...     scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
     """

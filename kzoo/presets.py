@@ -153,7 +153,13 @@ def save(model: Any, directory: str | Path) -> None:
         model.save_to_preset(str(part))
 
 
-def build(complete, dtype=None, tokenizer=None, remat="none", head_dtype=None):
+def build(
+    complete: dict[str, Any],
+    dtype: Any = None,
+    tokenizer: Any = None,
+    remat: str = "none",
+    head_dtype: Any = None,
+) -> Any:
     """The model of a complete config: `load` without a name, random weights, no log.
 
     A tokenizer of the kind `"file"` is given; without it the model takes token batches only.

@@ -6,7 +6,7 @@ The JSON of a part is its name, or its name with those fields that differ from t
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from kzoo.errors import InputError, unknown
 from kzoo.values import plain
@@ -20,8 +20,9 @@ class Part:
     """
 
     name: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # of every subclass
 
-    def get_config(self):
+    def get_config(self) -> Any:
         """The shortest JSON from which the registry's `get` makes this part again."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
@@ -37,13 +38,13 @@ class Registry:
         base: the class that all of them subclass, a subclass of `Part`.
     """
 
-    def __init__(self, kind, base):
+    def __init__(self, kind: str, base: type[Part]) -> None:
         self.kind = kind
         self.base = base
-        self._classes = {}
+        self._classes: dict[str, type[Part]] = {}
 
     @property
-    def names(self):
+    def names(self) -> tuple[str, ...]:
         """The names of the parts, in the order in which they were registered: a tuple."""
         return tuple(self._classes)
 
@@ -53,7 +54,7 @@ class Registry:
             raise unknown(self.kind, name, self.names)
         return self._classes[name]
 
-    def register(self, cls):
+    def register(self, cls: type) -> Any:
         """Add a class under its `name`; a decorator.
 
         Raises:
@@ -81,7 +82,7 @@ class Registry:
         self._classes[name] = cls
         return cls
 
-    def get(self, spec):
+    def get(self, spec: Any) -> Any:
         """The part of a name, of JSON (`{name: {field: value}}`), or `spec` if it is one.
 
         Raises:

@@ -10,6 +10,7 @@ import numbers
 import numpy as np
 
 from kzoo.errors import InputError
+from kzoo.typing import Tensor
 from kzoo.values import is_integer
 
 BLOCK = 256  # the tokens of which each looks back at each in `_cumulative`
@@ -29,10 +30,10 @@ class SequenceInfo:
             a `source_mask`.
     """
 
-    position: object
-    segment: object = None
-    document: object = None
-    in_source: object = None
+    position: Tensor
+    segment: Tensor = None
+    document: Tensor = None
+    in_source: Tensor = None
 
 
 def document_positions(padding_mask):
@@ -49,7 +50,7 @@ def document_positions(padding_mask):
         InputError: for ids whose values are known and wrong, as in `check_documents`.
 
     Example:
-        >>> document_positions([[0, 1, 1, 0, 1, 2, 2, 0]])
+        >>> document_positions([[0, 1, 1, 0, 1, 2, 2, 0]]).tolist()
         [[0, 0, 1, 2, 2, 0, 1, 2]]
     """
     segment = _ids("padding_mask", padding_mask)

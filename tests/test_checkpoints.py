@@ -15,6 +15,7 @@ import keras
 import numpy as np
 import pytest
 
+from kzoo import presets
 from kzoo.errors import InputError, Preempted
 from kzoo.training import Checkpoints
 from kzoo.training.checkpoint import Store
@@ -321,3 +322,16 @@ def test_an_interrupt_that_was_dropped_comes_again(tmp_path):
     checkpoints._notice.interrupted = True
     with pytest.raises(KeyboardInterrupt):
         checkpoints.after_step(1, None, dict)
+
+
+def test_a_backbone_alone(tmp_path):
+    """Its `config` is an object and no JSON, unlike a task's."""
+    sizes = {"num_layers": 1, "hidden_dim": 8, "num_heads": 2, "intermediate_dim": 8}
+    backbone = presets.load_backbone("gpt_nano", **sizes)
+    backbone.compile("sgd", "mse")
+    x = {name: np.ones((2, 4), "int32") for name in ("token_ids", "padding_mask")}
+    callbacks = [Checkpoints(tmp_path)]
+    backbone.fit(x, np.zeros((2, 4, 8), "float32"), verbose=0, callbacks=callbacks)
+    assert [path.name for path in tmp_path.iterdir()] == ["1"]
+    again = type(backbone).from_config(backbone.get_config())
+    assert again.config == backbone.config

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "kzoo"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Each room and what it may import, one way: a room sees what stands on a line above it.
-LEAVES = {"errors", "files", "migrations", "names", "registry", "values", "vocabulary"}
+LEAVES = {"errors", "files", "migrations", "names", "registry", "typing", "values", "vocabulary"}
 BELOW = {
     "errors": set(),
     "backend": set(),
@@ -27,9 +27,10 @@ BELOW = {
     "compilation_cache": set(),
     "precision": set(),
     "vocabulary": set(),
-    "sequence": {"errors", "values"},
+    "typing": set(),
+    "sequence": {"errors", "typing", "values"},
     "levels": {"errors", "sequence"},
-    "masks": {"errors", "sequence", "values", "levels"},
+    "masks": {"errors", "sequence", "typing", "values", "levels"},
     "feature_maps": LEAVES | {"precision", "sequence"},
     "objectives": LEAVES,
     "encoder": LEAVES | {"objectives"},
@@ -39,7 +40,7 @@ BELOW = {
     | {"load_keras", "sequence", "masks", "compilation_cache", "precision", "feature_maps"},
 }
 BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
-BELOW["mixers"] = LEAVES | {"mechanisms"}
+BELOW["mixers"] = LEAVES | {"masks", "mechanisms"}
 BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
 BELOW["models"] = BELOW["layers"] | {"layers", "mixers", "objectives", "encoder", "config"}
 BELOW["models"] |= {"load_keras_hub", "backend", "learning_rate"}

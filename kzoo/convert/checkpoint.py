@@ -8,6 +8,7 @@ from collections.abc import Callable
 from kzoo.config import Config
 from kzoo.errors import InputError
 from kzoo.models.weights import by_path
+from kzoo.typing import Model
 
 log = logging.getLogger("kzoo")
 
@@ -28,7 +29,7 @@ class Checkpoint:
     shapes: dict
     arrays: Callable
 
-    def fill(self, model):
+    def fill(self, model: Model) -> None:
         """Gives a model the weights; what it has besides keeps its initial values, and is
         named in the log.
 

@@ -7,7 +7,7 @@ from kzoo.convert.tokenizers import ADDED, BYTE_PAIRS, SENTENCE_PIECES, WORD_PIE
 from kzoo.errors import InputError
 
 PREFIX = "hf://"
-_CONFIGS = ("config.json", "generation_config.json", "tokenizer.json")
+_CONFIGS: tuple[str, ...] = ("config.json", "generation_config.json", "tokenizer.json")
 _CONFIGS += ("tokenizer_config.json", "special_tokens_map.json")
 _VOCABULARIES = (ADDED, *WORD_PIECES, *sum(BYTE_PAIRS, ()), *SENTENCE_PIECES)
 

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 from kzoo.config import Config
 from kzoo.convert.bert import BERT, UNILM, UNILM_SEGMENTS
 from kzoo.convert.checkpoint import Checkpoint, grouped
-from kzoo.convert.family import scale
+from kzoo.convert.family import Family, scale
 from kzoo.convert.gpt2 import GPT2
 from kzoo.convert.t5 import T5
 from kzoo.convert.tensors import FLOATS, SAFETENSORS, Tensors, read_json
@@ -83,7 +84,7 @@ def read_huggingface(directory: str | Path) -> Checkpoint:
     return Checkpoint(config, tokenizer, shapes, arrays)
 
 
-def family_of(config):
+def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a config.json. UniLM's says that it is BERT, with six segments."""
     kind = config.get("model_type")
     if kind not in FAMILIES:

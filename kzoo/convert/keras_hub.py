@@ -40,8 +40,8 @@ def read_keras_hub(backbone: Any, tokenizer: Any = None) -> Checkpoint:
     if kind not in _KINDS:
         raise unknown("backbone of keras-hub", kind, _KINDS)
     family, read_config, pairs_of = _KINDS[kind]
-    config = {**{field: getattr(backbone, field) for field in SIZES}, **read_config(backbone)}
-    config = Config.get({**config, "tokenizer": "file"})
+    sizes = {field: getattr(backbone, field) for field in SIZES}
+    config = Config.get({**sizes, **read_config(backbone), "tokenizer": "file"})
     pairs = [
         TensorPair(theirs, (ours,), shape, "reshaped") for ours, theirs, shape in pairs_of(config)
     ]

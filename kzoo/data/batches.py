@@ -1,6 +1,8 @@
 """Batches in random order, of which a slice is a data set of its own."""
 
 import functools
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -15,10 +17,12 @@ class _Sliceable(grain.MapDataset):
         dataset, position = self.at(index if index >= 0 else index + len(self))
         return dataset[position]
 
-    def slice(self, sl):
+    def slice(self, sl: slice) -> grain.MapDataset:
         return _Part(self, range(len(self))[sl])
 
-    def repeat(self, num_epochs=None, *, reseed_each_epoch=True):
+    def repeat(
+        self, num_epochs: int | None = None, *, reseed_each_epoch: bool = True
+    ) -> grain.MapDataset:
         repeated = super().repeat(num_epochs, reseed_each_epoch=reseed_each_epoch)
         return _Part(self, range(len(repeated))) if reseed_each_epoch else repeated
 
@@ -47,7 +51,13 @@ class Batches(_Sliceable):
         True
     """
 
-    def __init__(self, examples, batch_size, seed, encode):
+    def __init__(
+        self,
+        examples: Sequence[int],
+        batch_size: int,
+        seed: int,
+        encode: Callable[[list[int], np.random.Generator], Any],
+    ) -> None:
         order = grain.MapDataset.source(examples).seed(seed).shuffle()
         # Examples are drawn first and encoded a batch at a time: vectorised, and a batch's random
         # choices follow from its position alone.
@@ -60,11 +70,11 @@ class Batches(_Sliceable):
     def __len__(self):
         return len(self._parent)
 
-    def at(self, index):
+    def at(self, index: int) -> tuple[Any, int]:
         """The data set that makes a batch, and the batch's position in it."""
         return self._parent, index
 
-    def examples(self, index):
+    def examples(self, index: int) -> list[int]:
         """The numbers of a batch's examples."""
         return self._order[index]
 

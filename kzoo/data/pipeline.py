@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -14,6 +14,7 @@ from kzoo.data.batches import Batches
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
+from kzoo.typing import ObjectiveSpec
 from kzoo.values import is_count, is_number
 
 log = logging.getLogger("kzoo")
@@ -46,7 +47,15 @@ class Splits:
         return iter((self.train, self.valid))
 
 
-def load(source, model_or_config, *, batch_size, objective=None, valid=0.1, seed=0):
+def load(
+    source: Any,
+    model_or_config: Any,
+    *,
+    batch_size: int,
+    objective: ObjectiveSpec | None = None,
+    valid: float = 0.1,
+    seed: int = 0,
+) -> Splits:
     """Data for a model: batches to train on and held-out batches, which never overlap.
 
     Args:

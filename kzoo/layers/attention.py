@@ -1,6 +1,8 @@
 """Attention under any mask and mechanism, of one sequence or of two."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
 
 import keras
 from keras import ops
@@ -13,6 +15,7 @@ from kzoo.layers.keras_arguments import counted, narrowed, refuse
 from kzoo.ops.context import here
 from kzoo.ops.dispatch import Spec
 from kzoo.ops.sharding import shard_batch
+from kzoo.typing import FeatureMapSpec, MaskSpec, MechanismSpec, Model, Shape, Stddev, Tensor
 from kzoo.values import is_count
 
 MASKS_OF_KEYS = ("key_padding_mask", "value_mask", "key_mask")
@@ -96,22 +99,22 @@ class Attention(Decodes, keras.layers.Layer):
 
     def __init__(
         self,
-        num_heads,
-        head_dim,
-        mechanism="softmax",
-        mask="bidirectional",
-        feature_map=None,
-        kv_heads=None,
-        rotary=False,
-        scale=None,
-        relative=False,
-        identity_mix=0.0,
-        use_bias=True,
-        stddev=None,
-        shares=None,
-        seed=0,
-        **kwargs,
-    ):
+        num_heads: int,
+        head_dim: int,
+        mechanism: MechanismSpec = "softmax",
+        mask: MaskSpec = "bidirectional",
+        feature_map: FeatureMapSpec | None = None,
+        kv_heads: int | None = None,
+        rotary: bool = False,
+        scale: float | None = None,
+        relative: bool = False,
+        identity_mix: float = 0.0,
+        use_bias: bool = True,
+        stddev: Stddev = None,
+        shares: Any = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         kv_heads = num_heads if kv_heads is None else kv_heads
         _check_heads(num_heads, head_dim, kv_heads, rotary)
@@ -133,7 +136,9 @@ class Attention(Decodes, keras.layers.Layer):
         for name in _SHARED:
             setattr(self, name, None if shares is None else getattr(shares, name))
 
-    def build(self, query_shape, value_shape=None, key_shape=None):
+    def build(
+        self, query_shape: Shape, value_shape: Shape | None = None, key_shape: Shape | None = None
+    ) -> None:
         self.cross = value_shape is not None
         if self.query is not None:  # another's
             return
@@ -162,7 +167,9 @@ class Attention(Decodes, keras.layers.Layer):
             for name, values in self.mechanism.variables(self.sizes).items()
         }
 
-    def __call__(self, query, value=None, key=None, **kwargs):
+    def __call__(
+        self, query: Tensor, value: Tensor | None = None, key: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         # Before Keras converts them, which gives one tensor back as two.
         own = key is None or key is query
         if value is query and own and kwargs.keys().isdisjoint(MASKS_OF_KEYS):
@@ -171,21 +178,23 @@ class Attention(Decodes, keras.layers.Layer):
         kwargs |= {name: x for name, x in others.items() if x is not None}
         return super().__call__(query, **kwargs)
 
-    def compute_output_shape(self, query_shape, value_shape=None, key_shape=None):
+    def compute_output_shape(
+        self, query_shape: Shape, value_shape: Shape | None = None, key_shape: Shape | None = None
+    ) -> Any:
         _check_shapes(query_shape, value_shape, key_shape)
         return tuple(query_shape)
 
     def compute_output_spec(
         self,
-        query,
-        value=None,
-        key=None,
-        *args,
-        return_state=False,
-        return_attention_scores=False,
-        **kwargs,
-    ):
-        shapes = (None if x is None else x.shape for x in (query, value, key))
+        query: Tensor,
+        value: Tensor | None = None,
+        key: Tensor | None = None,
+        *args: Any,
+        return_state: bool = False,
+        return_attention_scores: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        shapes: Any = (None if x is None else x.shape for x in (query, value, key))
         out = keras.KerasTensor(self.compute_output_shape(*shapes), dtype=self.compute_dtype)
         if return_attention_scores:
             times = query.shape[1], (query if value is None else value).shape[1]
@@ -196,29 +205,29 @@ class Attention(Decodes, keras.layers.Layer):
         self._check_state(return_state)
         return out, {
             name: keras.KerasTensor((query.shape[0], *shape), dtype="float32")
-            for name, shape in self.mechanism.state_shape(self.sizes).items()
+            for name, shape in (self.mechanism.state_shape(self.sizes) or {}).items()
         }
 
     def call(
         self,
-        query,
-        value=None,
-        key=None,
-        padding_mask=None,
-        source_mask=None,
-        key_padding_mask=None,
-        query_mask=None,
-        value_mask=None,
-        bias=None,
-        initial_state=None,
-        return_state=False,
-        query_offset=0,
-        mask=None,
-        key_mask=None,
-        attention_mask=None,
-        use_causal_mask=False,
-        return_attention_scores=False,
-    ):
+        query: Tensor,
+        value: Tensor | None = None,
+        key: Tensor | None = None,
+        padding_mask: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        query_mask: Tensor | None = None,
+        value_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        initial_state: Mapping[str, Tensor] | None = None,
+        return_state: bool = False,
+        query_offset: int | Tensor = 0,
+        mask: Tensor | None = None,
+        key_mask: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        use_causal_mask: bool = False,
+        return_attention_scores: bool = False,
+    ) -> Any:
         mask = query_mask if mask is None else mask
         if value is None:
             padding_mask = counted(padding_mask, mask, key_mask)
@@ -249,7 +258,14 @@ class Attention(Decodes, keras.layers.Layer):
         x, state = x
         return self._output(x), state
 
-    def attend(self, query, value=None, key=None, mask=None, **kwargs):
+    def attend(
+        self,
+        query: Tensor,
+        value: Tensor | None = None,
+        key: Tensor | None = None,
+        mask: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """What the heads gather, before the output projection: [batch, time, heads, head_dim].
 
         Further arguments are those of `Mechanism.attend`; a `mask` stands in for the layer's own.
@@ -271,7 +287,9 @@ class Attention(Decodes, keras.layers.Layer):
             v = ops.where(ops.cast(padding_mask, "bool")[:, :, None, None], v, ops.zeros_like(v))
         return (1 - self.identity_mix) * x + self.identity_mix * v
 
-    def kernel_for(self, query_time, platform, key_time=None, padded=True):
+    def kernel_for(
+        self, query_time: int, platform: str, key_time: int | None = None, padded: bool = True
+    ) -> str:
         """The name of the kernel that computes this attention: `Mechanism.kernel`."""
         spec = Spec(
             query_time=query_time,
@@ -289,7 +307,9 @@ class Attention(Decodes, keras.layers.Layer):
         )
         return self.mechanism.kernel(spec)
 
-    def attention_weights(self, query, value=None, key=None, **kwargs):
+    def attention_weights(
+        self, query: Tensor, value: Tensor | None = None, key: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
         """The weights as a dense matrix, for analysis: [batch, heads, query_time, key_time].
 
         Arguments as in the call: `padding_mask`, `source_mask`, `key_padding_mask`, `bias`.
@@ -362,7 +382,7 @@ class Attention(Decodes, keras.layers.Layer):
         x = ops.reshape(x, (*ops.shape(x)[:2], self.num_heads * self.head_dim))
         return shard_batch(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_heads": self.num_heads,
@@ -379,7 +399,7 @@ class Attention(Decodes, keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         # Layers were saved with `feature_map` and `scale` beside the mechanism, whatever it was.
         mechanism = mechanisms.get(config.get("mechanism", getattr(cls, "only", "softmax")))
         valid = [field.name for field in dataclasses.fields(mechanism)]
@@ -423,10 +443,12 @@ def _check_shapes(*shapes):
 
 
 class _OneMechanism(Attention):
-    def __init__(self, num_heads, head_dim, mask="bidirectional", **kwargs):
+    def __init__(
+        self, num_heads: int, head_dim: int, mask: MaskSpec = "bidirectional", **kwargs: Any
+    ) -> None:
         super().__init__(num_heads, head_dim, self.only, mask, **kwargs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         mechanism = config.pop("mechanism")
         return config | (mechanism[self.only] if isinstance(mechanism, dict) else {})
@@ -457,7 +479,7 @@ class LinearAttention(_OneMechanism):
     only = "linear"
 
 
-def kernels(model, batch_shape, platform):
+def kernels(model: Model, batch_shape: Mapping[str, Shape], platform: str) -> list[dict[str, Any]]:
     """Which kernel each attention layer of a model runs.
 
     Args:

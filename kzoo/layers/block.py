@@ -1,5 +1,8 @@
 """One layer of a stack: a sequence mixer, cross-attention if asked for, and a channel mixer."""
 
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
 import keras
 from keras import ops
 
@@ -10,6 +13,8 @@ from kzoo.layers.initializers import by_token, derive_seed
 from kzoo.layers.keras_arguments import counted
 from kzoo.layers.normalization import norm
 from kzoo.names import NORM_PLACEMENTS
+from kzoo.ops.decoding import Window
+from kzoo.typing import Shape, Tensor
 
 REMAT = ("none", "block", "attention")
 
@@ -59,19 +64,19 @@ class Block(keras.layers.Layer):
 
     def __init__(
         self,
-        attention,
-        feed_forward,
+        attention: Any,
+        feed_forward: Any,
         *,
-        cross_attention=None,
-        normalization="layer_norm",
-        epsilon=1e-5,
-        norm_placement="pre",
-        dropout=0.0,
-        shares=None,
-        remat="none",
-        seed=0,
-        **kwargs,
-    ):
+        cross_attention: Any = None,
+        normalization: str = "layer_norm",
+        epsilon: float = 1e-5,
+        norm_placement: str = "pre",
+        dropout: float = 0.0,
+        shares: Any = None,
+        remat: str = "none",
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if remat not in REMAT:
             raise unknown("remat", remat, REMAT)
@@ -92,8 +97,8 @@ class Block(keras.layers.Layer):
             seed = derive_seed(self.seed, name)
             return keras.layers.Dropout(dropout, seed=seed, name=name, dtype=self.dtype_policy)
 
-        norms = ("attention_norm", "feed_forward_norm")
-        norms = [getattr(shares, name) if shares else own_norm(name) for name in norms]
+        names = ("attention_norm", "feed_forward_norm")
+        norms = [getattr(shares, name) if shares else own_norm(name) for name in names]
         self.attention_norm, self.attention = norms[0], attention
         self.feed_forward_norm, self.feed_forward = norms[1], feed_forward
         self.attention_dropout = drop("attention_dropout")
@@ -104,7 +109,7 @@ class Block(keras.layers.Layer):
             self.cross_attention = cross_attention
             self.cross_attention_dropout = drop("cross_attention_dropout")
 
-    def build(self, inputs_shape):
+    def build(self, inputs_shape: Shape) -> None:
         layers = [self.attention_norm, self.attention, self.feed_forward_norm, self.feed_forward]
         if self.cross_attention is not None:
             self.cross_attention_norm.build(inputs_shape)
@@ -113,25 +118,25 @@ class Block(keras.layers.Layer):
             if not layer.built:
                 layer.build(inputs_shape)
 
-    def compute_output_shape(self, inputs_shape):
+    def compute_output_shape(self, inputs_shape: Shape) -> Shape:
         return tuple(inputs_shape)
 
-    def compute_output_spec(self, inputs, **kwargs):
+    def compute_output_spec(self, inputs: Tensor, **kwargs: Any) -> Any:
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
     def call(
         self,
-        inputs,
-        padding_mask=None,
-        source_mask=None,
-        bias=None,
-        encoded=None,
-        encoder_padding_mask=None,
-        training=None,
-        mask=None,
-        inputs_mask=None,
-        encoded_mask=None,
-    ):
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        encoded: Tensor | None = None,
+        encoder_padding_mask: Tensor | None = None,
+        training: bool | None = None,
+        mask: Tensor | None = None,
+        inputs_mask: Tensor | None = None,
+        encoded_mask: Tensor | None = None,
+    ) -> Tensor:
         padding_mask = counted(padding_mask, inputs_mask if mask is None else mask)
         encoder_padding_mask = counted(encoder_padding_mask, encoded_mask)
         others = {
@@ -162,7 +167,13 @@ class Block(keras.layers.Layer):
 
         return (keras.remat(whole) if self.remat == "block" else whole)(inputs, others)
 
-    def assemble(self, inputs, attend, cross_attend=None, seeds=None):
+    def assemble(
+        self,
+        inputs: Tensor,
+        attend: Callable[..., Any],
+        cross_attend: Callable[..., Any] | None = None,
+        seeds: Any = None,
+    ) -> Tensor:
         """The block around what its attention and its cross-attention compute.
 
         Args:
@@ -178,7 +189,13 @@ class Block(keras.layers.Layer):
         seed = seeds.get("feed_forward_dropout")
         return self._add(x, self.feed_forward, self.feed_forward_norm, seed)
 
-    def init_cache(self, batch, time, encoded=None, encoder_padding_mask=None):
+    def init_cache(
+        self,
+        batch: int,
+        time: int,
+        encoded: Tensor | None = None,
+        encoder_padding_mask: Tensor | None = None,
+    ) -> dict[str, Any]:
         """What `decode` reads and extends: the cache of no tokens, and that of a second sequence.
 
         Args:
@@ -192,7 +209,9 @@ class Block(keras.layers.Layer):
             cache["cross_attention"] = other
         return cache
 
-    def decode(self, inputs, cache, window, bias=None):
+    def decode(
+        self, inputs: Tensor, cache: Mapping[str, Any], window: Window, bias: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
         """The call for new columns of examples whose earlier columns are in a cache.
 
         Args:
@@ -240,11 +259,11 @@ class Block(keras.layers.Layer):
     def _drop(self, x, seed):
         return x if seed is None else keras.random.dropout(x, self.dropout, seed=seed)
 
-    def attention_inputs(self, inputs):
+    def attention_inputs(self, inputs: Tensor) -> Any:
         """What the attention of this block receives, given what the block receives."""
         return self.attention_norm(inputs) if self.norm_placement == "pre" else inputs
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         mixers = {"attention": self.attention, "feed_forward": self.feed_forward}
         if self.cross_attention is not None:
             mixers["cross_attention"] = self.cross_attention
@@ -260,7 +279,7 @@ class Block(keras.layers.Layer):
         }
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         config = _mixers_of_fields(config) if "num_heads" in config else dict(config)
         for name in ("attention", "feed_forward", "cross_attention"):
             if isinstance(config.get(name), dict):

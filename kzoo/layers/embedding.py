@@ -1,9 +1,12 @@
 """Token embedding and output matrix."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from kzoo.layers.initializers import SeededNormal, derive_seed
+from kzoo.typing import Shape, Stddev, Tensor
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -26,8 +29,14 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
     """
 
     def __init__(
-        self, vocabulary_size, hidden_dim, tie_weights=True, stddev=None, seed=0, **kwargs
-    ):
+        self,
+        vocabulary_size: int,
+        hidden_dim: int,
+        tie_weights: bool = True,
+        stddev: Stddev = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         self.stddev = stddev or hidden_dim**-0.5
         super().__init__(
             vocabulary_size,
@@ -39,28 +48,28 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
         )
         self.seed = seed
 
-    def build(self, input_shape=None):
+    def build(self, input_shape: Shape | None = None) -> None:
         super().build(input_shape)
         if not self.tie_weights and self.quantization_mode is None:
             draw = SeededNormal(self.stddev, derive_seed(self.seed, "reverse_embeddings"))
             self.reverse_embeddings.assign(draw(self.reverse_embeddings.shape))
 
-    def call(self, inputs, reverse=False):
+    def call(self, inputs: Tensor, reverse: bool = False) -> Tensor:
         if reverse or self.quantization_mode is not None:
             return super().call(inputs, reverse=reverse)
         vectors = ops.take(self.embeddings * 1.0, inputs, axis=0)
         return ops.cast(vectors, self.compute_dtype)
 
-    def compute_mask(self, inputs, previous_mask=None):
+    def compute_mask(self, inputs: Tensor, previous_mask: Tensor | None = None) -> Tensor | None:
         ids = not keras.backend.is_float_dtype(inputs.dtype)
         return ops.not_equal(inputs, 0) if self.mask_zero and ids else previous_mask
 
-    def compute_output_spec(self, inputs, reverse=False):
+    def compute_output_spec(self, inputs: Tensor, reverse: bool = False) -> Any:
         if reverse:
             return keras.KerasTensor((*inputs.shape[:-1], self.input_dim), dtype="float32")
         return super().compute_output_spec(inputs)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for name in ("input_dim", "output_dim", "embeddings_initializer", "reverse_dtype"):
             del config[name]
@@ -90,14 +99,16 @@ class SegmentEmbedding(keras.layers.Layer):
         The shape of `inputs`.
     """
 
-    def __init__(self, num_segments, stddev=None, seed=0, **kwargs):
+    def __init__(
+        self, num_segments: int, stddev: Stddev = None, seed: int = 0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.num_segments = num_segments
         self.stddev = stddev
         self.seed = seed
         self.supports_masking = True
 
-    def build(self, inputs_shape, segment_ids_shape=None):
+    def build(self, inputs_shape: Shape, segment_ids_shape: Shape | None = None) -> None:
         width = inputs_shape[-1]
         self.embeddings = self.add_weight(
             name="embeddings",
@@ -107,16 +118,18 @@ class SegmentEmbedding(keras.layers.Layer):
             ),
         )
 
-    def compute_output_shape(self, inputs_shape, segment_ids_shape=None):
+    def compute_output_shape(
+        self, inputs_shape: Shape, segment_ids_shape: Shape | None = None
+    ) -> Shape:
         return tuple(inputs_shape)
 
-    def compute_output_spec(self, inputs, segment_ids):
+    def compute_output_spec(self, inputs: Tensor, segment_ids: Tensor) -> Any:
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
-    def call(self, inputs, segment_ids):
+    def call(self, inputs: Tensor, segment_ids: Tensor) -> Tensor:
         vectors = ops.take(self.embeddings * 1.0, segment_ids, axis=0)
         return inputs + ops.cast(vectors, inputs.dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"num_segments": self.num_segments, "stddev": self.stddev, "seed": self.seed}
         return {**super().get_config(), **own}

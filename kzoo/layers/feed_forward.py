@@ -1,5 +1,7 @@
 """The position-wise feed-forward network."""
 
+from typing import Any
+
 import keras
 from keras import activations
 
@@ -7,6 +9,7 @@ from kzoo.errors import unknown
 from kzoo.layers.initializers import by_token, dense
 from kzoo.names import ACTIVATIONS
 from kzoo.ops.sharding import shard_batch
+from kzoo.typing import Shape, Stddev, Tensor
 
 
 def _gelu(x):
@@ -51,8 +54,14 @@ class FeedForward(keras.layers.Layer):
     """
 
     def __init__(
-        self, intermediate_dim, activation="gelu", use_bias=True, stddev=None, seed=0, **kwargs
-    ):
+        self,
+        intermediate_dim: int,
+        activation: str = "gelu",
+        use_bias: bool = True,
+        stddev: Stddev = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
@@ -65,7 +74,7 @@ class FeedForward(keras.layers.Layer):
         self.gated = ACTIVATIONS[activation].gated
         self.supports_masking = True
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         width, inner = input_shape[-1], self.intermediate_dim
 
         def project(inputs, units, name, residual=False):
@@ -76,13 +85,13 @@ class FeedForward(keras.layers.Layer):
         self.intermediate = project(width, inner, "intermediate")
         self.output_dense = project(inner, width, "output_dense", residual=True)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return tuple(input_shape)
 
-    def compute_output_spec(self, inputs, **kwargs):
+    def compute_output_spec(self, inputs: Tensor, **kwargs: Any) -> Any:
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return shard_batch(by_token(self._transformed, inputs))
 
     def _transformed(self, inputs):
@@ -90,7 +99,7 @@ class FeedForward(keras.layers.Layer):
         x = self.function(x) if self.gate is None else self.function(self.gate(inputs)) * x
         return self.output_dense(x)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "intermediate_dim": self.intermediate_dim,

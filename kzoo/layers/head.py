@@ -1,13 +1,17 @@
 """From hidden states to logits."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
+from kzoo.layers.embedding import TokenEmbedding
 from kzoo.layers.feed_forward import FUNCTIONS
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.normalization import norm
 from kzoo.names import ACTIVATIONS
 from kzoo.precision import float32_products
+from kzoo.typing import Shape, Stddev, Tensor
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -36,17 +40,17 @@ class Head(keras.layers.Layer):
 
     def __init__(
         self,
-        embedding,
-        transform=False,
-        activation="gelu",
-        normalization="layer_norm",
-        epsilon=1e-5,
-        stddev=None,
-        scale=1.0,
-        dense_dtype=None,
-        seed=0,
-        **kwargs,
-    ):
+        embedding: TokenEmbedding,
+        transform: bool = False,
+        activation: str = "gelu",
+        normalization: str = "layer_norm",
+        epsilon: float = 1e-5,
+        stddev: Stddev = None,
+        scale: float | None = 1.0,
+        dense_dtype: str | None = None,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.embedding = embedding
         self.transform = transform
@@ -59,7 +63,7 @@ class Head(keras.layers.Layer):
         self.seed = seed
         self.supports_masking = True
 
-    def build(self, hidden_shape):
+    def build(self, hidden_shape: Shape) -> None:
         if not self.transform:
             return
         width, dtype = hidden_shape[-1], self.dtype_policy
@@ -71,13 +75,13 @@ class Head(keras.layers.Layer):
             name="bias", shape=(self.embedding.input_dim,), initializer="zeros"
         )
 
-    def compute_output_shape(self, hidden_shape):
+    def compute_output_shape(self, hidden_shape: Shape) -> Shape:
         return (*hidden_shape[:-1], self.embedding.input_dim)
 
-    def compute_output_spec(self, hidden):
+    def compute_output_spec(self, hidden: Tensor) -> Any:
         return keras.KerasTensor(self.compute_output_shape(hidden.shape), dtype="float32")
 
-    def call(self, hidden):
+    def call(self, hidden: Tensor) -> Tensor:
         logits = by_token(self._logits, self._transformed(hidden))
         return logits + ops.cast(self.bias, "float32") if self.transform else logits
 
@@ -85,7 +89,7 @@ class Head(keras.layers.Layer):
         with float32_products(hidden.dtype):  # the logits of the loss
             return self.embedding(hidden, reverse=True)
 
-    def operands(self, hidden):
+    def operands(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Two tensors whose product is the logits: [batch, time, n] and [vocabulary_size, n]."""
         embedding, hidden = self.embedding, self._transformed(hidden)
         tied = embedding.tie_weights

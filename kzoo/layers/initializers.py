@@ -1,17 +1,20 @@
 """Initial values that depend on (seed, path of the variable) and on nothing else."""
 
 import hashlib
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
+
+from kzoo.typing import Shape, Tensor
 
 # Of the projections that write to the residual stream, so that every block begins close to the
 # identity. Not a function of the depth: one more layer must not move the others.
 RESIDUAL_SCALE = 0.2
 
 
-def derive_seed(seed, path):
+def derive_seed(seed: int, path: str) -> int:
     """The seed of the variable or layer at `path` within a layer whose seed is `seed`.
 
     A layer derives its children's seeds from its own, so that every variable's seed follows
@@ -41,11 +44,11 @@ class SeededNormal(keras.initializers.Initializer):
         seed: integer; the same seed and shape give the same values.
     """
 
-    def __init__(self, stddev, seed=0):
+    def __init__(self, stddev: float, seed: int = 0) -> None:
         self.stddev = stddev
         self.seed = seed
 
-    def __call__(self, shape, dtype=None, layout=None):
+    def __call__(self, shape: Shape, dtype: str | None = None, layout: Any = None) -> Tensor:
         values = np.random.default_rng(self.seed).standard_normal(shape, "float32")
         values = ops.cast(values * np.float32(self.stddev), dtype or keras.config.floatx())
         if layout is None:
@@ -56,7 +59,7 @@ class SeededNormal(keras.initializers.Initializer):
         layout = keras.distribution.TensorLayout(tuple(layout.spec), mesh)
         return keras.distribution.distribute_tensor(values, layout)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {"stddev": self.stddev, "seed": self.seed}
 
 

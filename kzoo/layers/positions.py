@@ -4,6 +4,8 @@ ones, added to the scores of softmax attention.
 Rotary positions live in the attention (`kzoo.ops.rotary`).
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -12,6 +14,7 @@ from kzoo.errors import InputError
 from kzoo.layers.initializers import SeededNormal, derive_seed
 from kzoo.layers.keras_arguments import counted
 from kzoo.sequence import document_positions
+from kzoo.typing import Shape, Stddev, Tensor
 
 
 class _AddedPositions(keras.layers.Layer):
@@ -27,23 +30,31 @@ class _AddedPositions(keras.layers.Layer):
         The same shape.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.supports_masking = True
 
-    def compute_output_shape(self, inputs_shape, padding_mask_shape=None):
+    def compute_output_shape(
+        self, inputs_shape: Shape, padding_mask_shape: Shape | None = None
+    ) -> Shape:
         return tuple(inputs_shape)
 
-    def compute_output_spec(self, inputs, *args, **kwargs):
+    def compute_output_spec(self, inputs: Tensor, *args: Any, **kwargs: Any) -> Any:
         return keras.KerasTensor(inputs.shape, dtype=self.compute_dtype)
 
-    def call(self, inputs, padding_mask=None, mask=None, inputs_mask=None):
+    def call(
+        self,
+        inputs: Tensor,
+        padding_mask: Tensor | None = None,
+        mask: Tensor | None = None,
+        inputs_mask: Tensor | None = None,
+    ) -> Tensor:
         padding_mask = counted(padding_mask, inputs_mask if mask is None else mask)
         if padding_mask is None:
             return self.add(inputs, ops.arange(ops.shape(inputs)[1], dtype="int32")[None])
         return self.add(inputs, document_positions(padding_mask))
 
-    def add(self, inputs, position):
+    def add(self, inputs: Tensor, position: Tensor) -> Tensor:
         """The same for tokens at `position`, integers [batch or 1, time]."""
         return inputs + ops.cast(self.vectors(position), inputs.dtype)
 
@@ -58,13 +69,15 @@ class LearnedPositions(_AddedPositions):
         seed: integer from which the initial values derive.
     """
 
-    def __init__(self, max_length, stddev=None, seed=0, **kwargs):
+    def __init__(
+        self, max_length: int, stddev: Stddev = None, seed: int = 0, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         self.max_length = max_length
         self.stddev = stddev
         self.seed = seed
 
-    def build(self, inputs_shape, padding_mask_shape=None):
+    def build(self, inputs_shape: Shape, padding_mask_shape: Shape | None = None) -> None:
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.max_length, inputs_shape[-1]),
@@ -73,10 +86,10 @@ class LearnedPositions(_AddedPositions):
             ),
         )
 
-    def vectors(self, position):
+    def vectors(self, position: Tensor) -> Tensor:
         return ops.take(self.embeddings * 1.0, position, axis=0)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"max_length": self.max_length, "stddev": self.stddev, "seed": self.seed}
         return {**super().get_config(), **own}
 
@@ -91,10 +104,10 @@ class SinusoidalPositions(_AddedPositions):
 
     MAX_WAVELENGTH = 10_000
 
-    def build(self, inputs_shape, padding_mask_shape=None):
+    def build(self, inputs_shape: Shape, padding_mask_shape: Shape | None = None) -> None:
         self.hidden_dim = inputs_shape[-1]
 
-    def vectors(self, position):
+    def vectors(self, position: Tensor) -> Tensor:
         half = (self.hidden_dim + 1) // 2
         wave = self.MAX_WAVELENGTH ** (-ops.arange(half, dtype="float32") / half)
         angle = ops.cast(position, "float32")[..., None] * wave
@@ -135,8 +148,14 @@ class RelativeBias(keras.layers.Layer):
     """
 
     def __init__(
-        self, num_heads, buckets=32, max_distance=128, bidirectional=True, seed=0, **kwargs
-    ):
+        self,
+        num_heads: int,
+        buckets: int = 32,
+        max_distance: int = 128,
+        bidirectional: bool = True,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.num_heads = num_heads
         self.buckets = buckets
@@ -151,27 +170,27 @@ class RelativeBias(keras.layers.Layer):
             )
         self.bucket_of = tuple(_buckets(one_side, max_distance))
 
-    def build(self, x_shape):
+    def build(self, x_shape: Shape) -> None:
         self.embeddings = self.add_weight(
             name="embeddings",
             shape=(self.buckets, self.num_heads),
             initializer=SeededNormal(x_shape[-1] ** -0.5, derive_seed(self.seed, "embeddings")),
         )
 
-    def compute_output_shape(self, x_shape):
+    def compute_output_shape(self, x_shape: Shape) -> Shape:
         return (1, self.num_heads, x_shape[1], x_shape[1])
 
-    def compute_output_spec(self, x):
+    def compute_output_spec(self, x: Tensor) -> Any:
         return keras.KerasTensor(self.compute_output_shape(x.shape), dtype=self.compute_dtype)
 
-    def compute_mask(self, x, previous_mask=None):
+    def compute_mask(self, x: Tensor, previous_mask: Tensor | None = None) -> Tensor | None:
         return None  # a bias of pairs has no tokens to hide
 
-    def call(self, x):
+    def call(self, x: Tensor) -> Tensor:
         time = ops.arange(ops.shape(x)[1], dtype="int32")
         return self.between(time, time)
 
-    def between(self, query, key):
+    def between(self, query: Tensor, key: Tensor) -> Tensor:
         """The bias of queries and keys at the positions `query` and `key`, integers [time].
 
         Within a document columns differ as positions do, so columns of the example serve.
@@ -185,7 +204,7 @@ class RelativeBias(keras.layers.Layer):
         bias = ops.take(self.embeddings * 1.0, bucket, axis=0)  # [query_time, key_time, heads]
         return ops.cast(ops.transpose(bias, (2, 0, 1))[None], self.compute_dtype)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
             "num_heads": self.num_heads,

@@ -24,7 +24,7 @@ only where tensors are made.
 
 import functools
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from kzoo import levels
 from kzoo.errors import InputError, unknown
@@ -39,6 +39,7 @@ from kzoo.masks.orders import (
     Prefix,
     Reversed,
 )
+from kzoo.typing import MaskSpec, Tensor
 
 __all__ = [
     "And",
@@ -70,22 +71,22 @@ __all__ = [
 ]
 
 
-def bidirectional():
+def bidirectional() -> Mask:
     """Every position sees every position of its document."""
     return Bidirectional()
 
 
-def causal():
+def causal() -> Mask:
     """A position sees itself and what comes before it."""
     return Causal()
 
 
-def reversed():
+def reversed() -> Mask:
     """A position sees itself and what comes after it."""
     return Reversed()
 
 
-def prefix():
+def prefix() -> Mask:
     """Source tokens see each other, later tokens see what comes before them (UniLM).
 
     The source is the initial run of 1s of the `source_mask` in each document; a source
@@ -94,12 +95,12 @@ def prefix():
     return Prefix()
 
 
-def block(size):
+def block(size: int) -> Mask:
     """Causal between blocks of `size` positions, bidirectional inside each."""
     return Block(size)
 
 
-def permuted(seed=0):
+def permuted(seed: int = 0) -> Mask:
     """Causal in a random order of the positions: triangular, full rank, undirected.
 
     The same two positions stand in the same order whatever the length, padding or packing.
@@ -107,7 +108,7 @@ def permuted(seed=0):
     return Permuted(seed)
 
 
-def custom(visible):
+def custom(visible: Callable[[Tensor, Tensor], Tensor]) -> Mask:
     """Any mask, for softmax attention only.
 
     Args:
@@ -122,27 +123,27 @@ def custom(visible):
     return Custom(visible)
 
 
-def heads(*specs):
+def heads(*specs: MaskSpec) -> Mask:
     """A mask for each head, repeated over the heads of a layer."""
     return Heads(tuple(get(spec) for spec in specs))
 
 
-def layers(*specs):
+def layers(*specs: MaskSpec) -> Mask:
     """A mask for each layer, repeated over the layers of a stack."""
     return Layers(tuple(get(spec) for spec in specs))
 
 
-def half_heads():
+def half_heads() -> Mask:
     """Half of the heads forward, half backward (kexue.fm 9529)."""
     return heads(causal(), reversed())
 
 
-def alternating():
+def alternating() -> Mask:
     """Forward and backward layers in turn (kexue.fm 9529)."""
     return layers(causal(), reversed())
 
 
-def register(order):
+def register(order: type[Order]) -> type[Order]:
     """Give a class of orders its name, so that `get`, configs, presets and studies take it.
 
     Args:
@@ -181,7 +182,7 @@ _BUILT_IN = {
 }
 
 
-def get(spec):
+def get(spec: MaskSpec) -> Mask:
     """The mask that a spec names.
 
     Args:
@@ -231,7 +232,7 @@ def _check_orders(mask):
         levels.check(mask)
 
 
-def per_layer(spec, num_layers):
+def per_layer(spec: MaskSpec, num_layers: int) -> list[Mask]:
     """The mask of each layer: a list of `num_layers` masks, none of which differs by layer.
 
     Raises:

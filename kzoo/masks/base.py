@@ -2,9 +2,11 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, ClassVar
 
 from kzoo.errors import InputError
-from kzoo.sequence import sequence_info
+from kzoo.sequence import SequenceInfo, sequence_info
+from kzoo.typing import Tensor
 
 
 class Mask:
@@ -27,11 +29,11 @@ class Mask:
     is_order = False
     pattern_size = 1
 
-    def get_config(self):
+    def get_config(self) -> Any:
         """The JSON spec of this mask: `get(mask.get_config()) == mask`."""
         raise NotImplementedError
 
-    def per_head(self, num_heads):
+    def per_head(self, num_heads: int) -> "tuple[Mask, ...]":
         """The mask of each head, a tuple of `num_heads` masks.
 
         Raises:
@@ -41,15 +43,15 @@ class Mask:
 
     def dense(
         self,
-        query_time,
-        key_time=None,
+        query_time: int,
+        key_time: int | None = None,
         *,
-        query_offset=0,
-        num_heads=None,
-        padding_mask=None,
-        source_mask=None,
-        key_padding_mask=None,
-    ):
+        query_offset: int | Tensor = 0,
+        num_heads: int | None = None,
+        padding_mask: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
         """Every (query, key) pair as a boolean: True where the query sees the key.
 
         What `keras.layers.MultiHeadAttention` takes as `attention_mask`.
@@ -73,8 +75,8 @@ class Mask:
                 `source_mask`, or the mask differs by layer (`per_layer` takes it apart).
 
         Example:
-            >>> causal().dense(3)[0, 0]
-            [[ True, False, False], [ True,  True, False], [ True,  True,  True]]
+            >>> kzoo.masks.causal().dense(3)[0, 0].tolist()
+            [[True, False, False], [True, True, False], [True, True, True]]
         """
         queries, keys = sequence_info(
             self,
@@ -87,7 +89,9 @@ class Mask:
         )
         return self.between(queries, keys, num_heads)
 
-    def between(self, queries, keys, num_heads=None):
+    def between(
+        self, queries: SequenceInfo, keys: SequenceInfo, num_heads: int | None = None
+    ) -> Tensor:
         """`dense` for the `SequenceInfo` of queries and of keys."""
         from keras import ops
 
@@ -100,11 +104,11 @@ class Mask:
             visible = ops.logical_and(visible, ops.logical_and(query == key, key != 0))
         return visible
 
-    def visible(self, queries, keys):
+    def visible(self, queries: SequenceInfo, keys: SequenceInfo) -> Tensor:
         """Booleans [batch or 1, query_time, key_time] of one head, documents left aside."""
         raise NotImplementedError
 
-    def orders(self):
+    def orders(self) -> "tuple[Mask, ...]":
         """The orders that each show all that the mask of a head shows, a tuple."""
         return ()
 
@@ -146,11 +150,11 @@ class Custom(Mask):
 
     function: Callable
 
-    def visible(self, queries, keys):
+    def visible(self, queries: SequenceInfo, keys: SequenceInfo) -> Tensor:
         query, key = queries.position[:, :, None], keys.position[:, None, :]
         return self.function(query + 0 * key, key + 0 * query)  # it may use one of them only
 
-    def get_config(self):
+    def get_config(self) -> Any:
         raise InputError(
             f"a custom mask is code and has no JSON. Received: custom({self.function!r})"
         )
@@ -161,7 +165,7 @@ class _Several(Mask):
     masks: tuple
 
     @property
-    def needs_source(self):
+    def needs_source(self) -> bool:
         return any(mask.needs_source for mask in self.masks)
 
 
@@ -170,13 +174,13 @@ class And(_Several):
     """What all of several orders or custom masks show; softmax attention only, dense."""
 
     @property
-    def autoregressive(self):
+    def autoregressive(self) -> bool:
         return any(mask.autoregressive for mask in self.masks)
 
-    def orders(self):
+    def orders(self) -> "tuple[Mask, ...]":
         return sum((mask.orders() for mask in self.masks), ())
 
-    def visible(self, queries, keys):
+    def visible(self, queries: SequenceInfo, keys: SequenceInfo) -> Tensor:
         from keras import ops
 
         first, *others = (mask.visible(queries, keys) for mask in self.masks)
@@ -184,12 +188,15 @@ class And(_Several):
             first = ops.logical_and(first, other)
         return first
 
-    def get_config(self):
+    def get_config(self) -> Any:
         return {"and": [mask.get_config() for mask in self.masks]}
 
 
 @dataclasses.dataclass(frozen=True)
 class _Pattern(_Several):
+    name: ClassVar[str]
+    forbidden: ClassVar[tuple[type, ...]]
+
     def __post_init__(self):
         if not self.masks:
             raise InputError(f"a pattern of {self.name} has at least one mask. Received: []")
@@ -201,10 +208,10 @@ class _Pattern(_Several):
                 )
 
     @property
-    def autoregressive(self):
+    def autoregressive(self) -> bool:
         return all(mask.autoregressive for mask in self.masks)
 
-    def get_config(self):
+    def get_config(self) -> Any:
         return {self.name: [mask.get_config() for mask in self.masks]}
 
     def _tiled(self, number):
@@ -221,10 +228,10 @@ class Heads(_Pattern):
     name = "heads"
 
     @property
-    def pattern_size(self):
+    def pattern_size(self) -> int:
         return len(self.masks)
 
-    def per_head(self, num_heads):
+    def per_head(self, num_heads: int) -> "tuple[Mask, ...]":
         return self._tiled(num_heads)
 
 
@@ -232,7 +239,7 @@ class Heads(_Pattern):
 class Layers(_Pattern):
     name = "layers"
 
-    def per_head(self, num_heads):
+    def per_head(self, num_heads: int) -> "tuple[Mask, ...]":
         raise InputError(
             "a mask that differs by layer has no heads of its own; take one of "
             f"`per_layer(mask, num_layers)`. Received: {self.get_config()!r}"

@@ -1,10 +1,13 @@
 """Masks given by levels: an order of positions."""
 
 import dataclasses
+from typing import Any, ClassVar
 
 from kzoo import levels
 from kzoo.errors import InputError
 from kzoo.masks.base import Mask
+from kzoo.sequence import SequenceInfo
+from kzoo.typing import Tensor
 from kzoo.values import is_integer
 
 
@@ -24,13 +27,15 @@ class Order(Mask):
         time_reversed: whether a token sees itself and what comes after it.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # of every order that is registered
+    name: ClassVar[str]
     is_order = True
     ascending = False
     descending = False
     grouped = True
-    lookahead = None
+    lookahead: int | None = None
 
-    def level(self, sequence):
+    def level(self, sequence: SequenceInfo) -> Tensor:
         """The level of each position.
 
         Args:
@@ -42,35 +47,35 @@ class Order(Mask):
         raise NotImplementedError
 
     @property
-    def is_full(self):
+    def is_full(self) -> bool:
         return self.ascending and self.descending
 
     @property
-    def is_causal(self):
+    def is_causal(self) -> bool:
         return self.ascending and not self.grouped
 
     @property
-    def time_reversed(self):
+    def time_reversed(self) -> bool:
         return self.descending and not self.grouped
 
     @property
-    def resumable(self):
+    def resumable(self) -> bool:
         return self.is_full or self.is_causal
 
-    def levels(self, sequence):
+    def levels(self, sequence: SequenceInfo) -> Tensor:
         """`level` as int32, of the shape of `sequence.position`."""
         from keras import ops
 
         return ops.cast(self.level(sequence), "int32") + ops.zeros_like(sequence.position)
 
-    def visible(self, queries, keys):
+    def visible(self, queries: SequenceInfo, keys: SequenceInfo) -> Tensor:
         return self.levels(keys)[:, None, :] <= self.levels(queries)[:, :, None]
 
-    def orders(self):
+    def orders(self) -> tuple[Mask, ...]:
         return (self,)
 
-    def get_config(self):
-        if ORDERS.get(getattr(self, "name", None)) is not type(self):
+    def get_config(self) -> Any:
+        if ORDERS.get(getattr(self, "name", "")) is not type(self):
             raise InputError(
                 "an order has JSON once `kzoo.masks.register` knows its name. "
                 f"Received: {self!r}, not registered"
@@ -79,7 +84,7 @@ class Order(Mask):
         return {self.name: fields} if fields else self.name
 
 
-ORDERS = {}  # the registered classes, by name
+ORDERS: dict[str, type[Order]] = {}  # the registered classes, by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +92,7 @@ class Bidirectional(Order):
     name = "bidirectional"
     ascending = descending = True
 
-    def level(self, sequence):
+    def level(self, sequence: SequenceInfo) -> Tensor:
         return sequence.position * 0
 
 
@@ -98,7 +103,7 @@ class Causal(Order):
     grouped = False
     lookahead = 0
 
-    def level(self, sequence):
+    def level(self, sequence: SequenceInfo) -> Tensor:
         return sequence.position
 
 
@@ -108,7 +113,7 @@ class Reversed(Order):
     descending = True
     grouped = False
 
-    def level(self, sequence):
+    def level(self, sequence: SequenceInfo) -> Tensor:
         return -sequence.position
 
 
@@ -118,7 +123,7 @@ class Prefix(Order):
     ascending = autoregressive = resumable = True
     needs_source = True
 
-    def level(self, sequence):
+    def level(self, sequence: SequenceInfo) -> Tensor:
         from keras import ops
 
         return ops.where(sequence.in_source, 0, sequence.position + 1)
@@ -136,10 +141,10 @@ class Block(Order):
         object.__setattr__(self, "size", int(self.size))  # NumPy's is no JSON
 
     @property
-    def lookahead(self):
+    def lookahead(self) -> int:
         return self.size - 1
 
-    def level(self, sequence):
+    def level(self, sequence: SequenceInfo) -> Tensor:
         return sequence.position // self.size
 
 
@@ -154,5 +159,5 @@ class Permuted(Order):
             raise InputError(f"a permutation's seed is an integer. Received: {self.seed!r}")
         object.__setattr__(self, "seed", int(self.seed))
 
-    def level(self, sequence):
+    def level(self, sequence: SequenceInfo) -> Tensor:
         return levels.scattered(sequence.position, self.seed)

@@ -16,12 +16,16 @@ the mechanism; none of them knows it by name.
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from kzoo import masks
 from kzoo.errors import InputError
+from kzoo.masks import Mask
 from kzoo.registry import Part, Registry
+from kzoo.typing import MechanismSpec, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +84,7 @@ class Mechanism(Part):
 
     # What it says of itself, without Keras ---------------------------------------------------
 
-    def check(self, heads, *, bias=False):
+    def check(self, heads: Iterable[masks.Mask], *, bias: bool = False) -> None:
         """Refuse what the mechanism cannot follow, before any weight is made.
 
         Args:
@@ -104,7 +108,7 @@ class Mechanism(Part):
                     f"Received: {head!r}"
                 )
 
-    def projections(self, sizes):
+    def projections(self, sizes: HeadSizes) -> dict[str, int]:
         """The projections that it needs beyond q, k and v: sizes by name.
 
         Each is a dense layer on the tokens of the keys.
@@ -114,15 +118,15 @@ class Mechanism(Part):
         """
         return {}
 
-    def variables(self, sizes):
+    def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         """Its own variables: the initial values by name, float32 NumPy arrays."""
         return {}
 
-    def variable_shapes(self, sizes):
+    def variable_shapes(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]]:
         """The shapes of `variables` by name."""
         return {name: values.shape for name, values in self.variables(sizes).items()}
 
-    def parameters(self, sizes, width, use_bias=True):
+    def parameters(self, sizes: HeadSizes, width: int, use_bias: bool = True) -> int:
         """The number of parameters that it adds to those of q, k, v and the output.
 
         Args:
@@ -133,7 +137,7 @@ class Mechanism(Part):
         projected = sum((width + use_bias) * size for size in self.projections(sizes).values())
         return projected + sum(math.prod(s) for s in self.variable_shapes(sizes).values())
 
-    def flops(self, sizes, heads, time):
+    def flops(self, sizes: HeadSizes, heads: Iterable[masks.Mask], time: int) -> int:
         """Floating-point operations on one example of `time` tokens, projections aside.
 
         By default those of a score and a weighted value for each pair that the mask shows:
@@ -146,7 +150,7 @@ class Mechanism(Part):
         """
         return 4 * sizes.head_dim * sum(visible_pairs(head, time) for head in heads)
 
-    def state_shape(self, sizes):
+    def state_shape(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]] | None:
         """The shapes, by name and without the batch, of the state that a call can return and go on
         from; None where none sums up the keys in a fixed size."""
         return None
@@ -155,19 +159,19 @@ class Mechanism(Part):
 
     def attend(
         self,
-        q,
-        k,
-        v,
-        extras,
-        mask,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
         *,
-        rotary=False,
-        bias=None,
-        initial_state=None,
-        return_state=False,
-        implementation="auto",
-        **sequence,
-    ):
+        rotary: bool = False,
+        bias: Tensor | None = None,
+        initial_state: Mapping[str, Tensor] | None = None,
+        return_state: bool = False,
+        implementation: str = "auto",
+        **sequence: Any,
+    ) -> Any:
         """What the heads gather: floats [batch, query_time, num_heads, head_dim].
 
         Args:
@@ -189,11 +193,22 @@ class Mechanism(Part):
             q, k, v, extras, mask, rotary=rotary, bias=bias, **sequence
         )[0]
 
-    def attend_with_weights(self, q, k, v, extras, mask, *, rotary=False, bias=None, **sequence):
+    def attend_with_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        bias: Tensor | None = None,
+        **sequence: Any,
+    ) -> tuple[Tensor, Tensor]:
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
-    def kernel(self, spec, implementation="auto"):
+    def kernel(self, spec: Any, implementation: str = "auto") -> str:
         """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 
         Args:
@@ -207,7 +222,7 @@ class Mechanism(Part):
 
     # Decoding --------------------------------------------------------------------------------
 
-    def init_cache(self, sizes, batch, time, dtype):
+    def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict:
         """The cache of no tokens: a dict of zeros, batch first.
 
         Args:
@@ -224,11 +239,23 @@ class Mechanism(Part):
             cache[name] = ops.zeros((batch, time, size), dtype)
         return cache
 
-    def cached_time(self, cache):
+    def cached_time(self, cache: Mapping[str, Tensor]) -> int:
         """How many keys a cache has room for; of mechanisms that take a bias."""
         return cache["key"].shape[1]
 
-    def decode(self, q, k, v, extras, mask, cache, window, *, rotary=False, bias=None):
+    def decode(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        cache: Mapping[str, Tensor],
+        window: Any,
+        *,
+        rotary: bool = False,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The attention of new columns of examples whose earlier columns are in a cache.
 
         Args:
@@ -257,13 +284,30 @@ class Mechanism(Part):
         extras = extras._replace(projected=past)
         return self.attend_to_cache(q, key, value, extras, mask, window, bias), cache
 
-    def attend_to_cache(self, q, k, v, extras, mask, window, bias=None):
+    def attend_to_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        window: Any,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """What `decode` computes of rotated queries and all keys and values so far."""
         keys = window.keys(k.shape[1])
         sequence = {"query_offset": window.index, **masks_of(keys, mask)}
         return self.attend(q, k, v, extras, mask, bias=bias, **sequence)
 
-    def init_cross_cache(self, sizes, k, v, extras, mask, key_padding_mask):
+    def init_cross_cache(
+        self,
+        sizes: HeadSizes,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        key_padding_mask: Tensor,
+    ) -> dict[str, Tensor]:
         """What `cross_attend` needs of another sequence: a dict of tensors, batch first.
 
         Args:
@@ -281,7 +325,9 @@ class Mechanism(Part):
             cache[name] = ops.where(real, x, ops.zeros_like(x))
         return {**cache, "padding_mask": padding_mask}
 
-    def cross_attend(self, q, extras, mask, cache):
+    def cross_attend(
+        self, q: Tensor, extras: Extras, mask: Mask, cache: Mapping[str, Tensor]
+    ) -> Tensor:
         """The attention of queries over another sequence, of which `init_cross_cache` made a cache.
 
         Returns:
@@ -297,7 +343,7 @@ REGISTRY = Registry("mechanism", Mechanism)
 register = REGISTRY.register
 
 
-def get(spec):
+def get(spec: MechanismSpec) -> Mechanism:
     """The mechanism of a name, of JSON (`{"linear": {"feature_map": "relu"}}`), or `spec` if it is
     one.
 
@@ -311,12 +357,12 @@ def get(spec):
     return REGISTRY.get(spec)
 
 
-def names():
+def names() -> tuple[str, ...]:
     """The names of all mechanisms, in the order in which they were registered: a tuple."""
     return REGISTRY.names
 
 
-def with_fields(spec, **fields):
+def with_fields(spec: MechanismSpec, **fields: Any) -> Mechanism:
     """The mechanism of a spec with some of its fields given beside it; None stands for not given.
 
     Raises:
@@ -348,7 +394,7 @@ def with_fields(spec, **fields):
 # Helpers ---------------------------------------------------------------------------------------
 
 
-def visible_pairs(order, time):
+def visible_pairs(order: masks.Mask, time: int) -> int:
     """Pairs of a query and a key that it sees, of one head and a document of `time` tokens.
 
     Of a prefix mask the fewest, those of an empty source; of a mask that is no order all.

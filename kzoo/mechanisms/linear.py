@@ -2,10 +2,16 @@
 Transformers with Linear Attention, arXiv:2006.16236)."""
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
 
 from kzoo import feature_maps
 from kzoo.feature_maps import Elu1, FeatureMap
-from kzoo.mechanisms.base import Mechanism, masks_of, register
+from kzoo.masks import Mask
+from kzoo.mechanisms.base import Extras, HeadSizes, Mechanism, masks_of, register
+from kzoo.typing import Tensor
 
 
 @register
@@ -27,68 +33,91 @@ class Linear(Mechanism):
     def __post_init__(self):
         object.__setattr__(self, "feature_map", feature_maps.get(self.feature_map))
 
-    def check(self, heads, *, bias=False):
+    def check(self, heads: Iterable[Mask], *, bias: Tensor = False) -> None:
         heads = tuple(heads)
         super().check(heads, bias=bias)
         self.feature_map.check(heads)
 
-    def variables(self, sizes):
+    def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         """The weights of a learned feature map, [heads, head_dim, features] as a matrix each."""
         initial = self.feature_map.initial_weights(sizes.num_heads, sizes.head_dim)
         return {f"feature_map_{n}": x.reshape(-1, x.shape[-1]) for n, x in initial.items()}
 
-    def variable_shapes(self, sizes):
+    def variable_shapes(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]]:
         shapes = self.feature_map.weight_shapes(sizes.num_heads, sizes.head_dim)
         return {f"feature_map_{n}": (a * b, features) for n, (a, b, features) in shapes.items()}
 
-    def flops(self, sizes, heads, time):
+    def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
         """Each key joins the state, and each query reads it; the normaliser is one column more."""
         features = self.feature_map.size(sizes.head_dim)
         return len(tuple(heads)) * time * 4 * features * (sizes.head_dim + 1)
 
-    def state_shape(self, sizes):
+    def state_shape(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]] | None:
         features = sizes.num_heads, self.feature_map.size(sizes.head_dim)
         return {"kv_state": (*features, sizes.head_dim), "k_sum": features}
 
     def attend(
         self,
-        q,
-        k,
-        v,
-        extras,
-        mask,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
         *,
-        rotary=False,
-        bias=None,
-        initial_state=None,
-        return_state=False,
-        implementation="auto",
-        **sequence,
-    ):
+        rotary: bool = False,
+        bias: Tensor | None = None,
+        initial_state: Mapping[str, Tensor] | None = None,
+        return_state: bool = False,
+        implementation: str = "auto",
+        **sequence: Any,
+    ) -> Any:
         from kzoo.ops import linear_attention
 
-        own = {"initial_state": initial_state, "return_state": return_state}
+        own: dict[str, Any] = {"initial_state": initial_state, "return_state": return_state}
         own |= {"rotary": rotary, "implementation": implementation}
         return linear_attention(q, k, v, mask, **own, **self._map(extras, q), **sequence)
 
-    def attend_with_weights(self, q, k, v, extras, mask, *, rotary=False, bias=None, **sequence):
+    def attend_with_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        bias: Tensor | None = None,
+        **sequence: Any,
+    ) -> tuple[Tensor, Tensor]:
         from kzoo.ops import reference_attention
 
         own = {"rotary": rotary, "return_weights": True, **self._map(extras, q)}
         return reference_attention(q, k, v, mask, mechanism="linear", **own, **sequence)
 
-    def kernel(self, spec, implementation="auto"):
+    def kernel(self, spec: Any, implementation: str = "auto") -> str:
         features = self.feature_map.size(spec.dim)
         return super().kernel(dataclasses.replace(spec, features=features), implementation)
 
-    def init_cache(self, sizes, batch, time, dtype):
+    def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict[str, Tensor]:
         """The state of no keys, whose size does not depend on the time."""
         from keras import ops
 
-        shapes = self.state_shape(sizes)
+        shapes = self.state_shape(sizes) or {}
         return {name: ops.zeros((batch, *shape), "float32") for name, shape in shapes.items()}
 
-    def decode(self, q, k, v, extras, mask, cache, window, *, rotary=False, bias=None):
+    def decode(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        cache: Mapping[str, Tensor],
+        window: Any,
+        *,
+        rotary: bool = False,
+        bias: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         from keras import ops
 
         from kzoo.ops.decoding import linear_step
@@ -114,7 +143,15 @@ class Linear(Mechanism):
             **masks_of(queries, mask),
         )
 
-    def init_cross_cache(self, sizes, k, v, extras, mask, key_padding_mask):
+    def init_cross_cache(
+        self,
+        sizes: HeadSizes,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        key_padding_mask: Tensor,
+    ) -> dict[str, Tensor]:
         """The state of all keys, which every query reads."""
         from keras import ops
 
@@ -123,7 +160,9 @@ class Linear(Mechanism):
         whole = {"key_padding_mask": key_padding_mask, "return_state": True}
         return self.attend(q, k, v, extras, mask, **whole)[1]
 
-    def cross_attend(self, q, extras, mask, cache):
+    def cross_attend(
+        self, q: Tensor, extras: Extras, mask: Mask, cache: Mapping[str, Tensor]
+    ) -> Tensor:
         from keras import ops
 
         from kzoo.ops.decoding import linear_read

@@ -1,9 +1,13 @@
 """Softmax attention (Vaswani et al. 2017, Attention Is All You Need, arXiv:1706.03762)."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from kzoo.errors import InputError
-from kzoo.mechanisms.base import Mechanism, register
+from kzoo.masks import Mask
+from kzoo.mechanisms.base import Extras, Mechanism, register
+from kzoo.typing import Tensor
 from kzoo.values import is_number
 
 
@@ -27,33 +31,53 @@ class Softmax(Mechanism):
 
     def attend(
         self,
-        q,
-        k,
-        v,
-        extras,
-        mask,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
         *,
-        rotary=False,
-        bias=None,
-        initial_state=None,
-        return_state=False,
-        implementation="auto",
-        **sequence,
-    ):
+        rotary: bool = False,
+        bias: Tensor | None = None,
+        initial_state: Mapping[str, Tensor] | None = None,
+        return_state: bool = False,
+        implementation: str = "auto",
+        **sequence: Any,
+    ) -> Any:
         from kzoo.ops import softmax_attention
 
-        own = {"scale": self.scale, "bias": bias, "rotary": rotary}
+        own: dict[str, Any] = {"scale": self.scale, "bias": bias, "rotary": rotary}
         return softmax_attention(q, k, v, mask, implementation=implementation, **own, **sequence)
 
-    def attend_with_weights(self, q, k, v, extras, mask, *, rotary=False, bias=None, **sequence):
+    def attend_with_weights(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        bias: Tensor | None = None,
+        **sequence: Any,
+    ) -> tuple[Tensor, Tensor]:
         from kzoo.ops import reference_attention
 
-        own = {"scale": self.scale, "bias": bias, "rotary": rotary}
+        own: dict[str, Any] = {"scale": self.scale, "bias": bias, "rotary": rotary}
         return reference_attention(
             q, k, v, mask, mechanism="softmax", return_weights=True, **own, **sequence
         )
 
-    def attend_to_cache(self, q, k, v, extras, mask, window, bias=None):
+    def attend_to_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        extras: Extras,
+        mask: Mask,
+        window: Any,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         from kzoo.ops.decoding import softmax_step
 
         if window.size > 1:
@@ -61,7 +85,9 @@ class Softmax(Mechanism):
         visible = mask.between(window.queries(), window.keys(k.shape[1]), q.shape[2])
         return softmax_step(q, k, v, visible, self.scale, bias)
 
-    def cross_attend(self, q, extras, mask, cache):
+    def cross_attend(
+        self, q: Tensor, extras: Extras, mask: Mask, cache: Mapping[str, Tensor]
+    ) -> Tensor:
         from kzoo.ops.decoding import softmax_step
 
         if q.shape[1] > 1:

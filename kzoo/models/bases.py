@@ -7,6 +7,8 @@ while one of them is being made, and whether they get them back is up to that on
 `Functional` among its own bases has it for good, and changes no other.
 """
 
+from typing import Any
+
 from keras.src.models import Functional
 from keras_hub.src.utils import pipeline_model
 
@@ -17,5 +19,5 @@ class PipelineModel(pipeline_model.PipelineModel, Functional):
     """To stand between `keras_hub.models.Task` and the class of keras-hub with this name, whose
     constructor it passes over: that one changes its own bases, and does nothing else."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super(pipeline_model.PipelineModel, self).__init__(*args, **kwargs)

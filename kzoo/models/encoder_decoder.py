@@ -1,10 +1,13 @@
 """The backbone of T5 and its variants: an encoder, and a decoder with cross-attention to it."""
 
+from typing import Any
+
 import keras
 
 from kzoo import masks
 from kzoo.config import check_two_stacks
 from kzoo.models.stack import ARGUMENTS, Backbone, Stack, token_input
+from kzoo.typing import Tensor
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -35,12 +38,12 @@ class EncoderDecoderBackbone(Backbone):
         ...     max_sequence_length=64)
     """
 
-    def __init__(self, *, shared=False, **kwargs):
+    def __init__(self, *, shared: bool = False, **kwargs: Any) -> None:
         self._shared = shared
         super().__init__(**kwargs)
         self.shared = shared
 
-    def assemble(self, config, embeddings, dtype, remat):
+    def assemble(self, config: Any, embeddings: Any, dtype: Any, remat: str) -> Any:
         check_two_stacks(config)
         encoder = Stack(config, config.mask, dtype, "encoder_", remat=remat)
         names = ("encoder_token_ids", "encoder_padding_mask")
@@ -68,15 +71,15 @@ class EncoderDecoderBackbone(Backbone):
         outputs = {"encoder_sequence_output": encoded, "decoder_sequence_output": decoded}
         return inputs, outputs, {"stacks": {"encoder": encoder, "decoder": decoder}}
 
-    def encode(self, token_ids, padding_mask):
+    def encode(self, token_ids: Tensor, padding_mask: Tensor) -> Tensor:
         """The encoder's output for the source's tokens: floats [batch, time, hidden_dim]."""
         x = self.embeddings(token_ids, padding_mask)
         return self.stacks["encoder"](x, padding_mask=padding_mask)
 
     @property
-    def stack_name(self):
+    def stack_name(self) -> str:
         """The config's `stack`."""
         return "encoder_decoder_shared" if self.shared else "encoder_decoder"
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "shared": self.shared}

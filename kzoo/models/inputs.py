@@ -1,6 +1,7 @@
 """What `fit`, `evaluate` and `predict` take: text, tokens, and datasets and streams of either."""
 
 import logging
+from typing import Any
 
 import keras
 import numpy as np
@@ -20,7 +21,14 @@ class ReadsText:
     keras-hub takes an error in its pipeline for a wish for tf.data, where values cannot be
     checked: so what is all there becomes tokens here, once."""
 
-    def fit(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """As `keras.Model.fit`. Examples are taken in the order in which they come, strings and
         arrays too; `kzoo.data.load` gives a dataset that is shuffled anew in each epoch. Under
         `kzoo.distribute` the devices share each batch; every process is given the same ones.
@@ -38,7 +46,7 @@ class ReadsText:
             **kwargs: as in Keras. `validation_data` is any x, or a tuple (x, y, sample_weight).
         """
         self._check_predicts_next()
-        devices.tell_of_idle_devices()
+        devices.warn_of_idle_devices()
         x, y, sample_weight = self._labelled(x, y, sample_weight)
         self._check_devices(x, batch_size)
         if kwargs.get("validation_data") is not None:
@@ -48,7 +56,14 @@ class ReadsText:
         kwargs.setdefault("shuffle", False)  # Keras would warn that it cannot shuffle
         return super().fit(x, y, batch_size, sample_weight, **kwargs)
 
-    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         """As `keras.Model.evaluate`; arguments as in `fit`. Of strings and pairs the end token
         counts too, as it does in `score`."""
         if not kwargs.get("_use_cached_eval_dataset"):  # else `fit` has read it
@@ -57,7 +72,7 @@ class ReadsText:
             self._check_devices(x, batch_size)
         return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
 
-    def predict(self, x=None, batch_size=None, **kwargs):
+    def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         """As `keras.Model.predict`: the logits of what `fit` would show the model of x."""
         x = self._read(x)[0]
         self._check_devices(x, batch_size)
@@ -132,13 +147,13 @@ class ReadsText:
             )
         return self.preprocessor
 
-    def preprocess_samples(self, x, y=None, sample_weight=None):
+    def preprocess_samples(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         parts = self._tokens(x, y, sample_weight)
         batch = keras.utils.pack_x_y_sample_weight(*parts)
         # Keras splits what is trained on and evaluated over devices, and leaves the rest whole.
         distribution = keras.distribution.distribution() or self._distribution
         whole = parts[1] is None or distribution is None
-        return batch if whole else devices.own_rows(batch, distribution)
+        return batch if whole else devices.own_examples(batch, distribution)
 
     def _check_tokens(self, x):
         missing = set(self.input) - set(x)
@@ -185,7 +200,14 @@ class ReadsText:
 class KerasLoops:
     """A mixin of tasks: streams go to Keras's own loops, since keras-hub's read none."""
 
-    def fit(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+    def fit(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         held_out = kwargs.get("validation_data")
         if not (is_stream(x) or is_stream(held_out)):
             return super().fit(x, y, batch_size, sample_weight, **kwargs)
@@ -196,12 +218,19 @@ class KerasLoops:
         x = self._stream(x, y, sample_weight, size)
         return keras.Model.fit(self, x, **kwargs)
 
-    def evaluate(self, x=None, y=None, batch_size=None, sample_weight=None, **kwargs):
+    def evaluate(
+        self,
+        x: Any = None,
+        y: Any = None,
+        batch_size: int | None = None,
+        sample_weight: Any = None,
+        **kwargs: Any,
+    ) -> Any:
         if is_stream(x) and not kwargs.get("_use_cached_eval_dataset"):
             return keras.Model.evaluate(self, x, y, None, sample_weight=sample_weight, **kwargs)
         return super().evaluate(x, y, batch_size, sample_weight, **kwargs)
 
-    def predict(self, x=None, batch_size=None, **kwargs):
+    def predict(self, x: Any = None, batch_size: int | None = None, **kwargs: Any) -> Any:
         if is_stream(x):
             return keras.Model.predict(self, x, **kwargs)
         return super().predict(x, batch_size, **kwargs)

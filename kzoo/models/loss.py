@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -11,6 +13,7 @@ from keras import ops
 from kzoo.errors import InputError
 from kzoo.learning_rate import learning_rate
 from kzoo.ops.cross_entropy import cross_entropy
+from kzoo.typing import Tensor
 from kzoo.vocabulary import NUM_BYTES
 
 log = logging.getLogger("kzoo")
@@ -113,7 +116,14 @@ def token_weights(y, sample_weight):
 class TokenLoss:
     """A mixin of tasks: one loss over scored tokens, and bits per byte."""
 
-    def compile(self, optimizer="auto", loss="auto", *, weighted_metrics="auto", **kwargs):
+    def compile(
+        self,
+        optimizer: Any = "auto",
+        loss: Any = "auto",
+        *,
+        weighted_metrics: Any = "auto",
+        **kwargs: Any,
+    ) -> None:
         """As `keras.Model.compile`; by default AdamW at `kzoo.training.learning_rate(width)`,
         which is for training from random weights (pretrained ones want a tenth or less), the loss
         over scored tokens, and `bits_per_byte`. With `loss_tokens` no other loss or metric finds
@@ -132,7 +142,7 @@ class TokenLoss:
             self._check_needs_no_logits(loss, weighted_metrics, kwargs)
         super().compile(optimizer=optimizer, loss=loss, weighted_metrics=weighted_metrics, **kwargs)
 
-    def compile_from_config(self, config):
+    def compile_from_config(self, config: Mapping[str, Any]) -> None:
         """As `compile` was called, so that a `.keras` file brings its optimizer's state back."""
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
@@ -158,18 +168,18 @@ class TokenLoss:
 
     # With `loss_tokens`, a step of training or evaluation asks for hidden states instead of
     # logits; whatever else calls the model gets logits.
-    def call(self, inputs, training=None, mask=None):
+    def call(self, inputs: Any, training: bool | None = None, mask: Tensor | None = None) -> Any:
         if isinstance(inputs, dict):  # the bytes of labels are no input
             inputs = {name: inputs[name] for name in self.input if name in inputs}
         if self._gives_hidden:
             return self._decoded(self.backbone(inputs, training=training))
         return super().call(inputs, training=training, mask=mask)
 
-    def train_step(self, *args):
+    def train_step(self, *args: Any) -> Any:
         with self._giving_hidden():
             return super().train_step(*args)
 
-    def test_step(self, *args):
+    def test_step(self, *args: Any) -> Any:
         with self._giving_hidden():
             return super().test_step(*args)
 
@@ -181,7 +191,14 @@ class TokenLoss:
         finally:
             self._gives_hidden = False
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Tensor | None = None,
+        training: bool = True,
+    ) -> Tensor:
         weight = token_weights(y, sample_weight)
         if not self._gives_hidden:
             return super().compute_loss(x, y, y_pred, weight, training)
@@ -191,7 +208,9 @@ class TokenLoss:
                 metric.add(ops.stop_gradient(nats), y, weight)
         return ops.divide_no_nan(nats, ops.sum(weight)) + sum(map(ops.sum, self.losses))
 
-    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+    def compute_metrics(
+        self, x: Any, y: Any, y_pred: Tensor, sample_weight: Tensor | None = None
+    ) -> dict[str, Any]:
         if self._gives_hidden:  # `compute_loss` has counted the batch
             return self.get_metrics_result()
         with self._counting(x, y, y_pred):
@@ -213,4 +232,4 @@ class TokenLoss:
 
     def _cross_entropy(self, hidden, y, weight):
         hidden, kernel = self.head.operands(hidden)
-        return cross_entropy(hidden, kernel, y, weight, rows=self.loss_tokens)
+        return cross_entropy(hidden, kernel, y, weight, tokens_at_once=self.loss_tokens)

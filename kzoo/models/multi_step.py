@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import logging
+from typing import Any
 
 import keras
 
@@ -25,12 +26,12 @@ class MultiStep:
     of pairs (a dict of tensors, of whose entries the first n are the logs after each step; n).
     """
 
-    def make_train_function(self, force=False):
+    def make_train_function(self, force: bool = False) -> Any:
         if self.train_function is None or force:
             super().make_train_function(force=True)
             self.train_function = self._with_logs(self.train_step, self.train_function)
 
-    def make_test_function(self, force=False):
+    def make_test_function(self, force: bool = False) -> Any:
         if self.test_function is None or force:
             super().make_test_function(force=True)
             self.test_function = self._with_logs(self.test_step, self.test_function)
@@ -41,11 +42,13 @@ class MultiStep:
             return _MultiStepFunction(step, self.steps_per_execution)
         return _SingleStepFunction(function)
 
-    def fit(self, *args, callbacks=None, **kwargs):
+    def fit(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> Any:
         with _reading_quietly():
             return super().fit(*args, callbacks=_counting(callbacks), **kwargs)
 
-    def evaluate(self, *args, steps=None, callbacks=None, **kwargs):
+    def evaluate(
+        self, *args: Any, steps: int | None = None, callbacks: Any = None, **kwargs: Any
+    ) -> Any:
         self._evaluation_steps = steps
         callbacks = _counting(callbacks)
         with _reading_quietly():

@@ -2,6 +2,8 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping
+from typing import Any, Self
 
 import keras
 import keras_hub
@@ -24,6 +26,7 @@ from kzoo.models.reading import (
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.tokenizer_bytes import ByteTokenizer
 from kzoo.objectives.layouts import layout
+from kzoo.typing import ObjectiveSpec, Tensor
 
 log = logging.getLogger("kzoo")
 
@@ -69,11 +72,17 @@ class _ObjectivePreprocessor:
     backbone_cls = SingleStackBackbone
     tokenizer_cls = ByteTokenizer
     stack = "single"  # whose layout examples have
-    length_names = ("sequence_length",)  # keras-hub's
+    length_names: tuple[str, ...] = ("sequence_length",)  # keras-hub's
 
     def __init__(
-        self, tokenizer, sequence_length, objective, source_mask=False, segments=None, **kwargs
-    ):
+        self,
+        tokenizer: Any,
+        sequence_length: int,
+        objective: ObjectiveSpec,
+        source_mask: Tensor = False,
+        segments: Any = None,
+        **kwargs: Any,
+    ) -> None:
         lengths = dict.fromkeys(self.length_names, sequence_length)
         super().__init__(tokenizer=tokenizer, **lengths, **kwargs)
         self.objective = objectives.get(objective)
@@ -82,12 +91,12 @@ class _ObjectivePreprocessor:
         self.built = True
 
     @property
-    def encoder(self):
+    def encoder(self) -> Encoder:
         """The `kzoo.encoder.Encoder` of this objective."""
         reads = layout(self.stack, self.source_mask, self.segments)
         return Encoder(self.objective, reads, self.tokenizer)
 
-    def call(self, x, y=None, sample_weight=None):
+    def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         if is_tokens(x):
             return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
         if in_tf_graph(x):
@@ -109,16 +118,16 @@ class _ObjectivePreprocessor:
         weights = read_weights(sample_weight, len(texts))
         return self.encode(*self.tokenized(prompts, texts), weights=weights)
 
-    def tokenized(self, prompts, texts):
+    def tokenized(self, prompts: Any, texts: Any) -> Any:
         """Lists of strings as lists of token arrays; the first may be None."""
         encode = self.encoder.tokens
         return None if prompts is None else encode(prompts), encode(texts)
 
-    def tokens(self, texts):
+    def tokens(self, texts: Any) -> Any:
         """A string or a list of them as a list of int32 arrays of ids."""
         return [np.asarray(ids(tokens), "int32") for tokens in self.encoder.tokens(strings(texts))]
 
-    def encode(self, sources, targets, **kwargs):
+    def encode(self, sources: Any, targets: Any, **kwargs: Any) -> Any:
         """Token arrays to `(x, y, sample_weight)`; keyword arguments as in `Encoder.batch`."""
         encoder, complete = self.encoder, kwargs.get("complete", True)
         pairs = zip(sources or [None] * len(targets), targets, strict=True)
@@ -169,10 +178,10 @@ class _ObjectivePreprocessor:
         return keras.tree.pack_sequence_as(like, made)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         return super().from_config(migrations.config(config))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for name in self.length_names:
             config.pop(name, None)
@@ -188,7 +197,7 @@ class _ObjectivePreprocessor:
 class _Prompts:
     """A mixin for preprocessors of tasks that generate."""
 
-    def generate_preprocess(self, x):
+    def generate_preprocess(self, x: Any) -> dict[str, np.ndarray]:
         """Prompts as the inputs of a model that is to go on from them.
 
         Args:
@@ -213,7 +222,7 @@ class _Prompts:
             raise InputError("prompts are a string or a list of them. Received: no prompt")
         return self.encoder.prompts(self.tokens(prompts), as_source)
 
-    def generate_postprocess(self, sequences):
+    def generate_postprocess(self, sequences: Any) -> Any:
         """Sequences of token ids, a list of arrays, as strings."""
         return [self.tokenizer.detokenize(ids) for ids in sequences]
 
@@ -234,7 +243,7 @@ class Seq2SeqLMPreprocessor(
     length_names = ("encoder_sequence_length", "decoder_sequence_length")
 
     @property
-    def sequence_length(self):
+    def sequence_length(self) -> int:
         return self.encoder_sequence_length
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from keras import ops
@@ -15,7 +16,9 @@ from kzoo.vocabulary import NUM_BYTES
 class ScoresTexts:
     """A mixin of tasks: `score`."""
 
-    def score(self, x, batch_size=32, *, end_token=True):
+    def score(
+        self, x: Any, batch_size: int = 32, *, end_token: bool = True
+    ) -> dict[str, np.ndarray]:
         """How well the model predicts each text, or each response given its prompt.
 
         Of a text a causal LM scores every token; under an objective that has a source, such as

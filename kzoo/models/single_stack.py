@@ -1,5 +1,7 @@
 """The backbone of GPT, UniLM, BERT and mixed-direction BERT: one stack of blocks."""
 
+from typing import Any
+
 import keras
 
 from kzoo.models.stack import ARGUMENTS, Backbone, Stack, token_input
@@ -33,7 +35,7 @@ class SingleStackBackbone(Backbone):
 
     stack_name = "single"  # the config's `stack`
 
-    def assemble(self, config, embeddings, dtype, remat):
+    def assemble(self, config: Any, embeddings: Any, dtype: Any, remat: str) -> Any:
         mask = config.mask
         stack = Stack(config, mask, dtype, remat=remat)
         names = ["token_ids", "padding_mask", *["source_mask"] * mask.needs_source]

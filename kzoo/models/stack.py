@@ -1,5 +1,8 @@
 """What backbones are made of: the embedding of tokens, and stacks of blocks."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
 import keras
 import keras_hub
 from keras import ops
@@ -25,6 +28,7 @@ from kzoo.models.devices import mesh_axes
 from kzoo.models.exporting import Exports
 from kzoo.models.weights import PathWeights
 from kzoo.ops.decoding import Window
+from kzoo.typing import Tensor
 from kzoo.values import is_count
 
 ARGUMENTS = f"""{BackboneConfig.documentation()}
@@ -47,7 +51,15 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         InputError: as `kzoo.config.Config.get`, or for an unknown `remat`.
     """
 
-    def __init__(self, *, dtype=None, remat="none", name=None, trainable=True, **fields):
+    def __init__(
+        self,
+        *,
+        dtype: Any = None,
+        remat: str = "none",
+        name: str | None = None,
+        trainable: bool = True,
+        **fields: Any,
+    ) -> None:
         config = BackboneConfig.get(fields)
         check_split(config, mesh_axes().get("model", 1))
         embeddings = Embeddings(config, dtype)
@@ -64,11 +76,13 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         for attribute, value in (of_config | parts).items():
             setattr(self, attribute, value)
 
-    def assemble(self, config, embeddings, dtype, remat):
+    def assemble(self, config: Any, embeddings: Any, dtype: Any, remat: str) -> Any:
         """Inputs and outputs of the functional model, and what it keeps as attributes."""
         raise NotImplementedError
 
-    def init_cache(self, start, source_end, time, segments=None, **encoded):
+    def init_cache(
+        self, start: Tensor, source_end: Tensor, time: int, segments: Any = None, **encoded: Any
+    ) -> dict[str, Any]:
         """The cache of examples of which nothing is computed yet: a nest of tensors, batch first.
 
         Args:
@@ -94,7 +108,14 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         }
         return cache if segments is None else {**cache, "segments": segments}
 
-    def decode(self, token_ids, cache, index, end=None, segment_ids=None):
+    def decode(
+        self,
+        token_ids: Tensor,
+        cache: dict[str, Any],
+        index: Tensor,
+        end: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Any]]:
         """Hidden states of new columns, given a cache of the columns before them.
 
         The masks of the stack are causal or prefix in every head.
@@ -133,11 +154,11 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
         return x, {**cache, "blocks": blocks, "length": ops.maximum(window.length, window.end)}
 
     @property
-    def decoding(self):
+    def decoding(self) -> Any:
         """The `Stack` that generates: the last one."""
         return list(self.stacks.values())[-1]
 
-    def enable_lora(self, rank, target_layer_names=None):
+    def enable_lora(self, rank: int, target_layer_names: Sequence[str] | None = None) -> None:
         """Train matrices of rank `rank` beside the query and value projections (or the layers of
         the given names), and nothing else of the backbone (Hu et al. 2021, arXiv:2106.09685).
 
@@ -176,20 +197,20 @@ class Backbone(PathWeights, Exports, keras_hub.models.Backbone, Functional):
 
         return draw
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         own = {"name": self.name, "trainable": self.trainable}
         how = {"remat": self.remat, "dtype": keras.dtype_policies.serialize(self.policies)}
         version = {"config_version": migrations.CONFIG_VERSION}
         return {**own, **self.config.get_config(), **how, **version}
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         config = migrations.config(config)
         config.pop("config_version", None)
         return super().from_config(config)
 
     @property
-    def policies(self):
+    def policies(self) -> Any:
         """The dtype policy; where layers are quantised, a map with theirs.
 
         keras-hub's `get_config` leaves the policy of all other layers out of the map, and so to

@@ -1,5 +1,8 @@
 """The tasks: what is predicted from a backbone's hidden states."""
 
+from collections.abc import Mapping
+from typing import Any, Self
+
 import keras
 import keras_hub
 import numpy as np
@@ -24,6 +27,7 @@ from kzoo.models.preprocessing import (
 from kzoo.models.scoring import ScoresTexts
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.weights import PathWeights, by_path, read_weights, write_weights
+from kzoo.typing import Path
 
 
 class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeights, Exports):
@@ -37,18 +41,24 @@ class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeight
         head_dtype: the dtype policy of the head's dense layer, where it is not the backbone's
             (after `quantize`).
         **kwargs: the fields of `kzoo.config.HeadConfig`. `prediction_site` is "next" or, for
-            `generate` alone, "mask" (see `Generates.telling`). `loss_tokens` is 0, or the number
-            of tokens whose logits exist at once in `fit`, `evaluate` and
-            `score`; the loss is the same. For vocabularies whose logits fill the memory; on a
-            CPU 512 is faster than 0 too. The model itself and `predict` give all logits.
+            `generate` alone, "mask" (see `Generates.prediction_states`). `loss_tokens` is 0, or
+            the number of tokens whose logits exist at once in `fit`, `evaluate` and `score`;
+            the loss is the same. It is for vocabularies whose logits fill the memory; on a CPU 512
+            is also faster than 0. The model itself and `predict` return all logits.
 
     Raises:
         InputError: if the objective is another task's, or the mask would show its answer.
     """
 
     def __init__(
-        self, backbone, preprocessor=None, objective=None, head=None, head_dtype=None, **kwargs
-    ):
+        self,
+        backbone: Any,
+        preprocessor: Any = None,
+        objective: Any = None,
+        head: Any = None,
+        head_dtype: Any = None,
+        **kwargs: Any,
+    ) -> None:
         for field in BackboneConfig.field_names():
             if field in kwargs:  # Keras would drop it without a word
                 raise InputError(
@@ -100,10 +110,10 @@ class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeight
             raise unknown(f"objective of {task}", self.objective.name, valid)
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         return super().from_config(migrations.config(config))
 
-    def enable_lora(self, rank):
+    def enable_lora(self, rank: int) -> None:
         """Train matrices of rank `rank` beside the query and value projections, and no other
         weights, the head's neither (Hu et al. 2021, arXiv:2106.09685). Compile the model after
         it. `backbone.save_lora_weights` and `load_lora_weights` keep the matrices alone; all
@@ -112,7 +122,7 @@ class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeight
         for variable in self._own_weights().values():
             variable.trainable = False
 
-    def twin(self):
+    def twin(self) -> Self:
         """A task of its own, compiled by default, over the same layers and weights."""
         own = {"head": self.head, **self.head_config.get_config()}
         return type(self)(self.backbone, self.preprocessor, self.objective, **own)
@@ -123,7 +133,7 @@ class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeight
         return hidden
 
     @property
-    def config(self):
+    def config(self) -> Any:
         """The complete config: what `kzoo.presets.config` gives, for this model."""
         cls = self.preprocessor and type(self.preprocessor.tokenizer).__name__
         fields = {
@@ -136,17 +146,17 @@ class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeight
         return Config.get(fields).get_config()
 
     # keras-hub keeps what is not the backbone's in a file of its own; by path there, too.
-    def save_task_weights(self, filepath):
+    def save_task_weights(self, filepath: Path) -> None:
         write_weights(str(filepath), self._own_weights())
 
-    def load_task_weights(self, filepath):
+    def load_task_weights(self, filepath: Path) -> None:
         read_weights(str(filepath), self._own_weights())
 
     def _own_weights(self):
         of_backbone = by_path(self.backbone)
         return {path: v for path, v in by_path(self).items() if path not in of_backbone}
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         head = self.head_config.get_config()
         if self.output_transform and self.head.dense.quantization_mode is not None:
             head["head_dtype"] = keras.dtype_policies.serialize(self.head.dense.dtype_policy)
@@ -164,8 +174,9 @@ class CausalLM(Generates, _Task, keras_hub.models.CausalLM, PipelineModel):
     default_objective = "causal_lm"
 
     @property
-    def rereads(self):
-        """Whether a source that grows changes the states of the tokens before."""
+    def recomputes_prompts(self) -> bool:
+        """Whether each turn of a conversation computes all tokens again: a longer source changes
+        the states of the tokens before."""
         return self.backbone.mask.needs_source
 
 
@@ -178,7 +189,7 @@ class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, Pipelin
     backbone_cls = EncoderDecoderBackbone
     preprocessor_cls = Seq2SeqLMPreprocessor
     default_objective = "prefix_lm"
-    rereads = True
+    recomputes_prompts = True
 
     @staticmethod
     def _decoded(hidden):
@@ -204,7 +215,7 @@ class MaskedLM(_Task, keras_hub.models.MaskedLM, PipelineModel):
     preprocessor_cls = MaskedLMPreprocessor
     default_objective = "masked_lm"
 
-    def generate(self, *args, **kwargs):
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         raise InputError(
             "a masked LM predicts hidden tokens and generates no text; a CausalLM does (families "
             "gpt and unilm). Received: MaskedLM"

@@ -1,6 +1,8 @@
 """Strings to their bytes, as a keras-hub tokenizer."""
 
 import logging
+from collections.abc import Mapping
+from typing import Any, Self
 
 import keras
 import keras_hub
@@ -9,6 +11,7 @@ import numpy as np
 from kzoo.encoder import Bytes
 from kzoo.models.reading import strings
 from kzoo.models.single_stack import SingleStackBackbone
+from kzoo.typing import Path
 from kzoo.vocabulary import BYTES, NUM_BYTES
 
 log = logging.getLogger("kzoo")
@@ -36,7 +39,7 @@ class ByteTokenizer(keras_hub.tokenizers.Tokenizer):
     token_bytes = None  # how many bytes of text each id stands for, where it is not one or none
     encode = staticmethod(Bytes.encode)
 
-    def __init__(self, **kwargs):
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.pad_token_id = BYTES.pad
         self.start_token_id = BYTES.bos
@@ -45,7 +48,7 @@ class ByteTokenizer(keras_hub.tokenizers.Tokenizer):
         self.built = True  # an unbuilt layer makes Keras trace its model anew in every `fit`
 
     @classmethod
-    def from_config(cls, config):
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Files written when this was keras-hub's tokenizer say how that folds text. None of it is
         followed: `kzoo.data.load`, by which most weights are trained, never folded text."""
         folded = config.get("lowercase")
@@ -59,26 +62,26 @@ class ByteTokenizer(keras_hub.tokenizers.Tokenizer):
             )
         return super().from_config(config)
 
-    def vocabulary_size(self):
+    def vocabulary_size(self) -> int:
         return BYTES.size
 
-    def save_assets(self, directory):
+    def save_assets(self, directory: Path) -> None:
         """Bytes need no files."""
 
-    def load_preset_assets(self, preset):
+    def load_preset_assets(self, preset: Any) -> None:
         """Bytes need no files."""
 
-    def tokenize(self, inputs):
+    def tokenize(self, inputs: Any) -> Any:
         """A string to int32 [bytes], or a list of strings to a list of them."""
         if isinstance(inputs, str):
             return self.tokenize([inputs])[0]
         return [array.astype("int32") for array in self.encode(strings(inputs))]
 
     # Not keras-hub's: with TensorFlow installed that turns strings into its tensors.
-    def call(self, inputs):
+    def call(self, inputs: Any) -> Any:
         return self.tokenize(inputs)
 
-    def detokenize(self, inputs):
+    def detokenize(self, inputs: Any) -> Any:
         """Token ids [time], or a batch of them, to a string or strings; reserved ids vanish."""
         ids = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
         if len(ids) and np.ndim(ids[0]) > 0:

@@ -10,11 +10,14 @@ A *token array* holds the tokens of one text: integers [tokens], ids that stand 
 int32 [tokens, 2], ids and how many bytes of text each stands for (see `kzoo.encoder`).
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from kzoo import migrations
 from kzoo.registry import Part, Registry
-from kzoo.vocabulary import BYTES
+from kzoo.typing import ObjectiveSpec, Rng
+from kzoo.vocabulary import BYTES, Vocabulary
 
 
 class Objective(Part):
@@ -37,7 +40,14 @@ class Objective(Part):
     has_source: ClassVar[bool] = False
     ends: ClassVar[bool] = False
 
-    def examples(self, sources, targets, room, rng, vocabulary=BYTES):
+    def examples(
+        self,
+        sources: list[Any] | None,
+        targets: list[Any],
+        room: int,
+        rng: Rng,
+        vocabulary: Vocabulary = BYTES,
+    ) -> tuple[Any, Any]:
         """Sources and targets of the examples of a batch; by default what is given.
 
         Args:
@@ -54,7 +64,7 @@ class Objective(Part):
         """
         return sources, targets
 
-    def lengths(self, source, target):
+    def lengths(self, source: int | None, target: int) -> tuple[int | None, int]:
         """How many tokens the source and the target have that `examples` makes.
 
         Args:
@@ -66,17 +76,19 @@ class Objective(Part):
         """
         return source, target
 
-    def scored(self, held_out=False):
+    def scored(self, held_out: bool = False) -> str:
         """Which tokens of an example are scored: `"targets"`, the end token among them, or
         `"all"`, the sources' too; of held-out examples where `held_out`. A separator is never
         scored. In place it is what `hide` chooses."""
         return "targets"
 
-    def draws(self, paired):
+    def draws(self, paired: bool) -> bool:
         """Whether the examples of pairs (`paired`), or of plain texts, depend on the generator."""
         return True
 
-    def hide(self, ids, rng, vocabulary=BYTES):
+    def hide(
+        self, ids: np.ndarray, rng: Rng, vocabulary: Vocabulary = BYTES
+    ) -> tuple[np.ndarray, np.ndarray]:
         """What an objective in place shows of written examples, and which tokens it scores.
 
         Args:
@@ -93,12 +105,12 @@ _registry = Registry("objective", Objective)
 register = _registry.register
 
 
-def names():
+def names() -> tuple[str, ...]:
     """The names of the objectives, in the order in which they were registered: a tuple."""
     return _registry.names
 
 
-def get(spec):
+def get(spec: ObjectiveSpec) -> Objective:
     """The objective that `spec` names.
 
     Args:

@@ -9,8 +9,8 @@ class CausalLM(Objective):
 
     name = "causal_lm"
 
-    def scored(self, held_out=False):
+    def scored(self, held_out: bool = False) -> str:
         return "all"
 
-    def draws(self, paired):
+    def draws(self, paired: bool) -> bool:
         return False

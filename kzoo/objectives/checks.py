@@ -1,10 +1,13 @@
 """Which objectives, masks and stacks go together; and the task that they make."""
 
+from typing import Any
+
 from kzoo.errors import InputError
+from kzoo.objectives.base import Objective
 from kzoo.objectives.layouts import layout
 
 
-def task_name(stack, objective):
+def task_name(stack: str, objective: Objective) -> str:
     """The class in `kzoo.models` that trains a stack with an objective.
 
     Args:
@@ -19,7 +22,7 @@ def task_name(stack, objective):
     return "CausalLM" if objective.next_token else "MaskedLM"
 
 
-def check(stack, mask, objective):
+def check(stack: str, mask: Any, objective: Objective) -> None:
     """`InputError` unless a stack under a mask can learn an objective.
 
     A leak test does not find a mask that shows the objective its answer: it allows what it shows.
@@ -46,7 +49,7 @@ def check(stack, mask, objective):
         )
 
 
-def check_two_stacks(config):
+def check_two_stacks(config: Any) -> None:
     """`InputError` for what an encoder and a decoder cannot have.
 
     Args:

@@ -10,12 +10,14 @@ The same examples have the same scored tokens in every layout.
 """
 
 import dataclasses
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from kzoo.errors import InputError
-from kzoo.vocabulary import BYTES
+from kzoo.objectives.base import Objective
+from kzoo.typing import Rng, Tensor
+from kzoo.vocabulary import BYTES, Vocabulary
 
 # What stands at a position, in the order in which a sequence holds them: the kind of a position is
 # then the number of edges to its left (see `write`).
@@ -175,10 +177,20 @@ class Single:
 
     name: ClassVar[str] = "single"
 
-    def check(self, objective):
+    def check(self, objective: Objective) -> None:
         """`InputError` unless a single stack can learn an objective: it can learn all."""
 
-    def batch(self, objective, examples, length, rng, *, complete, scored, vocabulary):
+    def batch(
+        self,
+        objective: Objective,
+        examples: tuple[Any, Any],
+        length: int,
+        rng: Rng,
+        *,
+        complete: bool,
+        scored: str,
+        vocabulary: Vocabulary,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         """Examples as `(x, y, sample_weight)`.
 
         Args:
@@ -215,7 +227,7 @@ class Single:
             x["label_bytes"] = sizes[:, shift:]
         return x, ids[:, shift:], weight
 
-    def prompts(self, texts, as_source, vocabulary=BYTES):
+    def prompts(self, texts: list[Any], as_source: bool, vocabulary: Vocabulary = BYTES) -> Any:
         """The inputs of a model that is to go on from some texts.
 
         Args:
@@ -247,7 +259,7 @@ class EncoderDecoder:
 
     name: ClassVar[str] = "encoder_decoder"
 
-    def check(self, objective):
+    def check(self, objective: Objective) -> None:
         """`InputError` unless an encoder and a decoder can learn an objective."""
         if objective.next_token and objective.has_source and objective.scored() == "targets":
             return
@@ -257,7 +269,17 @@ class EncoderDecoder:
             f"Received: objective={objective.get_config()!r} with an encoder and a decoder"
         )
 
-    def batch(self, objective, examples, length, rng, *, complete, scored, vocabulary):
+    def batch(
+        self,
+        objective: Objective,
+        examples: tuple[Any, Any],
+        length: int,
+        rng: Rng,
+        *,
+        complete: bool,
+        scored: str,
+        vocabulary: Vocabulary,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         ids, kinds, sizes = write(*examples, length + 1, complete, vocabulary)
         encoded = kinds <= SEPARATOR
         # The target follows a BOS of its own: its sequence begins where the separator stood.
@@ -277,7 +299,7 @@ class EncoderDecoder:
             x["label_bytes"] = np.where(inside, np.take_along_axis(sizes, position, 1), 0)[:, 1:]
         return x, decoded[:, 1:], SCORED[scored][kinds[:, 1:]]
 
-    def prompts(self, texts, as_source, vocabulary=BYTES):
+    def prompts(self, texts: list[Any], as_source: bool, vocabulary: Vocabulary = BYTES) -> Any:
         """As `Single.prompts`; whatever a prompt is, the encoder reads it."""
         starts = [[decoder_start(vocabulary)]] * len(texts)
         encoded = [prompt(ids, True, vocabulary) for ids in texts]
@@ -288,7 +310,9 @@ class EncoderDecoder:
         return x
 
 
-def layout(stack, source_mask=False, segments=None):
+def layout(
+    stack: str, source_mask: Tensor = False, segments: Any = None
+) -> Single | EncoderDecoder:
     """The layout of a stack.
 
     Args:

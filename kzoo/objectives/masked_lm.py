@@ -4,8 +4,9 @@ import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.objectives.base import Objective, register
+from kzoo.typing import Rng
 from kzoo.values import is_number, plain
-from kzoo.vocabulary import BYTES
+from kzoo.vocabulary import BYTES, Vocabulary
 
 
 @register
@@ -32,7 +33,9 @@ class MaskedLM(Objective):
             )
         object.__setattr__(self, "rate", plain(self.rate))
 
-    def hide(self, ids, rng, vocabulary=BYTES):
+    def hide(
+        self, ids: np.ndarray, rng: Rng, vocabulary: Vocabulary = BYTES
+    ) -> tuple[np.ndarray, np.ndarray]:
         if vocabulary.mask is None:
             raise InputError(
                 "masked_lm hides tokens behind a mask. Received: a vocabulary without a mask token"

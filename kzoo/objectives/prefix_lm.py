@@ -1,10 +1,13 @@
 """The next token of a target, given its source."""
 
+from typing import Any
+
 import numpy as np
 
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.base import Objective, register
-from kzoo.vocabulary import BYTES
+from kzoo.typing import Rng
+from kzoo.vocabulary import BYTES, Vocabulary
 
 
 @register
@@ -29,7 +32,14 @@ class PrefixLM(Objective):
         if self.score not in ("targets", "all"):
             raise unknown("score of prefix_lm", self.score, ["targets", "all"])
 
-    def examples(self, sources, targets, room, rng, vocabulary=BYTES):
+    def examples(
+        self,
+        sources: list[Any] | None,
+        targets: list[Any],
+        room: int,
+        rng: Rng,
+        vocabulary: Vocabulary = BYTES,
+    ) -> tuple[Any, Any]:
         if sources is not None:
             return sources, targets
         n = np.minimum([len(text) for text in targets], room)
@@ -43,12 +53,12 @@ class PrefixLM(Objective):
         targets = [text[cut:end] for text, cut, end in zip(targets, cuts, n, strict=True)]
         return sources, targets
 
-    def lengths(self, source, target):
+    def lengths(self, source: int | None, target: int) -> tuple[int | None, int]:
         return (1, target - 1) if source is None else (source, target)
 
-    def scored(self, held_out=False):
+    def scored(self, held_out: bool = False) -> str:
         # Arms that train on more are measured on the same tokens.
         return "targets" if held_out else self.score
 
-    def draws(self, paired):
+    def draws(self, paired: bool) -> bool:
         return not paired

@@ -1,11 +1,14 @@
 """Spans of a text, predicted from what is left of it."""
 
+from typing import Any
+
 import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.objectives.base import Objective, register
+from kzoo.typing import Rng
 from kzoo.values import is_number
-from kzoo.vocabulary import BYTES
+from kzoo.vocabulary import BYTES, Vocabulary
 
 
 @register
@@ -46,7 +49,7 @@ class SpanCorruption(Objective):
                 f"is 3. Received: {self.span!r}"
             )
 
-    def counts(self, length):
+    def counts(self, length: int) -> tuple[int, int]:
         """How many tokens are cut out of a text of `length` tokens, and in how many spans."""
         # In float32, as the published code rounds.
         noise = np.rint(np.float32(max(length, 2)) * np.float32(self.rate))
@@ -54,11 +57,18 @@ class SpanCorruption(Objective):
         spans = int(max(np.rint(np.float32(noise) / np.float32(self.span)), 1))
         return noise, min(spans, noise, max(length, 2) - noise)
 
-    def lengths(self, source, target):
+    def lengths(self, source: int | None, target: int) -> tuple[int | None, int]:
         noise, spans = self.counts(target)
         return target - noise + spans, noise + spans
 
-    def examples(self, sources, targets, room, rng, vocabulary=BYTES):
+    def examples(
+        self,
+        sources: list[Any] | None,
+        targets: list[Any],
+        room: int,
+        rng: Rng,
+        vocabulary: Vocabulary = BYTES,
+    ) -> tuple[Any, Any]:
         if sources is not None:
             raise InputError(
                 "span_corruption is learned from texts; of pairs use the objective 'prefix_lm'. "

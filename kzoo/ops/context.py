@@ -2,16 +2,20 @@
 
 import contextlib
 import contextvars
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
 DATA, MODEL = "data", "model"  # the axes of a mesh
 
-_compiling_for = contextvars.ContextVar("compiling_for", default=(None, None))
+_compiling_for: contextvars.ContextVar[tuple[str | None, Any]] = contextvars.ContextVar(
+    "compiling_for", default=(None, None)
+)
 
 
 @contextlib.contextmanager
-def compiling_for(platform, mesh=None):
+def compiling_for(platform: str, mesh: Any = None) -> Iterator[None]:
     """Inside it, programs are traced for another platform than this machine's.
 
     Args:

@@ -31,6 +31,7 @@ A new one is a module and a line in `_OURS`, or `register(module)` from outside.
 import dataclasses
 import functools
 import importlib
+from typing import Any
 
 from kzoo.errors import InputError, unknown
 from kzoo.ops.context import here
@@ -97,12 +98,12 @@ class Spec:
     ahead_of_time: bool = False
 
     @property
-    def wide_dtype(self):
+    def wide_dtype(self) -> str:
         """The dtype of sums: `"float64"` for an attention in it, else `"float32"`."""
         return "float64" if self.dtype == "float64" else "float32"
 
     @property
-    def sizes_known(self):
+    def sizes_known(self) -> bool:
         """Whether batch and time are known when the program is made."""
         return None not in (self.batch, self.query_time, self.key_time)
 
@@ -126,7 +127,7 @@ def spec_of(q, k, v, mask, **others):
     )
 
 
-def register(kernel):
+def register(kernel: Any) -> Any:
     """Add a kernel, as the module docstring describes it; "auto" tries it before those of kzoo.
 
     Args:
@@ -156,7 +157,7 @@ def register(kernel):
     return kernel
 
 
-def kernels(mechanism, backend):
+def kernels(mechanism: str, backend: str) -> dict[str, Any]:
     """The kernels of a mechanism on a backend, by name, in the order in which "auto" tries them.
 
     Args:
@@ -171,7 +172,7 @@ def kernels(mechanism, backend):
     return {kernel.NAME: kernel for kernel in (*theirs, *_ours(mechanism, backend))}
 
 
-def kernel_for(mechanism, spec, implementation="auto"):
+def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
     """The name of the kernel that computes an attention, one of `kernels`.
 
     Args:

@@ -3,6 +3,7 @@
 import functools
 import logging
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import keras
@@ -18,6 +19,7 @@ from kzoo.ops.qkv import check_batch, check_state, nothing, prepare, widened
 from kzoo.ops.tensors import zero_padding
 from kzoo.precision import float32_products
 from kzoo.sequence import concrete
+from kzoo.typing import FeatureMapSpec, MaskSpec, Tensor
 from kzoo.values import is_count, is_integer, plain
 
 log = logging.getLogger("kzoo")
@@ -26,23 +28,23 @@ CHUNKS = (64, 256)  # the least and the largest that is chosen
 
 
 def linear_attention(
-    q,
-    k,
-    v,
-    mask="bidirectional",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: MaskSpec = "bidirectional",
     *,
-    padding_mask=None,
-    source_mask=None,
-    key_padding_mask=None,
-    query_offset=0,
-    feature_map="elu1",
-    feature_weights=None,
-    rotary=False,
-    initial_state=None,
-    return_state=False,
-    chunk_size=None,
-    implementation="auto",
-):
+    padding_mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    query_offset: int | Tensor = 0,
+    feature_map: FeatureMapSpec = "elu1",
+    feature_weights: Mapping[str, Tensor] | None = None,
+    rotary: bool = False,
+    initial_state: Mapping[str, Tensor] | None = None,
+    return_state: bool = False,
+    chunk_size: int | None = None,
+    implementation: str = "auto",
+) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j, in linear time.
 
     Products and sums are in float32 whatever the dtype of q, k and v, on a TPU in six passes

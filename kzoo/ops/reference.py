@@ -3,6 +3,8 @@
 Memory is quadratic in time. `kzoo.ops.oracle` is the definition in NumPy that shares nothing.
 """
 
+from collections.abc import Mapping
+
 import keras
 from keras import ops
 
@@ -13,28 +15,29 @@ from kzoo.ops.qkv import nothing, prepare, widened
 from kzoo.ops.rotary import rotate
 from kzoo.ops.tensors import hide, masked_softmax, ratio, softmax_scale
 from kzoo.precision import float32_products
+from kzoo.typing import FeatureMapSpec, MaskSpec, Tensor
 
 
 @float32_products()
 def reference_attention(
-    q,
-    k,
-    v,
-    mask="bidirectional",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: MaskSpec = "bidirectional",
     *,
-    mechanism,
-    padding_mask=None,
-    source_mask=None,
-    key_padding_mask=None,
-    query_offset=0,
-    scale=None,
-    bias=None,
-    feature_map="elu1",
-    feature_weights=None,
-    rotary=False,
-    dtype=None,
-    return_weights=False,
-):
+    mechanism: str,
+    padding_mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    query_offset: int | Tensor = 0,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    feature_map: FeatureMapSpec = "elu1",
+    feature_weights: Mapping[str, Tensor] | None = None,
+    rotary: bool = False,
+    dtype: str | None = None,
+    return_weights: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention by its definition: out_i = Σ_j w_ij v_j over the keys j that i sees.
 
     softmax:  w_ij = exp(s_ij) / Σ_l exp(s_il),  s_ij = scale · q_i·k_j + bias_ij
@@ -77,7 +80,7 @@ def reference_attention(
     if (zeros := nothing(q, k, v)) is not None:
         shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
         return (zeros, ops.zeros(shape, zeros.dtype)) if return_weights else zeros
-    q, k, v, mask, queries, keys = prepare(
+    q, k, v, whole, queries, keys = prepare(
         q,
         k,
         v,
@@ -90,7 +93,7 @@ def reference_attention(
     q, k, v = widened(q, k, v, dtype)
     if dtype is not None and keras.backend.standardize_dtype(q.dtype) != dtype:
         raise InputError(f"the backend computes in {q.dtype} here. Received: dtype={dtype!r}")
-    visible = mask.between(queries, keys, q.shape[2])
+    visible = whole.between(queries, keys, q.shape[2])
 
     if mechanism == "softmax":
         if rotary:

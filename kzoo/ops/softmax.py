@@ -8,23 +8,24 @@ from kzoo.ops.qkv import nothing, prepare
 from kzoo.ops.rotary import rotate
 from kzoo.ops.tensors import softmax_scale
 from kzoo.precision import float32_products
+from kzoo.typing import MaskSpec, Tensor
 
 
 def softmax_attention(
-    q,
-    k,
-    v,
-    mask="bidirectional",
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: MaskSpec = "bidirectional",
     *,
-    padding_mask=None,
-    source_mask=None,
-    key_padding_mask=None,
-    query_offset=0,
-    scale=None,
-    bias=None,
-    rotary=False,
-    implementation="auto",
-):
+    padding_mask: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    key_padding_mask: Tensor | None = None,
+    query_offset: int | Tensor = 0,
+    scale: float | None = None,
+    bias: Tensor | None = None,
+    rotary: bool = False,
+    implementation: str = "auto",
+) -> Tensor:
     """softmax(scale · q kᵀ + bias) v over the visible keys (arXiv:1706.03762, equation 1).
 
     Products are summed, and statistics kept, in float32 whatever the dtype of q, k and v. Of

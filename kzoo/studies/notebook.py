@@ -5,13 +5,15 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from kzoo.data import sources
 from kzoo.errors import InputError
 from kzoo.studies import prediction
 from kzoo.studies.page import plot, report, table
+from kzoo.studies.records import read
 from kzoo.studies.runner import run
 from kzoo.studies.study import Study
 
@@ -28,20 +30,42 @@ class Results:
     records: list
     directory: Path
 
-    def table(self):
+    def table(self) -> Any:
         """One row per arm and group, a `pandas.DataFrame`; see `kzoo.studies.page.table`."""
         return table(self.records)
 
-    def plot(self):
+    def plot(self) -> Any:
         """Held-out bits along training, a `matplotlib.figure.Figure`, shown inline."""
         return plot(self.records)
 
-    def report(self):
+    def report(self) -> Path:
         """Write the self-contained page; its `Path`."""
         return report(self.directory)
 
+    def verdicts(self):
+        """What the study says of its hypotheses: a list of `kzoo.studies.verdicts.Verdict`.
 
-def compare(arms, data="pydoc", *, seeds=2, steps=300, directory=None, progress=True, **settings):
+        Print one for its sentence. The list is empty for a study without hypotheses.
+
+        Example:
+            >>> for verdict in results.verdicts():
+            ...     print(verdict)
+        """
+        from kzoo.studies.evidence import draw  # which loads the statistics
+
+        return draw(read(self.directory)[0], self.records)
+
+
+def compare(
+    arms: Any,
+    data: Any = "pydoc",
+    *,
+    seeds: int | Sequence[int] = 2,
+    steps: int = 300,
+    directory: Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Results:
     """Train several models under equal conditions, in this process.
 
     Args:
@@ -51,10 +75,12 @@ def compare(arms, data="pydoc", *, seeds=2, steps=300, directory=None, progress=
         seeds: a number of seeds, or a list of them.
         steps: optimizer steps of each run.
         directory: where the files go; a new temporary folder by default. A directory that
-            holds the same study is gone on with.
+            holds the same study is gone on with; seeds, hypotheses and looks may be added.
         progress: whether to show progress bars.
         **settings: further fields of `kzoo.studies.Study`: `batch_size`, `learning_rate`,
-            `valid`, `evaluations`, `name`, `description`.
+            `valid`, `evaluations`, `name`, `description`; and what makes it end in verdicts:
+            `hypotheses` (a list of dicts or of `kzoo.studies.hypotheses.Hypothesis`), `looks`,
+            `imports`.
 
     Returns:
         `Results`.
@@ -73,7 +99,15 @@ def compare(arms, data="pydoc", *, seeds=2, steps=300, directory=None, progress=
     return Results(run(study, directory, progress=progress), directory)
 
 
-def predict(arms, data="pydoc", *, seeds=2, steps=300, directory=None, **settings):
+def predict(
+    arms: Any,
+    data: Any = "pydoc",
+    *,
+    seeds: int | Sequence[int] = 2,
+    steps: int = 300,
+    directory: Path | None = None,
+    **settings: Any,
+) -> prediction.Prediction:
     """How long `compare` with the same arguments would take, measured by some steps of each arm.
 
     It compiles every arm, which takes as long as it does in `compare`.

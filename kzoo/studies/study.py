@@ -2,8 +2,10 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
 
 from kzoo import objectives, presets
 from kzoo.errors import InputError, unknown
@@ -27,11 +29,13 @@ class Arm:
         preset: name of a preset.
         overrides: config fields that replace the preset's.
         data: the sources that it is trained on.
+        rates: source -> learning rate, once a tuning has chosen it; not of the study's JSON.
     """
 
     preset: str
     overrides: dict
     data: tuple
+    rates: dict = dataclasses.field(default_factory=dict)
 
     def config(self, seed):
         """The complete config of the arm's model with that seed."""
@@ -82,7 +86,7 @@ class Study:
     imports: tuple = ()
 
     @classmethod
-    def from_dict(cls, fields):
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
         """A study from JSON; `InputError` for unknown fields, values, presets or overrides."""
         if not isinstance(fields, Mapping):
             raise InputError(f"a study is a JSON object. Received: {shown(fields)}")
@@ -112,8 +116,8 @@ class Study:
         return study
 
     @classmethod
-    def from_json(cls, path):
-        """A study from a JSON file.
+    def from_json(cls, path: Path) -> Self:
+        """A study from a JSON file; modules of its `imports` may stand beside it.
 
         Raises:
             InputError: if the file is missing, no JSON (with line and column), or no study.
@@ -122,9 +126,13 @@ class Study:
             >>> Study.from_json(QUICK).name
             'quick'
         """
-        return cls.from_dict(read_json(path))
+        fields = read_json(path)
+        folder = str(Path(path).resolve().parent)
+        if isinstance(fields, Mapping) and fields.get("imports") and folder not in sys.path:
+            sys.path.append(folder)
+        return cls.from_dict(fields)
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """JSON of everything that the study says, defaults filled in."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         arms = {
@@ -143,11 +151,13 @@ class Study:
             del fields["budget"]
         return fields
 
-    def rate(self, arm):
-        """The peak of the schedule of an `Arm`."""
+    def rate(self, arm: Arm, source: str | None = None) -> float:
+        """The peak of the schedule of an `Arm`, on a source where a tuning chose it."""
+        if source in arm.rates:
+            return arm.rates[source]
         return self.learning_rate or learning_rate(arm.config(self.seeds[0])["hidden_dim"])
 
-    def runs(self):
+    def runs(self) -> list[tuple[str, str, Arm]]:
         """(data, label, arm) of every program, in order; each runs once per seed."""
         return [
             (source, label, arm)

@@ -11,6 +11,7 @@ stay in the family.
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -109,6 +110,8 @@ class Evidence:
         facts: arm -> `ArmFacts`, of arms of which something is to be said.
         setting: where it holds, as the sentence says it, e.g. "on continuations, at 300 steps".
         post_hoc: whether it was stated after records existed.
+        added_to: the numbers of seeds at which verdicts were drawn before seeds were added, where
+            no looks count them.
     """
 
     hypothesis: Hypothesis
@@ -116,6 +119,7 @@ class Evidence:
     facts: Mapping = dataclasses.field(default_factory=dict)
     setting: str = ""
     post_hoc: bool = False
+    added_to: tuple = ()
 
     def __post_init__(self):
         for label in self.hypothesis.labels:
@@ -203,7 +207,7 @@ class Verdict:
     def __str__(self):
         return " ".join([f"{self.sentence}.", *self.notes])
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """JSON of the verdict."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**fields, "hypothesis": self.hypothesis.to_dict(), "notes": list(self.notes)}
@@ -330,7 +334,7 @@ def _verdict(item, contrasts, *, outcome, finished_runs, level, ends):
     return dataclasses.replace(
         verdict,
         sentence=sentences.sentence(verdict, item.setting, item.facts),
-        notes=sentences.notes(verdict, item.facts, item.failures(), far),
+        notes=sentences.notes(verdict, item.facts, item.failures(), far, item.added_to),
     )
 
 

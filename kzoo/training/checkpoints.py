@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import grain
 import keras
@@ -11,6 +13,7 @@ from kzoo.errors import InputError, Preempted
 from kzoo.training.checkpoint import Store
 from kzoo.training.preemption import Notice, is_in_fit
 from kzoo.training.stream import Stream, read_ahead
+from kzoo.typing import Model, Path
 from kzoo.values import interval, is_count, plain
 
 log = logging.getLogger("kzoo")
@@ -64,7 +67,14 @@ class Checkpoints(keras.callbacks.Callback):
         ...           callbacks=[checkpoints])
     """
 
-    def __init__(self, directory, *, every="60s", keep=3, settings=None):
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        every: int | str = "60s",
+        keep: int = 3,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self._steps, self._seconds = interval(every)
         if not is_count(keep):
@@ -72,10 +82,10 @@ class Checkpoints(keras.callbacks.Callback):
         self._store = Store(directory, int(keep))
         self._extra = plain(settings or {})
         self._notice = Notice()
-        self._stream = None
+        self._stream: Stream | None = None
         self._in_fit = False  # an `evaluate` of the user's calls the hooks of tests too
 
-    def data(self, dataset):
+    def data(self, dataset: Any) -> Any:
         """The data for `fit`, which then goes on at the batch where the run stopped.
 
         Without it, and with data of other kinds, a run that goes on begins the epoch's data anew.
@@ -103,7 +113,12 @@ class Checkpoints(keras.callbacks.Callback):
 
     # The run: what `fit` and `kzoo.training.train` are built on --------------------------------
 
-    def begin(self, model, settings, training=lambda frame: True):
+    def begin(
+        self,
+        model: Model,
+        settings: Mapping[str, Any],
+        training: Callable[[Any], bool] = lambda frame: True,
+    ) -> Any:
         """Restore the newest checkpoint into a compiled model, and note signals from now on.
 
         Returns:
@@ -123,7 +138,7 @@ class Checkpoints(keras.callbacks.Callback):
             self._notice.begin()
         return step, progress
 
-    def after_step(self, step, model, progress):
+    def after_step(self, step: int, model: Model, progress: Any) -> Any:
         """Save if it is time to.
 
         Args:
@@ -158,11 +173,11 @@ class Checkpoints(keras.callbacks.Callback):
             raise Preempted(message)
 
     @property
-    def asked_to_end(self):
+    def asked_to_end(self) -> Any:
         """The signal that has come, or None. Several processes agree on the step, and not here."""
         return self._notice.received
 
-    def end(self):
+    def end(self) -> None:
         """Wait for what is being written, and leave the signals to what they were."""
         self._notice.end()
         self._store.close()
@@ -189,16 +204,17 @@ class Checkpoints(keras.callbacks.Callback):
 
     # The hooks of `fit` -----------------------------------------------------------------------
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         model = self.model
         if not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
-        config = getattr(model, "config", None)
-        settings = {} if config is None else {"config": config}
+        config = getattr(model, "config", None)  # a task's is JSON; a backbone's, and others', not
+        settings = {"config": config} if isinstance(config, dict) else {}
         self._step, position = self.begin(model, settings, is_in_fit(model))
         self._epoch, self._batch = 0, 0  # the epoch, and how many of its steps have been made
         self._resumed, self._metrics = 0, None  # how many of them before this `fit`; see below
-        self._iterator, self._drawn = None, 0  # of the data, and how many batches came from it
+        self._iterator: Any = None
+        self._drawn = 0  # of the data, and how many batches came from it
         self._in_fit = True
         if position is not None:
             self._resume(position)
@@ -233,7 +249,7 @@ class Checkpoints(keras.callbacks.Callback):
             )
         self.model._initial_epoch = self._epoch  # as Keras's BackupAndRestore does
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self.model._initial_epoch = None  # it was for this `fit` alone
         self._epoch, self._batch = epoch, self._resumed
         if self._metrics is not None:
@@ -241,7 +257,7 @@ class Checkpoints(keras.callbacks.Callback):
                 variable.assign(value)
             self._metrics = None
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         steps = self.params["steps"]
         # How many steps this call has made. With several steps in a call, Keras counts the last
         # call of an epoch as a full one, so the count is bounded by the epoch's steps and, below,
@@ -264,20 +280,20 @@ class Checkpoints(keras.callbacks.Callback):
             self.model.stop_training = _END_OF_RESUMED_EPOCH
         self.after_step(self._step, self.model, self._position)
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         if self._in_fit:  # validation, which comes when the epoch's steps are made
             self._epoch, self._batch = self._epoch + 1, 0
 
-    def on_test_batch_end(self, batch, logs=None):
+    def on_test_batch_end(self, batch: int, logs: Mapping[str, Any] | None = None) -> None:
         if self._in_fit and self._notice.received:
             self.after_step(self._step, self.model, self._position)
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._epoch, self._batch, self._resumed = epoch + 1, 0, 0
         if self.model.stop_training == _END_OF_RESUMED_EPOCH:
             self.model.stop_training = False
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self._in_fit = False
         self._save(self._step, self.model, self._position())
         self.end()

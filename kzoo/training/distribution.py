@@ -11,6 +11,7 @@ arXiv:1910.02054 (parameters and the optimizer's state split over "data").
 import functools
 import logging
 import re
+from typing import Any
 
 import keras
 
@@ -39,7 +40,11 @@ _RULES = {
 _ANYWHERE = r"(.*/)?"  # before a rule
 
 
-def initialize(job_addresses=None, num_processes=None, process_id=None):
+def initialize(
+    job_addresses: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
     """Join this process to the others of a run on several hosts; before anything is computed.
 
     `keras.distribution.initialize`, with one difference: where a process dies, the others stop
@@ -69,7 +74,7 @@ def initialize(job_addresses=None, num_processes=None, process_id=None):
         jax.distributed.initialize = start
 
 
-def distribute(data=None, model=1, fsdp=False):
+def distribute(data: int | None = None, model: int = 1, fsdp: bool = False) -> Any:
     """Train on every device: set Keras's distribution for the models that are made after it.
 
     Each batch is split into `data` parts, and each layer into `model` parts. Losses are those of
@@ -147,7 +152,7 @@ def layout(path, shape, mesh, fsdp=False):
     return tuple(None if axis is None or size % mesh[axis] else axis for axis, size in pairs)
 
 
-def layout_map(device_mesh, fsdp=False):
+def layout_map(device_mesh: Any, fsdp: bool = False) -> Any:
     """The layouts of all families' variables by path, as Keras takes them.
 
     Keras shows a map no shapes, so that it holds where every dimension divides; `layout`, which

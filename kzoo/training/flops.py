@@ -2,12 +2,13 @@
 
 import collections
 import itertools
+from typing import Any
 
 from kzoo import masks, mixers
 from kzoo.config import Config
 
 
-def count_flops(config):
+def count_flops(config: Any) -> dict[str, int]:
     """Floating-point operations of the forward pass of one full example.
 
     Two for every weight of a matrix and token that it meets (Kaplan et al. 2020,

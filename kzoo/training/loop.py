@@ -5,6 +5,8 @@ import contextlib
 import dataclasses
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +15,7 @@ from keras import ops
 from kzoo.errors import unknown
 from kzoo.training.optimizer import OPTIMIZERS, SCHEDULES
 from kzoo.training.stream import read_ahead
+from kzoo.typing import Model
 
 STEPS_PER_EXECUTION = 16  # of models for whose steps Python is slow:
 _SMALL = 10_000_000  # parameters
@@ -34,11 +37,11 @@ class Outcome:
     seconds: float = 0.0
 
     @property
-    def steps(self):
+    def steps(self) -> int:
         return len(self.train_loss)
 
     @property
-    def finite(self):
+    def finite(self) -> bool:
         return all(map(math.isfinite, self.train_loss[-1:]))
 
 
@@ -58,7 +61,7 @@ class Program:
     optimizer_values: list
     schedule: keras.optimizers.schedules.LearningRateSchedule
 
-    def restart(self, fresh):
+    def restart(self, fresh: Model) -> None:
         """Take the state of `fresh`, a model of the same shape, and a new optimizer state.
 
         The compiled steps stay, so that seeds of one arm share a compilation.
@@ -71,7 +74,7 @@ class Program:
         for variable, value in pairs:
             variable.assign(value)
 
-    def bits(self, valid, callbacks=None):
+    def bits(self, valid: Any, callbacks: Any = None) -> float:
         """Bits per scored byte over all of `valid`, a dataset of batches."""
         logs = self.evaluator.evaluate(
             read_ahead(valid), steps=len(valid), callbacks=callbacks, verbose=0, return_dict=True
@@ -79,7 +82,13 @@ class Program:
         return float(logs["bits_per_byte"])
 
 
-def prepare(model, learning_rate, steps, optimizer="adamw", schedule="cosine"):
+def prepare(
+    model: Model,
+    learning_rate: float,
+    steps: int,
+    optimizer: str = "adamw",
+    schedule: str = "cosine",
+) -> Program:
     """The `Program` of a task, compiled to train.
 
     Args:
@@ -95,15 +104,15 @@ def prepare(model, learning_rate, steps, optimizer="adamw", schedule="cosine"):
     """
     if optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
-    optimizer = OPTIMIZERS[optimizer](learning_rate, steps, schedule)
-    optimizer.build(model.trainable_variables)
+    made = OPTIMIZERS[optimizer](learning_rate, steps, schedule)
+    made.build(model.trainable_variables)
     # Elsewhere Keras has its own loops, which tell of the last step only (and on torch, none).
     several = keras.backend.backend() == "jax" and model.count_params() < _SMALL
     size = STEPS_PER_EXECUTION if several else 1
-    model.compile(optimizer=optimizer, weighted_metrics=[], steps_per_execution=size)
+    model.compile(optimizer=made, weighted_metrics=[], steps_per_execution=size)
     # Its own task over the same layers: compiled, as every task is, with its loss and bits.
     evaluator = model.twin()
-    values = [ops.convert_to_numpy(variable) for variable in optimizer.variables]
+    values = [ops.convert_to_numpy(variable) for variable in made.variables]
     return Program(model, evaluator, values, SCHEDULES[schedule](learning_rate, steps))
 
 
@@ -228,15 +237,15 @@ class _Lines:
 
 
 def train(
-    program,
-    splits,
-    steps,
+    program: Program,
+    splits: Any,
+    steps: int,
     *,
-    evaluations=1,
-    checkpoints=None,
-    monitor=None,
-    on_step=lambda step, loss: None,
-):
+    evaluations: int = 1,
+    checkpoints: Any = None,
+    monitor: Any = None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> Outcome:
     """Train a model, measuring the held-out set at even intervals.
 
     Args:

@@ -5,7 +5,9 @@ import logging
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 from keras import ops
@@ -13,6 +15,7 @@ from keras import ops
 from kzoo import presets
 from kzoo.errors import missing_package
 from kzoo.files import read_json, write
+from kzoo.typing import Model
 
 log = logging.getLogger("kzoo")
 
@@ -63,7 +66,9 @@ class Monitor(keras.callbacks.Callback):
         >>> best = kzoo.presets.load("runs/nano/best")
     """
 
-    def __init__(self, directory, *, tokens=None, tensorboard=False):
+    def __init__(
+        self, directory: Path, *, tokens: int | None = None, tensorboard: bool = False
+    ) -> None:
         super().__init__()
         self.directory = Path(directory)
         self.tokens = tokens
@@ -76,7 +81,7 @@ class Monitor(keras.callbacks.Callback):
 
     # What `kzoo.training.train` calls, and the hooks of `fit` below ----------------------------
 
-    def begin(self, step):
+    def begin(self, step: int) -> None:
         """Open the log of a run that has made `step` steps; lines after that are left out."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.lines = _read(self.directory / LOG_FILE)
@@ -89,7 +94,15 @@ class Monitor(keras.callbacks.Callback):
             folder = str(self.directory / TENSORBOARD)
             self._writer = _summary_writer()(folder, purge_step=step + 1)
 
-    def write(self, model, step, loss, seconds, learning_rate, held_out_bits=None):
+    def write(
+        self,
+        model: Model,
+        step: int,
+        loss: float,
+        seconds: float,
+        learning_rate: float,
+        held_out_bits: float | None = None,
+    ) -> None:
         """Append a line; with held-out bits also keep the weights, if these are the best.
 
         Args:
@@ -120,18 +133,18 @@ class Monitor(keras.callbacks.Callback):
         if held_out_bits is not None:
             self._measured(model, step, loss, held_out_bits)
 
-    def last(self, name):
+    def last(self, name: str) -> Any:
         """A number of the last line; 0 where there is none yet."""
         return self.lines[-1][name] if self.lines else 0
 
-    def line_before(self, step):
+    def line_before(self, step: int) -> Any:
         """The step of the last line that stays when one of `step` is written.
 
         A line of that very step is replaced: with what has been measured since it was written.
         """
         return next((line["step"] for line in self.lines[::-1] if line["step"] < step), 0)
 
-    def end(self):
+    def end(self) -> None:
         """Close what is open."""
         if self._writer is not None:
             self._writer.close()
@@ -168,19 +181,19 @@ class Monitor(keras.callbacks.Callback):
 
     # The hooks of `fit` -----------------------------------------------------------------------
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._begun = False  # a checkpoint may come back only after this
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         if not self._begun:
             self.begin(int(self.model.optimizer.iterations))
             self._seconds, self._begun = self.last("seconds"), True
         self._since = time.perf_counter()
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: Mapping[str, Any] | None = None) -> None:
         self._lap()
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: Mapping[str, Any] | None = None) -> None:
         self._lap()
         optimizer, logs = self.model.optimizer, logs or {}
         step = int(optimizer.iterations)
@@ -189,7 +202,7 @@ class Monitor(keras.callbacks.Callback):
         bits = None if bits is None else float(bits)
         self.write(self.model, step, float(logs["loss"]), self._seconds, rate, bits)
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: Mapping[str, Any] | None = None) -> None:
         self.end()
 
     def _lap(self):

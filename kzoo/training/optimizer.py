@@ -1,16 +1,19 @@
 """Optimizers and schedules: Keras's own, with what is decayed and clipped settled."""
 
+from typing import Any
+
 import keras
 from keras import ops
 
 from kzoo.errors import unknown
+from kzoo.typing import Tensor
 
 # Biases, and the scales of norms. Every other variable is a matrix.
 _NOT_DECAYED = ("bias", "beta", "gamma", "scale")
 _LEAST = 0.1  # of the peak: where schedules end
 
 
-def warmup_cosine(learning_rate, steps):
+def warmup_cosine(learning_rate: float, steps: int) -> Any:
     """Linear warmup over a tenth of the steps, then half a cosine down to a tenth of the peak.
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without restarts.
@@ -37,7 +40,7 @@ def warmup_cosine(learning_rate, steps):
     )
 
 
-def warmup_stable_decay(learning_rate, steps):
+def warmup_stable_decay(learning_rate: float, steps: int) -> Any:
     """Linear warmup over a tenth of the steps, the peak, and in the last tenth linear decay.
 
     What is trained up to the decay can be trained on, towards a later end. Source: Hu et al. 2024
@@ -70,28 +73,30 @@ class WarmupStableDecay(keras.optimizers.schedules.LearningRateSchedule):
         decay_steps: the last ones, down to a tenth of the peak.
     """
 
-    def __init__(self, learning_rate, steps, warmup_steps, decay_steps):
+    def __init__(
+        self, learning_rate: float, steps: int, warmup_steps: int, decay_steps: int
+    ) -> None:
         super().__init__()
         self.learning_rate = learning_rate
         self.steps = steps
         self.warmup_steps = warmup_steps
         self.decay_steps = decay_steps
 
-    def __call__(self, step):
+    def __call__(self, step: Any) -> Tensor:
         step = ops.cast(step, "float32")
         first = 1 / self.warmup_steps
         risen = ops.minimum(1.0, first + (1 - first) * step / self.warmup_steps)
         fallen = ops.clip((step - self.steps) / self.decay_steps + 1, 0.0, 1.0)
         return self.learning_rate * risen * (1 - (1 - _LEAST) * fallen)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         names = ("learning_rate", "steps", "warmup_steps", "decay_steps")
         return {name: getattr(self, name) for name in names}
 
 
 class _DecaysMatrices:
     # Set where it is made: Keras's configs of optimizers do not tell what is not decayed.
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.exclude_from_weight_decay(var_names=list(_NOT_DECAYED))
 
@@ -109,7 +114,14 @@ class Muon(_DecaysMatrices, keras.optimizers.Muon):
 SCHEDULES = {"cosine": warmup_cosine, "wsd": warmup_stable_decay}
 
 
-def adamw(learning_rate, steps, schedule="cosine", *, weight_decay=0.01, clip=1.0):
+def adamw(
+    learning_rate: float,
+    steps: int,
+    schedule: str = "cosine",
+    *,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+) -> Any:
     """AdamW with a schedule, weight decay of matrices, and clipped gradients.
 
     β₂ is 0.98. Embeddings and kernels are decayed, biases and norms are not. Source: Loshchilov &
@@ -135,7 +147,14 @@ def adamw(learning_rate, steps, schedule="cosine", *, weight_decay=0.01, clip=1.
     return AdamW(rate, weight_decay=weight_decay, beta_2=0.98, global_clipnorm=clip)
 
 
-def muon(learning_rate, steps, schedule="cosine", *, weight_decay=0.01, clip=1.0):
+def muon(
+    learning_rate: float,
+    steps: int,
+    schedule: str = "cosine",
+    *,
+    weight_decay: float = 0.01,
+    clip: float = 1.0,
+) -> Any:
     """Muon for the kernels of all projections, AdamW for what is left.
 
     Muon's step is the momentum's nearest orthogonal matrix, about: by five Newton-Schulz steps.

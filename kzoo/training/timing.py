@@ -2,10 +2,12 @@
 
 import dataclasses
 import time
+from typing import Any
 
 from keras import ops
 
 from kzoo.training.stream import read_ahead
+from kzoo.typing import Model
 
 _ENOUGH = 2.0  # seconds of steps: beside them what a call of `fit` costs is small
 
@@ -24,7 +26,7 @@ class Timing:
     step: float
     evaluation: float
 
-    def minutes(self, steps, evaluations=0):
+    def minutes(self, steps: int, evaluations: int = 0) -> float:
         """Predicted minutes of a training, compilation left out.
 
         Example:
@@ -34,7 +36,9 @@ class Timing:
         return (steps * self.step + evaluations * self.evaluation) / 60
 
 
-def measure(model, train, valid=None, *, steps, evaluator=None):
+def measure(
+    model: Model, train: Any, valid: Any = None, *, steps: int, evaluator: Any = None
+) -> Timing:
     """Make the first steps of a training and take them back.
 
     The model keeps what was compiled, so that `fit`, called next, begins at once. Weights,

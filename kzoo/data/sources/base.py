@@ -1,6 +1,7 @@
 """What a source is: where the texts and pairs come from that `kzoo.data.load` is given by name."""
 
 import dataclasses
+from typing import Any
 
 from kzoo.registry import Part, Registry
 
@@ -15,7 +16,7 @@ class Source(Part):
         name: what stands before the colon.
     """
 
-    def read(self):
+    def read(self) -> list[Any]:
         """What the source holds, a list that is not empty:
 
         - documents of running text: bytes, UTF-8 each;
@@ -27,13 +28,13 @@ class Source(Part):
         raise NotImplementedError
 
     @classmethod
-    def form(cls):
+    def form(cls) -> str:
         """How a string names such a source, for messages: `"tfds:DATASET"`."""
         fields = dataclasses.fields(cls)
         return f"{cls.name}:{fields[0].name.upper()}" if fields else cls.name
 
     @classmethod
-    def known(cls):
+    def known(cls) -> tuple[str, ...]:
         """Strings that name such sources, for suggestions."""
         return () if dataclasses.fields(cls) else (cls.name,)
 
@@ -52,7 +53,7 @@ def classes():
     return [_registry[name] for name in _registry.names]
 
 
-def named(text):
+def named(text: str) -> Source | None:
     """The source that a string names, or None: it is a path."""
     kind, colon, rest = text.partition(":")
     if kind not in _registry.names:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from kzoo.data.sources import memory
 from kzoo.data.sources.base import Source, get, named, names
@@ -33,7 +34,7 @@ class Corpus:
     examples: list | None = None
 
 
-def read(source):
+def read(source: Any) -> Corpus:
     """Reads a source; `kzoo.data.load` says which there are.
 
     Returns:

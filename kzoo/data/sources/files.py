@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 from pathlib import Path
+from typing import Any
 
 from kzoo.data.sources.base import Source, classes, register
 from kzoo.errors import InputError
@@ -60,11 +61,11 @@ class Files(Source):
 
     name = "files"
 
-    def read(self):
+    def read(self) -> list[Any]:
         return read(self.path)
 
     @classmethod
-    def form(cls):
+    def form(cls) -> str:
         return "a path"
 
 

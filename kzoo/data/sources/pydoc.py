@@ -5,6 +5,7 @@ import functools
 import gc
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 from kzoo.data.sources.base import Source, register
 
@@ -19,7 +20,7 @@ class Pydoc(Source):
 
     name = "pydoc"
 
-    def read(self):
+    def read(self) -> list[Any]:
         return _documents()
 
 

@@ -1,5 +1,7 @@
 """Synthetic tasks as sources."""
 
+from typing import Any
+
 from kzoo.data import tasks
 from kzoo.data.sources.base import Source, register
 from kzoo.data.tasks import Task
@@ -20,13 +22,13 @@ class Synthetic(Source):
     def __post_init__(self):
         object.__setattr__(self, "task", tasks.get(self.task))
 
-    def read(self):
+    def read(self) -> list[Any]:
         return self.task.pairs()
 
     @classmethod
-    def form(cls):
+    def form(cls) -> str:
         return "synthetic:NAME"
 
     @classmethod
-    def known(cls):
+    def known(cls) -> tuple[str, ...]:
         return tuple(f"{cls.name}:{task}" for task in tasks.names())

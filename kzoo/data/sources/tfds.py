@@ -9,6 +9,7 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 from kzoo.data.sources import files
 from kzoo.data.sources.base import Source, register
@@ -32,11 +33,11 @@ class Tfds(Source):
 
     name = "tfds"
 
-    def read(self):
+    def read(self) -> list[Any]:
         return _documents(f"tfds:{self.dataset}")
 
     @classmethod
-    def form(cls):
+    def form(cls) -> str:
         return "tfds:NAME"
 
 

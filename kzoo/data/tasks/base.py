@@ -14,7 +14,7 @@ class Task(Part):
         name: the task is the source `"synthetic:NAME"`.
     """
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[str, str]]:
         """A list of (source, target), two strings each."""
         raise NotImplementedError
 
@@ -33,6 +33,6 @@ _registry = Registry("synthetic task", Task)
 register, get = _registry.register, _registry.get
 
 
-def names():
+def names() -> tuple[str, ...]:
     """The names of the tasks: a tuple."""
     return _registry.names

@@ -34,7 +34,7 @@ class Copy(Task):
                 f"Received: count={self.count}, length={self.length}"
             )
 
-    def pairs(self):
+    def pairs(self) -> list[tuple[str, str]]:
         draw = random.Random(0)
         texts = {}  # as an ordered set
         while len(texts) < self.count:

@@ -1,0 +1,98 @@
+"""The examples of docstrings run, each in a folder of its own, with what `prepared` holds."""
+
+import ast
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "kzoo"
+# These make models or train them; the others answer at once.
+DEAR = ("analysis", "bench", "convert", "layers", "models", "ops", "presets", "studies", "training")
+QUICK = ("kzoo.studies.hypotheses", "kzoo.studies.protocol", "kzoo.studies.sentences")
+QUICK += ("kzoo.studies.statistics", "kzoo.studies.study", "kzoo.studies.verdicts")
+# Examples that need a network, several processes, other hardware or minutes.
+MOST_SKIPPED = 12
+
+
+def examples():
+    """The names of the docstrings that have examples: `(module, qualified name, text, line)`."""
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        ahead = [(ast.parse(path.read_text()), "")]
+        while ahead:
+            node, name = ahead.pop(0)
+            text = ast.get_docstring(node) or ""
+            if ">>>" in text:
+                yield module, name, text
+            for child in node.body:
+                if isinstance(child, ast.ClassDef | ast.FunctionDef):
+                    ahead.append((child, f"{name}.{child.name}".lstrip(".")))
+
+
+def cases():
+    for module, name, text in examples():
+        slow = module.split(".")[1] in DEAR and module not in QUICK
+        marks = [pytest.mark.slow] if slow else []
+        yield pytest.param(module, name, text, id=f"{module}:{name}", marks=marks)
+
+
+class Checker(doctest.OutputChecker):
+    """An example that shows no output may have any."""
+
+    def check_output(self, want, got, flags):
+        return want == "" or super().check_output(want, got, flags)
+
+
+@pytest.fixture(scope="module")
+def light():
+    import dataclasses
+
+    import numpy as np
+
+    import kzoo
+
+    return {"np": np, "kzoo": kzoo, "dataclasses": dataclasses}
+
+
+@pytest.fixture(scope="module")
+def prepared(light):
+    """What examples take as given: small tensors, a small model and its data."""
+    import jax
+    import keras
+
+    import kzoo
+
+    rng = light["np"].random.default_rng(0)
+    names = {"jax": jax, "keras": keras, "ops": keras.ops}
+    names |= {name: rng.normal(size=(2, 6, 2, 4)).astype("float32") for name in ("q", "k", "v")}
+    names |= {name + "2": names[name] for name in ("q", "k", "v")}
+    names["source_mask"] = light["np"].array([[1, 1, 0, 0, 0, 0]] * 2)
+    names["first"] = names["second"] = rng.normal(size=(2, 6, 64)).astype("float32")
+    sizes = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "intermediate_dim": 32}
+    model = kzoo.presets.load("gpt_nano", **sizes)
+    splits = kzoo.data.load("synthetic:copy", model, batch_size=4)
+    splits = type(splits)(splits.train[:4], splits.valid[:2], splits.facts)
+    names |= {"model": model, "splits": splits, "train": splits.train, "valid": splits.valid}
+    return light | names
+
+
+@pytest.mark.parametrize("module, name, text", list(cases()))
+def test_examples_run(module, name, text, request, tmp_path, monkeypatch):
+    slow = any(mark.name == "slow" for mark in request.node.own_markers)
+    names = dict(request.getfixturevalue("prepared" if slow else "light"))
+    monkeypatch.chdir(tmp_path)
+    names = names | vars(importlib.import_module(module)) | {"__name__": "__main__"}
+    test = doctest.DocTestParser().get_doctest(text, names, name, module, 0)
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    said = []
+    doctest.DocTestRunner(Checker(), verbose=False, optionflags=flags).run(test, out=said.append)
+    assert not said, "".join(said)
+
+
+def test_few_examples_are_skipped():
+    skipped = [f"{module}.{name}" for module, name, text in examples() if "+SKIP" in text]
+    assert len(skipped) <= MOST_SKIPPED, skipped
+    assert len(list(examples())) > 100
