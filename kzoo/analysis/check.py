@@ -140,7 +140,7 @@ def check(model: Model, inputs: Any = None, mask: MaskSpec | None = None) -> Rep
             the wrong shape.
 
     Example:
-        >>> report = check(kzoo.presets.load("gpt_nano"))
+        >>> report = check(model)
         >>> report.ok
         True
     """

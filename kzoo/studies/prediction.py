@@ -59,7 +59,7 @@ def predict(study, directory=None):
 
     Example:
         >>> print(predict(Study.from_json("study.json")))
-        about 12 minutes for 8 runs on 8 devices, compilation included
+        about ... for 2 runs on 1 device, compilation included
     """
     done = {}
     if directory is not None:
