@@ -1,9 +1,9 @@
-"""From text to batches: the one way that `fit`, `evaluate`, `predict`, `score`, generation and
-`kzoo.data.load` share.
+"""From text to batches, in one way for `fit`, `evaluate`, `predict`, `score`, `generate` and
+`kzoo.data.load`.
 
-A *token array* is what a tokenizer makes of a text: integers [tokens], the ids, where each stands
-for one byte; or int32 [tokens, 2], each id and how many bytes of the original text it stands for,
-which add up to the bytes of the text.
+A *token array* is a tokenized text. If each token is one byte, it is integers [tokens], the ids.
+Else it is int32 [tokens, 2]: each id, and how many bytes of the text it stands for; their sum is
+the size of the text.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from kzoo.vocabulary import BYTES, Vocabulary
 
 
 def utf8(text):
-    """The bytes of a string, as they are: uint8 [bytes].
+    """A string in UTF-8: uint8 [bytes].
 
     Raises:
-        InputError: for half of a surrogate pair, which no UTF-8 can say.
+        InputError: for a lone surrogate, which UTF-8 cannot encode.
 
     Example:
         >>> utf8("é").tolist()
@@ -33,13 +33,13 @@ def utf8(text):
         return np.frombuffer(text.encode(), np.uint8)
     except UnicodeEncodeError as error:
         raise InputError(
-            "a text is Unicode, without halves of surrogate pairs. "
+            "a text must be Unicode without lone surrogates. "
             f"Received: {text[error.start]!r} at character {error.start}"
         ) from None
 
 
 class Bytes:
-    """The tokenizer whose tokens are the bytes of UTF-8."""
+    """The tokenizer whose tokens are bytes in UTF-8."""
 
     vocabulary = BYTES
 
@@ -56,15 +56,15 @@ def ids(tokens):
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """Text to the batches of one model.
+    """Turns text into the batches of one model.
 
     Attributes:
         objective: a `kzoo.objectives.Objective`.
-        layout: how the model's stack reads examples, of `kzoo.objectives.layouts`.
+        layout: of `kzoo.objectives.layouts`; how examples become inputs of the model's stack.
         tokenizer: has `vocabulary` and `encode(texts)`, as `Bytes` has.
 
     Raises:
-        InputError: if the layout's stack cannot learn the objective.
+        InputError: if the objective does not fit the layout's stack.
 
     Example:
         >>> from kzoo import objectives
@@ -92,7 +92,7 @@ class Encoder:
     def example_length(
         self, source: np.ndarray | None, target: np.ndarray, complete: bool = True
     ) -> int:
-        """The `length` at which `batch` keeps an example whole, in tokens.
+        """The smallest `length`, in tokens, at which `batch` does not truncate an example.
 
         Args:
             source, target: token arrays; source is None for plain text.
@@ -104,7 +104,7 @@ class Encoder:
         )
 
     def window(self, length: int) -> int:
-        """How many tokens of running text fill an example of `length` tokens (no EOS)."""
+        """How many tokens of running text fill an example of `length` tokens, without EOS."""
         return layouts.window(self.objective, length, self.vocabulary)
 
     def batch(
@@ -122,27 +122,28 @@ class Encoder:
 
         Args:
             sources: list of `batch` token arrays, or None for plain text.
-            targets: list of `batch` token arrays, none empty (one array of them will do). What
-                does not fit is cut: the target's end (down to one token), then the source's end;
-                callers count with `example_length` and say so.
+            targets: list of `batch` token arrays (or one array of them), none empty. An example
+                that is too long is truncated: the end of the target (down to one token), then the
+                end of the source. Callers find out with `example_length`, and warn.
             length: tokens of a sequence.
-            rng: `numpy.random.Generator` of what the objective draws, such as boundaries and
-                masked positions. The result depends on the arguments and its state, on nothing
-                else. None will do where the objective draws nothing.
-            complete: whether targets are whole and EOS follows. Windows of running text are not.
-            held_out: score what held-out examples score (`prefix_lm`: targets only, whatever is
-                trained on, so that arms are measured on the same tokens).
-            weights: float [batch], how much each example counts; None if all count the same.
+            rng: `numpy.random.Generator` for the objective's draws, such as boundaries and masked
+                positions. The result depends only on the arguments and its state. It can be None
+                for an objective that draws nothing.
+            complete: whether targets are complete, so that EOS follows; windows of running text
+                are not.
+            held_out: score the tokens that held-out examples score (for `prefix_lm` only the
+                target, whatever is trained on, so that all arms are measured on the same tokens).
+            weights: float [batch], the weight of each example; None for equal weights.
 
         Returns:
-            `x`, a dict of int32 [batch, length], the model's inputs as the layout writes them;
-            where tokens are no bytes it has besides `"label_bytes"`, int32 [batch, length]: the
-            bytes of text that each label stands for, of which bits per byte are counted. `y`,
-            int32 [batch, length]: the ids to predict. `sample_weight`, float32 [batch, length]:
-            1, or the example's weight, where they are scored.
+            `x`, a dict of int32 [batch, length], the model's inputs. If tokens are not bytes, it
+            also has `"label_bytes"`, int32 [batch, length]: how many bytes of text each label
+            stands for, which bits per byte need. `y`, int32 [batch, length]: the labels.
+            `sample_weight`, float32 [batch, length]: 1, or the example's weight, at scored
+            tokens, and 0 elsewhere.
 
         Raises:
-            InputError: a target is empty, or a text too short for the objective.
+            InputError: if a target is empty, or a text too short for the objective.
         """
         room = self.window(length)
         x, y, sample_weight = self.layout.batch(
@@ -159,5 +160,5 @@ class Encoder:
         return x, y, sample_weight
 
     def prompts(self, texts: list[Any], as_source: bool) -> Any:
-        """The inputs of a model that is to go on from some texts: see the layout's `prompts`."""
+        """A model's inputs for generation from prompts: see `prompts` of the layout."""
         return self.layout.prompts(texts, as_source, self.vocabulary)

@@ -1,4 +1,4 @@
-"""What kind of value was given: Python's own numbers and NumPy's alike."""
+"""Checks of values, for Python's numbers and NumPy's alike, and their text in messages."""
 
 import json
 import math
@@ -10,7 +10,7 @@ import numpy as np
 
 from kzoo.errors import InputError
 
-LARGEST = 2**31 - 1  # of the integers that count something
+LARGEST = 2**31 - 1  # the largest count, of int32
 
 
 def is_integer(value):
@@ -29,7 +29,7 @@ def is_number(value):
         return False
     try:
         return math.isfinite(value)
-    except OverflowError:  # an integer that no float reaches
+    except OverflowError:  # an integer beyond the largest float
         return False
 
 
@@ -44,7 +44,7 @@ def is_count(value, least=1):
 
 
 def interval(every):
-    """What lies between two checkpoints: `(steps, None)` or `(None, seconds)`.
+    """The interval between two checkpoints: `(steps, None)` or `(None, seconds)`.
 
     Args:
         every: 100 or "100", in steps, or "60s".
@@ -59,16 +59,16 @@ def interval(every):
     match = re.fullmatch(r"(\d+)(s?)", str(every))
     if match is None or not int(match[1]):
         raise InputError(
-            "checkpoints come every so many steps, such as 1000, or seconds, such as 60s. "
+            "an interval of checkpoints must be steps, such as 1000, or seconds, such as 60s. "
             f"Received: {every!r}"
         )
     return (None, int(match[1])) if match[2] else (int(match[1]), None)
 
 
 def plain(value):
-    """A value with NumPy's numbers and arrays as Python's, so that JSON can hold it.
+    """A value for JSON, with NumPy's numbers and arrays as Python's.
 
-    Mappings become dicts, tuples lists, at any depth; what is neither is left as it is.
+    Mappings become dicts and tuples lists, at any depth; all else is unchanged.
 
     Example:
         >>> plain({"size": np.int64(4), "seeds": np.arange(2)})
@@ -94,6 +94,6 @@ def differences(saved, received, name=""):
 
 
 def shown(value):
-    """A value as an error shows it: on one line, and cut where it is long."""
+    """A value as text for a message: on one line, truncated if it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 200 else f"{text[:200]}…"

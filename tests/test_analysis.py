@@ -15,7 +15,7 @@ from kzoo.analysis import (
     spectrum,
     terminal_masks,
 )
-from kzoo.analysis.inside import look_inside
+from kzoo.analysis.activations import activations
 from kzoo.errors import InputError
 from kzoo.ops import reference_attention
 
@@ -39,9 +39,9 @@ def batch():
 
 def attention_matrices(model, x):
     block = model.backbone.transformer_layers[0]
-    (inside,) = look_inside(model, x)
-    inputs = block.attention_inputs(inside.states[0])
-    weights = block.attention.attention_weights(inputs, **inside.who)
+    (stack,) = activations(model, x)
+    inputs = block.attention_inputs(stack.states[0])
+    weights = block.attention.attention_weights(inputs, **stack.masks)
     return ops.convert_to_numpy(weights)
 
 
@@ -142,10 +142,10 @@ def test_attention_spectrum_leaves_padding_out():
 def test_look_inside_follows_the_model():
     model = presets.load("unilm_nano")
     x = batch()
-    (inside,) = look_inside(model, x)
-    assert len(inside.states) == 3
-    assert inside.who["source_mask"] is not None
-    last = model.backbone.get_layer("final_norm")(inside.states[-1])
+    (stack,) = activations(model, x)
+    assert len(stack.states) == 3
+    assert stack.masks["source_mask"] is not None
+    last = model.backbone.get_layer("final_norm")(stack.states[-1])
     np.testing.assert_allclose(
         ops.convert_to_numpy(last), ops.convert_to_numpy(model.backbone(x)), atol=1e-5
     )
@@ -175,8 +175,8 @@ def test_collapse():
     result = collapse(model, x)
     assert [depth["layer"] for depth in result] == [0, 1, 2]
     # Equal tokens without positions stay equal, so the second row adds 0; the third is empty.
-    (inside,) = look_inside(model, x)
-    for depth, state in zip(result, inside.states, strict=True):
+    (stack,) = activations(model, x)
+    for depth, state in zip(result, stack.states, strict=True):
         state = ops.convert_to_numpy(state)[0].astype("float64")
         for tokens, name in ((state, "residual"), (state[TIME // 2 :], "residual_last_half")):
             distance = np.linalg.norm(tokens - tokens.mean(0)) / np.linalg.norm(tokens)

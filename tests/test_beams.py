@@ -225,5 +225,5 @@ def test_rules_that_there_are_not(settings):
 
 
 def test_more_beams_than_tokens(gpt):
-    with pytest.raises(InputError, match="num_beams is at most 383"):
+    with pytest.raises(InputError, match="num_beams must be at most 383"):
         gpt.generate("a", sampler=BeamSampler(384))

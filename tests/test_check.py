@@ -358,7 +358,7 @@ def test_a_subclassed_model_is_built_by_its_inputs():
     "inputs, mask, match",
     [
         (IDS, "casual", "did you mean 'causal'"),
-        (IDS, "half_heads", "one mask is stated for the whole model"),
+        (IDS, "half_heads", "one mask must be given for the whole model"),
         (IDS, "prefix", "source_mask"),
         (IDS, causal[:, :-1], r"Received: bool of shape \(6, 5\)"),
         (IDS, causal.astype(int), "Received: int64 of shape"),
@@ -381,7 +381,7 @@ def test_wrong_models_raise_one_line():
     for model, inputs, match in [
         ("a model", None, "takes a keras.Model. Received: str"),
         (unequal, None, r"one time. Received: to4 \(2, 4\), to5 \(2, 5\)"),
-        (keras.Model(ids, layers.Dense(3)(x[:, 0])), None, "no output has"),
+        (keras.Model(ids, layers.Dense(3)(x[:, 0])), None, "an output must have"),
         (named, {"words": IDS[:, :4]}, "missing to4. Received: words"),
         (keras.Model(mask, ops.cumsum(mask, axis=1)), None, "inputs other than masks"),
     ]:

@@ -24,7 +24,7 @@ TEXTS = ["to be", "or not to be", "that is", "the question"]
 
 
 @pytest.fixture(scope="module")
-def operands():
+def inputs():
     rng = np.random.default_rng(0)
     weights = rng.random((BATCH, TIME)) + 0.5
     weights[0, 3:] = weights[1, 0] = weights[:, 6] = 0
@@ -49,14 +49,14 @@ def near(got, want, tolerance=1e-6):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("rows", ROWS)
-def test_value_and_gradients_are_those_of_the_plain_loss(operands, rows):
-    *floats, labels, weights = operands
+@pytest.mark.parametrize("tokens_at_once", ROWS)
+def test_value_and_gradients_are_those_of_the_plain_loss(inputs, tokens_at_once):
+    *floats, labels, weights = inputs
     floats = [x.astype("float32").astype("float64") for x in floats]
     cotangent = np.array(0.3)
 
     def chunked(hidden, kernel):
-        return cross_entropy(hidden, kernel, labels, weights, rows=rows)[0]
+        return cross_entropy(hidden, kernel, labels, weights, tokens_at_once=tokens_at_once)[0]
 
     def oracle(hidden, kernel):
         return plain(hidden, kernel, labels, weights)
@@ -70,10 +70,10 @@ def test_value_and_gradients_are_those_of_the_plain_loss(operands, rows):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("rows", [6, 1000])
-def test_derivatives_of_the_gradient(operands, rows):
+@pytest.mark.parametrize("tokens_at_once", [6, 1000])
+def test_derivatives_of_the_gradient(inputs, tokens_at_once):
     """Against differences of a gradient that is written down here, in float64."""
-    *floats, labels, weights = operands
+    *floats, labels, weights = inputs
     draws = np.random.default_rng(1)
     directions = [draws.normal(size=x.shape) for x in floats]
 
@@ -89,19 +89,23 @@ def test_derivatives_of_the_gradient(operands, rows):
         for step in (1e-5, -1e-5)
     )
     want = [0.3 * (a - b) / 2e-5 for a, b in zip(ahead, behind, strict=True)]
-    for got, expected in zip(second_derivatives(operands, directions, rows), want, strict=True):
+    for got, expected in zip(
+        second_derivatives(inputs, directions, tokens_at_once), want, strict=True
+    ):
         near(got, expected, 1e-5)
 
 
-def second_derivatives(operands, directions, rows):
+def second_derivatives(inputs, directions, tokens_at_once):
     """The derivative of ⟨directions, gradient of 0.3 · the loss⟩ by hidden states and kernel."""
-    *floats, labels, weights = operands
+    *floats, labels, weights = inputs
     floats, directions = (
         [ops.convert_to_tensor(x, "float32") for x in arrays] for arrays in (floats, directions)
     )
 
     def loss(hidden, kernel):
-        return 0.3 * cross_entropy(hidden, kernel, labels, weights, rows=rows)[0]
+        return (
+            0.3 * cross_entropy(hidden, kernel, labels, weights, tokens_at_once=tokens_at_once)[0]
+        )
 
     def along(gradients):
         return sum(ops.sum(x * d) for x, d in zip(gradients, directions, strict=True))
@@ -130,9 +134,9 @@ def second_derivatives(operands, directions, rows):
 
 
 @pytest.mark.backends
-def test_terms_are_float32_and_zero_where_the_weight_is(operands):
-    hidden, kernel, labels, weights = operands
-    total, nats = cross_entropy(hidden, kernel, labels, weights, rows=6)
+def test_terms_are_float32_and_zero_where_the_weight_is(inputs):
+    hidden, kernel, labels, weights = inputs
+    total, nats = cross_entropy(hidden, kernel, labels, weights, tokens_at_once=6)
     assert {keras.backend.standardize_dtype(x.dtype) for x in (total, nats)} == {"float32"}
     total, nats = numpy(total), numpy(nats)
     assert nats.shape == weights.shape and (nats[weights == 0] == 0).all()
@@ -140,23 +144,23 @@ def test_terms_are_float32_and_zero_where_the_weight_is(operands):
     chosen = np.take_along_axis(logits, np.maximum(labels, 0)[..., None], -1)[..., 0]
     near(nats, weights * (np.log(np.exp(logits).sum(-1)) - chosen))
     near(total, nats.sum())
-    unweighted, nats = cross_entropy(hidden, kernel, np.maximum(labels, 0), rows=6)
+    unweighted, nats = cross_entropy(hidden, kernel, np.maximum(labels, 0), tokens_at_once=6)
     near(numpy(unweighted), numpy(nats).sum())
     assert (numpy(nats) > 0).all()
 
 
 @pytest.mark.backends
-def test_logits_of_any_size(operands):
-    hidden, kernel, labels, weights = operands
+def test_logits_of_any_size(inputs):
+    hidden, kernel, labels, weights = inputs
     near(
-        numpy(cross_entropy(hidden * 1e4, kernel, labels, weights, rows=6)[0]),
+        numpy(cross_entropy(hidden * 1e4, kernel, labels, weights, tokens_at_once=6)[0]),
         numpy(plain(hidden * 1e4, kernel, labels, weights)),
     )
 
 
 @pytest.mark.backends
-def test_bfloat16_hidden_states_have_float32_logits(operands):
-    *floats, labels, weights = operands
+def test_bfloat16_hidden_states_have_float32_logits(inputs):
+    *floats, labels, weights = inputs
 
     def run(loss):
         def function(hidden, kernel):
@@ -164,7 +168,9 @@ def test_bfloat16_hidden_states_have_float32_logits(operands):
 
         return value_and_gradients(function, floats, np.array(1.0))
 
-    value, (hidden, kernel) = run(lambda h, k: cross_entropy(h, k, labels, weights, rows=6)[0])
+    value, (hidden, kernel) = run(
+        lambda h, k: cross_entropy(h, k, labels, weights, tokens_at_once=6)[0]
+    )
     expected, (expected_hidden, expected_kernel) = run(
         lambda h, k: plain(ops.cast(h, "float32"), k, labels, weights)
     )
@@ -175,10 +181,10 @@ def test_bfloat16_hidden_states_have_float32_logits(operands):
 
 @pytest.mark.skipif(BACKEND != "tensorflow", reason="sizes that are not known")
 @pytest.mark.backends
-def test_a_graph_of_unknown_batch_and_time(operands):
+def test_a_graph_of_unknown_batch_and_time(inputs):
     import tensorflow as tf
 
-    *floats, labels, weights = operands
+    *floats, labels, weights = inputs
     hidden, kernel = (tf.constant(x, "float32") for x in floats)
 
     @tf.function(
@@ -191,7 +197,7 @@ def test_a_graph_of_unknown_batch_and_time(operands):
     def gradients(hidden, labels, weights):
         with tf.GradientTape() as tape:
             tape.watch([hidden, kernel])
-            total, _ = cross_entropy(hidden, kernel, labels, weights, rows=6)
+            total, _ = cross_entropy(hidden, kernel, labels, weights, tokens_at_once=6)
         return tape.gradient(total, [hidden, kernel])
 
     def oracle(hidden, kernel):
@@ -204,16 +210,16 @@ def test_a_graph_of_unknown_batch_and_time(operands):
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_shapes_that_disagree(operands, which):
-    arrays = list(operands)
+def test_shapes_that_disagree(inputs, which):
+    arrays = list(inputs)
     arrays[which] = arrays[which][:, 1:]
     with pytest.raises(InputError, match=r"\[batch, time, width\].*Received: \("):
-        cross_entropy(*arrays, rows=4)
+        cross_entropy(*arrays, tokens_at_once=4)
 
 
-def test_no_rows(operands):
-    with pytest.raises(InputError, match="rows is a positive integer"):
-        cross_entropy(*operands, rows=0)
+def test_no_tokens_at_once(inputs):
+    with pytest.raises(InputError, match="tokens_at_once must be a positive integer"):
+        cross_entropy(*inputs, tokens_at_once=0)
 
 
 # The option of a task -----------------------------------------------------------------------
@@ -229,8 +235,8 @@ def load(family, **overrides):
 )
 def test_a_task_trains_evaluates_and_scores_alike(family, variant):
     results = []
-    for rows in (0, 24):
-        model = load(family, loss_tokens=rows, **variant)
+    for tokens_at_once in (0, 24):
+        model = load(family, loss_tokens=tokens_at_once, **variant)
         x, y, weight = model.preprocessor(TEXTS)
         # TensorFlow takes ten seconds to build a graph.
         model.compile(optimizer=keras.optimizers.SGD(0.1), run_eagerly=BACKEND == "tensorflow")
@@ -260,7 +266,7 @@ def test_the_option_is_saved_and_changes_no_weight(tmp_path):
     assert keras.saving.load_model(tmp_path / "model.keras").config == model.config
 
 
-def test_rows_in_a_config():
+def test_loss_tokens_in_a_config():
     assert presets.config("gpt_nano")["loss_tokens"] == 0
     assert presets.config("bert_nano", loss_tokens=256)["loss_tokens"] == 256
     for bad in (-1, 2.0, True, None, "64"):
@@ -289,8 +295,10 @@ def test_a_compiled_step_holds_a_few_logits_at_once():
     batch = {"token_ids": arrays, "padding_mask": arrays}, arrays, np.ones(shape, "float32")
     logits = 4 * arrays.size * 8192
     sizes = []
-    for rows in (0, 32):
-        model = load("gpt", vocabulary_size=8192, max_sequence_length=64, loss_tokens=rows)
+    for tokens_at_once in (0, 32):
+        model = load(
+            "gpt", vocabulary_size=8192, max_sequence_length=64, loss_tokens=tokens_at_once
+        )
         model.compile(optimizer=keras.optimizers.SGD(0.1))
         model._symbolic_build(data_batch=batch)
         *fixed, optimizer, metrics = (

@@ -93,6 +93,17 @@ def test_a_batch_follows_from_seed_epoch_and_place(prose, source, objective):
     assert all(same(next(resumed), epochs[steps - 1 + k]) for k in range(3))
 
 
+def test_no_batch_writes_out_the_examples():
+    """As Grain does with what it is given to call, unless that is a plain function."""
+
+    def never(array):
+        raise AssertionError(f"an array of {array.shape} is written out")
+
+    train, _ = load("synthetic:copy")
+    with np.printoptions(override_repr=never):
+        assert train[0] and train[:3].repeat()[4] and next(iter(train))
+
+
 def test_an_epoch_reads_each_row_at_most_once(prose):
     train, _ = load(prose)
     first, second = (rows_of(train.repeat()[i * len(train) : (i + 1) * len(train)]) for i in (0, 1))

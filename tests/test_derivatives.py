@@ -83,7 +83,9 @@ def cases(mask):
         "one chunk": (attend(linear_attention, "chunk_scan"), linear, QKV),
         "layer norm": (lambda *x: layer_norm(*x, 1e-5), plain_layer_norm, NORM),
         "cross-entropy": (
-            lambda hidden, kernel: cross_entropy.cross_entropy(hidden, kernel, LABELS, rows=2)[0],
+            lambda hidden, kernel: cross_entropy.cross_entropy(
+                hidden, kernel, LABELS, tokens_at_once=2
+            )[0],
             plain_cross_entropy,
             ENTROPY,
         ),

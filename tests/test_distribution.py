@@ -202,9 +202,9 @@ def test_idle_devices_are_told_of_once(eight):
     "case, said",
     [
         ("arrays", "2 devices along the mesh axis 'data'"),
-        ("arrays", "Received: a batch of 5 rows"),
-        ("last", "Received: a batch of 3 rows"),
-        ("dataset", "Received: a batch of 5 rows"),
+        ("arrays", "Received: a batch of 5 examples"),
+        ("last", "Received: a batch of 3 examples"),
+        ("dataset", "Received: a batch of 5 examples"),
         ("three", "model divides the number of devices. Received: data=None, model=3 and 8"),
         ("sixteen", "Received: data=16, model=1 and 8 devices"),
         ("zero", "positive integers"),

@@ -44,23 +44,22 @@ def numpy(x):
     return ops.convert_to_numpy(x)
 
 
-def rows(x):
-    """The rows of a token dict as lists."""
+def sequences(x):
+    """The tokens of each sequence of a batch, without padding, as lists."""
     pairs = zip(x["token_ids"], x["padding_mask"], strict=True)
     return [row[mask != 0].tolist() for row, mask in pairs]
 
 
-def chosen(model, rows, prompts):
-    """The most likely token after each token of each row, from one pass without a cache.
+def chosen(model, given, prompts):
+    """The most likely token after each token of each sequence, from one pass without a cache.
 
-    A model does not look ahead, so this is what it says of each beginning of a row: a row whose
-    tokens are these is the greedy one.
+    No token depends on later ones, so a sequence with these tokens is the greedy one.
     """
-    ids = np.full((len(rows), TIME), PAD, "int32")
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
+    ids = np.full((len(given), TIME), PAD, "int32")
+    for i, sequence in enumerate(given):
+        ids[i, : len(sequence)] = sequence
     column = np.arange(TIME)
-    real = (column < np.array([[len(row)] for row in rows])).astype("int32")
+    real = (column < np.array([[len(sequence)] for sequence in given])).astype("int32")
     source = column < np.array([[len(prompt)] for prompt in prompts])
     x = {"token_ids": ids, "padding_mask": real, "source_mask": source.astype("int32")}
     x["segment_ids"] = 1 - x["source_mask"]
@@ -68,22 +67,22 @@ def chosen(model, rows, prompts):
 
 
 def by_steps(model, prompts, max_length):
-    """Greedy rows by a pass over the whole row for every token."""
+    """Greedy sequences, by a pass over the whole sequence for every token."""
     grown = [list(prompt) for prompt in prompts]
-    while any(len(row) < max_length for row in grown):
+    while any(len(sequence) < max_length for sequence in grown):
         tokens = chosen(model, grown, prompts)
-        for row, of_row in zip(grown, tokens, strict=True):
-            if len(row) < max_length:
-                row.append(int(of_row[len(row) - 1]))
+        for sequence, following in zip(grown, tokens, strict=True):
+            if len(sequence) < max_length:
+                sequence.append(int(following[len(sequence) - 1]))
     return grown
 
 
-def assert_greedy(rows, prompts, tokens):
-    """Rows begin with their prompts and go on with the tokens of `chosen`."""
-    for prompt, row, of_row in zip(prompts, rows, tokens, strict=True):
-        assert row[: len(prompt)] == prompt and len(row) == TIME
-        assert row[len(prompt) :] == of_row[len(prompt) - 1 : len(row) - 1].tolist()
-    new = [row[len(prompt) :] for row, prompt in zip(rows, prompts, strict=True)]
+def assert_greedy(given, prompts, tokens):
+    """Sequences begin with their prompts and continue with the tokens of `chosen`."""
+    for prompt, sequence, following in zip(prompts, given, tokens, strict=True):
+        assert sequence[: len(prompt)] == prompt and len(sequence) == TIME
+        assert sequence[len(prompt) :] == following[len(prompt) - 1 : TIME - 1].tolist()
+    new = [sequence[len(prompt) :] for sequence, prompt in zip(given, prompts, strict=True)]
     assert len(set(sum(new, []))) > 4  # else it would show little
 
 
@@ -139,8 +138,8 @@ def name(value):
 def test_generation_equals_greedy_decoding_without_a_cache(family, overrides):
     model = load(family, **overrides)
     x = model.preprocessor.generate_preprocess({"prompts": TEXTS})
-    got = rows(model.generate(x, stop_token_ids=None))
-    assert_greedy(got, rows(x), chosen(model, got, rows(x)))
+    got = sequences(model.generate(x, stop_token_ids=None))
+    assert_greedy(got, sequences(x), chosen(model, got, sequences(x)))
 
 
 @pytest.mark.slow
@@ -151,9 +150,9 @@ def test_a_mask_in_its_place_tells_the_next_token(mechanism):
     fields = {"num_segments": 6, "positions": "learned", "prediction_site": "mask"}
     model = load("unilm", eagerly=EAGERLY, mechanism=mechanism, **fields)
     x = model.preprocessor.generate_preprocess(TEXTS[:2])
-    got = rows(model.generate(x, stop_token_ids=None))
+    got = sequences(model.generate(x, stop_token_ids=None))
     assert any(len(set(row)) > 6 for row in got)
-    for prompt, row in zip(rows(x), got, strict=True):
+    for prompt, row in zip(sequences(x), got, strict=True):
         # One batch: the row's beginnings, each with a mask behind it.
         ends = np.arange(len(prompt), len(row))
         column = np.arange(len(row))
@@ -188,7 +187,7 @@ def test_a_decoder_goes_on_from_what_an_encoder_read_once(family, overrides):
     model = load(family, **overrides)
     x = model.preprocessor.generate_preprocess(TEXTS)
     assert x["decoder_token_ids"].tolist() == [[BOS]] * len(TEXTS)
-    got = rows(model.generate(x, stop_token_ids=None))
+    got = sequences(model.generate(x, stop_token_ids=None))
     y = {"decoder_token_ids": np.array(got, "int32")}
     y["decoder_padding_mask"] = np.ones_like(y["decoder_token_ids"])
     for name, filling in (("encoder_token_ids", PAD), ("encoder_padding_mask", 0)):
@@ -216,7 +215,7 @@ def test_it_equals_a_pass_for_every_token(gpt):
     """What `chosen` takes for granted, once without it."""
     x = gpt.preprocessor.generate_preprocess(TEXTS)
     got = gpt.generate(x, max_length=13, stop_token_ids=None)
-    assert rows(got) == by_steps(gpt, rows(x), 13)
+    assert sequences(got) == by_steps(gpt, sequences(x), 13)
 
 
 # The cache ----------------------------------------------------------------------------------
@@ -288,9 +287,9 @@ def test_strings_come_back_with_their_prompt_and_answers_without(gpt, unilm, t5)
     assert plain == [text + more for text, more in zip(TEXTS, new, strict=True)]
     assert gpt.generate(TEXTS[0], max_length=13, stop_token_ids=None) == plain[0]
     x = gpt.preprocessor.generate_preprocess(TEXTS)
-    assert rows(x)[0] == [BOS, *b"to be"]
+    assert sequences(x)[0] == [BOS, *b"to be"]
     tokens = gpt.generate(x, max_length=13, stop_token_ids=None, strip_prompt=True)
-    assert [gpt.preprocessor.tokenizer.detokenize(row) for row in rows(tokens)] == new
+    assert [gpt.preprocessor.tokenizer.detokenize(row) for row in sequences(tokens)] == new
     for model in (gpt, unilm, t5):
         of_pairs = model.generate({"prompts": TEXTS}, max_length=13, stop_token_ids=None)
         assert len(of_pairs) == len(TEXTS)
@@ -300,14 +299,14 @@ def test_strings_come_back_with_their_prompt_and_answers_without(gpt, unilm, t5)
             assert model.generate(TEXTS, max_length=13, stop_token_ids=None) == of_pairs
 
 
-def test_a_row_ends_before_a_stop_token(gpt):
+def test_a_sequence_ends_before_a_stop_token(gpt):
     x = gpt.preprocessor.generate_preprocess(TEXTS)
-    free = rows(gpt.generate(x, max_length=16, stop_token_ids=None, strip_prompt=True))
+    free = sequences(gpt.generate(x, max_length=16, stop_token_ids=None, strip_prompt=True))
     stop = free[0][3]
-    stopped = rows(gpt.generate(x, max_length=16, stop_token_ids=stop, strip_prompt=True))
+    stopped = sequences(gpt.generate(x, max_length=16, stop_token_ids=stop, strip_prompt=True))
     assert stopped == [row[: row.index(stop)] if stop in row else row for row in free]
     assert len(stopped[0]) < len(free[0])
-    assert max(len(row) for row in rows(gpt.generate(x, max_length=16))) <= 16
+    assert max(len(row) for row in sequences(gpt.generate(x, max_length=16))) <= 16
 
 
 # Samplers -----------------------------------------------------------------------------------
@@ -332,12 +331,12 @@ def test_samplers(gpt):
 
     samplers = keras_hub.samplers
     greedy = generate("greedy")
-    assert rows(generate(samplers.BeamSampler(num_beams=1))) == rows(greedy)
+    assert sequences(generate(samplers.BeamSampler(num_beams=1))) == sequences(greedy)
     beams = generate(samplers.BeamSampler(num_beams=4))
     gain = log_probability(gpt, x, beams) - log_probability(gpt, x, greedy)
     assert (gain > -1e-4).all() and gain.max() > 0.1
-    drawn = [rows(generate(samplers.TopKSampler(k=5, seed=seed))) for seed in (1, 1)]
-    assert drawn[0] == drawn[1] != rows(greedy)
+    drawn = [sequences(generate(samplers.TopKSampler(k=5, seed=seed))) for seed in (1, 1)]
+    assert drawn[0] == drawn[1] != sequences(greedy)
 
 
 @pytest.mark.parametrize("name", ["top_p", "random", "contrastive"])
@@ -358,7 +357,7 @@ def test_what_is_chosen_for_a_prompt_depends_on_no_other(family, name, request):
     x = model.preprocessor.generate_preprocess({"prompts": TEXTS})
 
     def generate(which):
-        return rows(model.generate({key: ids[which] for key, ids in x.items()}, **settings))
+        return sequences(model.generate({key: ids[which] for key, ids in x.items()}, **settings))
 
     together = generate(slice(None))
     assert any(together)
@@ -402,7 +401,7 @@ def test_a_conversation_goes_on_as_generate_would(family, request):
         x = model.preprocessor.encoder.prompts([said], as_source=True)
         begun = x.get("decoder_token_ids", x.get("token_ids")).shape[1]
         given = {"max_length": begun + size, "stop_token_ids": None, "strip_prompt": True}
-        (want,) = rows(model.generate(x, **given))
+        (want,) = sequences(model.generate(x, **given))
         assert talk.say(text, max_length=size) == model.preprocessor.tokenizer.detokenize(want)
         said += [SEP, *want]
         assert talk.said == said
@@ -431,8 +430,8 @@ def test_a_causal_conversation_changes_nothing_it_has_computed(gpt):
 
 # Wrong input --------------------------------------------------------------------------------
 
-ROW = np.array([[BOS, 97, 98, PAD]], "int32")
-MASK = (ROW != PAD).astype("int32")
+IDS = np.array([[BOS, 97, 98, PAD]], "int32")
+MASK = (IDS != PAD).astype("int32")
 WRONG = [
     ({"inputs": []}, "a string or a list"),
     ({"inputs": 3}, "strings, or lists of them"),
@@ -450,13 +449,13 @@ WRONG = [
     ({"inputs": "a", "stop_token_ids": []}, "stop_token_ids"),
     ({"inputs": "a", "stop_token_ids": "end"}, "stop_token_ids"),
     ({"inputs": "a", "stop_token_ids": True}, "stop_token_ids"),
-    ({"inputs": "a", "stop_token_ids": [[1, 2], [3]]}, "of which each ends a row"),
-    ({"inputs": {"token_ids": ROW}}, "padding_mask is missing"),
-    ({"inputs": {"token_ids": ROW + 200, "padding_mask": MASK}}, "token ids are in"),
-    ({"inputs": {"token_ids": ROW, "padding_mask": MASK[:, ::-1]}}, "begins its row"),
-    ({"inputs": {"token_ids": ROW, "padding_mask": 0 * MASK}}, "begins its row"),
-    ({"inputs": {"token_ids": ROW[:, :2], "padding_mask": MASK}}, "one shape"),
-    ({"inputs": {"token_ids": ROW[:0], "padding_mask": MASK[:0]}}, "one shape"),
+    ({"inputs": "a", "stop_token_ids": [[1, 2], [3]]}, "each of which ends a sequence"),
+    ({"inputs": {"token_ids": IDS}}, "padding_mask is missing"),
+    ({"inputs": {"token_ids": IDS + 200, "padding_mask": MASK}}, "token ids are in"),
+    ({"inputs": {"token_ids": IDS, "padding_mask": MASK[:, ::-1]}}, "must begin at column 0"),
+    ({"inputs": {"token_ids": IDS, "padding_mask": 0 * MASK}}, "must begin at column 0"),
+    ({"inputs": {"token_ids": IDS[:, :2], "padding_mask": MASK}}, "one shape"),
+    ({"inputs": {"token_ids": IDS[:0], "padding_mask": MASK[:0]}}, "one shape"),
 ]
 
 
@@ -467,19 +466,19 @@ def test_wrong_input(gpt, arguments, message):
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
-def test_who_generates_nothing(gpt, t5):
+def test_models_that_generate_nothing(gpt, t5):
     with pytest.raises(InputError, match="masked LM"):
         presets.load("bert_nano", **SMALL).generate("a")
     with pytest.raises(InputError, match="did you mean 'beam'"):
         gpt.compile(sampler="beems")
     x = t5.preprocessor.generate_preprocess(["a", "b"])
-    with pytest.raises(InputError, match="as many rows"):
-        t5.generate({**x, "decoder_token_ids": ROW, "decoder_padding_mask": MASK})
+    with pytest.raises(InputError, match="as many examples"):
+        t5.generate({**x, "decoder_token_ids": IDS, "decoder_padding_mask": MASK})
     bare = type(gpt)(gpt.backbone)
     for method in (bare.generate, bare.stream):
         with pytest.raises(InputError, match="without a preprocessor"):
             method("a")
     with pytest.raises(InputError, match="needs a preprocessor"):
         bare.conversation()
-    got = bare.generate({"token_ids": ROW, "padding_mask": MASK}, stop_token_ids=None)
+    got = bare.generate({"token_ids": IDS, "padding_mask": MASK}, stop_token_ids=None)
     assert got["token_ids"].shape == (1, TIME) and got["token_ids"][0, :3].tolist() == [BOS, 97, 98]

@@ -123,7 +123,11 @@ SEQUENCE = np.random.default_rng(0).normal(size=(2, 5, 8)).astype("float32")
 LAYERS = {
     "softmax": (layers.Attention, {"num_heads": 2, "head_dim": 4, "mask": "half_heads"}, 8),
     "linear": (layers.LinearAttention, {"num_heads": 2, "head_dim": 4, "mask": "causal"}, 8),
-    "block": (layers.Block, {"num_heads": 2, "head_dim": 4, "intermediate_dim": 16}, 16),
+    "block": (
+        layers.Block,
+        {"attention": layers.Attention(2, 4), "feed_forward": layers.FeedForward(16)},
+        16,
+    ),
     "feed_forward": (layers.FeedForward, {"intermediate_dim": 16, "activation": "swiglu"}, 6),
 }
 

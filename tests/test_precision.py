@@ -41,7 +41,9 @@ def attention(function, dtype, **kwargs):
 
 def loss(dtype):
     def total(hidden, kernel, labels):
-        return jax.checkpoint(lambda *x: cross_entropy(*x, labels, rows=128)[0])(hidden, kernel)
+        return jax.checkpoint(lambda *x: cross_entropy(*x, labels, tokens_at_once=128)[0])(
+            hidden, kernel
+        )
 
     shapes = floats(2, 256, 64, dtype=dtype), floats(384, 64, dtype=dtype), ROWS
     return jax.value_and_grad(total, argnums=(0, 1)), shapes

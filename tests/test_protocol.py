@@ -35,9 +35,9 @@ def test_a_protocol_is_json_both_ways():
     assert study.tuning.of("GPT") == {"learning_rate": (0.003, 0.01, 0.03)}
     again = Study.from_dict(json.loads(json.dumps(study.to_dict())))
     assert again == study and again.to_dict() == study.to_dict()
-    own = {**TUNING, "arms": {"BERT": {"batch_size": [8, 16]}}}
-    study = Study.from_dict({**STUDY, "tuning": own, "budget": "flops"})
-    assert study.tuning.of("BERT") == {"batch_size": (8, 16)}
+    own = {**TUNING, "arms": {"BERT": {"learning_rate": [0.001, 0.003]}}}
+    study = Study.from_dict({**STUDY, "tuning": own, "budget": "steps"})
+    assert study.tuning.of("BERT") == {"learning_rate": (0.001, 0.003)}
     assert Study.from_dict(study.to_dict()) == study
 
 

@@ -295,7 +295,7 @@ def test_doubtful_arms_and_spreads_are_named():
     for words in (
         "The 8 paired contrasts are far from normal (Shapiro–Wilk p = ",
         "The sign-flip test has p = ",
-        "UniLM: the best rate, 0.03, is at the edge of its grid.",
+        "UniLM: the rate chosen, 0.03, is at the edge of its grid.",
         "UniLM: the grid of rates was widened once.",
         "UniLM: its curves still fall steeply; the gap may be one of speed only.",
         "GPT: its loss stays above the bigram entropy of the data.",

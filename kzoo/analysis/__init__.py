@@ -1,4 +1,4 @@
-"""Looking into models: the spectrum of attention, collapse, leaks, pictures of masks."""
+"""Analyses of models: the spectrum of attention, rank collapse, leaks, pictures of masks."""
 
 import kzoo.load_keras  # noqa: F401
 from kzoo.analysis.collapse import collapse

@@ -1,4 +1,4 @@
-"""Which positions each output of a Keras model depends on, against what a mask says."""
+"""Which input positions each output of a Keras model depends on, compared with a mask."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -12,34 +12,36 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from kzoo import masks
+from kzoo.analysis.activations import compact
 from kzoo.analysis.dependence import DRAWS, differentiated, lookups_of, perturbed
-from kzoo.analysis.inside import compact
 from kzoo.analysis.leaks import EPSILON, ROUNDINGS
 from kzoo.analysis.tpu import LENGTH, attention_on_tpu, walk
 from kzoo.errors import InputError
 from kzoo.typing import MaskSpec, Model
 
-TIME = 16  # of inputs that are made here
+TIME = 16  # the positions of inputs that are drawn here
 FLOAT32 = 2.0**-24
-SHOWN = 6  # of the pairs of positions of a finding; the arrays hold all
+SHOWN = 6  # pairs of positions in the text of a finding; the arrays hold all of them
 COLOURS = {"independent": "#e9ecef", "depends": "#33658a", "leak": "#c1121f", "unused": "#d98324"}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Report:
-    """What `check` found; `print` it, or look at its `plot()`.
+    """What `check` found. It prints as a table; `plot()` draws it.
 
     Attributes:
         findings: list of dicts of strings, JSON-able: `kind` (`"leak"`, `"unused"` or `"tpu"`),
             `where` (an input and output, or the path of a layer) and `detail`.
-        dependence: dict of booleans [batch, query_time, key_time], one for each input that
-            was moved (and each output, where there are several): whether the output at a
-            query depends on the input at a key.
-        leaks: of the same keys and shapes: dependences that the stated mask hides.
-        unused: the same: what the mask shows, while no input there has any effect.
-        layers: list of dicts, one for each attention layer: `path`, `class`, `asked` (of
-            `keras.ops.dot_product_attention`) and `tpu` (what JAX on TPU will run).
-        notes: list of sentences, what was compared and what could not be looked at.
+        dependence: dict of booleans [batch, query_time, key_time], one for each input that was
+            changed (and each output, if there are several): whether the output at a query
+            position depends on the input at a key position.
+        leaks: the same keys and shapes: dependences on positions that the mask hides.
+        unused: the same keys and shapes: pairs that the mask shows, where no input at the key
+            position has any effect on the output.
+        layers: list of dicts, one for each attention layer: `path`, `class`, `asked` (the
+            arguments of its call of `keras.ops.dot_product_attention`) and `tpu` (what JAX on a
+            TPU will run).
+        notes: list of sentences: what was compared, and what could not be checked.
     """
 
     findings: list
@@ -60,8 +62,10 @@ class Report:
         lines += [
             f"  {found['kind']}: {found['where']}: {found['detail']}" for found in self.findings
         ]
-        rows = [{"output on input": k, "depends on": _name(x)} for k, x in self.dependence.items()]
-        for table in (rows, self.layers):
+        depends = [
+            {"output on input": k, "depends on": _name(x)} for k, x in self.dependence.items()
+        ]
+        for table in (depends, self.layers):
             lines += ["", *_table(table)] if table else []
         return "\n".join([*lines, "", *self.notes])
 
@@ -105,39 +109,39 @@ class Report:
 def check(model: Model, inputs: Any = None, mask: MaskSpec | None = None) -> Report:
     """Find which outputs of a Keras model depend on which positions, and what TPUs would do.
 
-    Two methods must both miss a dependence for it to be missed: the input at a position is
-    changed (another id, or noise) and outputs move or not; and the gradient of an output with
-    respect to the input, or to the vectors that the model looks up for its ids, is zero or not.
-    Inputs called masks are not moved. Then every attention layer that calls
-    `keras.ops.dot_product_attention` runs once more as JAX on TPU would run it, in Pallas's
-    interpret mode, and is compared with what it asked for.
+    Dependence is found in two ways, and either is enough. First, the input at one position is
+    changed (to another id, or by noise): do outputs change? Second, is the gradient of an output
+    with respect to the input, or to the embeddings of its ids, zero? Inputs with "mask" in their
+    name are not changed. Then every attention layer that calls
+    `keras.ops.dot_product_attention` runs once more as JAX on a TPU would run it, in Pallas's
+    interpret mode, and its output is compared with the attention that the layer asked for.
 
-    An output depends on its own input through its query and the residual too, so an attention
-    that forgets a token's own key is not noticed. The model is called but, once built, not
-    changed. The number of calls grows with time, their cost with its square: give it short
-    sequences.
+    An output also depends on the input at its own position through its query and the residual,
+    so an attention that omits a token's own key is not noticed. The model is called but, once
+    built, not changed. The number of calls grows with the time, and the cost of each with its
+    square: use short sequences.
 
     Args:
         model: a `keras.Model`: functional, sequential or subclassed; keras-hub's; a kzoo task
             or backbone.
         inputs: arrays [batch, time, ...] in the structure that the model takes, or a tuple that
             begins with it, as `kzoo.data.load` yields. By default two examples of at most 16
-            positions are drawn, where the model tells its inputs; of a `padding_mask` the end
-            of the last row is padding.
-        mask: what the outputs may depend on, of the model as a whole: a mask spec or `Mask`,
-            which also follows `padding_mask` and `source_mask` where the model has inputs of
-            these names (a position may always depend on itself, outputs at padding on
-            anything); or booleans [query_time, key_time] or [batch, query_time, key_time],
-            taken literally. By default a kzoo model's own mask, if all its layers and heads
-            share it; else nothing is compared.
+            positions are drawn, if the model is functional; with a `padding_mask`, the last
+            example ends in padding.
+        mask: what the outputs of the whole model may depend on. A mask spec or `Mask`, which also
+            follows the model's inputs `padding_mask` and `source_mask`, if it has them; then an
+            output may also depend on its own position, and at padding on anything. Or booleans
+            [query_time, key_time] or [batch, query_time, key_time], taken literally. By default
+            a kzoo model's own mask, if all its layers and heads share it; else nothing is
+            compared.
 
     Returns:
         A `Report`, with `ok`, `findings`, `dependence` and `plot()`; it prints as a table.
 
     Raises:
-        InputError: if this is no Keras model; inputs are missing, or disagree in batch or time;
-            no output has a time axis; or the mask is unknown, differs by head or layer, or has
-            the wrong shape.
+        InputError: if the model is no Keras model; inputs are missing, or differ in batch or
+            time; no output has a time axis; or the mask is unknown, differs by head or layer, or
+            has the wrong shape.
 
     Example:
         >>> report = check(model)
@@ -145,10 +149,10 @@ def check(model: Model, inputs: Any = None, mask: MaskSpec | None = None) -> Rep
         True
     """
     if not isinstance(model, keras.Model):
-        raise InputError(f"a check takes a keras.Model. Received: {type(model).__name__}")
+        raise InputError(f"check takes a keras.Model. Received: {type(model).__name__}")
     inputs = inputs[0] if isinstance(inputs, tuple) else inputs
     made = inputs is None
-    structure, names, values = _flat(model, _markers(model, mask) if made else inputs)
+    structure, names, values = _flat(model, _placeholders(model, mask) if made else inputs)
 
     def call(values):
         return model(tree.pack_sequence_as(structure, values), training=False)
@@ -157,26 +161,30 @@ def check(model: Model, inputs: Any = None, mask: MaskSpec | None = None) -> Rep
         with keras.StatelessScope():
             return tree.flatten(call(values))
 
-    outputs, notes = _outputs(model, call(values), values[0].shape)  # builds it, if need be
-    moved = {name: i for i, name in enumerate(names) if not _is_mask(name, values[i])}
-    if not moved:
-        raise InputError(f"a check moves inputs other than masks. Received: {', '.join(names)}")
-    lookups = lookups_of(run, values, moved)
+    outputs, notes = _outputs(
+        model, call(values), values[0].shape
+    )  # builds the model if it is not built
+    changed = {name: i for i, name in enumerate(names) if not _is_mask(name, values[i])}
+    if not changed:
+        raise InputError(
+            f"check needs inputs other than masks, which it changes. Received: {', '.join(names)}"
+        )
+    lookups = lookups_of(run, values, changed)
     if made:
-        for name, i in moved.items():
+        for name, i in changed.items():
             values[i] = _drawn(values[i], lookups.get(name))
-    allowed, shown, told = _stated(model, mask, dict(zip(names, values, strict=True)), lookups)
+    allowed, shown, compared = _stated(model, mask, dict(zip(names, values, strict=True)), lookups)
 
     def forward(values):
         every = run(values)
         return [every[i] for i in outputs.values()]
 
-    changes, strangers = perturbed(model, forward, values, moved, lookups)
-    slopes, failures = differentiated(forward, values, moved, lookups)
+    changes, across_examples = perturbed(model, forward, values, changed, lookups)
+    slopes, failures = differentiated(forward, values, changed, lookups)
     enough = ROUNDINGS * EPSILON.get(model.compute_dtype, FLOAT32)
     findings, dependence, leaks, unused = [], {}, {}, {}
     for o, output in enumerate(outputs):
-        keys = {name: f"{name} → {output}" if len(outputs) > 1 else name for name in moved}
+        keys = {name: f"{name} → {output}" if len(outputs) > 1 else name for name in changed}
         untouched = shown
         for name, key in keys.items():
             change, slope = changes[name][o], slopes[name][o] if name in slopes else np.zeros(1)
@@ -188,17 +196,19 @@ def check(model: Model, inputs: Any = None, mask: MaskSpec | None = None) -> Rep
         findings += _found("unused", output, "do not depend on positions it shows", untouched)
     findings += [
         {"kind": "leak", "where": output, "detail": "outputs depend on other examples of the batch"}
-        for output, change in zip(outputs, strangers, strict=True)
+        for output, change in zip(outputs, across_examples, strict=True)
         if change > enough
     ]
-    rows, wrong, unseen = attention_on_tpu(model, run, values, _stretched(model, names, values))
+    layers, wrong, unchecked = attention_on_tpu(
+        model, run, values, _stretched(model, names, values)
+    )
     how = f"perturbation ({DRAWS} draws)" + " and gradients" * bool(slopes)
-    notes = [f"dependence was found by {how}; {told}", *notes, *failures, *unseen]
-    return Report(findings + wrong, dependence, leaks, unused, rows, notes)
+    notes = [f"dependence was found by {how}; {compared}", *notes, *failures, *unchecked]
+    return Report(findings + wrong, dependence, leaks, unused, layers, notes)
 
 
 def _found(kind, where, what, pairs):
-    """A list of one finding, or none."""
+    """A list with one finding, or an empty one if `pairs` has no True."""
     if not pairs.any():
         return []
     first = ", ".join(str(tuple(pair)) for pair in np.argwhere(pairs)[:SHOWN].tolist())
@@ -211,14 +221,14 @@ def _found(kind, where, what, pairs):
 
 
 def _symbols(model, end="input"):
-    """The symbolic inputs, or outputs, of a model that is a graph; None for any other."""
+    """The symbolic inputs, or outputs, of a functional model; None for a subclassed one."""
     try:
         return (
             getattr(model, f"{end}s")[0]
             if isinstance(model, keras.Sequential)
             else getattr(model, end)
         )
-    except (AttributeError, ValueError, TypeError):  # as Keras says that there are none
+    except (AttributeError, ValueError, TypeError):  # what Keras raises if there are none
         return None
 
 
@@ -227,7 +237,7 @@ def _is_mask(name, value):
 
 
 def _flat(model, inputs):
-    """`(structure, names, arrays)` of the inputs: two flat lists, and how to pack them."""
+    """`(structure, names, arrays)`: two flat lists, and the structure to pack the arrays in."""
     symbols = _symbols(model)
     if isinstance(symbols, Mapping) and isinstance(inputs, Mapping):
         if missing := set(symbols) - set(inputs):
@@ -241,30 +251,31 @@ def _flat(model, inputs):
     for i, (path, value) in enumerate(tree.flatten_with_path(inputs)):
         named = any(isinstance(key, str) for key in path)
         name = "/".join(map(str, path)) if named else symbols[i] if len(symbols) > i else ""
-        # Keras names an input without a name keras_tensor_1, and the next time otherwise.
+        # Keras numbers inputs without a name by a global counter: keras_tensor_1 etc.
         names.append(f"input {i}" if name.startswith("keras_tensor") or not name else name)
         value = np.asarray(value)
         if value.dtype.kind not in "biuf" or value.ndim < 2:
             raise InputError(
-                "a check takes arrays of numbers [batch, time, ...]. "
+                "inputs must be arrays of numbers [batch, time, ...]. "
                 f"Received: {names[-1]} of shape {value.shape} and dtype {value.dtype}"
             )
         values.append(value.astype({"b": "bool", "f": "float32"}.get(value.dtype.kind, "int32")))
     if len({value.shape[:2] for value in values}) != 1:
         shapes = ", ".join(f"{name} {x.shape}" for name, x in zip(names, values, strict=True))
-        raise InputError(f"all inputs have one batch size and one time. Received: {shapes}")
+        raise InputError(f"all inputs must have one batch size and one time. Received: {shapes}")
     return inputs, names, values
 
 
-def _markers(model, mask):
-    """Inputs for a model that tells their shapes: its masks, and 0 or 1 for all else.
+def _placeholders(model, mask):
+    """Inputs for a functional model: its masks, and random zeros and ones for all else.
 
-    Zeros and ones are valid ids everywhere, and drawn so that no two inputs are equal.
+    Zeros and ones are valid ids of any embedding. They are random so that no two inputs are equal,
+    which is how `lookups_of` tells them apart; `_drawn` replaces them afterwards.
     """
     symbols = _symbols(model)
     if symbols is None:
         raise InputError(
-            "a model that is not functional does not tell its inputs; pass some. "
+            "the inputs of a model that is not functional are not known; pass some. "
             f"Received: {type(model).__name__} and inputs=None"
         )
     lengths = [
@@ -276,7 +287,8 @@ def _markers(model, mask):
     shapes = [tuple(symbol.shape) for symbol in tree.flatten(symbols)]
     if any(len(shape) < 2 or None in shape[2:] for shape in shapes):
         raise InputError(
-            f"inputs are [batch, time, ...] with known sizes; else pass some. Received: {shapes}"
+            f"inputs must be [batch, time, ...] with known sizes; else pass some. "
+            f"Received: {shapes}"
         )
     fixed = [shape[1] for shape in shapes if shape[1]]
     time = fixed[0] if fixed else min([TIME, *lengths])
@@ -296,7 +308,7 @@ def _markers(model, mask):
 
 
 def _drawn(x, lookup):
-    """An input to look at, in the place of a marker."""
+    """A random input in place of one from `_placeholders`."""
     rng = np.random.default_rng(1)
     if lookup:
         return rng.integers(*lookup.ids, x.shape).astype("int32")
@@ -304,7 +316,7 @@ def _drawn(x, lookup):
 
 
 def _outputs(model, outputs, shape):
-    """Those with a time axis, {name: place among all}, and a note about the others."""
+    """The outputs with a time axis, {name: index among all}, and a note about the others."""
     sizes = {
         "/".join(map(str, path)) or "output": tuple(output.shape)
         for path, output in tree.flatten_with_path(outputs)
@@ -314,28 +326,28 @@ def _outputs(model, outputs, shape):
     }
     symbols = _symbols(model)
     if symbols is not None and all(x.shape[1] is None for x in tree.flatten(symbols)):
-        # The graph tells time from features, also where their sizes are equal by chance.
+        # A graph distinguishes time from features even if their sizes are equal by chance.
         varies = [y.shape[1:2] == (None,) for y in tree.flatten(_symbols(model, "output"))]
         timed = {name: i for name, i in timed.items() if varies[i]}
     if not timed:
         raise InputError(
-            f"no output has the inputs' batch and time, {shape[:2]}, as its first axes. "
+            f"an output must have the inputs' batch and time, {shape[:2]}, as its first axes. "
             f"Received: outputs of shape {', '.join(map(str, sizes.values()))}"
         )
     rest = [name for name in sizes if name not in timed]
-    return timed, [f"without a time axis, not looked at: {', '.join(rest)}"] if rest else []
+    return timed, [f"not checked, without a time axis: {', '.join(rest)}"] if rest else []
 
 
 def _stretched(model, names, values):
-    """The inputs at `LENGTH` positions, in the same order; None if the model's time is fixed."""
+    """The inputs stretched to `LENGTH` positions; None if the model's time is fixed."""
     if any(symbol is not None and symbol.shape[1] for symbol in tree.flatten(_symbols(model))):
         return None
     time = values[0].shape[1]
-    places = np.repeat(np.arange(time), -(-LENGTH // time))[:LENGTH]
-    stretched = [x[:, places] for x in values]
+    positions = np.repeat(np.arange(time), -(-LENGTH // time))[:LENGTH]
+    stretched = [x[:, positions] for x in values]
     for i, (name, x) in enumerate(zip(names, stretched, strict=True)):
         if _is_mask(name, x) and x.ndim > 2 and x.shape[2] == time:
-            stretched[i] = x[:, :, places]
+            stretched[i] = x[:, :, positions]
     return stretched
 
 
@@ -347,7 +359,7 @@ def _is_spec(mask):
 
 
 def _stated(model, mask, named, lookups):
-    """What outputs may depend on, what they should depend on, and a sentence about it.
+    """What outputs may depend on, what they should depend on, and a phrase for the notes.
 
     The first two are booleans [batch, time, time].
     """
@@ -359,13 +371,13 @@ def _stated(model, mask, named, lookups):
         if not isinstance(mask, masks.Mask):
             return *nothing, "no mask was stated, so nothing was compared"
         if not isinstance(mask, masks.Order):
-            why = f"the model's own mask, {compact(mask)}, is no single order"
+            why = f"the model's own mask, {compact(mask)}, differs by head or layer"
             return *nothing, f"{why}, so nothing was compared"
     if not _is_spec(mask):
         mask = np.asarray(mask)
         if mask.dtype != bool or mask.shape not in (shape, shape[1:], (1, *shape[1:])):
             raise InputError(
-                f"a mask is a spec, or booleans {shape[1:]} or {shape} here. "
+                f"mask must be a mask spec, or booleans {shape[1:]} or {shape}. "
                 f"Received: {mask.dtype} of shape {mask.shape}"
             )
         visible = np.broadcast_to(mask, shape)
@@ -373,24 +385,26 @@ def _stated(model, mask, named, lookups):
     mask = masks.get(mask)
     if isinstance(mask, masks.Heads | masks.Layers):
         raise InputError(
-            "one mask is stated for the whole model; `kzoo.analysis.leaks` looks at the layers "
+            "one mask must be given for the whole model; `kzoo.analysis.leaks` checks the layers "
             f"and heads of a kzoo model one by one. Received: {mask.get_config()!r}"
         )
     padding = named.get("padding_mask")
     for name, lookup in lookups.items():
         if padding is None and lookup.masks_zero:
             padding = (named[name] != 0).astype("int32")
-    who = {"padding_mask": padding, "source_mask": named.get("source_mask")}
-    visible = np.asarray(ops.convert_to_numpy(mask.dense(shape[1], **who)))[:, 0]
+    sequence = {"padding_mask": padding, "source_mask": named.get("source_mask")}
+    visible = np.asarray(ops.convert_to_numpy(mask.dense(shape[1], **sequence)))[:, 0]
     visible = np.broadcast_to(visible, shape)
     real = True if padding is None else (padding != 0)[:, :, None]
-    itself = np.eye(shape[1], dtype=bool)  # residuals carry an input to its own output
+    itself = np.eye(
+        shape[1], dtype=bool
+    )  # residuals carry each input to the output at its position
     allowed = visible | np.logical_not(real) | itself
     return allowed, visible & real, f"compared with the mask {compact(mask)}"
 
 
 def _name(depends):
-    """The shape of a dependence [batch, query_time, key_time] in words."""
+    """A dependence [batch, query_time, key_time] in words, such as "itself and what precedes"."""
     square = np.ones(depends.shape[1:], bool)
     shapes = {"nothing": ~square, "itself": np.eye(len(square), dtype=bool)}
     shapes |= {
@@ -403,9 +417,9 @@ def _name(depends):
     return f"{depends.mean():.0%} of all pairs"
 
 
-def _table(rows):
+def _table(records):
     """Dicts of strings with the same keys as lines of text."""
-    rows = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        yield "  ".join(x.ljust(width) for x, width in zip(row, widths, strict=True)).rstrip()
+    lines = [list(records[0]), *(list(record.values()) for record in records)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        yield "  ".join(x.ljust(width) for x, width in zip(line, widths, strict=True)).rstrip()

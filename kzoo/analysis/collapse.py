@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kzoo.analysis.inside import look_inside, numpy
+from kzoo.analysis.activations import activations, numpy
 from kzoo.typing import Model
 
 
@@ -12,10 +12,10 @@ def collapse(model: Model, batch: Any) -> list[dict[str, Any]]:
     """How far the hidden states X of a sequence are from one vector repeated.
 
     The relative residual ‖X − 1xᵀ‖ / ‖X‖ of Dong et al. 2021 (arXiv:2103.03404), here with
-    the Frobenius norm (theirs is √(‖·‖₁‖·‖∞)) and with x the mean row, which minimises it:
-    0 when all tokens are the same, at most 1. Under a causal mask the first tokens, which
-    average little, hold it up; so the last half of the tokens is measured too, about its own
-    mean.
+    the Frobenius norm (theirs is √(‖·‖₁‖·‖∞)) and with x the mean of the tokens' vectors, which
+    minimises it: 0 when all tokens are the same, at most 1. Under a causal mask the first tokens
+    attend to few keys and keep the residual high, so it is also measured on the last half of the
+    tokens alone, with their own mean.
 
     Args:
         model: a task or backbone.
@@ -23,9 +23,8 @@ def collapse(model: Model, batch: Any) -> list[dict[str, Any]]:
 
     Returns:
         A list of num_layers + 1 dicts for each stack: `stack` ("encoder" or "decoder"; empty
-        where there is one), `layer` (how many blocks came before: 0 is the
-        embeddings), `residual` and `residual_last_half`, means over the rows, each row cut
-        to its real tokens.
+        for a single stack), `layer` (the number of blocks before: 0 is the embeddings),
+        `residual` and `residual_last_half`, means over the examples without their padding.
 
     Raises:
         InputError: if the model has no blocks, or the batch lacks one of its inputs.
@@ -33,15 +32,15 @@ def collapse(model: Model, batch: Any) -> list[dict[str, Any]]:
     Example:
         >>> [round(depth["residual"], 2) for depth in collapse(model, valid[0])]
     """
-    return [figures for inside in look_inside(model, batch) for figures in _of_stack(inside)]
+    return [figures for stack in activations(model, batch) for figures in _of_stack(stack)]
 
 
-def _of_stack(inside):
-    real = inside.who["padding_mask"] != 0
-    for layer, state in enumerate(inside.states):
+def _of_stack(stack):
+    real = stack.masks["padding_mask"] != 0
+    for layer, state in enumerate(stack.states):
         tokens = [x[keep] for x, keep in zip(numpy(state), real, strict=True) if keep.any()]
         yield {
-            "stack": inside.name,
+            "stack": stack.name,
             "layer": layer,
             "residual": float(np.mean([_residual(x) for x in tokens])),
             "residual_last_half": float(np.mean([_residual(x[len(x) // 2 :]) for x in tokens])),

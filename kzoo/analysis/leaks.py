@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kzoo.analysis.inside import look_inside, numpy
+from kzoo.analysis.activations import activations, numpy
 from kzoo.typing import Model
 
 # How far an input is moved, in multiples of the inputs' root mean square: enough for one key
 # of a hundred to move its query's output by a tenth, and too little to overflow exp.
 DISTANCE = 10.0
 # How much of the largest output of a head counts as a change, in units of rounding. A hidden
-# input meets exact zeros only, and outputs are compared at the same place of an equal batch, so
+# input meets exact zeros only, and outputs are compared at the same index of an equal batch, so
 # that sums run in the same order: on a CPU the change is exactly 0. Some kernels of
 # accelerators sum in no fixed order, hence a margin.
 ROUNDINGS = 16
@@ -23,14 +23,15 @@ DIRECTIONS = 2
 
 @dataclasses.dataclass(frozen=True)
 class LayerLeaks:
-    """Where the attention of one layer and its mask disagree; nowhere, it is hoped.
+    """Where the attention of one layer disagrees with its mask. A correct layer has empty lists.
 
     Attributes:
         layer: from 0.
-        stack: `"encoder"` or `"decoder"`; empty where there is one.
-        hidden: list of (row, head, i, j): the output at i depends on the input at j, which
+        stack: `"encoder"` or `"decoder"`; empty for a single stack.
+        hidden: list of (example, head, i, j): the output at i depends on the input at j, which
             the mask hides from it.
-        unused: list of (row, head, i, j): the mask shows j to i, without any effect.
+        unused: list of (example, head, i, j): the mask shows the input at j to the
+            query at i, but the output at i does not depend on it.
     """
 
     layer: int
@@ -42,22 +43,23 @@ class LayerLeaks:
 def leaks(model: Model, batch: Any) -> list[LayerLeaks]:
     """Compare what each head depends on with what its mask shows, layer by layer.
 
-    Every input of an attention is moved in turn, far, in random directions and back; what its
-    heads gather (before the output projection) changes or does not. Each layer is tested
-    alone: after two mixed layers everything depends on everything. An output depends on its
-    own input through its query too, so a mask that hides a token from itself passes, and a
-    kernel that forgets a token's own key is seen only where the query sees no other.
+    The input of an attention layer is changed far at one position after the other, in random
+    directions and their opposites, and the outputs of its heads (before the output projection)
+    change or do not. Each layer is tested alone, since after two layers of mixed masks everything
+    depends on everything. An output depends on the input at its own position through its query
+    too. So a dependence on a token's own key is never reported as a leak, and a kernel that omits
+    it is noticed only where the query sees no other key.
 
     Quadratic in memory and cubic in time: give it short sequences.
 
     Args:
         model: a task or backbone.
-        batch: its inputs, [batch, time], or a tuple that begins with them. Rows may be padded
-            and packed; padding is moved like all else, and must have no effect.
+        batch: its inputs, [batch, time], or a tuple that begins with them. Examples may be
+            padded and packed; padding is changed like all else, and must have no effect.
 
     Returns:
-        A list with a `LayerLeaks` for each layer, stack by stack; a decoder's look at its
-        encoder is left aside.
+        A list with a `LayerLeaks` for each layer, stack by stack. Cross-attention is not
+        tested.
 
     Raises:
         InputError: if the model has no blocks, or the batch lacks one of its inputs.
@@ -66,32 +68,37 @@ def leaks(model: Model, batch: Any) -> list[LayerLeaks]:
         >>> [(layer.hidden, layer.unused) for layer in leaks(model, valid[0])]  # of one layer
         [([], [])]
     """
-    return [found for inside in look_inside(model, batch) for found in _of_stack(inside)]
+    return [found for stack in activations(model, batch) for found in _of_stack(stack)]
 
 
-def _of_stack(inside):
-    who = inside.who
-    for layer, (block, state) in enumerate(zip(inside.blocks, inside.states[:-1], strict=True)):
+def _of_stack(stack):
+    for layer, (block, state) in enumerate(zip(stack.blocks, stack.states[:-1], strict=True)):
         inputs, attention = numpy(block.attention_inputs(state)), block.attention
-        rows = _rows(inputs, who)
-        depends = np.stack([_depends(attention, x, {**masks, **inside.bias}) for x, masks in rows])
-        visible = attention.mask.dense(inputs.shape[1], num_heads=attention.num_heads, **who)
+        depends = np.stack(
+            [
+                _depends(attention, x, {**masks, **stack.bias})
+                for x, masks in _examples(inputs, stack.masks)
+            ]
+        )
+        visible = attention.mask.dense(
+            inputs.shape[1], num_heads=attention.num_heads, **stack.masks
+        )
         visible = np.broadcast_to(ops.convert_to_numpy(visible), depends.shape)
-        real = (who["padding_mask"] != 0)[:, None, :, None]
+        real = (stack.masks["padding_mask"] != 0)[:, None, :, None]
         itself = real & np.eye(inputs.shape[1], dtype=bool)
         hidden, unused = depends & ~visible & ~itself, visible & ~depends
-        yield LayerLeaks(layer, _places(hidden), _places(unused), inside.name)
+        yield LayerLeaks(layer, _indices(hidden), _indices(unused), stack.name)
 
 
-def _rows(inputs, who):
-    """Each row of the batch alone, once for each of its positions: [time, time, ...]."""
-    for row, x in enumerate(inputs):
+def _examples(inputs, masks):
+    """Each example and its masks, repeated once for each position: [time, time, ...]."""
+    for i, x in enumerate(inputs):
         time = len(x)
-        masks = {
-            name: None if mask is None else np.repeat(mask[row : row + 1], time, axis=0)
-            for name, mask in who.items()
+        repeated = {
+            name: None if mask is None else np.repeat(mask[i : i + 1], time, axis=0)
+            for name, mask in masks.items()
         }
-        yield np.repeat(x[None], time, axis=0), masks
+        yield np.repeat(x[None], time, axis=0), repeated
 
 
 def _depends(attention, x, masks):
@@ -99,7 +106,7 @@ def _depends(attention, x, masks):
 
     Args:
         attention: the layer.
-        x: floats [time, time, hidden_dim], the same row again and again.
+        x: floats [time, time, hidden_dim], one example repeated.
         masks: `padding_mask` and `source_mask`, [time, time] or None.
     """
 
@@ -123,5 +130,5 @@ def _depends(attention, x, masks):
     return depends
 
 
-def _places(disagree):
-    return [tuple(place) for place in np.argwhere(disagree).tolist()]
+def _indices(disagree):
+    return [tuple(index) for index in np.argwhere(disagree).tolist()]

@@ -1,4 +1,4 @@
-"""Pictures of masks, for pages, notebooks and terminals."""
+"""Drawings of masks, as figures for files and notebooks, and as text for terminals."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from kzoo import masks
-from kzoo.analysis.inside import compact
+from kzoo.analysis.activations import compact
 from kzoo.typing import MaskSpec
 
 HIDDEN, VISIBLE, SOURCE = range(3)
@@ -27,27 +27,28 @@ def draw_masks(
 
     Args:
         mask: a mask spec or `Mask`.
-        num_layers, num_heads: of the model.
-        time: tokens on a side.
-        source: of those, the tokens that a prefix mask takes as source; a third by default.
+        num_layers, num_heads: how many layers and heads the model has.
+        time: tokens along each side of a square.
+        source: how many of them, from the first on, are the source of a prefix mask; a third by
+            default.
 
     Returns:
         A `matplotlib.figure.Figure`, which shows itself in a notebook; `.savefig(path)`
         writes it.
 
     Raises:
-        InputError: for an unknown mask, or one that tiles neither layers nor heads.
+        InputError: for an unknown mask, or one whose pattern does not divide the layers or heads.
 
     Example:
         >>> draw_masks("half_heads", 2, 4).savefig("mask.png")
     """
-    rows = _squares(mask, num_layers, num_heads, time, source)
-    columns = max(len(squares) for _, squares in rows)
+    bands = _squares(mask, num_layers, num_heads, time, source)
+    columns = max(len(squares) for _, squares in bands)
     width = LEFT + columns * (SIDE + GAP)
-    height = len(rows) * (SIDE + TITLE) + BOTTOM
+    height = len(bands) * (SIDE + TITLE) + BOTTOM
     figure = Figure((width, height), facecolor="white")
-    for row, (layers, squares) in enumerate(rows):
-        bottom = (height - (row + 1) * (SIDE + TITLE)) / height
+    for band, (layers, squares) in enumerate(bands):
+        bottom = (height - (band + 1) * (SIDE + TITLE)) / height
         for column, (heads, name, square) in enumerate(squares):
             left = (LEFT + column * (SIDE + GAP)) / width
             axes = figure.add_axes((left, bottom, SIDE / width, SIDE / height))
@@ -65,9 +66,9 @@ def draw_masks(
             axes.set_title(f"{name}\n{heads}", fontsize=8, color="#333333")
             if column == 0:
                 axes.set_ylabel(f"{layers}\n\nquery", fontsize=8, color="#333333")
-            if row == len(rows) - 1:
+            if band == len(bands) - 1:
                 axes.set_xlabel("key", fontsize=8, color="#333333")
-    shown = np.unique([square for _, squares in rows for *_, square in squares])
+    shown = np.unique([square for _, squares in bands for *_, square in squares])
     figure.legend(
         [Patch(color=COLOURS[kind]) for kind in LABELS if kind in shown],
         [LABELS[kind] for kind in LABELS if kind in shown],
@@ -115,12 +116,12 @@ def terminal_masks(
             column = [name, heads, *_frame(square != HIDDEN)]
             width = max(map(len, column))
             columns.append([line.ljust(width) for line in column])
-        lines += [layers, *("   ".join(row).rstrip() for row in zip(*columns, strict=True)), ""]
+        lines += [layers, *("   ".join(line).rstrip() for line in zip(*columns, strict=True)), ""]
     return "\n".join(lines[:-1])
 
 
 def _frame(square):
-    """Booleans [query, key] as lines of half blocks in a frame."""
+    """Booleans [query_time, key_time] as framed lines of text; a line holds two queries."""
     time = square.shape[1]
     if len(square) % 2:
         square = np.concatenate([square, np.zeros((1, time), bool)])
@@ -131,15 +132,15 @@ def _frame(square):
 
 
 def _squares(mask, num_layers, num_heads, time, source):
-    """The different masks of a model, by layers, then by heads.
+    """The different masks of a model, grouped by layers, then by heads.
 
     Returns:
-        A list of (layers, [(heads, name, square)]), the first three strings, `square`
-        integers [time, time] in `HIDDEN`, `VISIBLE`, `SOURCE`.
+        A list of (layers, [(heads, mask, square)]). The first three are strings that name them;
+        `square` is integers [time, time], each `HIDDEN`, `VISIBLE` or `SOURCE`.
     """
     source = time // 3 if source is None else source
     source_mask = (np.arange(time) < source).astype("int32")[None]
-    rows = []
+    bands = []
     for layers, layer_mask in _group(masks.per_layer(mask, num_layers)):
         squares = []
         for heads, head_mask in _group(layer_mask.per_head(num_heads)):
@@ -148,24 +149,24 @@ def _squares(mask, num_layers, num_heads, time, source):
             if head_mask.needs_source:
                 square[:, :source] *= SOURCE
             squares.append((_name("heads", heads, num_heads), compact(head_mask), square))
-        rows.append((_name("layers", layers, num_layers), squares))
-    return rows
+        bands.append((_name("layers", layers, num_layers), squares))
+    return bands
 
 
 def _group(items):
-    """The different items, each with the places where it stands, in order."""
-    places = {}
-    for place, item in enumerate(items):
-        places.setdefault(item, []).append(place)
-    return [(where, item) for item, where in places.items()]
+    """The different items, in order, as pairs (the list of its indices, item)."""
+    indices = {}
+    for i, item in enumerate(items):
+        indices.setdefault(item, []).append(i)
+    return [(where, item) for item, where in indices.items()]
 
 
-def _name(kind, places, number):
+def _name(kind, indices, number):
     """`all heads`, `head 3`, `heads 0, 2`, `layers 0, 2, …, 10`."""
-    if len(places) == number:
+    if len(indices) == number:
         return f"all {kind}" if number > 1 else f"one {kind[:-1]}"
-    if len(places) == 1:
-        return f"{kind[:-1]} {places[0]}"
-    if len(places) > 4:
-        places = [*places[:2], "…", places[-1]]
-    return f"{kind} {', '.join(map(str, places))}"
+    if len(indices) == 1:
+        return f"{kind[:-1]} {indices[0]}"
+    if len(indices) > 4:
+        indices = [*indices[:2], "…", indices[-1]]
+    return f"{kind} {', '.join(map(str, indices))}"

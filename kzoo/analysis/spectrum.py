@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from kzoo.analysis.inside import compact, look_inside, numpy
+from kzoo.analysis.activations import activations, compact, numpy
 from kzoo.typing import Model, Tensor
 
 FLOAT32_EPSILON = float(np.finfo("float32").eps)
@@ -24,7 +24,7 @@ def spectrum(matrix: Tensor) -> dict[str, Any]:
       are equal, 1/√n where every query attends to one key (low is concentrated).
 
     Args:
-        matrix: floats [..., n, n], one matrix or a stack.
+        matrix: floats [..., n, n].
 
     Returns:
         A dict of float64 arrays [...]; all NaN for a matrix that holds a NaN or infinity,
@@ -62,9 +62,9 @@ def spectrum(matrix: Tensor) -> dict[str, Any]:
 def attention_spectrum(model: Model, batch: Any) -> list[dict[str, Any]]:
     """The `spectrum` of every head's attention matrix.
 
-    Rows without padding are used where there are some; otherwise each row is cut to its real
-    tokens. Figures are means over rows; of `condition`, which spans decades, the geometric
-    mean. Linear attention with rotary positions has signed weights that do not sum to 1.
+    The examples without padding are used, if there are any; otherwise all, without their padded
+    queries and keys. Figures are means over examples; `condition`, which spans decades, is a
+    geometric mean. Linear attention with rotary positions has signed weights that do not sum to 1.
 
     Args:
         model: a task or backbone.
@@ -72,9 +72,9 @@ def attention_spectrum(model: Model, batch: Any) -> list[dict[str, Any]]:
 
     Returns:
         A list of dicts, one per layer and head, in that order: `stack` ("encoder" or "decoder";
-        empty where there is one), `layer`, `head`, `mask` (the head's mask, its JSON as a
+        empty for a single stack), `layer`, `head`, `mask` (the head's mask, its JSON as a
         string), `tokens` (mean size of the matrices) and the figures of `spectrum` as floats.
-        The decoder's look at its encoder is left aside.
+        Cross-attention is not analysed.
 
     Raises:
         InputError: if the model has no blocks, or the batch lacks one of its inputs.
@@ -83,29 +83,29 @@ def attention_spectrum(model: Model, batch: Any) -> list[dict[str, Any]]:
         >>> train, valid = kzoo.data.load("synthetic:copy", model, batch_size=8)
         >>> attention_spectrum(model, valid[0])[0]["entropy_rank"]
     """
-    return [figures for inside in look_inside(model, batch) for figures in _of_stack(inside)]
+    return [figures for stack in activations(model, batch) for figures in _of_stack(stack)]
 
 
-def _of_stack(inside):
-    real = inside.who["padding_mask"] != 0
+def _of_stack(stack):
+    real = stack.masks["padding_mask"] != 0
     whole = real.all(1)
-    rows = np.flatnonzero(whole if whole.any() else real.any(1))
-    for layer, (block, state) in enumerate(zip(inside.blocks, inside.states[:-1], strict=True)):
+    examples = np.flatnonzero(whole if whole.any() else real.any(1))
+    for layer, (block, state) in enumerate(zip(stack.blocks, stack.states[:-1], strict=True)):
         attention, x = block.attention, block.attention_inputs(state)
-        weights = numpy(attention.attention_weights(x, **inside.who, **inside.bias))
-        matrices = [weights[row][:, real[row]][:, :, real[row]] for row in rows]
-        stacks = [np.stack(matrices)] if whole.any() else [matrix[None] for matrix in matrices]
-        figures = [spectrum(stack) for stack in stacks]
+        weights = numpy(attention.attention_weights(x, **stack.masks, **stack.bias))
+        matrices = [weights[i][:, real[i]][:, :, real[i]] for i in examples]
+        batches = [np.stack(matrices)] if whole.any() else [matrix[None] for matrix in matrices]
+        figures = [spectrum(matrices) for matrices in batches]
         figures = {name: np.concatenate([f[name] for f in figures]) for name in figures[0]}
         figures["condition"] = np.log(figures["condition"])
         means = {name: figure.mean(0) for name, figure in figures.items()}
         means["condition"] = np.exp(means["condition"])
         for head, mask in enumerate(attention.mask.per_head(attention.num_heads)):
             yield {
-                "stack": inside.name,
+                "stack": stack.name,
                 "layer": layer,
                 "head": head,
                 "mask": compact(mask),
-                "tokens": float(real[rows].sum(1).mean()),
+                "tokens": float(real[examples].sum(1).mean()),
                 **{name: float(mean[head]) for name, mean in means.items()},
             }

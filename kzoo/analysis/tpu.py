@@ -1,8 +1,8 @@
-"""What Keras's attention will really run on JAX + TPU, found by running it on whatever is here.
+"""What Keras's attention will really compute on JAX + TPU, found without a TPU.
 
-On a TPU, Keras 3 hands `keras.ops.dot_product_attention` to the splash kernel of Pallas when it
-can, and loses part of what was asked on the way. Here the model runs with that path forced, in
-Pallas's interpret mode, and every call is compared with the attention that was asked for.
+On a TPU, Keras 3 computes `keras.ops.dot_product_attention` with Pallas's splash kernel if it can,
+and loses some of its arguments on the way. Here the model runs with this path forced, in Pallas's
+interpret mode, and every call is compared with the attention that its arguments ask for.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ NEVER = "never calls keras.ops.dot_product_attention"
 
 @contextlib.contextmanager
 def watching(see):
-    """Every call of a layer, inner ones too, goes through `see(layer, call, inputs)`.
+    """A context in which every call of a layer, nested ones too, goes through `see`.
 
     Args:
-        see: function of the layer, a function without arguments that calls it, and its first
-            argument; it returns the layer's outputs.
+        see: a function of the layer, of a function without arguments that calls it, and of its
+            first argument, which returns the layer's outputs.
     """
     original = keras.layers.Layer.__call__
 
@@ -45,7 +45,7 @@ def watching(see):
 
 
 def walk(layer, prefix="", seen=None):
-    """The layers inside a layer, each once, as pairs (path, layer)."""
+    """All layers within a layer, each once, as pairs (path, layer)."""
     seen = set() if seen is None else seen
     for child in layer._flatten_layers(include_self=False, recursive=False):
         if id(child) not in seen:
@@ -56,56 +56,56 @@ def walk(layer, prefix="", seen=None):
 
 
 def attention_on_tpu(model, run, values, stretched=None):
-    """Each attention layer, and what it will do on JAX + TPU.
+    """The attention layers of a model, and what each computes on JAX + TPU.
 
     Args:
         model: a Keras model.
         run: function of a list of arrays that calls the model.
         values: list of arrays, the model's inputs.
-        stretched: the same inputs at `LENGTH` positions; None where the model is known to
-            take no such length.
+        stretched: the same inputs at `LENGTH` positions; None if the model is known not to take
+            that length.
 
     Returns:
-        `(rows, findings, notes)`: a dict for each attention layer (`path`, `class`, `asked`,
-        `tpu`); dicts of kind `tpu` for those that run something else than asked; and
-        sentences about what was not looked at.
+        `(layers, findings, notes)`: a dict for each attention layer (`path`, `class`, `asked`,
+        `tpu`); dicts of kind `tpu` for those that compute something else than asked; and
+        sentences about what was not checked.
     """
     layers = {id(layer): (path, layer) for path, layer in walk(model)}
     if keras.backend.backend() != "jax":
-        rows = [_row(path, layer, []) for path, layer in layers.values() if _attends(layer)]
-        rows = [{**row, "tpu": "not looked at"} for row in rows]
+        found = [_summary(path, layer, []) for path, layer in layers.values() if _attends(layer)]
+        found = [{**summary, "tpu": "not checked"} for summary in found]
         reason = f"the backend is {keras.backend.backend()}, and only JAX has this path"
-        return rows, [], [f"attention on TPU was not looked at: {reason}"]
+        return found, [], [f"attention on TPU was not checked: {reason}"]
     calls, notes = _record(model, run, values, modes=("eager",), forced=False), []
     if calls:
         calls, notes = _forced(model, run, values, stretched)
-    rows, findings = [], []
-    for call in calls:  # also of the model itself, and of layers that Keras does not track
+    found, findings = [], []
+    for call in calls:  # the model itself can call it, and layers that Keras does not track
         layers.setdefault(id(call.layer), (call.layer.name, call.layer))
     for path, layer in layers.values():
         of_layer = [call for call in calls if call.layer is layer]
         if of_layer or _attends(layer):
-            rows.append(_row(path, layer, of_layer))
+            found.append(_summary(path, layer, of_layer))
             wrong = [call for call in of_layer if call.difference]
             if wrong:
                 findings.append({"kind": "tpu", "where": path, "detail": _detail(layer, wrong)})
-    return rows, findings, notes
+    return found, findings, notes
 
 
 def _attends(layer):
-    """Whether a layer is called an attention, as all of Keras's, keras-hub's and ours are."""
+    """Whether the class is named an attention, as all of Keras, keras-hub and kzoo are."""
     return type(layer).__name__.endswith("Attention")
 
 
 def _forced(model, run, values, stretched):
-    """The calls with a TPU's path forced, at a length that its kernel takes if that can be."""
+    """The calls with the TPU path forced, at a length that its kernel takes, if the model can."""
     time, reason = np.shape(values[0])[1], ""
     if stretched is not None:
         try:
             return _record(model, run, stretched), []
-        except Exception as error:  # whatever a model raises at a length it does not take
+        except Exception as error:  # a model can raise anything at a length it does not take
             reason = f": at {LENGTH} the model raised {type(error).__name__}"
-    note = f"attention on TPU was looked at with {time} positions only, {LENGTH} are needed{reason}"
+    note = f"attention on TPU was checked with {time} positions only, {LENGTH} are needed{reason}"
     return _record(model, run, values), [note] * bool(time % LENGTH)
 
 
@@ -115,8 +115,8 @@ def _forced(model, run, values, stretched):
 def _record(model, run, values, modes=MODES, forced=True):
     """Run the model and list its calls of `dot_product_attention`.
 
-    What a call returns to the model is the dense attention that it asked for. With `forced`
-    the path of a TPU runs beside it on values of unit scale, and is judged.
+    A call returns the dense attention that it asks for. With `forced` the TPU path also runs, on
+    random values of unit scale, and its output is compared.
     """
     import jax
     from keras.src.backend.jax import nn
@@ -146,8 +146,8 @@ def _record(model, run, values, modes=MODES, forced=True):
             tensors = [ops.cast(x, query.dtype) for x in units]
             with _as_on_tpu(nn, jax, call):
                 output = original(*tensors, **asked, **others)
-            judge = functools.partial(_judge, call, [ops.convert_to_numpy(x) for x in units])
-            jax.debug.callback(judge, output, bias, mask)
+            compare = functools.partial(_compare, call, [ops.convert_to_numpy(x) for x in units])
+            jax.debug.callback(compare, output, bias, mask)
         return original(query, key, value, **asked, **{**others, "flash_attention": False})
 
     nn.dot_product_attention = attention
@@ -173,23 +173,24 @@ class _Instead:
 
 @contextlib.contextmanager
 def _as_on_tpu(nn, jax, call):
-    """Inside, Keras's attention believes in a TPU, and its kernel is interpreted.
+    """A context in which Keras's attention takes the TPU path, and its kernel is interpreted.
 
-    Notes on `call` whether the kernel was made (`splash`), and why it was given up (`refused`).
+    Sets on `call` whether the kernel was made (`splash`) and, if it raised and Keras computed
+    dense attention instead, its message (`error`).
     """
     saved = {name: getattr(nn, name) for name in ("jax", "splash_attention_kernel", "logging")}
-    call.splash, call.refused = False, ""
+    call.splash, call.error = False, ""
 
     def make(**kwargs):
         call.splash = True
         return saved["splash_attention_kernel"].make_splash_mha(**kwargs, interpret=True)
 
-    def refuse(*_):
-        call.refused = str(sys.exc_info()[1]).partition("\n")[0]
+    def failed(*_):
+        call.error = str(sys.exc_info()[1]).partition("\n")[0]
 
     nn.jax = _Instead(jax, devices=lambda: [types.SimpleNamespace(platform="tpu")])
     nn.splash_attention_kernel = _Instead(saved["splash_attention_kernel"], make_splash_mha=make)
-    nn.logging = _Instead(saved["logging"], exception=refuse)
+    nn.logging = _Instead(saved["logging"], exception=failed)
     try:
         yield
     finally:
@@ -197,15 +198,17 @@ def _as_on_tpu(nn, jax, call):
             setattr(nn, name, value)
 
 
-# Judging ----------------------------------------------------------------------------------
+# Comparing --------------------------------------------------------------------------------
 
 
-def _judge(call, units, output, bias, mask):
-    """Write on `call` by how much the output differs from what was asked, and what ran."""
+def _compare(call, units, output, bias, mask):
+    """Set on `call` by how much the output differs from what was asked, and what was computed."""
     tolerance = TOLERANCE.get(output.dtype.name, 1e-3)
     output = np.asarray(output, "float64")
     visible = _asked_mask(call, units, mask)
-    sees = visible.any(-1).swapaxes(1, 2)[..., None]  # outputs of other queries say nothing
+    sees = visible.any(-1).swapaxes(1, 2)[
+        ..., None
+    ]  # queries that see no key have arbitrary outputs
     scale = units[0].shape[-1] ** -0.5 if call.scale is None else call.scale
     bias = None if bias is None else np.asarray(bias, "float64")
 
@@ -230,7 +233,7 @@ def _judge(call, units, output, bias, mask):
         {"": call.cap, "without its soft cap": None},
     ]
     call.runs = "another attention"
-    # The explanation that changes least is the one to tell.
+    # The explanation with the fewest deviations comes first.
     for names in sorted(itertools.product(*ways), key=lambda names: sum(map(bool, names[1:]))):
         if difference(*(way[name] for way, name in zip(ways, names, strict=True))) <= tolerance:
             call.runs = ", ".join(filter(None, names))
@@ -259,10 +262,10 @@ def _dense(query, key, value, visible, scale, bias, cap):
     return np.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value)
 
 
-# Telling ----------------------------------------------------------------------------------
+# Reporting --------------------------------------------------------------------------------
 
 
-def _row(path, layer, calls):
+def _summary(path, layer, calls):
     asked = "; ".join(dict.fromkeys(_asked(call) for call in calls))
     return {
         "path": path,
@@ -282,16 +285,14 @@ def _asked(call):
 
 
 def _verdict(call):
-    if call.splash and not call.refused:
+    if call.splash and not call.error:
         return call.runs + " (splash)"
-    return call.runs + (
-        f" (dense, since {call.refused.rstrip('.')})" if call.refused else " (dense)"
-    )
+    return call.runs + (f" (dense, since {call.error.rstrip('.')})" if call.error else " (dense)")
 
 
-def _by_mode(calls, tell):
-    """`compiled: …; eager: …`, or once where both are the same."""
-    said = {mode: [tell(call) for call in calls if call.mode == mode] for mode in MODES}
+def _by_mode(calls, describe):
+    """`compiled: …; eager: …`, or the text alone if both are the same."""
+    said = {mode: [describe(call) for call in calls if call.mode == mode] for mode in MODES}
     said = {mode: "; ".join(dict.fromkeys(all_)) for mode, all_ in said.items() if all_}
     if len(said) == 2 and len(set(said.values())) == 1:
         return said["eager"]

@@ -11,7 +11,7 @@ from kzoo.bench.measure import PAUSE, Ready, check_jax, machine, race, statistic
 from kzoo.errors import InputError
 from kzoo.models.conversation import Conversation, Session
 from kzoo.models.generation import get_sampler
-from kzoo.models.rows import bucket
+from kzoo.models.prompts import bucket
 
 # A linear step after the longer row may take so many times the one after the shorter.
 BAR = 1.1
@@ -145,7 +145,7 @@ def _ready(prepare, *args):
 def _prompt(model, length):
     """A source of `length` tokens, BOS and SEP among them."""
     x = model.preprocessor.encoder.prompts([_ids(length - 2)], as_source=True)
-    (prompt,) = model._prompts(x, model.longest_row())
+    (prompt,) = model._prompts(x, model.longest_sequence())
     return prompt
 
 

@@ -51,29 +51,50 @@ def _compare(options):
     say_backend(options)
     records = run(study, directory, at_once=processes() if platform() == "cpu" else None)
     page = report(directory)
-    rows = table(records)
+    rows, verdicts = table(records), _verdicts(study, records)
     if options.json:
         finite = rows.astype(object).where(rows.notna(), None)
         result = {"study": study.name, "report": str(page), "results": finite.to_dict("records")}
+        if study.hypotheses:
+            result["verdicts"] = [{"text": str(each), **each.to_dict()} for each in verdicts]
         print_json(result)
         return
     _print_results(rows)
+    _print_verdicts(study, verdicts)
     print(f"report: {page}")
 
 
+def _verdicts(study, records):
+    if not study.hypotheses:
+        return []
+    from kzoo.studies.evidence import draw
+
+    return draw(study.to_dict(), records)
+
+
+def _print_verdicts(study, verdicts):
+    """The sentences, on lines of their own that a pipe does not cut."""
+    if not study.hypotheses:
+        print("Rows compare within a group only; the report says what a verdict would need.")
+        return
+    for verdict in verdicts:
+        print(f"{verdict.hypothesis.name}: {verdict}")
+
+
 def _saved(options):
-    from kzoo.studies.records import read
+    from kzoo.studies.records import read, read_tuning
 
     try:
         study, directory = _read(options)
-        finished = len(read(directory)[1])
+        finished, tuned = len(read(directory)[1]), len(read_tuning(directory))
     except (InputError, OSError):  # nothing was begun
         return "nothing is saved"
     runs = len(study.runs()) * len(study.seeds)
     begun = sum(bool(numbered(folder)) for folder in directory.glob("checkpoints/*"))
-    if not finished and not begun:
+    if not finished and not begun and not tuned:
         return "nothing is saved"
     begun = f", and {begun} begun," if begun else ""
+    begun += f" and {tuned} of tuning" if tuned else ""
     return (
         f"{finished} of {runs} runs are finished{begun} in {directory}; the same command goes on "
         "from there"
@@ -101,4 +122,3 @@ def _print_results(rows):
             note = f"{row['nan']} not finite" if row["nan"] else ""
             table.add_row(row["arm"], *(f"{x:.3f}" for x in figures), f"{row['seconds']:.0f}", note)
         console.print(table)
-    console.print("Rows compare within a group only; the report says what a verdict would need.")

@@ -1,7 +1,6 @@
 """From a source to two Grain datasets of batches: one to train on, one held out."""
 
 import dataclasses
-import functools
 import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -120,7 +119,8 @@ def load(
     rng = np.random.default_rng(_HELD_OUT_SEED)
     encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
     every = range(len(train.targets))
-    batches = Batches(every, batch_size, seed, functools.partial(encode, train))
+    # No `functools.partial`: Grain names what it calls by its repr, here that of every example.
+    batches = Batches(every, batch_size, seed, lambda *drawn: encode(train, *drawn))
 
     # All at once, so that the choices do not depend on the batch size either.
     rng = np.random.default_rng(_HELD_OUT_SEED)

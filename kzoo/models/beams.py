@@ -1,4 +1,4 @@
-"""Beam search: the likeliest continuations of a prompt, each of which ends at its end token."""
+"""Beam search: the likeliest continuations of a prompt, each up to its stop token."""
 
 import math
 import typing
@@ -11,13 +11,13 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError
-from kzoo.typing import MaskSpec, Model, Tensor
+from kzoo.typing import Model, Tensor
 
 NEVER = -math.inf  # the score of what cannot be chosen
 
 
 class Beams(typing.NamedTuple):
-    """Rows side by side, those of one prompt after those of another.
+    """Sequences, ordered by prompt, then by score.
 
     Attributes:
         ids: int32 [batch * beams, time].
@@ -32,18 +32,18 @@ class Beams(typing.NamedTuple):
 class BeamSampler(keras_hub.samplers.Sampler):
     """Beam search by the rules of `transformers.GenerationMixin.generate(num_beams=...)`.
 
-    At each step the continuations of a prompt's running beams by one token are ranked by the sum
-    of their log-probabilities. Of the `num_beams` best, those that end (at a stop token, or where
-    the row is full) are finished; the `num_beams` best that do not end run on. A finished beam of
-    n new tokens, its stop token among them, has the score (Σ log p) / n**length_penalty (Wu et
-    al. 2016, arXiv:1609.08144, section 7, in the form of transformers); the best ones are kept.
-    A prompt's beams depend on nothing else in the batch.
+    At each step the continuations of a prompt's running beams by one token are ranked by the
+    sum of their log-probabilities. Of the `num_beams` best, those that end (at a stop token, or
+    where the sequence is full) are finished; the `num_beams` best that do not end keep running.
+    A finished beam of n new tokens, its stop token included, has the score (Σ log p) /
+    n**length_penalty (Wu et al. 2016, arXiv:1609.08144, section 7, in the form of
+    transformers); the best ones are kept. A prompt's beams depend on nothing else in the batch.
 
     Args:
         num_beams: how many beams run, and how many finished ones are kept, for each prompt. The
-            cache is as many times as large.
+            cache is `num_beams` times as large.
         length_penalty: above 0 favours long continuations, below 0 short ones.
-        min_new_tokens: before it has as many new tokens, nothing ends at a stop token.
+        min_new_tokens: a beam with fewer new tokens does not end at a stop token.
         early_stopping: when the search for a prompt ends. True: once `num_beams` beams are
             finished. False: once none of the running beams, if it ended at its present length,
             would be better than the worst of them. "never": once none can become better.
@@ -71,14 +71,14 @@ class BeamSampler(keras_hub.samplers.Sampler):
         self.min_new_tokens = _integer("min_new_tokens", min_new_tokens, 0)
         if not isinstance(early_stopping, bool) and early_stopping != "never":
             raise InputError(
-                f"early_stopping is True, False or 'never'. Received: {early_stopping!r}"
+                f"early_stopping must be True, False or 'never'. Received: {early_stopping!r}"
             )
         for name, value in (("length_penalty", length_penalty), ("temperature", temperature)):
             known = isinstance(value, int | float | np.number) and not isinstance(value, bool)
             if not known or not math.isfinite(value):
-                raise InputError(f"{name} is a finite number. Received: {value!r}")
+                raise InputError(f"{name} must be a finite number. Received: {value!r}")
         if temperature <= 0:
-            raise InputError(f"temperature is above 0. Received: {temperature}")
+            raise InputError(f"temperature must be above 0. Received: {temperature}")
         self.length_penalty = float(length_penalty)
         self.early_stopping = early_stopping
         self.return_all_beams = return_all_beams
@@ -89,12 +89,12 @@ class BeamSampler(keras_hub.samplers.Sampler):
         prompt: Tensor,
         cache: Any = None,
         index: Tensor = 0,
-        mask: MaskSpec | None = None,
+        mask: Tensor | None = None,
         stop_token_ids: Any = None,
         hidden_states: Tensor | None = None,
         model: Model | None = None,
     ) -> Tensor:
-        """As of every keras-hub sampler; the row is full after its last column without `mask`.
+        """As every keras-hub sampler. Without `mask` a sequence is full after its last column.
 
         Returns:
             int32 [batch, time], columns after the stop token as in `prompt`; or, with
@@ -134,7 +134,7 @@ class BeamSampler(keras_hub.samplers.Sampler):
         config = {name: getattr(self, name) for name in (*names, "return_all_beams")}
         return {**super().get_config(), **config}
 
-    # Equal ones share their compiled program.
+    # Samplers with equal configs share one compiled program.
     def __eq__(self, other):
         return type(other) is type(self) and other.get_config() == self.get_config()
 
@@ -143,13 +143,13 @@ class BeamSampler(keras_hub.samplers.Sampler):
 
 
 class _Search:
-    """One batch's beam search: what a step does, apart from the model.
+    """The beam search of one batch: all that a step does after the model's logits.
 
     Args:
         rules: the `BeamSampler`.
         prompt: int32 [batch, time].
-        free: booleans [batch, time], the columns that tokens are chosen for.
-        stops: ids that end a row, or None.
+        free: booleans [batch, time], the columns to be generated.
+        stops: ids that end a sequence, or None.
     """
 
     def __init__(self, rules, prompt, free, stops):
@@ -181,22 +181,22 @@ class _Search:
             index: int32 scalar.
 
         Returns:
-            `running`, `finished` and `open` after it, and int32 [batch * num_beams], which of
-            the beams given those that run on continue.
+            `running`, `finished` and `open` after the step, and int32 [batch * num_beams], the
+            index of the beam that each running beam continues.
         """
         length = self.length(index)
         candidates, tokens, parents = self._candidates(log_probs, running, index, length)
         ended = ops.logical_or(self._stop(tokens), (index + 1 >= self.end)[:, None])
         ended = ops.logical_and(ended, self._at(self.free, index)[:, None])
         scores, kept = self._best(ops.where(ended, NEVER, candidates.scores), self.beams)
-        kept = self._rows(kept, tokens.shape[1])
+        kept = self._flat(kept, tokens.shape[1])
         running = Beams(ops.take(candidates.ids, kept, axis=0), scores)
         finished = self._finish(finished, candidates, ended, open, length)
         open = self._goes_on(running, finished, open, index, length)
         return running, finished, open, ops.take(parents, kept, axis=0)
 
     def length(self, index):
-        """New tokens up to a column, it included: int32 [batch]."""
+        """The number of new tokens up to a column, inclusive: int32 [batch]."""
         new = ops.logical_and(self.free, self.column <= index)
         return ops.sum(ops.cast(new, "int32"), axis=1)
 
@@ -206,8 +206,8 @@ class _Search:
         vocabulary = log_probs.shape[-1]
         if self.beams + len(self.stops) > vocabulary:
             raise InputError(
-                f"num_beams is at most {vocabulary - len(self.stops)}, the tokens that do not end "
-                f"a row. Received: {self.beams}"
+                f"num_beams must be at most {vocabulary - len(self.stops)}, the number of tokens "
+                f"that do not end a sequence. Received: {self.beams}"
             )
         token = ops.arange(vocabulary, dtype="int32")[None]
         early = self.repeated(length <= self.rules.min_new_tokens)[:, None]
@@ -217,16 +217,16 @@ class _Search:
         log_probs = ops.where(free, log_probs, ops.where(given, 0.0, NEVER))
         scores = ops.reshape(log_probs, (self.batch, self.beams, vocabulary))
         scores = ops.reshape(scores + running.scores[..., None], (self.batch, -1))
-        # As many as leave `num_beams` that do not end.
+        # So many candidates that at least `num_beams` of them do not end.
         count = max(2, 1 + len(self.stops)) * self.beams
         scores, chosen = self._best(scores, min(count, self.beams * vocabulary))
-        parents, tokens = self._rows(chosen // vocabulary, self.beams), chosen % vocabulary
+        parents, tokens = self._flat(chosen // vocabulary, self.beams), chosen % vocabulary
         ids = ops.take(running.ids, parents, axis=0)
         ids = ops.slice_update(ids, [0, index], ops.reshape(tokens, (-1, 1)))
         return Beams(ids, scores), tokens, parents
 
     def _finish(self, finished, candidates, ended, open, length):
-        """The best of the finished beams and of the first `num_beams` candidates that end."""
+        """The best of the finished beams and the first `num_beams` candidates, if those end."""
         count = ended.shape[1]
         admitted = ops.logical_and(ended, ops.arange(count)[None] < self.beams)
         admitted = ops.logical_and(admitted, open[:, None])
@@ -237,10 +237,10 @@ class _Search:
             for beams, size in ((finished, self.beams), (candidates, count))
         ]
         ids = ops.reshape(ops.concatenate(ids, axis=1), (-1, self.prompt.shape[1]))
-        return Beams(ops.take(ids, self._rows(chosen, self.beams + count), axis=0), scores)
+        return Beams(ops.take(ids, self._flat(chosen, self.beams + count), axis=0), scores)
 
     def _goes_on(self, running, finished, open, index, length):
-        """Booleans [batch]: whether a running beam may still come among the finished ones."""
+        """Booleans [batch]: whether a running beam can still be among the best finished ones."""
         favourable = self.rules.early_stopping == "never" and self.rules.length_penalty > 0
         at = self.length(self.prompt.shape[1] - 1) if favourable else length
         worst = finished.scores[:, -1]  # NEVER, until there are `num_beams`
@@ -255,7 +255,7 @@ class _Search:
 
     def _stop(self, tokens):
         """Booleans of the shape of `tokens`: whether each is a stop token."""
-        stops = ops.convert_to_tensor([-1, *self.stops], "int32")  # no token is -1
+        stops = ops.convert_to_tensor([-1, *self.stops], "int32")  # -1 is no token
         return ops.any(ops.equal(tokens[..., None], stops), axis=-1)
 
     def _at(self, x, index):
@@ -263,18 +263,18 @@ class _Search:
         return ops.take(x, index, axis=1)
 
     def _best(self, scores, count):
-        """The highest of each row, sorted, and where they stand: [batch, count]."""
+        """The highest scores of each prompt, sorted, and their indices: [batch, count]."""
         scores, indices = ops.top_k(scores, k=count)
-        shape = (self.batch, count)  # TensorFlow forgets it
+        shape = (self.batch, count)  # TensorFlow loses the static shape
         return ops.reshape(scores, shape), ops.cast(ops.reshape(indices, shape), "int32")
 
-    def _rows(self, indices, count):
-        """Indices [batch, ..] into each prompt's `count` beams, as ones into all: [batch * ..]."""
+    def _flat(self, indices, count):
+        """Indices [batch, ..] within a prompt's `count` beams as ones within all: [batch * ..]."""
         first = ops.arange(self.batch, dtype="int32")[:, None] * count
         return ops.reshape(indices + first, (-1,))
 
 
 def _integer(name, value, least):
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise InputError(f"{name} is an integer, {least} at least. Received: {value!r}")
+        raise InputError(f"{name} must be an integer, {least} or more. Received: {value!r}")
     return int(value)

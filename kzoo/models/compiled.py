@@ -1,4 +1,4 @@
-"""Functions over a model's variables, compiled."""
+"""Compiled functions that use a model's variables."""
 
 import keras
 
@@ -6,13 +6,13 @@ import keras
 def compiled(function, model, written=()):
     """`function(state, *tensors) -> (out, state)`, compiled once for each shape.
 
-    On JAX the state that is passed in is used up, so that a large one is changed in place; torch
-    runs as it is, without gradients.
+    On JAX the state passed in is donated, so that a large one is changed in place: do not use it
+    again. On torch the function runs uncompiled, without gradients.
 
     Args:
-        function: takes and returns tensors, in any nest.
+        function: takes and returns nests of tensors.
         model: a Keras model whose variables it reads.
-        written: a list of variables that it changes, a sampler's seeds say.
+        written: a list of variables that it changes, such as a sampler's seeds.
 
     Returns:
         A function with the same arguments and result.

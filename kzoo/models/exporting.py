@@ -1,4 +1,4 @@
-"""`export`: a model as a program for other machines, which need neither kzoo nor Keras."""
+"""`export`: a model as a program that runs with neither kzoo nor Keras."""
 
 import importlib.util
 from typing import Any
@@ -10,8 +10,8 @@ from kzoo.errors import InputError, missing_package, unknown
 from kzoo.ops.context import compiling_for
 from kzoo.typing import Path
 
-# Those that Keras writes of these models: OpenVINO's converter does not know what JAX's becomes,
-# and of tf2onnx come files that no runtime loads.
+# The formats that Keras can write of these models. OpenVINO's converter does not read programs that
+# come from JAX, and no runtime loads the files that tf2onnx makes.
 FORMATS = {
     "jax": ("tf_saved_model",),
     "tensorflow": ("tf_saved_model", "openvino", "litert"),
@@ -21,7 +21,7 @@ PACKAGES = {"tf_saved_model": "tensorflow", "openvino": "openvino"}
 
 
 class Exports:
-    """A mixin of models whose inputs are a dict of integers [batch, time]."""
+    """A mixin for models whose inputs are a dict of integers [batch, time]."""
 
     def export(
         self,
@@ -31,25 +31,25 @@ class Exports:
         input_signature: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Write the model as a program that runs without kzoo, on other machines too.
+        """Write the model as a program that runs without kzoo.
 
-        Kernels that only some machines have are left out. On JAX the program is for the kind of
-        device that JAX runs on here, or for those that
-        `jax2tf_kwargs={"native_serialization_platforms": ["cpu", "cuda"]}` names.
+        It uses only kernels that every machine has. On JAX it runs on the kind of device that JAX
+        uses here; `jax2tf_kwargs={"native_serialization_platforms": ["cpu", "cuda"]}` names
+        others.
 
         Args:
             filepath: a folder for `"tf_saved_model"`; else a file, named as Keras asks.
             format: on JAX `"tf_saved_model"`, which needs TensorFlow installed here; on
-                TensorFlow this, `"openvino"` or `"litert"`, of softmax attention; on torch
-                `"torch"`.
-            verbose: whether Keras tells what it has written.
-            input_signature: a dict of `keras.InputSpec` in a list, where sizes are to be fixed.
-                By default batch and time are any; torch needs them all.
+                TensorFlow `"tf_saved_model"`, `"openvino"` or `"litert"`, for softmax attention;
+                on torch `"torch"`.
+            verbose: whether Keras prints what it has written.
+            input_signature: a list with a dict of `keras.InputSpec`, to fix sizes. By default
+                batch and time are free; torch needs both fixed.
             **kwargs: as in `keras.Model.export`.
 
         Raises:
-            InputError: for a format that this backend cannot write of this model, or a package
-                that it needs, with what does.
+            InputError: if this backend cannot write the format for this model, or a package that
+                the format needs is missing.
 
         Example:
             >>> model.export("served")
@@ -62,9 +62,9 @@ class Exports:
         sizes = [size for x in keras.tree.flatten(signature) for size in x.shape]
         if backend == "torch" and None in sizes:
             raise InputError(
-                "torch exports programs of fixed batch and time: give input_signature=[{name: "
+                "on torch batch and time must be fixed: pass input_signature=[{name: "
                 'keras.InputSpec(shape=(batch, time), dtype="int32"), ...}] of '
-                f"{', '.join(self.input)}. Received: sizes that are not known"
+                f"{', '.join(self.input)}. Received: sizes of None"
             )
         if backend == "jax":
             options = kwargs.get("jax2tf_kwargs") or {}
@@ -81,16 +81,17 @@ class Exports:
         mechanism = getattr(self, "backbone", self).mechanism
         if backend == "tensorflow" and not mechanism.exports_to_tensorflow:
             raise InputError(
-                f"TensorFlow exports no {mechanism.name} attention, whose scan needs to know the "
-                "time: save the model, and export it under KERAS_BACKEND=jax. "
+                f"on TensorFlow {mechanism.name} attention cannot be exported: its scan needs a "
+                "fixed time. Save the model, and export it under KERAS_BACKEND=jax. "
                 f"Received: mechanism={mechanism.get_config()!r} on the tensorflow backend"
             )
 
 
 def _shapes(inputs):
-    """The shapes of inputs for JAX, in which all tokens of one sequence have one time.
+    """The shapes of inputs for JAX, with one symbol for the time of all inputs of a sequence.
 
-    Keras gives the time of each input a name of its own, and so allows what no attention does.
+    Keras gives the time of each input a symbol of its own, and attention cannot be traced with
+    times that may differ.
     """
 
     def shape(name, x):

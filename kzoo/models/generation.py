@@ -1,7 +1,8 @@
-"""Text from models: one pass over the prompts of a batch fills a cache, then tokens come.
+"""Text generation: one pass over the prompts of a batch fills a cache, then each step computes
+one token.
 
-How rows are laid out stands in `kzoo.models.rows`; what a cache is, at `Backbone.init_cache`.
-Tokens are chosen by keras-hub's samplers, and by `kzoo.models.BeamSampler`.
+`kzoo.models.prompts` says how the prompts of a batch are aligned, `Backbone.init_cache` what a
+cache holds. keras-hub's samplers and `kzoo.models.BeamSampler` choose the tokens.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from keras import ops
 from kzoo.errors import InputError, unknown
 from kzoo.models.beams import BeamSampler
 from kzoo.models.conversation import Conversation, Programs, Session, pieces
-from kzoo.models.rows import FREE, Prompt, aligned_right, bucket, until
+from kzoo.models.prompts import FREE, Prompt, aligned_right, bucket, until
 from kzoo.objectives.layouts import aligned_left
 from kzoo.typing import Tensor
 from kzoo.values import is_integer
@@ -25,57 +26,67 @@ from kzoo.values import is_integer
 logger = logging.getLogger(__name__)
 
 DRAWING = ("top_k", "top_p", "random")
-ONE_BY_ONE = ("greedy", *DRAWING)  # choose a token for good, given one distribution
+ONE_BY_ONE = ("greedy", *DRAWING)  # samplers that choose each token once, from one distribution
 SAMPLERS = (*ONE_BY_ONE, "beam", "contrastive")
 
 
 def get_sampler(spec, seed=None):
-    """The sampler of a name, or `spec` if it is one.
+    """The sampler with a name; a sampler is returned as it is.
 
     Args:
         spec: a name of `SAMPLERS`, or a `keras_hub.samplers.Sampler`. keras-hub's `BeamSampler`
-            becomes a `kzoo.models.BeamSampler` with a length penalty of 0: the same search, but
-            that its beams end at a stop token.
-        seed: an integer, for a name of `DRAWING`.
+            becomes a `kzoo.models.BeamSampler` with a length penalty of 0, which searches the
+            same way, except that its beams end at a stop token.
+        seed: an integer, for a name of `DRAWING` (the samplers that draw at random).
 
     Raises:
-        InputError: for an unknown name, anything else, or a seed of what draws nothing.
+        InputError: for an unknown name, another type, or a seed for a sampler that draws nothing.
     """
     if isinstance(spec, str):
         if spec not in SAMPLERS:
             raise unknown("sampler", spec, SAMPLERS)
         if seed is not None and spec not in DRAWING:
-            raise InputError(f"the sampler {spec!r} draws nothing at random. Received: seed {seed}")
+            raise InputError(
+                f"seed must be None for the sampler {spec!r}, which draws nothing at random. "
+                f"Received: seed={seed!r}"
+            )
         config = {} if seed is None else {"seed": seed}
         if spec == "beam":
             return BeamSampler()
         return keras_hub.samplers.get({"class_name": spec, "config": config})
     if not isinstance(spec, keras_hub.samplers.Sampler):
-        raise InputError(f"a sampler is a name or a keras_hub.samplers.Sampler. Received: {spec!r}")
+        raise InputError(
+            f"sampler must be a name or a keras_hub.samplers.Sampler. Received: {spec!r}"
+        )
     if type(spec) is keras_hub.samplers.BeamSampler:
         ours = BeamSampler(length_penalty=0.0, **spec.get_config())
-        logger.info("keras-hub's BeamSampler goes on after stop tokens; taken for it: %r", ours)
+        logger.info(
+            "keras-hub's BeamSampler continues beams after stop tokens; used instead: %r", ours
+        )
         return ours
     if isinstance(spec, keras_hub.samplers.BeamSampler):
         raise InputError(
-            "beams of keras-hub go on after stop tokens; use a kzoo.models.BeamSampler. "
+            "keras-hub continues beams after stop tokens; use a kzoo.models.BeamSampler. "
             f"Received: {type(spec).__name__}, a subclass of keras_hub.samplers.BeamSampler"
         )
     return spec
 
 
 class Generates:
-    """A mixin for tasks of next tokens: `generate`, `stream`, `conversation`."""
+    """A mixin for tasks that predict the next token: `generate`, `stream`, `conversation`."""
 
     def compile(self, *args: Any, sampler: Any = "top_k", **kwargs: Any) -> None:
-        """As every task's `compile`; and `sampler`, a name (`"greedy"`, `"top_k"`, `"top_p"`,
-        `"random"`, `"beam"`, `"contrastive"`) or a `keras_hub.samplers.Sampler`, by which
-        `generate` chooses tokens unless it is given another."""
+        """As every task's `compile`, with the sampler that `generate` uses by default.
+
+        Args:
+            sampler: a name (`"greedy"`, `"top_k"`, `"top_p"`, `"random"`, `"beam"`,
+                `"contrastive"`) or a `keras_hub.samplers.Sampler`.
+        """
         if not isinstance(sampler, str):
             sampler = get_sampler(sampler)
         elif sampler not in SAMPLERS:
             raise unknown("sampler", sampler, SAMPLERS)
-        # Programs of each sampler; not in a dict, which Keras would wrap.
+        # Compiled programs by sampler. A namespace, since Keras would wrap a dict.
         self._generators = types.SimpleNamespace(
             sampler=None, named={}, programs={}, of_sessions={}
         )
@@ -84,10 +95,12 @@ class Generates:
 
     @property
     def sampler(self) -> Any:
-        """The compiled one. That of a name is made when `generate` first needs it, and is None
-        before: one that draws takes its seed from Python's generator, which no model should move
-        by being made or saved."""
-        spec = self._generators.sampler  # None while keras-hub compiles: TensorFlow reads it then
+        """The sampler given to `compile`. One given by name is made when `generate` first needs it,
+        and is None before: a sampler that draws takes its seed from Python's random generator,
+        whose state should not change because a model is made or saved."""
+        spec = (
+            self._generators.sampler
+        )  # None during keras-hub's `compile`, where TensorFlow reads it
         return self._generators.named.get(spec) if isinstance(spec, str) else spec
 
     @sampler.setter
@@ -105,32 +118,35 @@ class Generates:
         """Continue prompts, all in one batch.
 
         Args:
-            inputs: a string or a list of strings; `{"prompts": ...}`, strings that are sources;
-                or a dict of integers [batch, time], the model's inputs, each row beginning with
-                its prompt. Under an objective that has a source plain strings are sources too.
-            max_length: tokens of a whole row, the reserved ones included (of the decoder's, where
-                there is one); at most and by default the preprocessor's sequence length, without
-                one the backbone's.
-            sampler: a name or a `keras_hub.samplers.Sampler`, a `kzoo.models.BeamSampler` say;
-                by default the compiled one. What is chosen for a prompt depends on no other
-                prompt of the batch, unless it is drawn at random: a sampler with a seed draws
-                for a whole batch, and on from call to call, so that its draws depend on the
-                place in the batch and on the calls before.
-            stop_token_ids: token ids, each of which ends a row; None for none; "auto" is the end
-                token.
-            strip_prompt: return what is new alone.
+            inputs: a string or a list of strings; `{"prompts": ...}`, strings that are sources,
+                which the model answers; or a dict of the model's inputs, integers [batch, time],
+                in which each example begins with its prompt. If the objective has a source, plain
+                strings are sources too.
+            max_length: the most tokens of a sequence, its prompt and reserved tokens included
+                (of the decoder's sequence, in an encoder–decoder). The default, and the largest
+                value, is the preprocessor's sequence length, or the backbone's without a
+                preprocessor.
+            sampler: a name or a `keras_hub.samplers.Sampler`, such as a
+                `kzoo.models.BeamSampler`; by default the one given to `compile`. What is generated
+                for a prompt does not depend on the other prompts, unless the sampler draws at
+                random: a sampler with a seed draws for the whole batch and continues its
+                sequence of draws from call to call, so that they depend on the index in the
+                batch and on earlier calls.
+            stop_token_ids: token ids, each of which ends a sequence; None for none; "auto" is the
+                tokenizer's end token.
+            strip_prompt: return only the generated part.
 
         Returns:
-            Strings, without the stop token: prompt and continuation, as one text. What
-            continues a source is a text of its own, and always comes alone. For token inputs
-            a dict of int32 arrays [batch, tokens], `token_ids` and `padding_mask`. With
+            Strings, without the stop token: the prompt with its continuation. For a source only
+            the generated target is returned. For token inputs a dict of int32 arrays
+            [batch, tokens], `token_ids` and `padding_mask`. With
             `BeamSampler(return_all_beams=True)` there are `num_beams` of each, the best first:
             `{"texts", "scores"}`, a list of strings for each prompt and float32
             [batch, num_beams]; or arrays [batch, num_beams, tokens], and `scores`.
 
         Raises:
-            InputError: for prompts that leave no room, an empty list, token ids or lengths
-                out of range, an unknown sampler, or inputs of another kind.
+            InputError: if a prompt leaves no room for a token, the list is empty, token ids or
+                lengths are out of range, the sampler is unknown, or inputs are of another type.
 
         Example:
             >>> model.generate("Call me", max_length=32, sampler="greedy")
@@ -140,21 +156,21 @@ class Generates:
         max_length = self._max_length(max_length)
         as_text = not (isinstance(inputs, dict) and "prompts" not in inputs)
         prompts = self._prompts(self._preprocess(inputs) if as_text else inputs, max_length)
-        rows, scores = self._continue(prompts, max_length, sampler, stops)
-        beams = len(rows) // len(prompts)
+        sequences, scores = self._continue(prompts, max_length, sampler, stops)
+        beams = len(sequences) // len(prompts)
         if not as_text:
             if not strip_prompt:
                 before = np.repeat(np.arange(len(prompts)), beams)
-                pairs = zip(before, rows, strict=True)
-                rows = [np.concatenate([prompts[i].ids, row]) for i, row in pairs]
+                pairs = zip(before, sequences, strict=True)
+                sequences = [np.concatenate([prompts[i].ids, new]) for i, new in pairs]
             pad = 0 if self.preprocessor is None else self.preprocessor.tokenizer.pad_token_id
-            ids, mask = aligned_left(rows, pad=pad)
+            ids, mask = aligned_left(sequences, pad=pad)
             if scores is None:
                 return {"token_ids": ids, "padding_mask": mask}
             shape = (len(prompts), beams, -1)
             ids, mask = ids.reshape(shape), mask.reshape(shape)
             return {"token_ids": ids, "padding_mask": mask, "scores": scores}
-        texts = self.preprocessor.generate_postprocess(rows)
+        texts = self.preprocessor.generate_postprocess(sequences)
         given = inputs["prompts"] if isinstance(inputs, dict) else inputs
         if isinstance(inputs, str | list | tuple) and not self.objective.has_source:
             if not strip_prompt:
@@ -173,7 +189,7 @@ class Generates:
         sampler: Any = None,
         stop_token_ids: str | Sequence[int] | None = "auto",
     ) -> Iterator[str]:
-        """Continue one prompt, and yield the new text in pieces as it is drawn.
+        """Continue one prompt, and yield the new text in pieces as it is generated.
 
         Args:
             prompt: a string, or `{"prompts": string}`.
@@ -188,18 +204,18 @@ class Generates:
             ...     print(piece, end="", flush=True)
         """
         if not isinstance(prompt["prompts"] if isinstance(prompt, dict) else prompt, str):
-            raise InputError(f"a stream continues one string. Received: {type(prompt).__name__}")
+            raise InputError(f"stream continues one string. Received: {type(prompt).__name__}")
         stops, max_length = self._stops(stop_token_ids), self._max_length(max_length)
         (prompt,) = self._prompts(self._preprocess(prompt), max_length)
         session = Session(self, self._sampler(sampler))
         session.begin(prompt)
-        tokens = session.go_on(prompt.ids.tolist(), max_length, stops)
+        tokens = session.generate(prompt.ids.tolist(), max_length, stops)
         return pieces(self.preprocessor.tokenizer, tokens)
 
     def conversation(
         self, sampler: Any = None, stop_token_ids: str | Sequence[int] | None = "auto"
     ) -> Conversation:
-        """A `kzoo.models.conversation.Conversation` with this model, empty at first.
+        """A new `kzoo.models.conversation.Conversation` with this model.
 
         Args:
             sampler, stop_token_ids: as in `stream`.
@@ -212,32 +228,34 @@ class Generates:
     # One batch ------------------------------------------------------------------------------
 
     def generate_step(self, inputs: Any, stop_token_ids: Any = None) -> Any:
-        """What a compiled program does for one batch: one pass over prompts, then tokens.
+        """Generate for one batch, compiled: one pass over the prompts, then one step per token.
 
         Args:
-            inputs: int32 tensors by name, from `kzoo.models.rows.aligned_right`, and what an
-                encoder reads.
+            inputs: int32 tensors by name, from `kzoo.models.prompts.aligned_right` and
+                `encoder_inputs`.
             stop_token_ids: a sequence of ids, or None.
 
         Returns:
-            What the sampler returns: int32 [batch, time], the rows filled, say.
+            What the sampler returns: int32 [batch, time], all columns with the generated tokens; a
+            `BeamSampler` can return several for each prompt, and their scores.
         """
         inputs = {name: ops.convert_to_tensor(x, "int32") for name, x in inputs.items()}
-        prompt, row, index = (inputs[name] for name in ("prompt", "row", "index"))
-        batch, time = ops.shape(row)[0], row.shape[1]
+        prompt, tokens, index = (inputs[name] for name in ("prompt", "tokens", "index"))
+        batch, time = ops.shape(tokens)[0], tokens.shape[1]
         end = ops.zeros_like(inputs["start"]) + index
         hidden, cache = self.backbone.decode(
-            prompt, self.begin(inputs), 0, end, inputs.get("segment_ids")
+            prompt, self.empty_cache(inputs), 0, end, inputs.get("segment_ids")
         )
 
-        def step(row, cache, index):
-            token = ops.slice(row, [0, index - 1], (ops.shape(row)[0], 1))
+        def step(tokens, cache, index):
+            token = ops.slice(tokens, [0, index - 1], (ops.shape(tokens)[0], 1))
             hidden, cache = self.backbone.decode(token, cache, index - 1)
-            hidden = self.telling(hidden, cache, index)
+            hidden = self.prediction_states(hidden, cache, index)
             return self.head(hidden)[:, 0], hidden[:, 0], cache
 
-        # The contrastive sampler compares with all hidden states before a column: padding
-        # shows it the prompt's last one again, which changes no maximum.
+        # The contrastive sampler compares a candidate with all hidden states before its column
+        # and takes the maximum, which a copy of the prompt's last state in the padding does not
+        # change.
         column = ops.arange(time, dtype="int32")[None]
         given, width = column < index, hidden.shape[2]
         last = ops.slice(hidden, [0, index - 1, 0], (batch, 1, width))
@@ -246,27 +264,29 @@ class Generates:
         real = ops.logical_and(given, column >= inputs["start"][:, None])
         return self.sampler(
             next=step,
-            prompt=row,
+            prompt=tokens,
             cache=cache,
             index=index,
-            mask=ops.not_equal(row, FREE),
+            mask=ops.not_equal(tokens, FREE),
             stop_token_ids=stop_token_ids,
             hidden_states=ops.where(real[..., None], hidden, last),
             model=self,
         )
 
-    def telling(
+    def prediction_states(
         self, hidden: Tensor, cache: Any, column: Tensor, segment_ids: Tensor | None = None
-    ) -> Any:
-        """The states that tell the token at a column: [batch, 1, hidden_dim].
+    ) -> Tensor:
+        """The hidden states from which the token at a column is predicted: [batch, 1, hidden_dim].
+
+        If `prediction_site` is "next", they are those of the token before it. If it is "mask", a
+        mask token is fed at the column, and they are its states (Dong et al. 2019,
+        arXiv:1905.03197, section 2.5); it is not kept in the cache.
 
         Args:
-            hidden: those of the token before it, which tell it where `prediction_site` is "next".
-                Where it is "mask", those of a mask token at the column do (Dong et al. 2019,
-                arXiv:1905.03197, section 2.5), and the cache forgets that token.
-            cache: that holds the columns before.
+            hidden: floats [batch, 1, hidden_dim], the states of the token before.
+            cache: holds the columns before.
             column: int32 scalar.
-            segment_ids: integers [batch, 1], those of the column.
+            segment_ids: integers [batch, 1], the segment of the column.
         """
         if self.prediction_site == "next":
             return hidden
@@ -274,18 +294,24 @@ class Generates:
         masks = ops.zeros_like(cache["length"])[:, None] + mask
         return self.backbone.decode(masks, cache, column, segment_ids=segment_ids)[0]
 
-    def begin(self, inputs: Any) -> Any:
-        """The cache of rows of which nothing is computed yet; inputs as in `generate_step`."""
-        rows = (inputs["start"], inputs["source_end"], inputs["row"].shape[1])
-        return self.backbone.init_cache(*rows, inputs.get("segments"))
+    def empty_cache(self, inputs: Any) -> Any:
+        """The cache before any token is computed; inputs as in `generate_step`."""
+        time = inputs["tokens"].shape[1]
+        return self.backbone.init_cache(
+            inputs["start"], inputs["source_end"], time, inputs.get("segments")
+        )
 
     def encoder_inputs(self, prompts: Any) -> Any:
-        """What `begin` takes of prompts besides their rows: int32 arrays by name."""
+        """The encoder's inputs for a list of prompts, int32 arrays by name; {} without one."""
         return {}
 
     def _continue(self, prompts, max_length, sampler, stops):
-        """The new tokens of each row, without the stop token: a list of arrays, and None. With
-        all beams, those of one prompt after those of another, and float32 [batch, beams]."""
+        """The generated tokens, without the stop token.
+
+        Returns:
+            A list of arrays, one for each prompt (with all beams `num_beams` for each, prompt by
+            prompt), and the beams' scores, float32 [batch, num_beams], or None.
+        """
         inputs = aligned_right(prompts, max_length)
         index = int(inputs["index"])
         inputs |= self.encoder_inputs(prompts)
@@ -294,15 +320,15 @@ class Generates:
         found, scores = found if isinstance(found, tuple) else (found, None)
         new = ops.convert_to_numpy(found)[..., index:]
         new = new.reshape(len(prompts), -1, new.shape[-1])
-        rows = [
-            until(row[: max_length - len(prompt.ids)], stops)
+        sequences = [
+            until(tokens[: max_length - len(prompt.ids)], stops)
             for prompt, of_prompt in zip(prompts, new, strict=True)
-            for row in of_prompt
+            for tokens in of_prompt
         ]
-        return rows, None if scores is None else ops.convert_to_numpy(scores)
+        return sequences, None if scores is None else ops.convert_to_numpy(scores)
 
     def programs(self, sampler: Any) -> Any:
-        """The `kzoo.models.conversation.Programs` of a sampler."""
+        """The `kzoo.models.conversation.Programs` of a sampler, compiled once."""
         known = self._generators.of_sessions
         if sampler not in known:
             known[sampler] = Programs(self, sampler)
@@ -310,7 +336,7 @@ class Generates:
 
     @contextlib.contextmanager
     def _choosing(self, sampler):
-        """Inside it `make_generate_function` gives the program of `sampler`."""
+        """A context in which `make_generate_function` returns the program of `sampler`."""
         compiled = self._generators.sampler, self.generate_function
         self.sampler = sampler
         self.generate_function = self._generators.programs.get(sampler)
@@ -325,7 +351,7 @@ class Generates:
     def _sampler(self, spec):
         spec = self._generators.sampler if spec is None else spec
         if isinstance(spec, str | keras_hub.samplers.BeamSampler):
-            # The same one in every call, with one compiled program.
+            # The same sampler in every call, so that its program is compiled once.
             if spec not in self._generators.named:
                 self._generators.named[spec] = get_sampler(spec)
             return self._generators.named[spec]
@@ -337,7 +363,7 @@ class Generates:
         if isinstance(ids, str) and ids == "auto":
             if self.preprocessor is None:
                 raise InputError(
-                    "without a preprocessor no token is known to end a row; give ids or None. "
+                    "without a preprocessor no end token is known; pass token ids or None. "
                     "Received: stop_token_ids='auto'"
                 )
             return (self.preprocessor.tokenizer.end_token_id,)
@@ -346,25 +372,26 @@ class Generates:
         known = isinstance(ids, list | tuple) and all(is_integer(i) and 0 <= i < size for i in ids)
         if not known or not ids:
             raise InputError(
-                f"stop_token_ids are 'auto', None, or ids in [0, {size}), of which each ends a "
-                f"row. Received: {ids!r:.120}"
+                f"stop_token_ids must be 'auto', None, or token ids from 0 to {size - 1}, each of "
+                f"which ends a sequence. Received: {ids!r:.120}"
             )
         return tuple(map(int, ids))
 
     def _max_length(self, given):
-        longest = self.longest_row()
+        longest = self.longest_sequence()
         if given is None:
             return longest
         if not is_integer(given):
-            raise InputError(f"max_length is an integer. Received: {given!r}")
+            raise InputError(f"max_length must be an integer. Received: {given!r}")
         if not 1 <= given <= longest:
             raise InputError(
-                f"max_length counts all tokens of a row, 1 to {longest}. Received: {given}"
+                f"max_length, the tokens of a whole sequence, must be from 1 to {longest}. "
+                f"Received: {given}"
             )
         return int(given)
 
-    def longest_row(self) -> int:
-        """The most tokens of a row."""
+    def longest_sequence(self) -> int:
+        """The most tokens that a sequence can have, the prompt included."""
         longest = self.backbone.max_sequence_length
         if self.preprocessor is None:
             return longest
@@ -374,89 +401,95 @@ class Generates:
     def _preprocess(self, prompts):
         if self.preprocessor is None:
             raise InputError(
-                "a model without a preprocessor continues token_ids. "
+                "a model without a preprocessor takes token_ids, a dict of integer arrays. "
                 f"Received: {type(prompts).__name__}"
             )
         return self.preprocessor.generate_preprocess(prompts)
 
     def _prompts(self, x, max_length):
-        """Inputs of the model, checked, as a list of `Prompt`."""
-        rows = self._beginnings(x, "token_ids", "padding_mask", max_length - 1)
-        sources, segments = np.zeros(len(rows), int), [None] * len(rows)
+        """Inputs of the model as a list of `Prompt`, checked."""
+        prompts = self._unpadded(x, "token_ids", "padding_mask", max_length - 1)
+        sources, segments = np.zeros(len(prompts), int), [None] * len(prompts)
         if "source_mask" in self.input:
-            source = self._beside(x, "source_mask")
+            source = self._same_shape(x, "source_mask")
             sources = np.cumprod((source != 0) & (np.asarray(x["padding_mask"]) != 0), 1).sum(1)
         if "segment_ids" in self.input:
-            given = self._beside(x, "segment_ids")
+            given = self._same_shape(x, "segment_ids")
             segments = [
-                np.append(ids[: len(row)], self._next_segment(row[-1], ids[len(row) - 1]))
-                for ids, row in zip(given, rows, strict=True)
+                np.append(of[: len(ids)], self._next_segment(ids[-1], of[len(ids) - 1]))
+                for of, ids in zip(given, prompts, strict=True)
             ]
-        return [Prompt(*parts) for parts in zip(rows, sources, segments, strict=True)]
+        return [Prompt(*parts) for parts in zip(prompts, sources, segments, strict=True)]
 
     def _next_segment(self, token, segment):
-        """That of what follows a token: after a source's separator comes a target."""
+        """The segment of what follows a token: the target's after the separator, else the same."""
         preprocessor = self.preprocessor
         if preprocessor is not None and token == preprocessor.tokenizer.vocabulary.sep:
             return preprocessor.segments[1]
         return segment
 
-    def _beside(self, x, name):
+    def _same_shape(self, x, name):
         array, shape = np.asarray(x[name]), np.shape(x["token_ids"])
         if array.shape != shape:
-            raise InputError(f"{name} has the shape {list(shape)}. Received: {list(array.shape)}")
+            raise InputError(
+                f"{name} must have the shape {list(shape)}. Received: {list(array.shape)}"
+            )
         return array
 
-    def _beginnings(self, x, ids_name, mask_name, longest):
-        """What a batch of token ids begins with, checked: a list of int32 arrays."""
+    def _unpadded(self, x, ids_name, mask_name, longest):
+        """A batch of padded token ids, checked, as a list of int32 arrays without the padding."""
         x = {name: np.asarray(array) for name, array in x.items()}
         self._check_tokens(x)
         ids, mask = x[ids_name], x[mask_name]
         if ids.ndim != 2 or ids.shape != mask.shape or not ids.size:
             raise InputError(
-                f"{ids_name} and {mask_name} have one shape [batch, time], with a row at least. "
+                f"{ids_name} and {mask_name} must have one shape [batch, time], of an example at "
+                "least. "
                 f"Received: {list(ids.shape)} and {list(mask.shape)}"
             )
         real = mask != 0
         lengths = real.sum(1)
         if not lengths.all() or (real != (np.arange(ids.shape[1]) < lengths[:, None])).any():
             raise InputError(
-                "a prompt is one document of a token at least, which begins its row. "
+                "each prompt must begin at column 0 and be one document of at least one token. "
                 f"Received: {mask_name} {mask.tolist()!r:.120}"
             )
         if lengths.max() > longest:
             raise InputError(
-                f"a prompt has at most {longest} tokens here, the reserved ones included. "
+                f"a prompt must have at most {longest} tokens here, the reserved ones included. "
                 f"Received: one of {lengths.max()}"
             )
-        return [row[:length].astype("int32") for row, length in zip(ids, lengths, strict=True)]
+        return [x[:length].astype("int32") for x, length in zip(ids, lengths, strict=True)]
 
 
 class GeneratesFromEncoder(Generates):
-    """`Generates` where the prompt is what an encoder reads, once; a decoder begins with BOS."""
+    """`Generates` where an encoder reads the prompt, and the decoder begins with BOS."""
 
-    def begin(self, inputs: Any) -> Any:
+    def empty_cache(self, inputs: Any) -> Any:
         padding_mask = inputs["encoder_padding_mask"]
-        encoded = self.backbone.encode(inputs["encoder_token_ids"], padding_mask)
-        rows = (inputs["start"], inputs["source_end"], inputs["row"].shape[1])
-        look = {"encoded": encoded, "encoder_padding_mask": padding_mask}
-        return self.backbone.init_cache(*rows, **look)
+        return self.backbone.init_cache(
+            inputs["start"],
+            inputs["source_end"],
+            inputs["tokens"].shape[1],
+            encoded=self.backbone.encode(inputs["encoder_token_ids"], padding_mask),
+            encoder_padding_mask=padding_mask,
+        )
 
     def encoder_inputs(self, prompts: Any) -> Any:
-        rows = [prompt.encoded for prompt in prompts]
-        width = min(bucket(max(map(len, rows))), self.longest_row())
+        encoded = [prompt.encoded for prompt in prompts]
+        width = min(bucket(max(map(len, encoded))), self.longest_sequence())
         names = ("encoder_token_ids", "encoder_padding_mask")
-        return dict(zip(names, aligned_left(rows, width), strict=True))
+        return dict(zip(names, aligned_left(encoded, width), strict=True))
 
     def _prompts(self, x, max_length):
         names = ("encoder_token_ids", "encoder_padding_mask")
-        encoded = self._beginnings(x, *names, self.longest_row())
+        encoded = self._unpadded(x, *names, self.longest_sequence())
         names = ("decoder_token_ids", "decoder_padding_mask")
-        rows = self._beginnings(x, *names, max_length - 1)
-        if len(rows) != len(encoded):
+        decoded = self._unpadded(x, *names, max_length - 1)
+        if len(decoded) != len(encoded):
             raise InputError(
-                "the encoder and the decoder have as many rows. "
-                f"Received: {len(encoded)} and {len(rows)}"
+                "encoder_token_ids and decoder_token_ids must have as many examples. "
+                f"Received: {len(encoded)} and {len(decoded)}"
             )
-        pairs = zip(rows, encoded, strict=True)
-        return [Prompt(row, encoded=source) for row, source in pairs]
+        pairs = zip(decoded, encoded, strict=True)
+        return [Prompt(ids, encoded=source) for ids, source in pairs]

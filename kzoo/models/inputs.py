@@ -46,7 +46,7 @@ class ReadsText:
             **kwargs: as in Keras. `validation_data` is any x, or a tuple (x, y, sample_weight).
         """
         self._check_predicts_next()
-        devices.tell_of_idle_devices()
+        devices.warn_of_idle_devices()
         x, y, sample_weight = self._labelled(x, y, sample_weight)
         self._check_devices(x, batch_size)
         if kwargs.get("validation_data") is not None:
@@ -153,7 +153,7 @@ class ReadsText:
         # Keras splits what is trained on and evaluated over devices, and leaves the rest whole.
         distribution = keras.distribution.distribution() or self._distribution
         whole = parts[1] is None or distribution is None
-        return batch if whole else devices.own_rows(batch, distribution)
+        return batch if whole else devices.own_examples(batch, distribution)
 
     def _check_tokens(self, x):
         missing = set(self.input) - set(x)

@@ -232,4 +232,4 @@ class TokenLoss:
 
     def _cross_entropy(self, hidden, y, weight):
         hidden, kernel = self.head.operands(hidden)
-        return cross_entropy(hidden, kernel, y, weight, rows=self.loss_tokens)
+        return cross_entropy(hidden, kernel, y, weight, tokens_at_once=self.loss_tokens)

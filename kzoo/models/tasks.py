@@ -41,10 +41,10 @@ class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeight
         head_dtype: the dtype policy of the head's dense layer, where it is not the backbone's
             (after `quantize`).
         **kwargs: the fields of `kzoo.config.HeadConfig`. `prediction_site` is "next" or, for
-            `generate` alone, "mask" (see `Generates.telling`). `loss_tokens` is 0, or the number
-            of tokens whose logits exist at once in `fit`, `evaluate` and
-            `score`; the loss is the same. For vocabularies whose logits fill the memory; on a
-            CPU 512 is faster than 0 too. The model itself and `predict` give all logits.
+            `generate` alone, "mask" (see `Generates.prediction_states`). `loss_tokens` is 0, or
+            the number of tokens whose logits exist at once in `fit`, `evaluate` and `score`;
+            the loss is the same. It is for vocabularies whose logits fill the memory; on a CPU 512
+            is also faster than 0. The model itself and `predict` return all logits.
 
     Raises:
         InputError: if the objective is another task's, or the mask would show its answer.
@@ -174,8 +174,9 @@ class CausalLM(Generates, _Task, keras_hub.models.CausalLM, PipelineModel):
     default_objective = "causal_lm"
 
     @property
-    def rereads(self) -> bool:
-        """Whether a source that grows changes the states of the tokens before."""
+    def recomputes_prompts(self) -> bool:
+        """Whether each turn of a conversation computes all tokens again: a longer source changes
+        the states of the tokens before."""
         return self.backbone.mask.needs_source
 
 
@@ -188,7 +189,7 @@ class Seq2SeqLM(GeneratesFromEncoder, _Task, keras_hub.models.Seq2SeqLM, Pipelin
     backbone_cls = EncoderDecoderBackbone
     preprocessor_cls = Seq2SeqLMPreprocessor
     default_objective = "prefix_lm"
-    rereads = True
+    recomputes_prompts = True
 
     @staticmethod
     def _decoded(hidden):

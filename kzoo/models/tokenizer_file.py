@@ -1,4 +1,4 @@
-"""Tokenizers that are read from files: word pieces, byte-level BPE, unigrams."""
+"""Tokenizers from `tokenizer.json` files: word pieces, byte-level BPE, unigrams."""
 
 import itertools
 import json
@@ -19,7 +19,7 @@ from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.vocabulary import Vocabulary
 
 FILE = "tokenizer.json"
-# The part of a row that each special token plays, and who plays it where there is none.
+# For each special token of kzoo's sequences: the roles in a file that provide it, the best first.
 ROLES = {
     "pad": ("pad_token", "eos_token", "sep_token"),
     "bos": ("cls_token", "bos_token"),
@@ -30,11 +30,10 @@ ROLES = {
 
 
 def parse(content):
-    """What a tokenizer.json holds, a string, as a `tokenizers.Tokenizer` that neither cuts nor
-    pads.
+    """A `tokenizers.Tokenizer`, without truncation and padding, from the text of a tokenizer.json.
 
     Raises:
-        InputError: if it is no tokenizer, or the library is not installed.
+        InputError: if the text is no tokenizer, or the package `tokenizers` is not installed.
     """
     try:
         import tokenizers
@@ -53,24 +52,25 @@ def parse(content):
 
 @keras.saving.register_keras_serializable(package="kzoo")
 class FileTokenizer(keras_hub.tokenizers.Tokenizer):
-    """Strings to token ids as a `tokenizer.json` of the library `tokenizers` says.
+    """Strings to token ids by a `tokenizer.json` of the package `tokenizers`.
 
-    Special tokens are found in texts: `"Paris is [MASK]."` holds a mask. None are added;
-    objectives do that.
+    Special tokens are recognised in texts: `"Paris is [MASK]."` holds a mask token. None are
+    added; objectives and layouts do that.
 
     Args:
         special_tokens: role -> string, with the roles of Hugging Face's files: `"pad_token"`,
             `"bos_token"`, `"cls_token"`, `"sep_token"`, `"eos_token"`, `"mask_token"`,
-            `"unk_token"`. Without padding of its own it pads with the end.
+            `"unk_token"`. Without a padding token the end token pads.
         decoder_start: id of the first token of a decoder, or None.
-        content: what the file holds, a string; None if `load_assets` follows.
+        content: the text of the file; None if `load_assets` follows.
 
     Attributes:
         vocabulary: a `kzoo.vocabulary.Vocabulary`.
         pad_token_id, start_token_id, end_token_id, mask_token_id: integers, or None.
-        token_bytes: int32 [size], how many bytes of text each token stands for when it is seen
-            alone. In a text it may stand for more, spaces before it say, or fewer: `encode` tells.
-        spells: whether `token_bytes` holds in every text, as in byte-level BPE.
+        token_bytes: int32 [size], how many bytes of text each token stands for on its own. Within
+            a text it may stand for more (spaces before it, for example) or fewer: `encode` counts
+            them.
+        spells: whether `token_bytes` is exact within every text, as in byte-level BPE.
 
     Raises:
         InputError: if the content is no tokenizer, lacks a special token, or has neither
@@ -104,22 +104,23 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         missing = [token for token in roles.values() if tokenizer.token_to_id(token) is None]
         if missing:
             raise InputError(
-                f"the tokenizer has the special tokens that it is given. Received: {missing}"
+                f"special_tokens must be tokens of the tokenizer. Received unknown ones: {missing}"
             )
         self._tokenizer = tokenizer
         ids = {role: tokenizer.token_to_id(token) for role, token in roles.items()}
         parts = {
-            part: next((ids[role] for role in players if role in ids), None)
-            for part, players in ROLES.items()
+            part: next((ids[role] for role in candidates if role in ids), None)
+            for part, candidates in ROLES.items()
         }
         if parts["eos"] is None:
             raise InputError(
-                f"a tokenizer has a separator or an end. Received: {sorted(roles) or 'neither'}"
+                "special_tokens must have eos_token or sep_token. "
+                f"Received: {sorted(roles) or 'none'}"
             )
         added = tokenizer.get_added_tokens_decoder()
         unknown = ids.pop("unk_token", None)
         special = {id for id, token in added.items() if token.special}
-        # The unknown token stands for text, unless it has another part too, as GPT-2's has.
+        # The unknown token stands for text, unless it has another role too, as GPT-2's has.
         special = special - {unknown} | set(ids.values())
         self.vocabulary = Vocabulary(
             size=1 + max(tokenizer.get_vocab(with_added_tokens=True).values()),
@@ -137,7 +138,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
 
     @property
     def content(self) -> Any:
-        """What `tokenizer.json` holds: a string."""
+        """The text of `tokenizer.json`."""
         return self._tokenizer.to_str()
 
     def vocabulary_size(self) -> int:
@@ -155,15 +156,15 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
     def encode(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Strings as token arrays (see `kzoo.encoder`): a list of int32 [tokens, 2]."""
         for text in texts:
-            utf8(text)  # refuses what the library would panic at
+            utf8(text)  # raises for lone surrogates, at which the package would panic
         encoded = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [
-            np.stack([row.ids, self._sizes(text, row)], axis=-1).astype(np.int32).reshape(-1, 2)
-            for text, row in zip(texts, encoded, strict=True)
+            np.stack([one.ids, self._sizes(text, one)], axis=-1).astype(np.int32).reshape(-1, 2)
+            for text, one in zip(texts, encoded, strict=True)
         ]
 
     def _sizes(self, text, encoding):
-        """How many bytes of the text each token stands for, which add up to the text's."""
+        """How many bytes of the text each token stands for; the sum is the size of the text."""
         if self.spells:
             sizes = self.token_bytes[np.array(encoding.ids, int)]
             if sizes.sum() == len(text.encode()):
@@ -181,11 +182,11 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         return self.tokenize(inputs)
 
     def detokenize(self, inputs: Any) -> Any:
-        """Token ids [time], or a batch of them, to a string or strings; special ids vanish."""
-        rows = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
-        if len(rows) and np.ndim(rows[0]) > 0:
-            return [self.detokenize(row) for row in rows]
-        ids = np.asarray(rows, "int32")
+        """Token ids [time], or a batch of them, to a string or strings, without special tokens."""
+        ids = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
+        if len(ids) and np.ndim(ids[0]) > 0:
+            return [self.detokenize(one) for one in ids]
+        ids = np.asarray(ids, "int32")
         return self._tokenizer.decode(ids[self.vocabulary.is_text(ids)].tolist())
 
     def save_assets(self, directory: Path) -> None:
@@ -211,10 +212,10 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
 
 
 def spread_bytes(text, spans):
-    """The bytes of a text, shared out among its tokens.
+    """The bytes of a text, divided among its tokens.
 
-    What stands between two tokens, spaces that a tokenizer leaves out say, goes to the one after
-    it, and what stands at the end to the last one. Tokens that share characters share their bytes.
+    Characters between two tokens, such as spaces that a tokenizer drops, count for the token after
+    them, and those at the end for the last token. Tokens that share characters share their bytes.
 
     Args:
         text: a string.
@@ -235,27 +236,27 @@ def spread_bytes(text, spans):
     reached, first, count = np.unique(ends, return_index=True, return_counts=True)
     shared = np.diff(np.cumsum(lengths)[reached], prepend=0)
     group = np.repeat(np.arange(len(count)), count)
-    rank = np.arange(len(ends)) - first[group]
+    index = np.arange(len(ends)) - first[group]  # among the tokens that share characters
     total, among = shared[group], count[group]
-    return total * (rank + 1) // among - total * rank // among
+    return total * (index + 1) // among - total * index // among
 
 
 def _kinds(tokenizer):
-    """The names of the steps by which a tokenizer cuts texts and joins tokens: a set."""
+    """The types of a tokenizer's pre-tokenizers and decoders: a set of names."""
     steps = json.loads(tokenizer.to_str())
     steps = json.dumps([steps["pre_tokenizer"], steps["decoder"]])
     return set(re.findall(r'"type": "(\w+)"', steps))
 
 
 def _sentinels(tokenizer):
-    """The ids of T5's `<extra_id_0>`, `<extra_id_1>` and so on, as many as there are."""
+    """The ids of T5's sentinels `<extra_id_0>`, `<extra_id_1>` and so on."""
     ids = (tokenizer.token_to_id(f"<extra_id_{k}>") for k in itertools.count())
     return tuple(itertools.takewhile(lambda id: id is not None, ids))
 
 
 def _token_bytes(tokenizer, without, size):
-    """How many bytes of text each id stands for; those in `without` for none, the unknown token
-    among them. Word pieces do not say which spaces stood between them, and count none."""
+    """How many bytes of text each id stands for, 0 for the ids in `without` (special tokens and
+    the unknown one). Word pieces do not keep the spaces between them, and so count none."""
     added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     spelt = "ByteLevel" in _kinds(tokenizer)
     sizes = np.zeros(size, np.int32)

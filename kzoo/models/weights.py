@@ -1,4 +1,4 @@
-"""Weights by variable path, in HDF5."""
+"""Weights in HDF5 files, by variable path."""
 
 import io
 import os
@@ -12,7 +12,7 @@ from kzoo.errors import InputError
 from kzoo.files import whole
 from kzoo.typing import Path
 
-# What Keras adds beside a matrix, and the matrix that the product of the two is a change of.
+# Keras's low-rank matrices: first factor -> (second factor, the matrix that their product changes).
 LORA = {
     "lora_kernel_a": ("lora_kernel_b", "kernel"),
     "lora_embeddings_a": ("lora_embeddings_b", "embeddings"),
@@ -22,20 +22,20 @@ LORA = {
 class PathWeights:
     """A mixin for Keras models: `save_weights` and `load_weights` by variable path.
 
-    Keras's own format keys weights by class and order of layers, so that a model with one
-    layer more can take another's weights without a word. Here every name and shape must
-    match. A task and its backbone have the same paths and so can read each other's files.
-    LoRA matrices stand in the file beside the kernels; a model without them adds them up.
+    Keras's own format finds weights by the class and order of layers, so that a model with one
+    layer more can load another's weights without an error. Here every path and shape must match.
+    A task and its backbone have the same paths and so can read each other's files. LoRA matrices
+    are saved beside the kernels; a model without LoRA adds their product to the kernels.
     """
 
     def save(self, filepath: Path, *args: Any, **kwargs: Any) -> None:
-        """As `keras.Model.save`: a `.keras` file, in which LoRA is part of the kernels."""
-        check_comes_back(self)
+        """As `keras.Model.save`: a `.keras` file, in which LoRA is merged into the kernels."""
+        check_can_be_loaded(self)
         super().save(filepath, *args, **kwargs)
 
     def save_to_preset(self, preset_dir: Path, *args: Any, **kwargs: Any) -> None:
-        """As keras-hub's: a folder, for `kzoo.presets.load` and keras-hub's `from_preset`."""
-        check_comes_back(self)
+        """As in keras-hub: a folder, for `kzoo.presets.load` and keras-hub's `from_preset`."""
+        check_can_be_loaded(self)
         super().save_to_preset(preset_dir, *args, **kwargs)
 
     def save_weights(
@@ -46,15 +46,19 @@ class PathWeights:
         if max_shard_size is not None:
             return super().save_weights(filepath, overwrite, max_shard_size)
         if not filepath.endswith(".weights.h5"):
-            raise InputError(f"a weights file ends in '.weights.h5'. Received: {filepath}")
+            raise InputError(f"a weights file must end in '.weights.h5'. Received: {filepath}")
         if os.path.exists(filepath) and not overwrite:
-            raise InputError(f"the file exists and overwrite is False. Received: {filepath}")
+            raise InputError(
+                f"the file exists; pass overwrite=True to replace it. Received: {filepath}"
+            )
         check_factors(self)
         write_weights(filepath, by_path(self))
 
     def load_weights(self, filepath: Path, **kwargs: Any) -> None:
-        """Read weights by path. Where the file has LoRA matrices and the model has none, they
-        become part of the kernels; where the model alone has them, they change nothing then.
+        """Load weights by path.
+
+        If only the file has LoRA matrices, they are merged into the kernels. If only the model
+        has them, they are reset so that they change nothing.
 
         Raises:
             InputError: if a weight is missing, extra or of another shape; all are named.
@@ -63,7 +67,9 @@ class PathWeights:
         if filepath.endswith(".json"):
             return super().load_weights(filepath, **kwargs)
         if kwargs:
-            raise InputError(f"weights load by path, all or none. Received: {kwargs}")
+            raise InputError(
+                f"weights load by path, all of them, without options. Received: {kwargs}"
+            )
         read_weights(filepath, by_path(self))
 
 
@@ -71,16 +77,16 @@ def by_path(model):
     """A model's weights: path -> variable."""
     variables = {variable.path: variable for variable in model.weights}
     if len(variables) != len(model.weights):
-        raise InputError(f"two weights of the model share a path. Received: {model.name}")
+        raise InputError(f"each weight of a model must have its own path. Received: {model.name}")
     return variables
 
 
-def check_comes_back(model):
-    """Refuse, before anything is written, to save a model that would not be loaded the same.
+def check_can_be_loaded(model):
+    """Check, before anything is written, that a saved model can be loaded with the same weights.
 
     Raises:
         InputError: for weights quantised by GPTQ or AWQ, LoRA matrices beside quantised kernels,
-            and ones with a factor; it says what can be saved instead.
+            and LoRA with alpha other than its rank; it says what can be saved instead.
     """
     layers = model._flatten_layers()
     modes = sorted({layer.quantization_mode for layer in layers} - {None})
@@ -92,7 +98,7 @@ def check_comes_back(model):
     lora = [layer for layer in layers if getattr(layer, "lora_enabled", False)]
     if lora and modes:
         raise InputError(
-            "low-rank matrices cannot become part of quantised kernels: save the model before "
+            "LoRA matrices cannot be merged into quantised kernels: save the model before "
             "enable_lora, and the matrices with backbone.save_lora_weights. "
             f"Received: LoRA beside {', '.join(modes)}"
         )
@@ -100,11 +106,11 @@ def check_comes_back(model):
 
 
 def check_factors(model):
-    """Refuse LoRA matrices with a factor, of which a file of matrices knows nothing."""
+    """`InputError` for LoRA with alpha other than its rank, since files hold no factor."""
     for layer in model._flatten_layers():
         if getattr(layer, "lora_enabled", False) and layer.lora_alpha != layer.lora_rank:
             raise InputError(
-                "files hold LoRA matrices without a factor: lora_alpha is the rank, as after "
+                "files hold LoRA matrices without a factor: lora_alpha must be the rank, as after "
                 f"enable_lora(rank). Received: {layer.path} with lora_alpha={layer.lora_alpha} "
                 f"and rank {layer.lora_rank}"
             )
@@ -114,7 +120,7 @@ def write_weights(filepath, variables):
     """Write variables, by path, to an HDF5 file, replacing it in one step.
 
     Raises:
-        OSError: if it cannot be written, such as on a full disk; nothing has changed then.
+        OSError: if it cannot be written, such as on a full disk; the old file is unchanged.
     """
     with whole(filepath) as part, _DefersErrors(part, "w+b") as disk:
         with h5py.File(disk, "w") as file:
@@ -129,8 +135,8 @@ def write_weights(filepath, variables):
 class _DefersErrors(io.FileIO):
     """A file that keeps the first error of a write, to be raised by `check`.
 
-    HDF5 does not survive a write that fails: the process ends in a segmentation fault when the
-    file is closed.
+    If a write fails while HDF5 is writing, the process crashes with a segmentation fault when the
+    file is closed; so the error is raised after HDF5 has closed it.
     """
 
     error = None
@@ -158,7 +164,7 @@ class _DefersErrors(io.FileIO):
 
 
 def read_weights(filepath, variables):
-    """Assign to variables, by path, what an HDF5 file holds: all of it, and all of them.
+    """Assign the weights of an HDF5 file to variables, by path; both must have the same paths.
 
     Raises:
         InputError: if a weight is missing, extra or of another shape; all are named.
@@ -170,7 +176,7 @@ def read_weights(filepath, variables):
                 arrays.update({path: np.asarray(item)}) if isinstance(item, h5py.Dataset) else None
             )
         )
-    _settle_lora(arrays, variables)
+    _merge_lora(arrays, variables)
     faults = [f"missing {path}" for path in variables if path not in arrays]
     faults += [f"unknown {path}" for path in arrays if path not in variables]
     faults += [
@@ -186,9 +192,12 @@ def read_weights(filepath, variables):
         variable.assign(arrays[path])
 
 
-def _settle_lora(arrays, variables):
-    """Of LoRA matrices that the file alone has, add the product to the kernel in `arrays`; those
-    that the model alone has, let change nothing, and begin anew."""
+def _merge_lora(arrays, variables):
+    """Reconcile LoRA matrices that only the file or only the model has, in `arrays`.
+
+    The product of those that only the file has is added to the kernel. Of those that only the
+    model has, the first factor keeps its value and the second becomes zero.
+    """
     for path in list(arrays):
         parent, _, name = path.rpartition("/")
         if name not in LORA or path in variables:

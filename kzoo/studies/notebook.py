@@ -13,6 +13,7 @@ from kzoo.data import sources
 from kzoo.errors import InputError
 from kzoo.studies import prediction
 from kzoo.studies.page import plot, report, table
+from kzoo.studies.records import read
 from kzoo.studies.runner import run
 from kzoo.studies.study import Study
 
@@ -41,6 +42,19 @@ class Results:
         """Write the self-contained page; its `Path`."""
         return report(self.directory)
 
+    def verdicts(self):
+        """What the study says of its hypotheses: a list of `kzoo.studies.verdicts.Verdict`.
+
+        Print one for its sentence. The list is empty for a study without hypotheses.
+
+        Example:
+            >>> for verdict in results.verdicts():
+            ...     print(verdict)
+        """
+        from kzoo.studies.evidence import draw  # which loads the statistics
+
+        return draw(read(self.directory)[0], self.records)
+
 
 def compare(
     arms: Any,
@@ -61,10 +75,12 @@ def compare(
         seeds: a number of seeds, or a list of them.
         steps: optimizer steps of each run.
         directory: where the files go; a new temporary folder by default. A directory that
-            holds the same study is gone on with.
+            holds the same study is gone on with; seeds, hypotheses and looks may be added.
         progress: whether to show progress bars.
         **settings: further fields of `kzoo.studies.Study`: `batch_size`, `learning_rate`,
-            `valid`, `evaluations`, `name`, `description`.
+            `valid`, `evaluations`, `name`, `description`; and what makes it end in verdicts:
+            `hypotheses` (a list of dicts or of `kzoo.studies.hypotheses.Hypothesis`), `looks`,
+            `imports`.
 
     Returns:
         `Results`.
@@ -105,7 +121,7 @@ def predict(
 
     Example:
         >>> print(predict(["gpt_nano"], "synthetic:copy", steps=1000))
-        about ... for 2 runs on 1 device, compilation included
+        about 1 minute for 2 runs on 1 device, compilation included
     """
     return prediction.predict(_study(arms, data, seeds, steps, settings), directory)
 

@@ -18,7 +18,8 @@ from kzoo.analysis import draw_masks
 from kzoo.config import Config
 from kzoo.errors import InputError
 from kzoo.files import write
-from kzoo.studies.records import REPORT_FILE, read
+from kzoo.studies.records import REPORT_FILE, programs, read, read_tuning
+from kzoo.studies.tuning import losses_by_rate
 
 # Okabe and Ito's colours, told apart by the colour-blind, without yellow; then four more.
 # What the page says of a run.
@@ -280,7 +281,8 @@ def report(directory: Path) -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html.jinja").render(_content(study, records))
+    content = {**_content(study, records), "tuning": _tuning(records, read_tuning(directory))}
+    page = environment.get_template("page.html.jinja").render(content)
     path = directory / REPORT_FILE
     write(path, page)
     return path
@@ -291,19 +293,16 @@ def _content(study, records):
     finished = [record for record in records if record["status"] == "finished"]
     styles = _styles(records)
     done = {(record["data"], record["arm"], record["seed"]) for record in records}
-    planned = [
-        (data, label)
-        for data in study["data"]
-        for label, arm in study["arms"].items()
-        if data in arm.get("data", study["data"])
-    ]
+    planned = programs(study)
+    verdicts = _verdicts(study, records)
     missing = [
         {"arm": arm, "data": data, "seeds": seeds}
         for data, arm in planned
-        if (seeds := [seed for seed in study["seeds"] if (data, arm, seed) not in done])
+        if (seeds := [seed for seed in verdicts["seeds"] if (data, arm, seed) not in done])
     ]
     return {
         "study": study,
+        "verdicts": verdicts,
         "runs": len(planned) * len(study["seeds"]),
         "finished": len(finished),
         "missing": missing,
@@ -318,6 +317,45 @@ def _content(study, records):
         "provenance": _provenance(records),
         "data": [_data(name, runs) for name, runs in _by(records, "data").items()],
     }
+
+
+def _verdicts(study, records):
+    """The verdicts of a study as plain values, and the seeds that its runs have or wait for."""
+    asked = study.get("hypotheses", [])
+    found = {"asked": asked, "drawn": [], "seeds": study["seeds"], "stopped": False}
+    found["looks"] = study.get("looks", [])
+    if not asked:
+        return found
+    from kzoo.studies.evidence import decided, draw, seeds_drawn  # which loads the statistics
+
+    drawn, seeds = draw(study, records), seeds_drawn(study, records)
+    stopped = decided(drawn) and len(seeds) < len(study["seeds"])
+    shown = [
+        {
+            "name": verdict.hypothesis.name,
+            "question": verdict.hypothesis.question,
+            "outcome": verdict.outcome,
+            "sentence": verdict.sentence,
+            "notes": verdict.notes,
+        }
+        for verdict in drawn
+    ]
+    used = seeds if stopped else study["seeds"]
+    return {**found, "drawn": shown, "seeds": list(used), "stopped": stopped}
+
+
+def _tuning(records, tuned):
+    """Of each source: the rates tried, and each arm's loss at them with its standard error."""
+    chosen = {(run["data"], run["arm"]): run.get("learning_rate") for run in records}
+    losses, tables = losses_by_rate(tuned), {}
+    for (data, arm), at in losses.items():
+        tables.setdefault(data, []).append(
+            {"arm": arm, "at": at, "chosen": chosen.get((data, arm))}
+        )
+    return [
+        {"data": data, "rows": rows, "rates": sorted({rate for row in rows for rate in row["at"]})}
+        for data, rows in tables.items()
+    ]
 
 
 def _group(name, records, styles, study):

@@ -16,6 +16,7 @@ from kzoo.errors import InputError, unknown
 from kzoo.studies.hypotheses import LEAST_PAIRS, check_looks, hypotheses
 from kzoo.values import shown
 
+METRICS = ("bits", "seconds", "tokens_per_second")  # numbers in the record of every run
 BUDGETS = ("steps", "scored_tokens", "flops")
 _APART = ("seed", "config_version")  # fields of a config in which no arms are compared
 
@@ -214,6 +215,36 @@ def settled(specs, arms, configs, group):
     return tuple(found)
 
 
+def _check_what_acts(study):
+    """Refuses what studies may say one day and nothing heeds yet."""
+    if study.budget != "steps":
+        raise InputError(
+            "arms have the same number of steps; the budgets 'scored_tokens' and 'flops' are not "
+            f"there yet. Received: budget={study.budget!r}"
+        )
+    if study.tuning:
+        for grid in (study.tuning.grid, *study.tuning.arms.values()):
+            if set(grid) != {"learning_rate"}:
+                raise InputError(
+                    "tuning chooses the learning_rate and no other field yet. "
+                    f"Received: {sorted(grid)}"
+                )
+        if study.learning_rate is not None:
+            raise InputError(
+                "a study names a learning_rate or tunes it. "
+                f"Received: learning_rate={study.learning_rate} and tuning"
+            )
+        if len(study.tuning.seeds) < 2:
+            raise InputError(
+                "tuning needs two seeds or more, to know the spread between them. "
+                f"Received: {list(study.tuning.seeds)}"
+            )
+    for hypothesis in study.hypotheses:
+        if hypothesis.metric not in METRICS:
+            what = f"metric of the hypothesis {hypothesis.name!r}"
+            raise unknown(what, hypothesis.metric, METRICS)
+
+
 def _check_differences(hypothesis, configs):
     valid = [field for field in configs[hypothesis.labels[0]] if field not in _APART]
     for field in hypothesis.differ_in:
@@ -251,8 +282,32 @@ def _check_groups(hypothesis, group):
             )
 
 
+def grown(saved, new):
+    """A saved study as it would be, had it begun with what may be added to it later.
+
+    Seeds may be added after those that are there, hypotheses beside them, and looks that keep
+    those that were taken. What else differs makes another study.
+
+    Args:
+        saved, new: JSON of both.
+
+    Returns:
+        JSON of the saved study with the fields of the new one that only add to its own.
+    """
+    saved = dict(saved)
+    held = saved.get("seeds") or []
+    if new["seeds"][: len(held)] == held:
+        saved["seeds"] = new["seeds"]
+    for field in ("hypotheses", "looks"):
+        added = new.get(field, [])
+        if added and all(item in added for item in saved.get(field) or []):
+            saved[field] = added
+    return saved
+
+
 def check(study):
     """`InputError` unless the seeds, looks and tuning of a study allow its verdicts."""
+    _check_what_acts(study)
     if study.tuning:
         both = sorted(set(study.tuning.seeds) & set(study.seeds))
         if both:

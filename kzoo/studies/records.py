@@ -13,6 +13,7 @@ from kzoo.files import read_json
 log = logging.getLogger("kzoo")
 
 STUDY_FILE, RESULTS_FILE, REPORT_FILE = "study.json", "results.jsonl", "report.html"
+VERDICTS_FILE, TUNING_FILE = "verdicts.json", "tuning.jsonl"
 _OF_A_STUDY: dict[str, Any] = {
     **{"name": str, "description": str, "arms": dict, "data": list, "seeds": list},
     **{"steps": int, "batch_size": int, "learning_rate": int | float | None},
@@ -47,19 +48,7 @@ def read(directory):
         raise InputError(
             f"a study has {', '.join(_OF_A_STUDY)}. Received: {directory / STUDY_FILE}"
         )
-    study, runs = migrations.study(study), {}
-    # At line feeds alone: a name may hold what Python takes for the end of a line.
-    lines = (directory / RESULTS_FILE).read_text(encoding="utf-8", errors="replace").split("\n")
-    for number, line in enumerate(filter(None, lines), start=1):
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            record = None
-        if not isinstance(record, dict) or not set(_OF_A_RUN) <= set(record):
-            log.warning("%s: line %d is cut short and left out", directory / RESULTS_FILE, number)
-            continue
-        runs[record["run"]] = migrations.record(record)
-
+    study, runs = migrations.study(study), _lines(directory / RESULTS_FILE)
     arms = list(study["arms"])
 
     def place(record):
@@ -73,8 +62,41 @@ def read(directory):
     return study, sorted(runs.values(), key=place)
 
 
-def append(directory, record):
-    """Add a run's record, which reaches the disk, whole, before this returns.
+def read_tuning(directory):
+    """The records of the runs on which a study chose its rates: a list, empty without any."""
+    path = Path(directory) / TUNING_FILE
+    return list(_lines(path).values()) if path.is_file() else []
+
+
+def _lines(path):
+    """Name -> record of each run in a file; a line cut short is left out with a warning."""
+    runs = {}
+    # At line feeds alone: a name may hold what Python takes for the end of a line.
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(filter(None, lines), start=1):
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        if not isinstance(record, dict) or not set(_OF_A_RUN) <= set(record):
+            log.warning("%s: line %d is cut short and left out", path, number)
+            continue
+        runs[record["run"]] = migrations.record(record)
+    return runs
+
+
+def programs(study):
+    """(data, label) of every program of a study's JSON, in order; each runs once per seed."""
+    return [
+        (data, label)
+        for data in study["data"]
+        for label, arm in study["arms"].items()
+        if data in arm.get("data", study["data"])
+    ]
+
+
+def append(directory, record, name=RESULTS_FILE):
+    """Add a run's record to a file, which reaches the disk, whole, before this returns.
 
     What a kill left of a line that was being written is cut off first.
 
@@ -82,7 +104,7 @@ def append(directory, record):
         OSError: if it cannot be written; the file is then what it was.
     """
     line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-    path = Path(directory) / RESULTS_FILE
+    path = Path(directory) / name
     with open(path, "ab+", buffering=0) as file:
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1

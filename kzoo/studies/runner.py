@@ -21,8 +21,18 @@ from kzoo.config import checkpoint_bytes, count_parameters
 from kzoo.errors import InputError
 from kzoo.files import check_folder, found, read_json, reason, taken, write
 from kzoo.ops.context import platform
+from kzoo.studies import protocol, tuning
+from kzoo.studies.hypotheses import hashes
 from kzoo.studies.provenance import provenance
-from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, append, read
+from kzoo.studies.records import (
+    RESULTS_FILE,
+    STUDY_FILE,
+    TUNING_FILE,
+    VERDICTS_FILE,
+    append,
+    read,
+    read_tuning,
+)
 from kzoo.studies.study import Study, measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
@@ -45,8 +55,8 @@ def run(
     """Run what is not yet there, appending a record to `results.jsonl` after each run.
 
     Started again on the same directory it goes on: finished runs are not repeated, and a
-    half-finished one resumes from its last measured point, with the same losses to the last
-    bit on CPU.
+    half-finished one resumes from its last measured point, with the same losses to the last bit on
+    CPU. A study that tunes runs its grids first; one with hypotheses writes `verdicts.json`.
 
     Args:
         study: a `Study`.
@@ -58,7 +68,8 @@ def run(
             more than one are processes with a share of the cores each.
 
     Returns:
-        The records of all runs, a list of dicts in the order of the study.
+        The records of all runs, a list of dicts in the order of the study. A study with looks
+        stops at the first one that decides all of its hypotheses.
 
     Raises:
         InputError: if the directory holds another study or something else, the data are
@@ -73,49 +84,125 @@ def run(
     directory = Path(directory)
     study = as_begun(study, directory)
     check_directory(study, directory)
+    places, at_once = _places(study, at_once)
+    programs, done = study.runs(), finished_runs(directory)
+    if jobs_left(study, done):
+        for source, _, arm in programs:
+            load_splits(study, source, arm.config(study.seeds[0]))  # the unusable are refused here
+        check_folder(directory, _bytes(study, directory, at_once))
+    _write_study(study, directory)
+    about = _about(study, directory)
+
+    with _Bars(progress, len(programs) * len(study.seeds), len(done)) as bars:
+        chosen = {}
+        if study.tuning:
+            work = functools.partial(_work_off, places=places, at_once=at_once)
+            chosen = _tune(study, directory, about, bars, work)
+            study = tuning.with_rates(study, chosen)
+
+        complete = functools.partial(_complete, about=about, chosen=chosen)
+        say = bars.listener(study.steps, directory, RESULTS_FILE, done, complete)
+        for look in study.looks or [len(study.seeds)]:
+            jobs = jobs_left(dataclasses.replace(study, seeds=study.seeds[:look]), done)
+            _work_off(study, directory, jobs, say, places, at_once)
+            if look < len(study.seeds) and _all_decided(study, done):
+                break
+    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    _write_verdicts(study, directory, list(done.values()))
+    order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
+    return [done[name] for name in order if name in done]
+
+
+def _complete(record, about, chosen):
+    rate = chosen.get((record["data"], record["arm"]))
+    return {**record, **about, **({"rate_chosen": rate.to_dict()} if rate else {})}
+
+
+def _tune(study, directory, about, bars, work):
+    """Run what the tuning takes and is not yet there; the `tuning.choices`."""
+    done = {record["run"]: record for record in read_tuning(directory)}
+
+    def complete(record):
+        return {**tuning.as_record(record), **about}
+
+    say = bars.listener(study.steps, directory, TUNING_FILE, done, complete)
+    # A grid whose best rate lies at its edge asks for more.
+    while jobs := jobs_left(asked := tuning.asked(study, list(done.values())), done):
+        bars.expect(sum(len(seeds) for *_, seeds in jobs))
+        work(asked, directory, jobs, say)
+    return tuning.choices(study, list(done.values()))
+
+
+def _places(study, at_once):
+    """The devices to share runs out among, a list, and how many runs go on at once."""
     places = devices()[:at_once]
     at_once = at_once or len(places) or 1
     if at_once > 1 and not places and platform() != "cpu":
         raise InputError(f"an accelerator takes one run at a time. Received: at_once={at_once}")
-    programs, done = study.runs(), finished_runs(directory)
-    jobs = jobs_left(study, done)
-    if jobs:
-        for source, _, arm in programs:
-            load_splits(study, source, arm.config(study.seeds[0]))  # the unusable are refused here
-        check_folder(directory, _bytes(study, directory, min(at_once, len(programs))))
+    # Not by what is left to do: a run goes on with as many threads as it began with, since
+    # their number moves the last bits.
+    return places, min(at_once, len(study.runs()))
+
+
+def _work_off(study, directory, jobs, say, places, at_once):
+    """All jobs (source, label, seeds): on the devices `places`, in processes, or one by one."""
+
+    def work(job, say):
+        run_program(study, directory, *job, say)
+
+    if len(places) > 1:
+        in_threads(work, share_out(jobs, len(places)), say, places)
+    elif at_once > 1 and jobs:
+        in_processes(study, directory, jobs, say, at_once)
+    else:
+        for job in jobs:
+            work(job, say)
+
+
+def _write_study(study, directory):
+    """Write down what is asked, which may have grown since the study was begun."""
+    path = directory / STUDY_FILE
+    if not path.is_file() or any(differences(_saved_study(directory), study.to_dict())):
         directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n"
-        write(directory / STUDY_FILE, text)
+        write(path, json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n")
         (directory / RESULTS_FILE).touch()
 
-    with _Bars(progress, len(programs) * len(study.seeds), len(done)) as bars:
 
-        def say(kind, name, *what):
-            if kind == "record":
-                append(directory, *what)
-                done[name] = what[0]
-                bars.finished(name)
-            elif kind == "begin":
-                bars.begin(name, study.steps)
-            else:
-                bars.step(name, *what)
+def _about(study, directory):
+    """What each record says of the study as it stood when the run was made.
 
-        def work(job, say):
-            run_program(study, directory, *job, say)
+    A hypothesis that was added when runs of the tuning were there is post hoc as well.
+    """
+    about = {}
+    if study.hypotheses:
+        tuned = [record.get("hypotheses", {}) for record in read_tuning(directory)]
+        known = {
+            name: digest
+            for name, digest in hashes(study.hypotheses).items()
+            if all(then.get(name) == digest for then in tuned)
+        }
+        about = {"hypotheses": known, "seeds_planned": len(study.seeds)}
+    if study.imports:
+        about["imports"] = protocol.module_hashes(study.imports)
+    return about
 
-        # Not by what is left to do: a run goes on with as many threads as it began with, since
-        # their number moves the last bits.
-        at_once = min(at_once, len(programs))
-        if len(places) > 1:
-            in_threads(work, share_out(jobs, len(places)), say, places)
-        elif at_once > 1 and jobs:
-            in_processes(study, directory, jobs, say, at_once)
-        else:
-            for job in jobs:
-                work(job, say)
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
-    order = [run_name(program[0], program[1], seed) for program in programs for seed in study.seeds]
-    return [done[name] for name in order]
+
+def _all_decided(study, done):
+    from kzoo.studies.evidence import decided, draw  # which loads the statistics
+
+    return decided(draw(study.to_dict(), list(done.values())))
+
+
+def _write_verdicts(study, directory, records):
+    if not study.hypotheses:
+        return
+    from kzoo.studies.evidence import draw, seeds_drawn
+
+    fields = study.to_dict()
+    drawn = [{"text": str(verdict), **verdict.to_dict()} for verdict in draw(fields, records)]
+    content = {"study": study.name, "seeds": seeds_drawn(fields, records), "verdicts": drawn}
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    write(directory / VERDICTS_FILE, text + "\n")
 
 
 def finished_runs(directory):
@@ -178,7 +265,10 @@ def as_begun(study, directory):
 
 
 def check_directory(study, directory):
-    """`InputError` unless the directory is new, empty, or holds this very study."""
+    """`InputError` unless the directory is new, empty, or holds this study, which may have grown.
+
+    Seeds, hypotheses and looks may have been added to it; see `kzoo.studies.protocol.grown`.
+    """
     directory = Path(directory)
     try:
         known = (directory / STUDY_FILE).is_file()
@@ -188,14 +278,42 @@ def check_directory(study, directory):
             f"the output is a folder; {reason(error)}. Received: {directory}"
         ) from error
     if known:
-        other = list(differences(_saved_study(directory), study.to_dict()))
+        saved = _saved_study(directory)
+        if isinstance(saved, dict):
+            saved = protocol.grown(saved, study.to_dict())
+        other = list(differences(saved, study.to_dict()))
         if other:
             raise InputError(
                 f"the output folder holds another study ({'; '.join(other):.300}); name a new one "
                 f"with --out. Received: {directory}"
             )
+        _check_records(study, [*finished_runs(directory).values(), *read_tuning(directory)])
     elif held:
         raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
+
+
+def _check_records(study, records):
+    """`InputError` if what the records say forbids to go on."""
+    now = protocol.module_hashes(study.imports)
+    for record in records:
+        then = record.get("imports", {})
+        changed = [name for name in now if then.get(name) != now[name]]
+        if changed:
+            raise InputError(
+                f"modules of imports are those with which the study began; {', '.join(changed)} "
+                f"changed after the run {record['run']!r}. Name a new folder with --out. "
+                f"Received: {list(study.imports)}"
+            )
+    if study.looks:
+        from kzoo.studies.evidence import looks_taken  # which loads the statistics
+
+        runs = [record for record in records if not record.get("tuning")]
+        for number in looks_taken(study.to_dict(), runs):
+            if number not in study.looks:
+                raise InputError(
+                    f"looks hold those that were taken, here at {number} seeds. "
+                    f"Received: {list(study.looks)}"
+                )
 
 
 def _saved_study(directory):
@@ -209,7 +327,7 @@ class Trainer:
         self.study, self.source, self.arm = study, source, arm
         with _making:
             model = presets.build(arm.config(study.seeds[0]))
-            self.program = prepare(model, study.rate(self.arm), study.steps)
+            self.program = prepare(model, study.rate(self.arm, source), study.steps)
 
     def run(self, seed, path, on_step):
         """Train with one seed and return what the record says of it."""
@@ -246,6 +364,8 @@ class Trainer:
             "parameters": model.count_params(),
             "seconds": outcome.seconds,
             "tokens_per_second": rows * outcome.steps / outcome.seconds,
+            "learning_rate": study.rate(self.arm, self.source),
+            "batch_size": study.batch_size,
             "config": config,
             "overrides": self.arm.overrides,
             "spectrum": attention_spectrum(model, batch) if outcome.finite else [],
@@ -298,6 +418,33 @@ class _Bars(contextlib.AbstractContextManager):
 
     def __exit__(self, *error):
         self.progress.stop()
+
+    def listener(self, steps, directory, file, done, complete):
+        """What hears the runs: it shows them, and keeps each record in a file and in `done`.
+
+        Args:
+            steps: of each run.
+            directory, file: where the records go.
+            done: dict of the records by name, which grows.
+            complete: function of a run's record that returns it with all that it is to say.
+        """
+
+        def say(kind, name, *what):
+            if kind == "record":
+                done[name] = complete(what[0])
+                append(directory, done[name], file)
+                self.finished(name)
+            elif kind == "begin":
+                self.begin(name, steps)
+            else:
+                self.step(name, *what)
+
+        return say
+
+    def expect(self, more):
+        """So many runs more than was said."""
+        task = next(task for task in self.progress.tasks if task.id == self.runs)
+        self.progress.update(self.runs, total=task.total + more)
 
     def begin(self, name, steps):
         self.under_way[name] = self.progress.add_task("steps", total=steps, note=name)

@@ -24,7 +24,7 @@ class ArmFacts:
         grid: the rates from which it was chosen; () for one that was given: untuned.
         tuning_seeds: on how many seeds, which the verdict does not use.
         widened: how many times the grid was widened to have the best rate inside.
-        at_edge: whether the best rate is still at the edge of the grid.
+        at_edge: whether that rate is still at the edge of the grid.
         diverged: seeds whose run diverged.
         stalled: seeds whose run stopped learning.
         excluded: seed -> reason, of the runs that the study names as left out.
@@ -245,7 +245,7 @@ def rates_said(hypothesis, facts):
 # What stands beside it ------------------------------------------------------------------------
 
 
-def notes(verdict, facts, failures, far_from_normal=None):
+def notes(verdict, facts, failures, far_from_normal=None, added_to=()):
     """Sentences on what a reader should know beside the verdict: a tuple.
 
     Args:
@@ -253,8 +253,14 @@ def notes(verdict, facts, failures, far_from_normal=None):
         facts: arm -> `ArmFacts`.
         failures: (arm, seed, what happened) of runs without a trustworthy value.
         far_from_normal: p of a test of normality that failed, else None.
+        added_to: numbers of seeds at which verdicts were drawn before, which no look counts.
     """
     found = [_failures(failures)] if failures else []
+    if added_to:
+        found.append(
+            f"Seeds were added after verdicts at {' and '.join(map(str, added_to))} seeds, a look "
+            "that the interval does not count."
+        )
     found += _on_the_outcome(verdict)
     found += _on_the_spread(verdict, far_from_normal)
     for label in verdict.hypothesis.labels:
@@ -319,7 +325,7 @@ def _on_the_arm(label, facts):
         times = "once" if facts.widened == 1 else f"{facts.widened} times"
         found.append(f"{label}: the grid of rates was widened {times}.")
     if facts.at_edge:
-        found.append(f"{label}: the best rate, {facts.rate:g}, is at the edge of its grid.")
+        found.append(f"{label}: the rate chosen, {facts.rate:g}, is at the edge of its grid.")
     if facts.above_bigram:
         found.append(f"{label}: its loss stays above the bigram entropy of the data.")
     if facts.still_falling:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -28,11 +29,13 @@ class Arm:
         preset: name of a preset.
         overrides: config fields that replace the preset's.
         data: the sources that it is trained on.
+        rates: source -> learning rate, once a tuning has chosen it; not of the study's JSON.
     """
 
     preset: str
     overrides: dict
     data: tuple
+    rates: dict = dataclasses.field(default_factory=dict)
 
     def config(self, seed):
         """The complete config of the arm's model with that seed."""
@@ -114,7 +117,7 @@ class Study:
 
     @classmethod
     def from_json(cls, path: Path) -> Self:
-        """A study from a JSON file.
+        """A study from a JSON file; modules of its `imports` may stand beside it.
 
         Raises:
             InputError: if the file is missing, no JSON (with line and column), or no study.
@@ -123,7 +126,11 @@ class Study:
             >>> Study.from_json(QUICK).name
             'quick'
         """
-        return cls.from_dict(read_json(path))
+        fields = read_json(path)
+        folder = str(Path(path).resolve().parent)
+        if isinstance(fields, Mapping) and fields.get("imports") and folder not in sys.path:
+            sys.path.append(folder)
+        return cls.from_dict(fields)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON of everything that the study says, defaults filled in."""
@@ -144,11 +151,13 @@ class Study:
             del fields["budget"]
         return fields
 
-    def rate(self, arm: Arm) -> float:
-        """The peak of the schedule of an `Arm`."""
+    def rate(self, arm: Arm, source: str | None = None) -> float:
+        """The peak of the schedule of an `Arm`, on a source where a tuning chose it."""
+        if source in arm.rates:
+            return arm.rates[source]
         return self.learning_rate or learning_rate(arm.config(self.seeds[0])["hidden_dim"])
 
-    def runs(self) -> Any:
+    def runs(self) -> list[tuple[str, str, Arm]]:
         """(data, label, arm) of every program, in order; each runs once per seed."""
         return [
             (source, label, arm)

@@ -110,6 +110,8 @@ class Evidence:
         facts: arm -> `ArmFacts`, of arms of which something is to be said.
         setting: where it holds, as the sentence says it, e.g. "on continuations, at 300 steps".
         post_hoc: whether it was stated after records existed.
+        added_to: the numbers of seeds at which verdicts were drawn before seeds were added, where
+            no looks count them.
     """
 
     hypothesis: Hypothesis
@@ -117,6 +119,7 @@ class Evidence:
     facts: Mapping = dataclasses.field(default_factory=dict)
     setting: str = ""
     post_hoc: bool = False
+    added_to: tuple = ()
 
     def __post_init__(self):
         for label in self.hypothesis.labels:
@@ -331,7 +334,7 @@ def _verdict(item, contrasts, *, outcome, finished_runs, level, ends):
     return dataclasses.replace(
         verdict,
         sentence=sentences.sentence(verdict, item.setting, item.facts),
-        notes=sentences.notes(verdict, item.facts, item.failures(), far),
+        notes=sentences.notes(verdict, item.facts, item.failures(), far, item.added_to),
     )
 
 

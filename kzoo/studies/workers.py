@@ -88,7 +88,11 @@ def _work(study, directory, waiting, messages, threads, without_tensorflow, back
     if without_tensorflow:
         sys.modules["tensorflow"] = None
     try:
+        from kzoo.studies.protocol import imports
         from kzoo.studies.runner import run_program
+
+        if study.imports:
+            imports("imports", study.imports)
 
         said, parent = 0.0, os.getppid()
 

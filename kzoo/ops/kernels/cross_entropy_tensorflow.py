@@ -1,21 +1,22 @@
-"""Cross-entropy in chunks on TensorFlow: loops over any number of chunks, logits formed again."""
+"""Cross-entropy in chunks on TensorFlow: loops over any number of chunks. The backward pass
+computes the logits again."""
 
 from kzoo.ops.kernels.cross_entropy_terms import terms, terms_and_slopes
 
 
-def cross_entropy(hidden, kernel, labels, weights, rows):
+def cross_entropy(hidden, kernel, labels, weights, tokens_at_once):
     """See `kzoo.ops.cross_entropy.cross_entropy`; all floats are float32."""
     import tensorflow as tf
 
     batch, time = tf.unstack(tf.shape(labels))
-    steps = tf.maximum(1, rows // batch)
+    steps = tf.maximum(1, tokens_at_once // batch)
     count = -(-time // steps)
 
     def swap(x):
         return tf.transpose(x, [1, 0, *range(2, x.ndim)])
 
     def cut(x):
-        """[batch, time, ...] as [chunks, batch · steps, ...], the end filled with 0."""
+        """[batch, time, ...] as [chunks, batch · steps, ...], padded with zeros at the end."""
         rest = x.shape[2:]
         x = tf.pad(x, [[0, 0], [0, count * steps - time], *[[0, 0]] * len(rest)])
         x = tf.reshape(x, [batch, count, steps, *rest])

@@ -11,7 +11,7 @@ def terms(hidden, kernel, labels, weights):
 def terms_and_slopes(hidden, kernel, labels, weights):
     """`terms`, and the gradient of their sum with respect to the logits: [tokens, vocabulary].
 
-    Each backend multiplies it with `kernel` and `hidden` in the way that is fast there.
+    Each backend multiplies it by `kernel` and by `hidden` in the way that is fastest there.
     """
     nats, powers, total = _terms(hidden, kernel, labels, weights)
     weights = weights[:, None]

@@ -5,18 +5,18 @@ import torch
 from kzoo.ops.kernels.cross_entropy_terms import terms, terms_and_slopes
 
 
-def cross_entropy(hidden, kernel, labels, weights, rows):
+def cross_entropy(hidden, kernel, labels, weights, tokens_at_once):
     """See `kzoo.ops.cross_entropy.cross_entropy`; all floats are float32."""
     learns = torch.is_grad_enabled() and (hidden.requires_grad or kernel.requires_grad)
-    return _CrossEntropy.apply(hidden, kernel, labels, weights, rows, learns)
+    return _CrossEntropy.apply(hidden, kernel, labels, weights, tokens_at_once, learns)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, kernel, labels, weights, rows, learns):
+    def forward(ctx, hidden, kernel, labels, weights, tokens_at_once, learns):
         nats = torch.empty_like(weights)
         gradients = torch.empty_like(hidden), torch.zeros_like(kernel)
-        steps = max(1, rows // len(labels))
+        steps = max(1, tokens_at_once // len(labels))
         for start in range(0, labels.shape[1], steps):
             here = slice(None), slice(start, start + steps)
             y, w = labels[here], weights[here]
@@ -36,7 +36,9 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, cotangent, _):
         hidden, kernel, labels, weights, *gradients = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again, and what is saved is constant
+        if (
+            torch.is_grad_enabled()
+        ):  # a second derivative, for which the saved gradients would be constants
             gradients = _gradients(hidden, kernel, labels, weights)
         return *(cotangent * x for x in gradients), None, None, None, None
 

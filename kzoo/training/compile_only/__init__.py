@@ -1,8 +1,8 @@
-"""Ahead-of-time compilation for TPUs: what programs need, and what is in them.
+"""Ahead-of-time compilation for TPUs: the memory, FLOPs and kernels of programs.
 
-The wheel `libtpu` compiles on any Linux machine. The model is made of shapes alone, so that one
-of billions of parameters takes no memory here; the program is the one that `fit` runs on such a
-machine under `kzoo.distribute`, or what `generate` repeats.
+The package `libtpu` compiles on any Linux machine, without a TPU. The variables of the model are
+only shapes, so that billions of parameters take no memory here. The program is the one that `fit`
+runs on such a machine under `kzoo.distribute`, or those that `generate` runs.
 """
 
 import contextlib
@@ -47,35 +47,34 @@ def compile_only(
     """Compile a preset's train step, or its decoding, ahead of time for a TPU.
 
     Args:
-        name: of a preset; its weights are never made.
+        name: of a preset.
         topology: one of `TOPOLOGIES`, such as `"v5e:2x4"`.
-        batch: rows of a step on all chips together, each `max_sequence_length` tokens.
+        batch: examples of a step on all chips together, each of `max_sequence_length` tokens.
         mesh: sizes of the mesh axes, such as `{"data": 4, "model": 2}`; by default all chips
             along "data".
         fsdp: split parameters over "data" too.
         dtype: a Keras dtype policy of `DTYPES`; by default Keras's own.
         remat: as in `kzoo.presets.load`.
         accumulate: steps whose gradients make one update, Keras's `gradient_accumulation_steps`.
-        decode: compile what `generate` does instead: the pass over prompts that fill the row but
+        decode: compile what `generate` runs instead: the pass over prompts that fill all of it but
             for one token, and a step of one token.
-        quick: leave out XLA's search for the fastest program: a fraction of the time, and a
-            program that takes more memory, a little with softmax and up to twice with linear
-            attention.
+        quick: compile without XLA's optimizations, in a fraction of the time. The program takes
+            more memory: a little more with softmax and up to twice as much with linear attention.
         **overrides: config fields, as in `kzoo.presets.load`.
 
     Returns:
         A dict of JSON values: the arguments; `parameters`; and `programs`, by name ("train_step",
         or "prefill" and "token") a dict each:
 
-        - `fits`: whether XLA could lay it out in a chip's memory;
+        - `fits`: whether the program fits into a chip's memory;
         - `memory`: bytes on a chip: `arguments`, `outputs`, of which `donated` reuse arguments,
-          `temporaries`, `code`, what they make in `total`, and what the `chip` has;
-        - if it does not fit, `over`, bytes, and `suggestions`, sentences;
+          `temporaries`, `code`, their `total`, and what the `chip` has;
+        - if it does not fit, `over`, the missing bytes, and `suggestions`, a list of sentences;
         - `flops`: `needed` by all chips (`count_flops`), the share of `a_chip`, and `compiled`,
           what XLA counts in a chip's program outside of kernels; `seconds` at a chip's peak;
-        - `collectives`: by kind `count` and `bytes` of results on a chip;
-        - `attention`: by layer the `kernel`, and how many Pallas `calls` are in the program;
-        - `seconds`: that tracing and compiling took.
+        - `collectives`: for each kind `count` and `bytes` of results on a chip;
+        - `attention`: for each layer the `kernel`, and how many Pallas `calls` the program has;
+        - `seconds`: of tracing and compiling.
 
     Raises:
         InputError: if libtpu or JAX are missing; for an unknown preset, field or topology; for a
@@ -121,7 +120,7 @@ def compile_only(
 
 @contextlib.contextmanager
 def _optimization(level):
-    """XLA's, `"O0"` to `"O3"` or `"UNKNOWN"` for its own choice, for what is compiled inside."""
+    """A context with an optimization level of XLA: "O0" to "O3", or "UNKNOWN", its default."""
     import jax
 
     before = jax.config.jax_optimization_level
@@ -133,7 +132,7 @@ def _optimization(level):
 
 
 def _report(part, make, model, config, target, batch):
-    """What `compile_only` says of a program."""
+    """What `compile_only` reports of one program."""
     import jax
 
     begin = time.perf_counter()
@@ -141,7 +140,7 @@ def _report(part, make, model, config, target, batch):
         program, arguments = make()
         lowered = program.lower(*arguments)
     traced = time.perf_counter()
-    log.info("compiling %s for %d chips, %d rows", part, target.mesh.size, batch)
+    log.info("compiling %s for %d chips, %d examples", part, target.mesh.size, batch)
     needed = _flops(part, config, batch)
     a_chip = needed / target.mesh.size
     flops = {"needed": needed, "a_chip": a_chip, "seconds": a_chip / target.chip.peak}
@@ -149,7 +148,7 @@ def _report(part, make, model, config, target, batch):
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        memory = _refused(str(error), on_a_chip(arguments))
+        memory = _out_of_memory(str(error), on_a_chip(arguments))
         if memory is None:
             raise
         report |= {"fits": False, "over": memory["total"] - memory["available"]}
@@ -174,8 +173,8 @@ def _report(part, make, model, config, target, batch):
     }
 
 
-def _refused(message, arguments):
-    """What XLA says it needs and has, if that is why it gave up; else None."""
+def _out_of_memory(message, arguments):
+    """The memory that XLA says it needs and has, if this is why it failed; else None."""
     size = r"([\d.]+)([KMGT]?)"
     match = re.search(rf"temporaries \({size}\) exceeds available HBM \({size}\)", message)
     besides = arguments
@@ -192,23 +191,23 @@ def _refused(message, arguments):
 
 
 def _flops(part, config, batch):
-    """What all chips together must do for a batch."""
-    row, time_ = sum(count_flops(config).values()), config["max_sequence_length"]
+    """The FLOPs that all chips together need for a batch."""
+    example, time_ = sum(count_flops(config).values()), config["max_sequence_length"]
     if part == "train_step":
-        return 3 * batch * row
-    prompt = row
+        return 3 * batch * example
+    prompt = example
     if config["stack"] != "single":  # the prompt is the encoder's, a token the decoder's
         head = 2 * config["hidden_dim"] * config["vocabulary_size"] * time_
         prompt = sum(count_flops({**config, "stack": "single"}).values()) - head
-        row -= prompt
-    return batch * prompt if part == "prefill" else batch * row // time_
+        example -= prompt
+    return batch * prompt if part == "prefill" else batch * example // time_
 
 
 def _attention(part, model, config, batch, calls):
-    """By layer the kernel that was chosen, and its calls in the compiled program."""
+    """For each layer the kernel of its attention, and its calls in the compiled program."""
     chosen = kernels_of(model, (batch, config["max_sequence_length"]), "tpu")
     if part != "train_step":
-        # No kernel looks back at a cache; splash takes prompts from their first token on.
+        # No kernel reads a cache; splash computes prompts, which begin with an empty one.
         steps = {"splash": "dense"}
         if part == "token":
             steps["chunk_scan"] = "recurrent"
@@ -216,7 +215,7 @@ def _attention(part, model, config, batch, calls):
     found = {}
     for path, kernel in chosen.items():
         if part == "token" and path.startswith("encoder_"):
-            continue  # it has read the prompt
+            continue  # the encoder read the prompt in the prefill
         count = sum(f"/{path}/" in call for call in calls)
         if part == "prefill" and count:
             kernel = "splash"

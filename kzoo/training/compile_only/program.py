@@ -1,4 +1,4 @@
-"""The programs that `fit` and `generate` run, of a model that is made of shapes alone."""
+"""The programs that `fit` and `generate` run, for a model whose variables are only shapes."""
 
 import contextlib
 import math
@@ -12,12 +12,12 @@ from kzoo.training.distribution import DATA, MODEL, layout
 
 
 def model_of_shapes(config, target, fsdp, dtype, remat, accumulate):
-    """The task of a config, its variables without values but with layouts."""
+    """The task of a config, whose variables have shardings but no values."""
 
     def split(variable):
         return layout(variable.path, variable.shape, target.sizes, fsdp)
 
-    with _shapes_alone(lambda variable: _sharding(target, *split(variable))):
+    with _variables_without_values(lambda variable: _sharding(target, *split(variable))):
         model = presets.build(config, dtype, remat=remat)
         if accumulate:
             rate = learning_rate(model.backbone.hidden_dim)
@@ -28,18 +28,18 @@ def model_of_shapes(config, target, fsdp, dtype, remat, accumulate):
 
 
 @contextlib.contextmanager
-def _shapes_alone(lay_out):
-    """Inside it Keras's variables get a `jax.sharding.Sharding`, and no memory.
+def _variables_without_values(lay_out):
+    """A context in which new Keras variables get a `jax.sharding.Sharding` and no memory.
 
-    An optimizer's get those of their parameters from Keras. What is no initializer's, such as an
-    optimizer's count of steps, has a value as ever.
+    Keras gives an optimizer's variables the sharding of their parameters. Variables that are not
+    made by an initializer, such as an optimizer's count of steps, have values as usual.
     """
     initialize = keras.Variable._initialize_with_initializer
     assign = keras.Variable._direct_assign
 
     def leave_out(variable, initializer):
         variable._value = None
-        variable._initializer = keras.initializers.Zeros()  # where Keras traces shapes alone
+        variable._initializer = keras.initializers.Zeros()  # for `jax.eval_shape` in Keras
         if variable._layout is None:
             variable._layout = lay_out(variable)
 
@@ -69,7 +69,7 @@ def _array(target, shape, dtype, *axes):
 
 
 def values_of(variables, target):
-    """What stands for their values in a program."""
+    """A `jax.ShapeDtypeStruct` with a sharding for the value of each variable."""
     import jax
 
     whole = _sharding(target)
@@ -77,7 +77,7 @@ def values_of(variables, target):
 
 
 def train_step(model, config, target, batch):
-    """`{"train_step": f}`; f() is what `make_train_function` of Keras compiles, and arguments."""
+    """`{"train_step": f}`; f() returns what `make_train_function` compiles, and arguments."""
     import jax
 
     shape = (batch, config["max_sequence_length"])
@@ -85,7 +85,7 @@ def train_step(model, config, target, batch):
     data = ({name: tokens for name in model.input}, tokens, weight)
 
     def make():
-        model._symbolic_build(data_batch=data)  # as `fit` does: the variables of metrics
+        model._symbolic_build(data_batch=data)  # as `fit` does; it makes the variables of metrics
         state = tuple(
             values_of(variables, target)
             for variables in (
@@ -103,7 +103,13 @@ def train_step(model, config, target, batch):
 
 
 def decoding(model, config, target, batch):
-    """`{"prefill": f, "token": g}`: the pass over prompts and the step of one token."""
+    """`{"prefill": f, "token": g}`: the pass over the prompts, and the step of one token.
+
+    Each is a function without arguments that returns a `jax.jit` function and its arguments.
+
+    Raises:
+        InputError: for a masked LM, which generates no text.
+    """
     if not hasattr(model, "generate_step"):
         raise InputError(
             "a masked LM predicts hidden tokens and generates no text; families that do are gpt, "
@@ -111,62 +117,88 @@ def decoding(model, config, target, batch):
         )
     import jax
 
-    time = config["max_sequence_length"]
-    rows, column = _array(target, (batch, time), "int32", DATA), _array(target, (), "int32")
-    ends, token = (_array(target, shape, "int32", DATA) for shape in ((batch,), (batch, 1)))
-    prompts = {"prompt": rows, "row": rows, "start": ends, "source_end": ends}
-    if config["num_segments"]:
-        prompts |= {"segment_ids": rows, "segments": _array(target, (batch, 2), "int32", DATA)}
-    if config["stack"] != "single":
-        # The decoder begins with BOS alone.
-        prompts |= {"encoder_token_ids": rows, "encoder_padding_mask": rows, "prompt": token}
-    backbone, head, values = model.backbone, model.head, values_of(model.variables, target)
+    values, prompts = values_of(model.variables, target), _prompts(config, target, batch)
+    token, index = _array(target, (batch, 1), "int32", DATA), _array(target, (), "int32")
+    prefill, step = _prefill(model), _step(model)
 
-    def stateless(function):
-        def pure(values, *tensors):
-            with keras.StatelessScope(state_mapping=zip(model.variables, values, strict=True)):
-                return function(*tensors)
+    def cache_of_shapes():
+        _, cache = jax.eval_shape(prefill, values, prompts)
+        return _sharded_cache(cache, target)
 
-        return pure
-
-    def prefill(inputs):
-        hidden, cache = backbone.decode(
-            inputs["prompt"], model.begin(inputs), 0, None, inputs.get("segment_ids")
-        )
-        return head(hidden[:, -1:])[:, 0], cache
-
-    def step(token, cache, index):
-        hidden, cache = backbone.decode(token, cache, index)
-        return head(hidden)[:, 0], cache
-
-    def kept(cache):
-        """The shardings of a cache: rows along "data" and heads along "model"."""
-        model_axis = MODEL if MODEL in target.sizes else None
-        place = {"key": 2, "value": 2, "kv_state": 1, "k_sum": 1}
-
-        def split(path, x):
-            axes = [DATA] + [None] * (len(x.shape) - 1)
-            last = getattr(path[-1], "key", None)
-            if last in place:
-                axes[place[last]] = model_axis
-            return _array(target, x.shape, x.dtype, *axes)
-
-        return jax.tree_util.tree_map_with_path(split, cache)
+    def shardings(cache):
+        return None, jax.tree.map(lambda x: x.sharding, cache)  # the logits as XLA chooses
 
     def make_prefill():
-        _, cache = jax.eval_shape(stateless(prefill), values, prompts)
-        shardings = jax.tree.map(lambda x: x.sharding, kept(cache))
-        program = jax.jit(stateless(prefill), out_shardings=(None, shardings))
-        return program, (values, prompts)
+        return jax.jit(prefill, out_shardings=shardings(cache_of_shapes())), (values, prompts)
 
     def make_step():
-        _, cache = jax.eval_shape(stateless(prefill), values, prompts)
-        cache = kept(cache)
-        shardings = jax.tree.map(lambda x: x.sharding, cache)
-        program = jax.jit(stateless(step), donate_argnums=2, out_shardings=(None, shardings))
-        return program, (values, token, cache, column)
+        cache = cache_of_shapes()
+        program = jax.jit(step, donate_argnums=2, out_shardings=shardings(cache))
+        return program, (values, token, cache, index)
 
     return {"prefill": make_prefill, "token": make_step}
+
+
+def _prompts(config, target, batch):
+    """The inputs of `Generates.generate_step`: prompts that fill the sequence but for a token."""
+    tokens = _array(target, (batch, config["max_sequence_length"]), "int32", DATA)
+    column = _array(target, (batch,), "int32", DATA)
+    prompts = {"prompt": tokens, "tokens": tokens, "start": column, "source_end": column}
+    if config["num_segments"]:
+        prompts |= {"segment_ids": tokens, "segments": _array(target, (batch, 2), "int32", DATA)}
+    if config["stack"] != "single":
+        prompts |= {"encoder_token_ids": tokens, "encoder_padding_mask": tokens}
+        prompts["prompt"] = _array(target, (batch, 1), "int32", DATA)  # the decoder's: BOS alone
+    return prompts
+
+
+def _prefill(model):
+    """`f(values, prompts)`: the pass over the prompts, to the next token's logits and a cache."""
+
+    def prefill(inputs):
+        segment_ids = inputs.get("segment_ids")
+        cache = model.empty_cache(inputs)
+        hidden, cache = model.backbone.decode(inputs["prompt"], cache, 0, None, segment_ids)
+        return model.head(hidden[:, -1:])[:, 0], cache
+
+    return _stateless(model, prefill)
+
+
+def _step(model):
+    """`f(values, token, cache, index)`: one token to the next one's logits and the cache."""
+
+    def step(token, cache, index):
+        hidden, cache = model.backbone.decode(token, cache, index)
+        return model.head(hidden)[:, 0], cache
+
+    return _stateless(model, step)
+
+
+def _stateless(model, function):
+    """`function`, with the values of the model's variables as a first argument."""
+
+    def pure(values, *tensors):
+        with keras.StatelessScope(state_mapping=zip(model.variables, values, strict=True)):
+            return function(*tensors)
+
+    return pure
+
+
+def _sharded_cache(cache, target):
+    """The shapes of a cache with their shardings: examples along "data", heads along "model"."""
+    import jax
+
+    model_axis = MODEL if MODEL in target.sizes else None
+    heads_axis = {"key": 2, "value": 2, "kv_state": 1, "k_sum": 1}
+
+    def split(path, x):
+        axes = [DATA] + [None] * (len(x.shape) - 1)
+        name = getattr(path[-1], "key", None)
+        if name in heads_axis:
+            axes[heads_axis[name]] = model_axis
+        return _array(target, x.shape, x.dtype, *axes)
+
+    return jax.tree_util.tree_map_with_path(split, cache)
 
 
 def on_a_chip(arrays):

@@ -1,4 +1,4 @@
-"""What would make a program fit that does not: sentences, each with its estimate."""
+"""Suggestions for a program that does not fit into memory, each with an estimate."""
 
 from kzoo.training.compile_only.program import model_of_shapes, on_a_chip, values_of
 from kzoo.training.compile_only.table import in_units
@@ -6,35 +6,35 @@ from kzoo.training.distribution import DATA
 
 
 def smaller_batches(report, half, model, target, batch):
-    """How many rows would fit: sentences, with the estimate.
+    """How many examples would fit: sentences with an estimate.
 
     Args:
-        report: of the batch, which did not fit.
-        half: of half the batch; None where it cannot be halved.
+        report: of the program that does not fit.
+        half: the report at half the batch; None if the batch cannot be halved.
     """
     if half is None:
         return []
     memory, parts = report["memory"], target.sizes[DATA]
     total, room = memory["total"], memory["available"]
-    between = f"linear between compiled totals of {batch} and {batch // 2} rows"
-    # What does not depend on the batch is at least the state that a step begins with.
+    between = f"linear between compiled totals of {batch} and {batch // 2} examples"
+    # The memory that does not depend on the batch is at least that of the training state.
     fixed = max(2 * half["memory"][part] - memory[part] for part in ("total", "arguments"))
-    a_row = (total - fixed) / batch
-    most = int((room - fixed) / a_row / parts) * parts
+    an_example = (total - fixed) / batch
+    most = int((room - fixed) / an_example / parts) * parts
     if most < 1:
         return [
             f"no smaller batch alone: {in_units(max(fixed, 0))} do not depend on it ({between})"
         ]
     steps, sums = -(-batch // most), 4 * model.count_params()
     return [
-        f"a batch of {most} rows ({between})",
+        f"a batch of {most} examples ({between})",
         f"{steps} batches of {-(-batch // steps // parts) * parts} an update: --accumulate {steps} "
         f"(with {in_units(sums)} of sums, less where parameters are split)",
     ]
 
 
 def other_suggestions(report, model, config, target, batch, options):
-    """What else would make a batch fit: sentences, each with its estimate."""
+    """What else would make the batch fit: sentences, each with an estimate."""
     memory, parts = report["memory"], target.sizes[DATA]
     total, arguments = memory["total"], memory["arguments"]
     work, said = total - arguments, []

@@ -1,4 +1,4 @@
-"""A report for the terminal."""
+"""A report of `compile_only` as a table for the terminal."""
 
 
 def table(report):
@@ -10,12 +10,12 @@ def table(report):
         f"{report['preset']}: {report['parameters']:,} parameters, {report['dtype']}, batch "
         f"{report['batch']} × {report['time']}, {report['topology']} ({mesh})"
     )
-    rows = Table("", box=None, title=title, title_justify="left", show_header=False)
+    lines = Table("", box=None, title=title, title_justify="left", show_header=False)
     for part, program in report["programs"].items():
-        rows.add_row(part, "", style="bold")
+        lines.add_row(part, "", style="bold")
         for name, text in _lines(program):
-            rows.add_row(f"  {name}", text)
-    return rows
+            lines.add_row(f"  {name}", text)
+    return lines
 
 
 def _lines(program):

@@ -1,4 +1,4 @@
-"""The machine that is compiled for: a slice of TPUs, which this machine need not have."""
+"""The slice of TPUs that programs are compiled for; this machine needs no TPU."""
 
 import contextlib
 import importlib.util
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """A generation of TPUs, as docs.cloud.google.com/tpu/docs has it.
+    """A generation of TPUs. Source: docs.cloud.google.com/tpu/docs.
 
     Attributes:
         memory: bytes.
@@ -44,7 +44,7 @@ TOPOLOGIES = [f"{name}:{shape}" for name, chip in CHIPS.items() for shape in chi
 
 
 class Target(NamedTuple):
-    """What is compiled for: the chip, a `jax.sharding.Mesh`, and the sizes of its axes."""
+    """What programs are compiled for: the chip, a `jax.sharding.Mesh`, its axes and their sizes."""
 
     chip: Chip
     mesh: object
@@ -52,7 +52,7 @@ class Target(NamedTuple):
 
 
 def target_of(topology, sizes, batch, config):
-    """The `Target`, once everything divides."""
+    """The `Target`; `InputError` if the mesh does not divide the chips, the batch or the heads."""
     if keras.backend.backend() != "jax":
         raise InputError(
             "programs for TPUs are compiled by JAX: KERAS_BACKEND=jax, or --backend jax. "
@@ -65,7 +65,7 @@ def target_of(topology, sizes, batch, config):
     sizes = _sizes(sizes or {}, chips)
     if batch % sizes[DATA]:
         raise InputError(
-            f"a batch divides into {sizes[DATA]} along the mesh axis {DATA!r}. Received: {batch}"
+            f"batch must divide into {sizes[DATA]} along the mesh axis {DATA!r}. Received: {batch}"
         )
     check_split(config, sizes.get(MODEL, 1))
     return Target(CHIPS[topology.partition(":")[0]], mesh_of(topology, sizes), sizes)
@@ -78,15 +78,15 @@ def _sizes(given, chips):
             raise unknown("mesh axis", axis, (DATA, MODEL))
     model = given.get(MODEL, 1)
     if model < 1 or chips % model or given.get(DATA, chips // model) != chips // model:
-        raise InputError(f"data · model is the number of chips, {chips}. Received: {given}")
+        raise InputError(f"data · model must be the number of chips, {chips}. Received: {given}")
     return {DATA: chips // model} | ({MODEL: model} if model > 1 else {})
 
 
 @contextlib.contextmanager
 def _libtpu_alone(accelerator):
-    """Inside it libtpu, while it is loaded, finds no TPU of this machine's.
+    """A context in which libtpu is loaded without looking for a TPU of this machine.
 
-    It would ask the machine for one, write logs to /tmp and let one process in.
+    Otherwise it would query the machine, write logs to /tmp and lock out other processes.
     """
     wanted = {
         "TPU_SKIP_MDS_QUERY": "1",
@@ -105,7 +105,7 @@ def _libtpu_alone(accelerator):
 
 
 def mesh_of(topology, sizes):
-    """A `jax.sharding.Mesh` of chips that this machine need not have."""
+    """A `jax.sharding.Mesh` of TPUs for ahead-of-time compilation; this machine needs none."""
     if importlib.util.find_spec("libtpu") is None:
         raise InputError(
             "compiling for a TPU needs libtpu, on Linux: pip install 'kzoo[tpu]'. "
