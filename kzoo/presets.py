@@ -96,7 +96,7 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
     Example:
         >>> model = load("gpt_nano", mechanism="linear")
         >>> model.fit(["Call me Ishmael."] * 32, epochs=1)
-        >>> bert = load("hf://google-bert/bert-base-uncased", mask="half_heads")
+        >>> bert = load("hf://google-bert/bert-base-uncased", mask="half_heads")  # doctest: +SKIP
     """
     kind = _kind(name)
     tokenizer = head_dtype = None

@@ -144,7 +144,7 @@ def check(model: Model, inputs: Any = None, mask: MaskSpec | None = None) -> Rep
             has the wrong shape.
 
     Example:
-        >>> report = check(kzoo.presets.load("gpt_nano"))
+        >>> report = check(model)
         >>> report.ok
         True
     """

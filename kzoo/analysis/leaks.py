@@ -65,8 +65,8 @@ def leaks(model: Model, batch: Any) -> list[LayerLeaks]:
         InputError: if the model has no blocks, or the batch lacks one of its inputs.
 
     Example:
-        >>> [(layer.hidden, layer.unused) for layer in leaks(model, valid[0])]
-        [([], []), ([], [])]
+        >>> [(layer.hidden, layer.unused) for layer in leaks(model, valid[0])]  # of one layer
+        [([], [])]
     """
     return [found for stack in activations(model, batch) for found in _of_stack(stack)]
 

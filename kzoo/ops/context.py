@@ -25,7 +25,7 @@ def compiling_for(platform: str, mesh: Any = None) -> Iterator[None]:
 
     Example:
         >>> with compiling_for("tpu"):
-        ...     lowered = jax.jit(step).trace(x).lower(lowering_platforms=("tpu",))
+        ...     lowered = jax.jit(jnp.sin).trace(1.0).lower(lowering_platforms=("tpu",))
     """
     token = _compiling_for.set((platform, mesh))
     try:

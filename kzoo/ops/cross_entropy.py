@@ -43,7 +43,10 @@ def cross_entropy(
         InputError: if shapes disagree or tokens_at_once is not positive.
 
     Example:
-        >>> total, nats = cross_entropy(hidden, embedding.embeddings, labels, tokens_at_once=256)
+        >>> hidden, kernel, labels = np.zeros((2, 3, 8)), np.zeros((256, 8)), np.ones((2, 3), int)
+        >>> total, nats = cross_entropy(hidden, kernel, labels, tokens_at_once=256)
+        >>> round(float(total / np.log(2)), 3)  # 8 bits for each of 6 tokens
+        48.0
     """
     hidden, kernel = (ops.convert_to_tensor(x) for x in (hidden, kernel))
     dtype = keras.backend.standardize_dtype(hidden.dtype)

@@ -139,9 +139,13 @@ def register(kernel: Any) -> Any:
         InputError: if a part is missing, or kzoo has a kernel of that name for the mechanism.
 
     Example:
-        >>> dispatch.register(my_kernel)
-        >>> dispatch.kernel_for(my_kernel.MECHANISM, spec)
-        'my_kernel'
+        >>> from types import SimpleNamespace
+        >>> kernel = SimpleNamespace(NAME="my_kernel", MECHANISM="my_mechanism",
+        ...     preferred=lambda spec: True, unsupported_reason=lambda spec: None, run=print)
+        >>> kernel is register(kernel)
+        True
+        >>> list(kernels("my_mechanism", "jax"))
+        ['my_kernel']
     """
     missing = [part for part in _PARTS if not hasattr(kernel, part)]
     if missing:

@@ -90,9 +90,10 @@ def compare(
             that holds something else.
 
     Example:
-        >>> results = compare({"softmax": ("gpt_nano", {}),
-        ...                    "linear": ("gpt_nano", {"mechanism": "linear"})}, steps=50)
-        >>> results.table()[["arm", "mean"]]
+        >>> arms = {"softmax": ("gpt_nano", {}), "linear": ("gpt_nano", {"mechanism": "linear"})}
+        >>> results = compare(arms, "synthetic:copy", seeds=1, steps=20)
+        >>> sorted(results.table()["arm"])
+        ['linear', 'softmax']
     """
     study = _study(arms, data, seeds, steps, settings)
     directory = Path(directory or tempfile.mkdtemp(prefix="kzoo-"))
@@ -119,8 +120,8 @@ def predict(
         InputError: as `compare`.
 
     Example:
-        >>> print(predict(["gpt_nano", "unilm_nano"], steps=1000))
-        about 5 minutes for 4 runs on 1 device, compilation included
+        >>> print(predict(["gpt_nano"], "synthetic:copy", steps=1000))
+        about 1 minute for 2 runs on 1 device, compilation included
     """
     return prediction.predict(_study(arms, data, seeds, steps, settings), directory)
 

@@ -60,11 +60,8 @@ class Checkpoints(keras.callbacks.Callback):
             Checkpoints that are there stay as they are.
 
     Example:
-        >>> model = kzoo.presets.load("gpt_nano")
-        >>> train, valid = kzoo.data.load("pydoc", model, batch_size=16)
-        >>> checkpoints = kzoo.training.Checkpoints("runs/nano", every=100, keep=3)
-        >>> model.fit(checkpoints.data(train), validation_data=valid, epochs=2,
-        ...           callbacks=[checkpoints])
+        >>> checkpoints = kzoo.training.Checkpoints("runs/nano", every=10, keep=3)
+        >>> model.fit(checkpoints.data(train), epochs=2, callbacks=[checkpoints])
     """
 
     def __init__(

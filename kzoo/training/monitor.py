@@ -59,8 +59,6 @@ class Monitor(keras.callbacks.Callback):
         InputError: if tensorboardX is asked for and not installed.
 
     Example:
-        >>> model = kzoo.presets.load("gpt_nano")
-        >>> train, valid = kzoo.data.load("pydoc", model, batch_size=16)
         >>> monitor = kzoo.training.Monitor("runs/nano")
         >>> model.fit(train, validation_data=valid, epochs=2, callbacks=[monitor])
         >>> best = kzoo.presets.load("runs/nano/best")
