@@ -87,7 +87,7 @@ class Encoder:
         return self.tokenizer.encode(list(texts))
 
     def example_length(self, source, target, complete=True):
-        """The `length` at which `batch` keeps an example whole, in tokens.
+        """The smallest `length`, in tokens, at which `batch` does not truncate an example.
 
         Args:
             source, target: token arrays; source is None for plain text.
@@ -99,7 +99,7 @@ class Encoder:
         )
 
     def window(self, length):
-        """How many tokens of running text fill an example of `length` tokens (no EOS)."""
+        """How many tokens of running text fill an example of `length` tokens, without EOS."""
         return layouts.window(self.objective, length, self.vocabulary)
 
     def batch(
@@ -155,5 +155,5 @@ class Encoder:
         return x, y, sample_weight
 
     def prompts(self, texts, as_source):
-        """The inputs of a model that is to go on from some texts: see the layout's `prompts`."""
+        """A model's inputs for generation from prompts: see `prompts` of the layout."""
         return self.layout.prompts(texts, as_source, self.vocabulary)

@@ -136,7 +136,7 @@ def check_jax():
 
 
 def peer_torch():
-    """The module torch, with a thread for each processor; raises `Skip` if it cannot be compared."""
+    """The module torch, on all processors; `Skip` if it cannot be compared."""
     if context.platform() != "cpu":
         raise Skip(f"torch is compared on a CPU only; JAX runs on a {context.platform()} here")
     try:

@@ -67,7 +67,7 @@ def _saved(options):
     try:
         study, directory = _read(options)
         finished = len(read(directory)[1])
-    except (InputError, OSError):  # no study was begun
+    except (InputError, OSError):  # nothing was begun
         return "nothing is saved"
     runs = len(study.runs()) * len(study.seeds)
     begun = sum(bool(numbered(folder)) for folder in directory.glob("checkpoints/*"))

@@ -24,7 +24,7 @@ class Exports:
     def export(
         self, filepath, format="tf_saved_model", verbose=None, input_signature=None, **kwargs
     ):
-        """Write the model as a program that runs without kzoo, on other machines too.
+        """Write the model as a program that runs without kzoo.
 
         It uses only kernels that every machine has. On JAX it runs on the kind of device that JAX
         uses here; `jax2tf_kwargs={"native_serialization_platforms": ["cpu", "cuda"]}` names

@@ -130,7 +130,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
 
     @property
     def content(self):
-        """What `tokenizer.json` holds: a string."""
+        """The text of `tokenizer.json`."""
         return self._tokenizer.to_str()
 
     def vocabulary_size(self):
@@ -174,11 +174,11 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         return self.tokenize(inputs)
 
     def detokenize(self, inputs):
-        """Token ids [time], or a batch of them, to a string or strings; special ids vanish."""
-        rows = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
-        if len(rows) and np.ndim(rows[0]) > 0:
-            return [self.detokenize(row) for row in rows]
-        ids = np.asarray(rows, "int32")
+        """Token ids [time], or a batch of them, to a string or strings, without special tokens."""
+        ids = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
+        if len(ids) and np.ndim(ids[0]) > 0:
+            return [self.detokenize(one) for one in ids]
+        ids = np.asarray(ids, "int32")
         return self._tokenizer.decode(ids[self.vocabulary.is_text(ids)].tolist())
 
     def save_assets(self, directory):

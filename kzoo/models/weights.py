@@ -27,12 +27,12 @@ class PathWeights:
     """
 
     def save(self, filepath, *args, **kwargs):
-        """As `keras.Model.save`: a `.keras` file, in which LoRA is part of the kernels."""
+        """As `keras.Model.save`: a `.keras` file, in which LoRA is merged into the kernels."""
         check_can_be_loaded(self)
         super().save(filepath, *args, **kwargs)
 
     def save_to_preset(self, preset_dir, *args, **kwargs):
-        """As keras-hub's: a folder, for `kzoo.presets.load` and keras-hub's `from_preset`."""
+        """As in keras-hub: a folder, for `kzoo.presets.load` and keras-hub's `from_preset`."""
         check_can_be_loaded(self)
         super().save_to_preset(preset_dir, *args, **kwargs)
 
@@ -51,8 +51,10 @@ class PathWeights:
         write_weights(filepath, by_path(self))
 
     def load_weights(self, filepath, **kwargs):
-        """Read weights by path. Where the file has LoRA matrices and the model has none, they
-        become part of the kernels; where the model alone has them, they change nothing then.
+        """Load weights by path.
+
+        If only the file has LoRA matrices, they are merged into the kernels. If only the model
+        has them, they are reset so that they change nothing.
 
         Raises:
             InputError: if a weight is missing, extra or of another shape; all are named.
