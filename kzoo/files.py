@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all, and tried before long work begins."""
+"""Files and folders that are written completely or not at all, and checked before long work."""
 
 import contextlib
 import json
@@ -10,18 +10,18 @@ from pathlib import Path
 
 from kzoo.errors import InputError
 
-_PROBE = 2**20  # bytes that are written to try a folder, at most
+_PROBE = 2**20  # the most bytes that are written to check a folder
 
 
 def write(path, content):
     """Replace the file at `path` in one step: a reader sees the old content or the new.
 
     Args:
-        path: of the file; its folder is there.
+        path: of the file, in a folder that exists.
         content: a string, written as UTF-8, or bytes.
 
     Raises:
-        OSError: if it cannot be written, with the path; the file is then what it was.
+        OSError: if it cannot be written, with the path; the file is unchanged then.
     """
     with whole(path) as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -29,9 +29,9 @@ def write(path, content):
 
 @contextlib.contextmanager
 def whole(path):
-    """A context in which a file is written under another name, which becomes `path` at its end.
+    """A context in which a file is written under a temporary name, then renamed to `path`.
 
-    Links are followed. If the context is left by an error, nothing has changed.
+    Links are followed. If an error is raised in the context, nothing changes.
 
     Args:
         path: of a file, new or to be replaced.
@@ -50,7 +50,7 @@ def whole(path):
     with _naming(path):
         target = Path(os.path.realpath(path))
         if target.exists() and not stat.S_ISREG(target.stat().st_mode):
-            raise FileExistsError(f"what stands there is no regular file: {path}")
+            raise FileExistsError(f"the path is no regular file: {path}")
         part = target.with_name(_part())
         try:
             yield part
@@ -63,20 +63,20 @@ def whole(path):
 
 @contextlib.contextmanager
 def whole_folder(directory, last=None):
-    """A context in which a folder is filled under another name; at its end all is in place.
+    """A context in which a folder is filled under a temporary name, and moved to its own at the end.
 
-    What a folder that is there holds besides stays.
+    Other files of a folder that exists already stay.
 
     Args:
         directory: the folder, new or not. A new one appears in one step.
         last: name of the file without which the folder counts as incomplete. In a folder that
-            is there it is removed before the others are replaced and comes back after them.
+            exists it is removed before the others are replaced, and written after them.
 
     Returns:
         The `Path` of the folder to fill.
 
     Raises:
-        OSError: if it cannot be written, with the path; a new folder is then not there.
+        OSError: if it cannot be written, with the path; a new folder is not made then.
     """
     directory = Path(directory)
     with _naming(directory):
@@ -107,11 +107,11 @@ def _move(part, directory, last):
 
 
 def check_folder(directory, needed=0, advice=""):
-    """`InputError` unless so many bytes can be written to a folder. Nothing is left of the trial.
+    """`InputError` unless a folder can be written to and has space. Nothing is left behind.
 
     Args:
-        directory: a folder, there or to be made.
-        needed: bytes, about.
+        directory: a folder, which need not exist.
+        needed: about how many bytes will be written.
         advice: a sentence on how to need fewer.
     """
     directory = Path(directory)
@@ -122,10 +122,10 @@ def check_folder(directory, needed=0, advice=""):
         free = shutil.disk_usage(directory).free
         if free >= needed:
             _try(directory / _part(), min(max(needed, 1), _PROBE))
-    except (OSError, ValueError) as error:  # a name with a NUL, say
+    except (OSError, ValueError) as error:  # such as a name with a NUL
         why = "it is no folder" if isinstance(error, FileExistsError) else reason(error)
         raise InputError(
-            f"the output is a folder that can be written; this one cannot: {why}. "
+            f"the output must be a folder that can be written; this one cannot: {why}. "
             f"Received: {directory}"
         ) from error
     finally:
@@ -148,7 +148,7 @@ def _try(path, size):
 
 
 def _missing(directory):
-    """The folder and those above it that are not there, the innermost first."""
+    """The folder and its parents that do not exist, the innermost first."""
     missing = []
     for above in (directory, *directory.parents):
         if above.exists():
@@ -159,30 +159,30 @@ def _missing(directory):
 
 def _remove(folders):
     for made in folders:
-        with contextlib.suppress(OSError, ValueError):  # it holds something, or was never made
+        with contextlib.suppress(OSError, ValueError):  # it is not empty, or was never made
             made.rmdir()
 
 
 def numbered(directory):
-    """The numbers that name folders in a folder, the greatest first: the steps of checkpoints."""
-    with contextlib.suppress(OSError):  # none, or gone since
+    """The numbers that name folders in a folder, such as the steps of checkpoints, descending."""
+    with contextlib.suppress(OSError):  # there is no folder, or no longer
         names = (entry.name for entry in os.scandir(directory) if entry.is_dir())
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
     return []
 
 
 def taken(directory):
-    """Bytes of all files under a folder; 0 where there is none."""
+    """The bytes of all files under a folder; 0 if it does not exist."""
     total = 0
     for above, _, names in os.walk(directory):
         for name in names:
-            with contextlib.suppress(OSError):  # gone since
+            with contextlib.suppress(OSError):  # removed meanwhile
                 total += os.lstat(os.path.join(above, name)).st_size
     return total
 
 
 def found(directory):
-    """What a folder holds, in a few words: `"a.txt, b.txt and 3 more"`; empty if nothing."""
+    """The names in a folder, as text: `"a.txt, b.txt and 3 more"`; empty for an empty folder."""
     directory = Path(directory)
     names = sorted(path.name for path in directory.iterdir())
     rest = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -190,7 +190,7 @@ def found(directory):
 
 
 def check_new(directory):
-    """`InputError` for an output folder that holds something, or is none."""
+    """`InputError` for an output path that exists and is not an empty folder."""
     if directory is None:
         return
     directory = Path(directory)
@@ -199,20 +199,21 @@ def check_new(directory):
         there = os.path.lexists(directory)
     except OSError as error:
         raise InputError(
-            f"the output is a new or empty folder; {reason(error)}. Received: {directory}"
+            f"the output must be a new or empty folder; {reason(error)}. Received: {directory}"
         ) from error
     if there and not directory.is_dir():
         raise InputError(
-            f"the output is a new or empty folder; this is none. Received: {directory}"
+            f"the output must be a new or empty folder; this is no folder. Received: {directory}"
         )
     if held:
         raise InputError(
-            f"the output is a new or empty folder; this one holds {held}. Received: {directory}"
+            f"the output must be a new or empty folder; this one holds {held}. "
+            f"Received: {directory}"
         )
 
 
 def reason(error):
-    """Why the system refused, in one line."""
+    """The message of an error of the system, in one line."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())
     return text[:1].lower() + text[1:200]
 
@@ -221,23 +222,21 @@ def reason(error):
 
 
 def read_json(path):
-    """The value in a JSON file, which says nothing twice.
+    """The value in a JSON file, which must name no field twice.
 
     Raises:
-        InputError: if the file cannot be read, is no UTF-8, no JSON (with line and column), names
-            a field twice, or has a number that JSON does not have.
+        InputError: if the file cannot be read, is not UTF-8 or not JSON (with line and column),
+            names a field twice, or has NaN or Infinity.
     """
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
-            f"not JSON, which is text in UTF-8 (byte {error.start}). Received: {path}"
+            f"JSON must be text in UTF-8; byte {error.start} is not. Received: {path}"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"a file that can be read; this one cannot: {reason(error)}. Received: {path}"
-        ) from error
+        raise InputError(f"the file cannot be read: {reason(error)}. Received: {path}") from error
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:
@@ -251,7 +250,7 @@ def parse_json(text):
     """The value of a JSON text.
 
     Raises:
-        json.JSONDecodeError: if it is none.
+        json.JSONDecodeError: if it is not JSON.
         InputError: if it names a field twice, has NaN or Infinity, or nests too deep.
     """
     try:
@@ -279,7 +278,7 @@ def _part():
 
 @contextlib.contextmanager
 def _naming(path):
-    """Errors of the system name `path`, not what it is called while it is written."""
+    """A context in which errors of the system name `path`, not the temporary name."""
     try:
         yield
     except OSError as error:

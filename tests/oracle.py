@@ -1,8 +1,8 @@
 """Attention by its definition in NumPy, float64, dense, with its gradients.
 
-It shares nothing with `kzoo`: padded tokens are dropped, each document is treated alone, and its
-results are put back where its tokens stood. The orders are those of `kzoo.masks`' docstring, and
-those of `orders.py`, which users might have written.
+It shares nothing with `kzoo`: padded tokens are dropped, each document is computed alone, and its
+results are written to the positions of its tokens. The orders are those of `kzoo.masks`' docstring
+and those of `orders.py`.
 """
 
 import numpy as np
@@ -58,7 +58,7 @@ def documents(ids):
 
 
 def visible(spec, ids, source=None):
-    """Booleans [time, time] of one row: which keys each query sees."""
+    """Booleans [time, time] of one example: which keys each query sees."""
     see = np.zeros((len(ids), len(ids)), bool)
     for times in documents(ids):
         level = levels(spec, [0 if source is None else source[t] for t in times])
@@ -87,7 +87,7 @@ def attention(mechanism, q, k, v, see, cotangent):
 
     Args:
         mechanism: "softmax", scaled by 1/√dim, or "linear" of elu(x) + 1.
-        q, k, v: [batch, time, heads or kv_heads, dim]; what is hidden may be anything.
+        q, k, v: [batch, time, heads or kv_heads, dim]; at padding they may hold anything.
         see: booleans [batch, heads, query_time, key_time].
     """
     q, k, v, cotangent = (np.asarray(x, "float64") for x in (q, k, v, cotangent))

@@ -1,4 +1,4 @@
-"""Orders as users write them, outside the package: the README's own, and others."""
+"""Orders defined outside the package, as users would."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ class ReversedBlock(masks.Order):
 @masks.register
 @dataclasses.dataclass(frozen=True)
 class Strided(masks.Order):
-    """Declares nothing."""
+    """Declares none of its properties."""
 
     step: int = 3
     name = "strided"
@@ -54,7 +54,7 @@ class PrefixOfPairs(masks.Order):
 @masks.register
 @dataclasses.dataclass(frozen=True)
 class BareCausal(masks.Order):
-    """What is causal, and says nothing of it."""
+    """The causal order, without declaring any property."""
 
     name = "bare_causal"
 

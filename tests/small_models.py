@@ -1,4 +1,4 @@
-"""Small models of every family, and what tests ask of them."""
+"""Small models of every family, with inputs and reference functions for tests."""
 
 import numpy as np
 from keras import ops
@@ -37,8 +37,8 @@ def logits(model, x):
 def nll(logits, y):
     """-log softmax(logits)[y], in float64."""
     logits = logits - logits.max(-1, keepdims=True)
-    log_normaliser = np.log(np.exp(logits).sum(-1))
-    return log_normaliser - np.take_along_axis(logits, y[..., None], -1)[..., 0]
+    log_total = np.log(np.exp(logits).sum(-1))
+    return log_total - np.take_along_axis(logits, y[..., None], -1)[..., 0]
 
 
 def numpy(x):

@@ -139,7 +139,7 @@ def test_attention_spectrum_leaves_padding_out():
 
 
 @pytest.mark.torch
-def test_look_inside_follows_the_model():
+def test_activations_follow_the_model():
     model = presets.load("unilm_nano")
     x = batch()
     (stack,) = activations(model, x)

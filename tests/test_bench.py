@@ -228,7 +228,7 @@ def test_wrong_arguments_of_the_functions(monkeypatch):
     for steps, sizes in ((0, TINY), (1, TINY._replace(batch=0)), (1, TINY._replace(num_heads=3))):
         with pytest.raises(InputError, match="Received: "):
             bench_train(steps, sizes)
-    with pytest.raises(InputError, match="steps: a positive integer"):
+    with pytest.raises(InputError, match="steps must be a positive integer"):
         bench_generate(steps=0)
     monkeypatch.setattr("keras.backend.backend", lambda: "torch")
     for bench in (bench_train, bench_generate):

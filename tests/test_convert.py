@@ -102,7 +102,7 @@ def test_greedy_text_is_transformers(name, theirs, ours):
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_every_weight_has_its_place(name, theirs, ours):
+def test_every_weight_is_converted(name, theirs, ours):
     parameters = {id(p): p.numel() for p in theirs[name].parameters()}  # a tied one counts once
     assert ours[name].count_params() == sum(parameters.values())
     assert config.count_parameters(ours[name].config) == ours[name].count_params()

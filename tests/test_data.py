@@ -72,7 +72,7 @@ def rows_of(dataset):
 @pytest.mark.slow
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=str)
 @pytest.mark.parametrize("source", ["prose", "synthetic:copy"])
-def test_a_batch_follows_from_seed_epoch_and_place(prose, source, objective):
+def test_a_batch_follows_from_seed_epoch_and_position(prose, source, objective):
     source = prose if source == "prose" else source
     mask = "bidirectional" if objective == "masked_lm" else "prefix"
     train, valid = load(source, objective, mask=mask, seed=5)
@@ -358,13 +358,13 @@ def test_pairs_come_in_two_forms():
     assert ((x["token_ids"] == SEP).sum(1) == 1).all() and (x["token_ids"][:, 0] == BOS).all()
 
 
-def test_rows_are_as_long_as_the_longest_needs():
+def test_sequences_are_as_long_as_the_longest_needs():
     rows = ["word " * n for n in range(1, 30)]
     assert load(rows, length=512).facts["row_length"] == len(rows[-1]) + 1
     assert load(rows, "masked_lm", mask="causal", length=512).facts["row_length"] == 147
 
 
-def test_rows_that_are_cut_are_counted(caplog):
+def test_examples_that_are_truncated_are_counted(caplog):
     splits = load(["x" * n for n in range(1, 41)], length=31)
     assert splits.facts["cut_rows"] == 10 and splits.facts["row_length"] == 31
     assert "10 of 40 examples are longer than 31 tokens" in caplog.text

@@ -181,7 +181,7 @@ def test_outputs_depend_on_what_the_masks_show_and_on_nothing_else(family, mecha
 @pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_analyses_look_into_both_stacks(mechanism):
+def test_analyses_cover_both_stacks(mechanism):
     model = load("t5_mixed_encoder", mechanism=mechanism)
     x, *_ = tokens(model)
     x = {name: array[:, :8] for name, array in x.items()}
@@ -200,7 +200,7 @@ def test_analyses_look_into_both_stacks(mechanism):
     assert len(kzoo.analysis.collapse(model, x)) == 6
 
 
-def test_the_look_at_the_encoder_is_one_state_under_linear_attention():
+def test_linear_cross_attention_is_one_state():
     """Its kernel in the log, its values against the dense form."""
     model = load("t5", mechanism="linear", num_layers=1)
     block = model.backbone.stacks["decoder"].blocks[0]
@@ -299,7 +299,7 @@ def test_what_does_not_fit_is_refused(overrides, said):
     assert said in str(caught.value) and "Received: " in str(caught.value)
 
 
-def test_packed_rows_and_missing_inputs_are_refused():
+def test_packed_examples_and_missing_inputs_are_refused():
     model = load("t5")
     x, y, weight = tokens(model)
     packed = {**x, "decoder_padding_mask": x["decoder_padding_mask"] * 2}

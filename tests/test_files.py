@@ -134,7 +134,7 @@ def test_odd_folders_are_refused_and_nothing_is_made(tmp_path):
     assert everything(tmp_path) == before
     with pytest.raises(InputError, match=r"needed, and .* free. Use less. Received"):
         check_folder(tmp_path, 2**60, "Use less.")
-    for folder, message in (("file", "this is none"), (".", "holds dangling, file, loop")):
+    for folder, message in (("file", "this is no folder"), (".", "holds dangling, file, loop")):
         with pytest.raises(InputError, match=message):
             check_new(tmp_path / folder)
 

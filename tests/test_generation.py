@@ -145,7 +145,7 @@ def test_generation_equals_greedy_decoding_without_a_cache(family, overrides):
 @pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
-def test_a_mask_in_its_place_tells_the_next_token(mechanism):
+def test_a_mask_token_predicts_the_token_at_its_position(mechanism):
     """As UniLM's published weights do: the mask is read at each step, and forgotten."""
     fields = {"num_segments": 6, "positions": "learned", "prediction_site": "mask"}
     model = load("unilm", eagerly=EAGERLY, mechanism=mechanism, **fields)

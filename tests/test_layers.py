@@ -443,7 +443,7 @@ def test_logits_are_float32_under_mixed_precision():
 # Initial values, wrong input ----------------------------------------------------------------
 
 
-def test_initial_values_follow_from_seed_and_place():
+def test_initial_values_follow_from_seed_and_path():
     a, b, c = layers.derive_seed(0, "x"), layers.derive_seed(0, "y"), layers.derive_seed(1, "x")
     assert len({a, b, c}) == 3 and all(0 <= seed < 2**31 for seed in (a, b, c))
     draw = layers.SeededNormal(0.5, seed=a)

@@ -80,7 +80,7 @@ def test_every_order_follows_its_definition(padding, sources):
 
 @quick
 @given(sources=source_rows)
-def test_without_a_padding_mask_a_row_is_one_document(sources):
+def test_without_a_padding_mask_an_example_is_one_document(sources):
     ones = np.ones_like(sources)
     for name, order in ORDERS.items():
         got = dense(order, TIME, source_mask=sources)
@@ -272,7 +272,7 @@ def test_document_positions_restart():
 
 
 @pytest.mark.slow
-def test_positions_of_long_rows_equal_a_count(monkeypatch):
+def test_positions_of_long_sequences_equal_a_count(monkeypatch):
     """In blocks, and blocks of blocks."""
     monkeypatch.setattr(sequence, "BLOCK", 8)
     rng = np.random.default_rng(0)

@@ -102,7 +102,7 @@ def test_the_loss_is_per_scored_token(models):
 @pytest.mark.slow
 @pytest.mark.backends
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
-def test_long_packed_rows_in_a_compiled_model(mechanism):
+def test_long_packed_sequences_in_a_compiled_model(mechanism):
     time = 300  # several chunks of linear attention, and the long way to documents and places
     rng = np.random.default_rng(0)
     x = {
@@ -134,7 +134,7 @@ def test_long_packed_rows_in_a_compiled_model(mechanism):
         ),
     ],
 )
-def test_a_compiled_model_takes_rows_of_several_lengths(mechanism):
+def test_a_compiled_model_takes_sequences_of_several_lengths(mechanism):
     model = load("gpt", mechanism=mechanism, num_layers=1)
     x, _, _ = tokens(model, TEXTS)
     long, short = (logits(model, {k: v[:, :t] for k, v in x.items()}) for t in (16, 11))

@@ -193,7 +193,7 @@ def quantised_then(model, mode):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("how", ["lora then int8", "int8 then lora", "gptq", "awq", "factor"])
-def test_what_would_not_come_back_is_refused_before_anything_is_written(how, tmp_path):
+def test_what_could_not_be_loaded_is_refused_before_anything_is_written(how, tmp_path):
     if how in ("gptq", "awq"):
         model, said = load("gpt"), "save it before quantize"
         quantised_then(model, how)

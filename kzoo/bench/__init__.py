@@ -1,4 +1,4 @@
-"""Timings of attention, of training and of generation, beside peers and in one run."""
+"""Timings of attention, training and generation, compared with other libraries in one run."""
 
 import kzoo.load_keras  # noqa: F401
 from kzoo.bench.attention import bench_attention

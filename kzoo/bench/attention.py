@@ -1,4 +1,4 @@
-"""Attention, forward and backward, against its length: time and memory, ours and peers'."""
+"""Time and memory of attention, forward and backward, by length, beside Keras and torch."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ from kzoo.ops.linear import choose_chunk
 
 DTYPES = ("float32", "bfloat16")
 LIMIT_SECONDS = 20.0  # of one call
-LIMIT_SCORES = 2**30  # bytes of one [time, time] array over batch and heads; a gradient needs some
+LIMIT_SCORES = 2**30  # bytes of one array of scores; a gradient needs several
 REFERENCES = ("torch_sdpa", "softmax_dense", "linear_causal")
 
 
@@ -42,7 +42,7 @@ class Work(NamedTuple):
     Attributes:
         mechanism: `"linear"` or `"softmax"`.
         mask: a mask spec.
-        implementation: of our softmax attention; None for peers.
+        implementation: of kzoo's attention; None for other libraries.
     """
 
     mechanism: str
@@ -82,15 +82,16 @@ def bench_attention(
     dtype="float32",
     say=lambda text: None,
 ):
-    """Time attention forward and backward, on random operands and a random cotangent.
+    """Time attention forward and backward, for random q, k, v and a random cotangent.
 
-    Contestants: ours, linear under five masks (the source of prefix is the first half) and
-    softmax with the kernel that "auto" picks and dense; `keras.ops.dot_product_attention`, the
-    core of `keras.layers.MultiHeadAttention`; torch's `scaled_dot_product_attention`. All return
-    output and gradients. They run by turns, after one call each that is not counted.
+    Contestants: kzoo's linear attention under five masks (the source of prefix is the first half)
+    and its softmax attention, with the kernel that "auto" chooses and dense;
+    `keras.ops.dot_product_attention`, the core of `keras.layers.MultiHeadAttention`; torch's
+    `scaled_dot_product_attention`. All return output and gradients. They take turns, after one
+    call each that is not counted.
 
-    A contestant is left out, with the reason, where one call would take more than 20 s (by its
-    order of growth from the length before), or a dense array of scores more than 1 GiB.
+    A contestant is skipped, with the reason, if one call is expected to take more than 20 s (by
+    its order of growth, from the previous length), or a dense array of scores more than 1 GiB.
 
     Args:
         times: lengths, positive integers.
@@ -102,11 +103,11 @@ def bench_attention(
     Returns:
         A dict of JSON values: `settings`, `machine`, `matmul_peak` (operations per second, two
         per multiply-add, float32) and `rows`, one for each time and contestant: `time`,
-        `contestant`, `kernel` (of ours), `reason` (why it did not run, else None),
+        `contestant`, `kernel` (of kzoo's), `reason` (why it did not run, else None),
         `median_seconds`, `iqr_seconds`, `seconds`, `first_seconds`, `compile_seconds`,
         `memory_bytes` (JAX: arguments, outputs and temporaries of the compiled program; torch:
         growth of a fresh process), `memory_reason`, `multiply_adds`, `peak_fraction` and
-        `ratio`, by name of what it is divided by.
+        `ratio`, by the name of the contestant whose time it is divided by.
 
     Raises:
         InputError: for a size that is no positive integer, an unknown dtype, or another backend
@@ -127,7 +128,7 @@ def bench_attention(
     rows, medians = [], {}
     for length in times:
         size = Size(batch, length, heads, dim)
-        tensors = _operands(size, dtype)
+        tensors = _random_inputs(size, dtype)
         entries = {
             name: _entry(name, work, size, dtype, tensors, medians.get(name))
             for name, work in CONTESTANTS.items()
@@ -149,16 +150,16 @@ def bench_attention(
 
 
 def multiply_adds(work, size):
-    """Multiply-adds that output and gradients need, where the backward recomputes the weights.
+    """Multiply-adds of output and gradients, if the backward pass recomputes the weights.
 
     Seven products of the size of a scores matrix: q kᵀ and its product with v; then q kᵀ again,
     and the gradients of weights, v, q and k. Four contract or produce `dim` of q and k, three
     that of v. So softmax needs 7 · dim for each visible pair of a query and a key. Linear
     attention, in chunks of c = `choose_chunk`, needs for each token 7 · c · dim for the pairs
-    inside chunks (hidden ones too: a chunk is one product), and 7 · dim² for the state: k vᵀ
+    within chunks (hidden ones too, since a chunk is one product), and 7 · dim² for the state: k vᵀ
     and q · state; k vᵀ again, and the gradients of q, k, v and state. Bidirectional attention is
-    one chunk-free sum, kept: 6 · dim² for each token. Prefix counts the source as that, and the
-    rest as causal.
+    one sum without chunks, which is not computed again: 6 · dim² for each token. Prefix counts
+    the source as bidirectional and the rest as causal.
     """
     tokens, dim = size.batch * size.heads * size.time, size.dim
     if not _has_state(work, size):
@@ -177,7 +178,7 @@ def multiply_adds(work, size):
 
 
 def _entry(name, work, size, dtype, tensors, known):
-    """What gets a contestant ready, for `race`."""
+    """A function that prepares a contestant, for `race`."""
 
     def prepare():
         kernel = _kernel(work, size)
@@ -218,12 +219,12 @@ def _function(work):
 
 
 def _has_state(work, size):
-    """Whether the keys are summed up in a state, so that time is linear in the length."""
+    """Whether the mechanism has a state, so that its time is linear in the length."""
     heads = mechanisms.HeadSizes(size.heads, size.heads, size.dim)
     return mechanisms.get(work.mechanism).state_shape(heads) is not None
 
 
-def _operands(size, dtype):
+def _random_inputs(size, dtype):
     """Queries, keys, values, cotangent, and the source of a prefix."""
     import jax.numpy as jnp
 
@@ -245,7 +246,7 @@ def _compiled(attend, tensors):
     facts = {"compile_seconds": time.perf_counter() - begin}
     memory = program.memory_analysis()
     if memory is None:
-        facts["memory_reason"] = "JAX does not tell on this platform"
+        facts["memory_reason"] = "JAX does not know it on this platform"
     else:
         parts = ("argument", "output", "temp")
         facts["memory_bytes"] = sum(getattr(memory, f"{part}_size_in_bytes") for part in parts)
@@ -260,7 +261,7 @@ def _torch(size, dtype, tensors):
     q, k, v = (x.requires_grad_() for x in (q, k, v))
     facts = {"compile_seconds": 0.0, "memory_bytes": _torch_memory(size, dtype)}
     if facts["memory_bytes"] is None:
-        facts["memory_reason"] = "this system does not tell a process's peak"
+        facts["memory_reason"] = "this system does not report a process's peak"
     return Ready(lambda: resident.sdpa(torch, q, k, v, cotangent), facts)
 
 
@@ -272,11 +273,11 @@ def _torch_memory(size, dtype):
     return json.loads(done.stdout)
 
 
-# Rows ---------------------------------------------------------------------------------------
+# Results ------------------------------------------------------------------------------------
 
 
 def _known(length, result):
-    """A length and the seconds of a call there, from which later ones are foretold."""
+    """A length and the seconds of a call at it, from which those of longer ones are estimated."""
     seconds = result["median_seconds"] or result["first_seconds"]
     return (length, seconds) if seconds else None
 

@@ -1,4 +1,4 @@
-"""Generation: a prompt, a token after few others and after many, a turn of a conversation."""
+"""Generation: reading a prompt, one step after short and long prompts, a conversation."""
 
 import time
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from kzoo.models.conversation import Conversation, Session
 from kzoo.models.generation import get_sampler
 from kzoo.models.prompts import bucket
 
-# A linear step after the longer row may take so many times the one after the shorter.
+# The most that a linear step after a longer prompt may take, relative to the shortest one.
 BAR = 1.1
 
 
@@ -53,28 +53,29 @@ def bench_generate(
     sizes=Sizes(),  # noqa: B008 (a tuple)
     say=lambda text: None,
 ):
-    """Time prefill, single decoding steps after rows of `lengths`, and turns of a conversation.
+    """Time prefill, single decoding steps after prompts of `lengths`, and a conversation.
 
-    One row, greedy, random weights, float32, each step with a call of its own as a stream makes
-    it. The source is the whole prompt: of an encoder–decoder the encoder reads it, and the
-    decoder's steps follow its BOS.
+    One sequence, greedy, random weights, float32; each step is a call of its own, as in `stream`.
+    The source is the whole prompt. In an encoder–decoder the encoder reads it, and the decoder's
+    steps follow BOS.
 
     Args:
         lengths: tokens of the prompt, at least two lengths of 3 or more.
-        steps: steps that are timed as one, for each length.
-        turns: of the conversation.
-        turn_tokens, reply_tokens: what is said in each turn, and what is replied.
-        repeats: how often everything runs, by turns.
+        steps: how many steps are timed together, for each length.
+        turns: how many turns the conversation has.
+        turn_tokens, reply_tokens: tokens of the text and of the reply in each turn.
+        repeats: how often everything runs.
         sizes: a `Sizes`.
         say: called with lines about the progress.
 
     Returns:
-        A dict of JSON values: `settings`, `machine`, `rows` and `turns`. A row is a contestant at
-        a length: `contestant`, `time`, `median_seconds`, `iqr_seconds` and `seconds` of one step,
-        `tokens_per_second`, `prefill` (the same three of the prompt), and `ratio`, of the median
-        to that at the shortest length. A turn is a contestant's `turn`: `context` (tokens of its
-        prompt), `reused` of them, and `median_seconds`, `iqr_seconds` and `seconds` to its first
-        token. `bar` is the greatest ratio that linear contestants may have.
+        A dict of JSON values: `settings`, `machine`, `rows` and `turns`. `rows` has a dict for
+        each contestant and length: `contestant`, `time`, `median_seconds`, `iqr_seconds` and
+        `seconds` of one step, `tokens_per_second`, `prefill` (the same three of the prompt), and
+        `ratio`, of the median to that at the shortest length. `turns` has a dict for each
+        contestant and `turn`: `context` (tokens of its prompt), `reused` of them, and
+        `median_seconds`, `iqr_seconds` and `seconds` to its first token. `bar` is the greatest
+        ratio that linear contestants may have.
 
     Raises:
         InputError: for a number that is no positive integer, fewer than two lengths, or another
@@ -91,7 +92,7 @@ def bench_generate(
     numbers, sizes = measure.counts(numbers), sizes._replace(**measure.counts(sizes._asdict()))
     steps, turns, turn_tokens, reply_tokens, repeats = numbers.values()
     if len(lengths) < 2 or lengths[0] < 3:
-        raise InputError(f"lengths: at least two, of 3 tokens or more. Received: {lengths}")
+        raise InputError(f"lengths must be at least two, of 3 tokens or more. Received: {lengths}")
     about = machine()
     talk = bucket(turns * (turn_tokens + reply_tokens + 2))
     longest = max(bucket(lengths[-1] + steps), talk)
@@ -154,7 +155,7 @@ def _ids(count):
 
 
 def _prefill(session, length):
-    """What reads a prompt and draws the first token."""
+    """A function that reads a prompt and chooses the first token."""
     prompt = _prompt(session.model, length)
 
     def run():
@@ -165,10 +166,10 @@ def _prefill(session, length):
 
 
 def _steps(session, length, count):
-    """What draws `count` tokens after a prompt that was read.
+    """A function that runs `count` steps after a prompt.
 
-    Every run starts there again: columns beyond are written anew, and what a state holds does
-    not change what it costs.
+    Every run starts after the prompt again: later columns of the cache are overwritten, and the
+    values of a state do not change the time of a step.
     """
     begun = len(_prompt(session.model, length).ids)
 
@@ -181,13 +182,13 @@ def _steps(session, length, count):
 
 
 def _each(result, count):
-    """The timing of one of `count`."""
+    """The timing of one of `count` steps that were timed together."""
     timing = {name: result[name] / count for name in ("median_seconds", "iqr_seconds")}
     return {**timing, "seconds": [seconds / count for seconds in result["seconds"]]}
 
 
 def _turns(sessions, turns, said, replied, repeats, say):
-    """Seconds to the first token of each turn of a conversation, as rows of the result."""
+    """Seconds to the first token of each turn of a conversation: a list of dicts."""
     text = "".join(chr(32 + i % 64) for i in _ids(said))
     rows = {}
     for i in range(repeats + 1):

@@ -1,6 +1,5 @@
-"""Timing by turns: all contestants are made ready, then they run in rounds.
-
-What slows a machine down for a while then slows all of them down.
+"""Timing in rounds: all contestants are prepared, then each runs once in every round, so that a
+temporary load of the machine slows all of them down.
 """
 
 import dataclasses
@@ -18,21 +17,21 @@ from kzoo.ops import context
 from kzoo.values import LARGEST, is_count, plain
 
 PEAK_SIZE, PEAK_ROUNDS = 2048, 5
-PAUSE = 0.05  # seconds, in which the last contestant's threads stop waiting for work
+PAUSE = 0.05  # seconds, after which the threads of the last contestant no longer spin
 PACKAGES = ("kzoo", "jax", "jaxlib", "keras", "keras-hub", "numpy", "torch", "transformers")
 
 
 class Skip(Exception):
-    """Why a contestant does not run, in words for the table."""
+    """Raised by a contestant that cannot run, with the reason for the table."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """A contestant that can run.
+    """A prepared contestant.
 
     Attributes:
         run: called without arguments; returns when the work is done.
-        facts: what else the results say of it, a dict of JSON values.
+        facts: further entries of its results, a dict of JSON values.
     """
 
     run: Callable
@@ -43,7 +42,9 @@ def counts(values):
     """`{name: value}` with Python's integers; `InputError` for what is no positive integer."""
     for name, value in values.items():
         if not is_count(value):
-            raise InputError(f"{name}: a positive integer, at most {LARGEST}. Received: {value!r}")
+            raise InputError(
+                f"{name} must be a positive integer, at most {LARGEST}. Received: {value!r}"
+            )
     return plain(values)
 
 
@@ -51,26 +52,26 @@ def lengths(name, values):
     """Distinct positive integers, in order; `InputError` for anything else."""
     values = plain(values)
     if not isinstance(values, list) or not values:
-        raise InputError(f"{name}: at least one length, in a list. Received: {values!r}")
+        raise InputError(f"{name} must be a list of at least one length. Received: {values!r}")
     for value in values:
         counts({name: value})
     return sorted(set(values))
 
 
 def race(entries, rounds, *, limit=float("inf"), say=lambda text: None):
-    """Time contestants by turns.
+    """Time contestants in rounds.
 
     Args:
         entries: dict from names to functions without arguments that return a `Ready`, or raise
             `Skip` or `InputError` with the reason why they cannot.
         rounds: how often each one runs, after one call that is not counted.
-        limit: seconds; whose first call takes longer does not run again.
+        limit: seconds; a contestant whose first call takes longer does not run again.
         say: called with lines about the progress.
 
     Returns:
-        A dict from names to dicts: `reason`, None where it ran; `first_seconds` of the call
+        A dict from names to dicts: `reason`, None if it ran; `first_seconds` of the call
         that is not counted; `seconds`, `median_seconds` and `iqr_seconds` (interquartile
-        range) of the others, None where it did not run; and its facts.
+        range) of the others, None if it did not run; and its facts.
 
     Example:
         >>> race({"sleep": lambda: Ready(lambda: time.sleep(0.1))}, 3)["sleep"]["reason"]
@@ -102,7 +103,7 @@ def race(entries, rounds, *, limit=float("inf"), say=lambda text: None):
 
 
 def ratio(result, to):
-    """Median ÷ another's median; None where one of them did not run."""
+    """The median divided by that of `to`; None if one of them did not run."""
     mine, others = (x["median_seconds"] if x else None for x in (result, to))
     return mine / others if mine and others else None
 
@@ -114,7 +115,7 @@ def _timed(run):
 
 
 def statistics(seconds):
-    """The seconds, their median and interquartile range; None of none."""
+    """The seconds, their median and interquartile range; these are None without seconds."""
     if not seconds:
         return {"median_seconds": None, "iqr_seconds": None, "seconds": []}
     low, median, high = np.percentile(seconds, [25, 50, 75])
@@ -129,13 +130,13 @@ def check_jax():
     """`InputError` unless Keras runs on JAX, whose compiled programs are what is measured."""
     if keras.backend.backend() != "jax":
         raise InputError(
-            "the benchmark runs on the JAX backend; set KERAS_BACKEND=jax. "
+            "the benchmark needs the JAX backend; set KERAS_BACKEND=jax. "
             f"Received: {keras.backend.backend()!r}"
         )
 
 
 def peer_torch():
-    """The module torch, on all processors; `Skip` where the comparison cannot be had."""
+    """The module torch, on all processors; `Skip` if it cannot be compared."""
     if context.platform() != "cpu":
         raise Skip(f"torch is compared on a CPU only; JAX runs on a {context.platform()} here")
     try:
@@ -165,14 +166,14 @@ def matmul_peak(say=lambda text: None):
     def xla():
         import jax
 
-        operands = jax.device_put((a, b))
+        matrices = jax.device_put((a, b))
         product = jax.jit(lambda a, b: a @ b)
-        return Ready(lambda: jax.block_until_ready(product(*operands)))
+        return Ready(lambda: jax.block_until_ready(product(*matrices)))
 
     def torch():
         module = peer_torch()
-        operands = module.from_numpy(a), module.from_numpy(b)
-        return Ready(lambda: module.matmul(*operands))
+        matrices = module.from_numpy(a), module.from_numpy(b)
+        return Ready(lambda: module.matmul(*matrices))
 
     results = race({"xla": xla, "torch": torch}, PEAK_ROUNDS, say=lambda t: say(f"peak, {t}"))
     rates = {
@@ -183,7 +184,7 @@ def matmul_peak(say=lambda text: None):
 
 
 def machine():
-    """What the figures depend on besides the code: a dict of JSON values."""
+    """The machine and versions that the timings depend on: a dict of JSON values."""
     return {
         "platform": platform.platform(),
         "device": context.platform(),
@@ -192,13 +193,13 @@ def machine():
         "versions": {name: _version(name) for name in PACKAGES},
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "native": _native(),
-        # Above 0 at the start: something else runs, and the figures say less.
+        # Above 0 at the start if something else runs, which makes timings less reliable.
         "load_average": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
 
 
 def _native():
-    """Why our C++ does not run, or None. Makes it, so that no contestant's time has that in it."""
+    """Why kzoo's C++ does not run, or None. Builds it, before any contestant is timed."""
     if context.platform() != "cpu":
         return "JAX does not run on a CPU"
     from kzoo.ops.kernels.native.library import missing

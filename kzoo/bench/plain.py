@@ -1,4 +1,4 @@
-"""A GPT-2 in JAX alone, as written in an afternoon: the yardstick without a framework."""
+"""A plain GPT-2 in JAX without a framework, for comparison."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def plain_step(sizes, learning_rate, weight_decay):
 
     Returns:
         The state, a tuple of pytrees, and the step: (state, tokens, targets) to (state, loss),
-        which takes the state over.
+        which donates the state.
     """
     parameters = _parameters(sizes)
     zeros = jax.tree.map(jnp.zeros_like, parameters)

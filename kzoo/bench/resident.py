@@ -1,7 +1,7 @@
 """Torch's causal attention, and its peak memory in a process of its own.
 
 Run as a file it imports torch alone, reads its settings as JSON from its one argument, and prints
-by how many bytes the resident set grew at most; null where the system does not tell.
+by how many bytes the resident set grew at most; null if the system does not report it.
 """
 
 import json
@@ -25,10 +25,10 @@ def _main(settings):
     def run(time):
         shape = (settings["batch"], time, settings["heads"], settings["dim"])
         kwargs = {"dtype": getattr(torch, settings["dtype"])}
-        operands = [torch.randn(shape, **kwargs, requires_grad=i < 3) for i in range(4)]
-        return sdpa(torch, *operands)
+        q, k, v, cotangent = (torch.randn(shape, **kwargs, requires_grad=i < 3) for i in range(4))
+        return sdpa(torch, q, k, v, cotangent)
 
-    run(1)  # loads what is loaded once
+    run(1)  # so that libraries are loaded before memory is measured
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
         before = _status("VmRSS")

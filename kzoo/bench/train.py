@@ -1,4 +1,4 @@
-"""A whole train step of a small GPT: ours, and what else one would train it with."""
+"""A whole train step of a small GPT, in kzoo and in other libraries."""
 
 import importlib.util
 from typing import NamedTuple
@@ -10,11 +10,11 @@ from kzoo import presets
 from kzoo.bench.measure import Ready, Skip, check_jax, counts, machine, peer_torch, race, ratio
 
 LEARNING_RATE, WEIGHT_DECAY = 3e-4, 0.01
-LOSS_TOKENS = 1024  # of ours: tokens whose logits exist at once, which changes no value
+LOSS_TOKENS = 1024  # of kzoo's: tokens whose logits exist at once, which changes no value
 
 
 class Sizes(NamedTuple):
-    """Of the model and its batches; the inner width is four times `hidden_dim`."""
+    """Sizes of the model and its batches; the feed-forward width is four times `hidden_dim`."""
 
     num_layers: int = 6
     hidden_dim: int = 256
@@ -27,10 +27,10 @@ class Sizes(NamedTuple):
 def bench_train(steps=5, sizes=None, *, say=lambda text: None):
     """Time whole train steps: forward, backward and AdamW, float32, no dropout, one fixed batch.
 
-    Contestants: our GPT with softmax and with linear attention; keras-hub's GPT-2 on JAX; a
+    Contestants: kzoo's GPT with softmax and with linear attention; keras-hub's GPT-2 on JAX; a
     GPT-2 in JAX alone; HF transformers' GPT-2 on torch, with its SDPA attention. The loss is the
     mean cross-entropy over all positions. All have learned positions and the gelu of GPT-2. They
-    step by turns, after one step each that is not counted. Ours have `loss_tokens=1024`.
+    take turns, after one step each that is not counted. kzoo's have `loss_tokens=1024`.
 
     Args:
         steps: how often each contestant steps.
@@ -41,7 +41,7 @@ def bench_train(steps=5, sizes=None, *, say=lambda text: None):
         A dict of JSON values: `settings`, `machine` and `rows`, one for each contestant:
         `contestant`, `reason` (why it did not run, else None), `median_seconds`, `iqr_seconds`,
         `seconds`, `first_seconds`, `compile_seconds` (the first step less a median one;
-        where JAX has been told to keep programs, the time of reading them), `tokens_per_second`,
+        with a compilation cache of JAX, the time of reading from it), `tokens_per_second`,
         `parameters`, `first_loss`, and `ratio` to kzoo's time.
 
     Raises:
@@ -54,7 +54,9 @@ def bench_train(steps=5, sizes=None, *, say=lambda text: None):
     check_jax()
     sizes = sizes or Sizes()
     steps, sizes = counts({"steps": steps})["steps"], sizes._replace(**counts(sizes._asdict()))
-    presets.config("gpt_nano", **_overrides(sizes))  # sizes that make no model are told at once
+    presets.config(
+        "gpt_nano", **_overrides(sizes)
+    )  # raises at once for sizes that no model can have
     about = machine()
     ids = np.random.default_rng(0).integers(
         sizes.vocabulary_size, size=(sizes.batch, sizes.time + 1)
@@ -193,7 +195,7 @@ def _transformers(sizes, tokens, targets):
 
 
 def _ready(step, parameters):
-    """A `Ready` that keeps the loss of its first step, before anything was learned."""
+    """A `Ready` that records the loss of its first step, that of the initial weights."""
     facts = {"parameters": int(parameters)}
 
     def run():

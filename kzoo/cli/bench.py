@@ -1,15 +1,15 @@
-"""kzoo bench: attention, training and generation beside what else is installed."""
+"""kzoo bench: time attention, training and generation, beside other installed libraries."""
 
 import json
 
 from kzoo.cli.arguments import add_command, add_json, leave_tensorflow, path, positive, print_json
 from kzoo.files import check_folder, check_new, whole_folder
 
-_BYTES = 2**20  # that the results take, at most
+_BYTES = 2**20  # the most that the results take
 
 
 def add(commands):
-    help = "time attention, training or generation, beside what else is installed"
+    help = "time attention, training or generation, beside other installed libraries"
     bench = add_command(commands, "bench", help)
     benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
 
@@ -74,11 +74,11 @@ def _try(out):
 
 
 def _with_status(run, **settings):
-    """Run a benchmark, saying on the terminal what runs."""
+    """Run a benchmark, with its progress on the terminal."""
     from rich.console import Console
     from rich.live import Live
 
-    # No animation: it would take time from what is measured.
+    # No animation, which would slow down what is measured.
     with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
         return run(**settings, say=lambda text: live.update(text, refresh=True))
 
@@ -97,6 +97,8 @@ def _finish(result, options, pictures=None):
     from rich.console import Console
 
     console = Console(markup=False, highlight=False)
-    console.width = max(console.width, 110)  # a narrow terminal wraps; nothing is cut off
+    console.width = max(
+        console.width, 110
+    )  # a narrow terminal wraps lines instead of truncating them
     for part in tables(result):
         console.print(part)

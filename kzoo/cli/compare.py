@@ -1,4 +1,4 @@
-"""kzoo compare, kzoo report: a study and its page."""
+"""kzoo compare: run a study; kzoo report: write its page."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from kzoo.files import numbered
 
 def add(commands):
     help = "run a study (by default the quick one) and write its report"
-    more = "Stopped, the same command goes on where it was."
+    more = "If it is stopped, the same command resumes it."
     compare = add_command(commands, "compare", help, _compare, _saved, more)
     compare.add_argument("study", nargs="?", type=path, metavar="STUDY.json")
     compare.add_argument(
-        "--out", type=path, metavar="DIR", help="default: runs/NAME; the same study goes on there"
+        "--out", type=path, metavar="DIR", help="default: runs/NAME; a study begun there is resumed"
     )
     add_running(compare)
 

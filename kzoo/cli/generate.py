@@ -1,4 +1,4 @@
-"""kzoo generate: a prompt continued."""
+"""kzoo generate: continue a prompt."""
 
 import sys
 
@@ -25,7 +25,7 @@ def add(commands):
         "--prompt", type=words, required=True, metavar="TEXT", help="- reads it from stdin"
     )
     generate.add_argument(
-        "--max-length", type=positive, metavar="N", help="tokens in all, those of the prompt too"
+        "--max-length", type=positive, metavar="N", help="tokens in all, the prompt included"
     )
     generate.add_argument("--sampler", default="top_k", metavar="NAME")
     generate.add_argument("--seed", type=seed, metavar="N", help="of a sampler that draws")
@@ -62,4 +62,6 @@ def _stdin():
     try:
         return sys.stdin.read()
     except UnicodeDecodeError as error:
-        raise InputError(f"the prompt is text in UTF-8. Received: byte {error.start}") from None
+        raise InputError(
+            f"the prompt must be text in UTF-8. Received: invalid bytes at {error.start}"
+        ) from None

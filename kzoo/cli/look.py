@@ -37,7 +37,7 @@ def _list(options):
         sizes = (config[field] for field in ("num_layers", "hidden_dim", "max_sequence_length"))
         words = (config[f] if isinstance(config[f], str) else json.dumps(config[f]) for f in WORDS)
         table.add_row(name, f"{count_parameters(config):,}", *map(str, sizes), *words)
-    # A pipe has no width of its own: lines stay whole for `grep`.
+    # A pipe has no width; do not wrap lines, so that `grep` finds whole ones.
     console = Console(markup=False, width=None if sys.stdout.isatty() else 200)
     console.print(table)
 
@@ -47,7 +47,7 @@ def _show(options):
     from kzoo.config import count_parameters
 
     if options.png and not options.masks:
-        raise InputError(f"--png draws masks; add --masks. Received: --png {options.png}")
+        raise InputError(f"--png needs --masks. Received: --png {options.png}")
     config = presets.config(options.preset, **overrides(options.set))
     if not options.masks:
         about = presets.describe(options.preset)
@@ -64,7 +64,9 @@ def _show(options):
         figure = draw_masks(*stack)
         kind = _kind(figure, options.png)
     if config["stack"] != "single":
-        print("The encoder; the decoder is causal, and sees all of what the encoder read.\n")
+        print(
+            "The encoder. The decoder is causal, and its cross-attention sees all of the source.\n"
+        )
     print(terminal_masks(*stack))
     if options.png:
         options.png.parent.mkdir(parents=True, exist_ok=True)
@@ -74,7 +76,7 @@ def _show(options):
 
 
 def _kind(figure, file):
-    """Of picture, by the file's name."""
+    """The format of a picture, from its file's name."""
     kinds = figure.canvas.get_supported_filetypes()
     kind = file.suffix[1:].lower() or "png"
     if kind not in kinds:

@@ -29,7 +29,7 @@ def check(options, config):
     begun = _has(out, RUN_FILE) or _has(out, CHECKPOINTS)
     if _has(out, TASK_FILE) and not begun:
         raise InputError(
-            "the output is a new or empty folder; this one holds a saved model, which "
+            "the output must be a new or empty folder; this one holds a saved model, which "
             f"kzoo.presets.load reads. Received: {out}"
         )
     if not begun:

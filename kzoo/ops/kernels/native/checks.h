@@ -1,5 +1,5 @@
-// What XLA hands over, checked before any of it is read: Python checks it too, with better words,
-// but a call may come past it, and memory beyond a buffer is never touched.
+// Checks of the arrays and attributes of a call, before any of them is read. Python checks them
+// too, with better messages; these make sure that no call reads or writes beyond a buffer.
 
 #pragma once
 
@@ -18,13 +18,13 @@ constexpr int64_t kMostFeatures = 256;    // `MOST_FEATURES` in Python
 constexpr int64_t kMostChunk = 1024;      // `MOST_CHUNK` in Python
 constexpr int64_t kMostSize = INT32_MAX;  // of an axis: some are counted in ints
 
-// Collects the first thing that is wrong.
+// Keeps the first error.
 class Checks {
  public:
   typedef ffi::Span<const int64_t> Dims;
 
-  // An array has the dimensions `wanted`; as a label (`broadcasts`) it may have 1 in their place
-  // on its first two axes.
+  // An array must have the dimensions `wanted`. If `broadcasts` (levels and segments), its first
+  // two axes may also be 1.
   void dims(const char* name, Dims received, Dims wanted, bool broadcasts = false) {
     bool fits = received.size() == wanted.size();
     for (size_t i = 0; fits && i < wanted.size(); ++i)
@@ -48,7 +48,7 @@ class Checks {
     for (const int64_t size : received) range(name, size, 0, kMostSize);
   }
 
-  // An integer lies between two others, both included.
+  // An integer must lie between two others, both included.
   void range(const char* name, int64_t received, int64_t least, int64_t most) {
     require(least <= received && received <= most, [&] {
       return std::string(name) + " lies in " + std::to_string(least) + " to " +
@@ -56,7 +56,7 @@ class Checks {
     });
   }
 
-  // Columns come in whole vectors.
+  // The number of columns must be a multiple of a vector's.
   void columns(const char* name, int64_t received, int64_t most) {
     range(name, received, kMultiple, most);
     require(received % kMultiple == 0, [&] {

@@ -1,4 +1,4 @@
-// The calls that XLA makes: what it hands over checked, then tasks shared out over its threads.
+// The handlers that XLA calls: they check their arguments, then divide the work among its threads.
 
 #include <atomic>
 #include <condition_variable>
@@ -22,8 +22,8 @@ using Integers = ffi::Buffer<ffi::S32>;
 using Filled = ffi::Result<Array>;
 using Flags = ffi::Span<const int32_t>;  // one for each head
 
-// run(task) for every task below `count`. The caller works too, and waits for tasks that others
-// have begun: never for a thread to become free.
+// Calls run(task) for every task below `count`. The caller works too. It waits for tasks that other
+// threads have begun, but never for a thread to become free.
 template <typename Run>
 void parallel(ffi::ThreadPool& pool, int64_t count, const Run& run) {
   struct Shared {
@@ -52,7 +52,7 @@ kzoo::Labels labels(const Integers& x) {
   return {x.typed_data(), dims[0], dims[1], dims[2]};
 }
 
-// Heads are counted through the batch. Where one begins in [batch, time, heads, dim]:
+// Heads are numbered through the batch. Where a head begins in [batch, time, heads, dim]:
 int64_t begin(const Array& x, int64_t head) {
   const auto dims = x.dimensions();
   return (head / dims[2] * dims[1] * dims[2] + head % dims[2]) * dims[3];
@@ -79,7 +79,7 @@ std::vector<kzoo::Visible> visible(const kzoo::Sizes& sizes, const Integers& que
   return heads;
 }
 
-// What both passes take; the checks of everything else begin with it.
+// The arguments that both passes take, and their checks.
 Checks check_softmax(const Array& q, const Array& k, const Array& v, const Integers& query_level,
                      const Integers& query_segment, const Integers& key_level,
                      const Integers& key_segment) {
@@ -99,7 +99,7 @@ Checks check_softmax(const Array& q, const Array& k, const Array& v, const Integ
   return checks;
 }
 
-// Whether nothing is to be computed, though the number of heads may be beyond all memory.
+// Whether there is nothing to compute. The number of heads may be huge then, so allocate nothing.
 bool empty(const kzoo::Sizes& s) {
   return s.batch == 0 || s.heads == 0 || (s.query_time == 0 && s.key_time == 0);
 }
@@ -117,7 +117,7 @@ ffi::Error SoftmaxForward(ffi::ThreadPool pool, Array q, Array k, Array v, Integ
   const auto seen = visible(s, query_level, query_segment, key_level, key_segment);
   const int64_t blocks = (s.query_time + kzoo::kBlock - 1) / kzoo::kBlock;
   parallel(pool, s.batch * s.heads * blocks, [&](int64_t task) {
-    // Late queries see most under a causal mask: they go first, so that none is waited for.
+    // Under a causal mask late queries see the most keys. They go first: no long task is last.
     const int64_t head = task / blocks, block = blocks - 1 - task % blocks;
     kzoo::softmax_forward(s, seen[head], block, at(q, head), at(k, head), at(v, head),
                           at(out, head), log_total->typed_data() + head * s.query_time);
@@ -151,7 +151,7 @@ ffi::Error SoftmaxBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Inte
 
 // Linear ------------------------------------------------------------------------------------------
 
-// One head in the order of level: from here on, time may go back.
+// One head in order of level; a negative stride reverses time.
 struct Order {
   int64_t head, time, heads;
   bool reverse;
@@ -170,7 +170,7 @@ struct Order {
   In operator()(const Array& x) const { return line(at(x, head), heads * x.dimensions()[3]); }
   Out operator()(Filled& x) const { return line(at(x, head), heads * x->dimensions()[3]); }
   kzoo::Line<const int32_t> operator()(const Integers& x) const {
-    return line(labels(x).row(head / heads, head % heads), 1);
+    return line(labels(x).at(head / heads, head % heads), 1);
   }
   template <typename T>
   kzoo::Line<T> scalars(T* x) const {  // of [batch, heads, time]
@@ -178,7 +178,7 @@ struct Order {
   }
 };
 
-// What both passes take; the checks of everything else begin with it.
+// The arguments that both passes take, and their checks.
 Checks check_linear(const Array& q, const Array& k, const Array& v, const Integers& document,
                     const Integers& level, const Array& matrix, const Array& vector, int64_t chunk,
                     Flags reverse) {
@@ -204,8 +204,8 @@ Checks check_linear(const Array& q, const Array& k, const Array& v, const Intege
 Checks::Dims dims(const Array& x) { return x.dimensions(); }
 Checks::Dims dims(Filled x) { return x->dimensions(); }
 
-// The features of the normaliser, or their gradients: those that remain of the arrays, two of the
-// shape of q, or none where they are the same as those of the numerator.
+// The features of the denominator, or their gradients: the remaining arrays, two of the shape of q,
+// or none if they are the same as those of the numerator.
 template <typename Type, typename Remaining>
 std::pair<Type, Type> both(Checks& checks, Type q, Type k, const Remaining& remaining) {
   if (remaining.size() == 0) return {q, k};

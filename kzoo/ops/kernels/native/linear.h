@@ -1,8 +1,8 @@
-// Linear attention in chunks, with one state that goes through time.
+// Linear attention in chunks, with one state that is updated from chunk to chunk.
 //
-// The gradient goes through time twice, forth for queries and back for keys and values, as the
-// sums do of which they are made (Katharopoulos et al. 2020, arXiv:2006.16236, section 3.3.1),
-// so no state is kept.
+// The gradient goes through time twice, forward for queries and backward for keys and values, since
+// it consists of sums in these directions (Katharopoulos et al. 2020, arXiv:2006.16236, section
+// 3.3.1). So no state is stored.
 
 #pragma once
 
@@ -13,8 +13,7 @@
 
 namespace kzoo {
 
-// One head in the order of level. `at` of time t stands at data + t * stride, where a stride below
-// 0 goes back in time.
+// One head, in order of level: `at(t)` is data + t * stride, and a negative stride reverses time.
 template <typename T>
 struct Line {
   T* data;
@@ -26,11 +25,11 @@ struct Line {
 typedef Line<const float> In;
 typedef Line<float> Out;
 
-// A stretch of time in one document: whole groups of equal level, together no longer than the
-// size of a chunk, or one group that is longer.
+// A span of time in one document: whole groups of equal level that together are no longer than a
+// chunk, or one longer group.
 struct Chunk {
   int64_t start, end;
-  bool begins, group;  // its document begins with it; it is one group
+  bool begins, group;  // it begins its document; it is a single group
 };
 
 inline std::vector<Chunk> cut(Line<const int32_t> document, Line<const int32_t> level, int64_t time,
@@ -51,7 +50,7 @@ inline std::vector<Chunk> cut(Line<const int32_t> document, Line<const int32_t> 
 
 struct Head {
   int features, value_dim, size;  // `size` of a chunk
-  In q, k, q_norm, k_norm, v;     // q_norm and k_norm: features in the normaliser
+  In q, k, q_norm, k_norm, v;     // q_norm and k_norm: the features in the denominator
   Line<const int32_t> level;
   const std::vector<Chunk>* chunks;
 };
@@ -60,16 +59,16 @@ inline void add(int size, float factor, const float* x, float* sum) {
   for (int n = 0; n < size; n += kLanes) store(sum + n, load(sum + n) + factor * load(x + n));
 }
 
-// The rows of a stretch of time, beside each other, and back.
-inline void fetch(const Chunk& part, In x, int dim, float* rows) {
-  copy(part.end - part.start, dim, x.at(part.start), x.stride, rows, dim);
+// Copies the vectors of a span of time to contiguous memory, and back.
+inline void fetch(const Chunk& part, In x, int dim, float* out) {
+  copy(part.end - part.start, dim, x.at(part.start), x.stride, out, dim);
 }
 
-inline void put(const Chunk& part, const float* rows, int dim, Out x) {
-  copy(part.end - part.start, dim, rows, dim, x.at(part.start), x.stride);
+inline void put(const Chunk& part, const float* from, int dim, Out x) {
+  copy(part.end - part.start, dim, from, dim, x.at(part.start), x.stride);
 }
 
-// What of a chunk is worked on at once: all, but only `size` tokens of a long group.
+// The part of a chunk that is computed at once: all of it, or `size` tokens of a long group.
 template <typename Work>
 void each_part(const Chunk& chunk, int size, const Work& work) {
   for (int64_t t = chunk.start; t < chunk.end; t += size)
@@ -89,7 +88,7 @@ inline int64_t group_start(const Head& head, const Chunk& chunk, int64_t t) {
   return start;
 }
 
-// weights[i][j] = x_i y_j where j's level is no more than i's, else 0; its rows are `width` apart.
+// weights[i][j] = x_i y_j if j's level is at most i's, else 0. Its rows are `width` apart.
 inline void pairs(const Head& head, const Chunk& chunk, const float* x, const float* y, int dim,
                   float* turned, float* weights, int width) {
   const int count = chunk.end - chunk.start;
@@ -102,7 +101,8 @@ inline void pairs(const Head& head, const Chunk& chunk, const float* x, const fl
   }
 }
 
-// `out` and `normaliser` of one head; `matrix` and `vector` are the state before, and then after.
+// `out` and `normaliser` (the denominator) of one head. `matrix` and `vector` are kv_state and
+// k_sum: the state before all tokens, which becomes that after them.
 inline void linear_forward(const Head& head, Out out, Out normaliser, float* matrix,
                            float* vector) {
   const int features = head.features, value_dim = head.value_dim, size = head.size;
@@ -159,12 +159,12 @@ inline void linear_forward(const Head& head, Out out, Out normaliser, float* mat
   }
 }
 
-struct Slopes {  // of `Head`; q_norm and k_norm may stand where q and k do
+struct Slopes {  // gradients of `Head`; q_norm and k_norm may share the memory of q and k
   Out q, k, q_norm, k_norm, v;
 };
 
-// `matrix` and `vector` are the state before all; `matrix_slope` and `vector_slope` the gradient
-// of the state after all, and then of that before.
+// `matrix` and `vector` are kv_state and k_sum before all tokens. `matrix_slope` and `vector_slope`
+// are the gradient of the state after all tokens, which becomes that of the state before them.
 inline void linear_backward(const Head& head, In out, In normaliser, In slope, const float* matrix,
                             const float* vector, float* matrix_slope, float* vector_slope,
                             const Slopes& to) {
@@ -176,8 +176,8 @@ inline void linear_backward(const Head& head, In out, In normaliser, In slope, c
   const Buffer keys(size * features);
   const Buffer values(size * value_dim);
   const Buffer shares(size * value_dim);  // slope / normaliser
-  const Buffer of_normaliser(size);       // its gradient
-  const Buffer of_rows(size * std::max(features, value_dim));
+  const Buffer of_normaliser(size);       // the gradient of the denominator
+  const Buffer gathered(size * std::max(features, value_dim));
   const Buffer turned_state(value_dim * features);
   const Buffer sums(features);
   const Buffer local(features);
@@ -190,7 +190,7 @@ inline void linear_backward(const Head& head, In out, In normaliser, In slope, c
     }
   };
 
-  // Forth: what queries meet.
+  // Forward in time: the gradients of queries.
   transpose(features, value_dim, matrix, value_dim, turned_state, features);
   copy(1, features, vector, features, sums, features);
   for (const Chunk& chunk : *head.chunks) {
@@ -218,12 +218,12 @@ inline void linear_backward(const Head& head, In out, In normaliser, In slope, c
         fetch(part, head.v, value_dim, values);
         const int width = round_up(count);
         pairs(head, part, shares, values, value_dim, turned, weights, width);
-        product(count, features, count, {weights, width, 1}, {keys, features}, {of_rows, features},
+        product(count, features, count, {weights, width, 1}, {keys, features}, {gathered, features},
                 false);
       }
       product(count, features, value_dim, {shares, value_dim, 1}, {turned_state, features},
-              {of_rows, features}, !chunk.group);
-      put(part, of_rows, features, to.q);
+              {gathered, features}, !chunk.group);
+      put(part, gathered, features, to.q);
       for (int64_t t = part.start; t < part.end; ++t) {
         for (const int64_t end = t < met ? met : group_end(head, chunk, t); met < end; ++met)
           add(features, 1, head.k_norm.at(met), local);
@@ -236,7 +236,7 @@ inline void linear_backward(const Head& head, In out, In normaliser, In slope, c
     add(features, 1, local, sums);
   }
 
-  // Back: what keys and values give.
+  // Backward in time: the gradients of keys and values.
   for (int64_t c = head.chunks->size() - 1; c >= 0; --c) {
     const Chunk& chunk = (*head.chunks)[c];
     const auto gather = [&](const Chunk& part) {
@@ -262,19 +262,19 @@ inline void linear_backward(const Head& head, In out, In normaliser, In slope, c
         fetch_shares(part);
         pairs(head, part, shares, values, value_dim, turned, weights, width);
         product(count, features, count, {weights, 1, width}, {queries, features},
-                {of_rows, features}, false);
+                {gathered, features}, false);
       }
       product(count, features, value_dim, {values, value_dim, 1}, {turned_state, features},
-              {of_rows, features}, !chunk.group);
-      put(part, of_rows, features, to.k);
+              {gathered, features}, !chunk.group);
+      put(part, gathered, features, to.k);
       if (!chunk.group) {
         pairs(head, part, queries, keys, features, turned, weights, width);
         product(count, value_dim, count, {weights, 1, width}, {shares, value_dim},
-                {of_rows, value_dim}, false);
+                {gathered, value_dim}, false);
       }
       product(count, value_dim, features, {keys, features, 1}, {matrix_slope, value_dim},
-              {of_rows, value_dim}, !chunk.group);
-      put(part, of_rows, value_dim, to.v);
+              {gathered, value_dim}, !chunk.group);
+      put(part, gathered, value_dim, to.v);
     });
     if (!chunk.group) gather(chunk);
     int64_t met = chunk.group ? chunk.start : chunk.end;  // the first of the queries in `local`

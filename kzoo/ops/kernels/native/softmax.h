@@ -1,6 +1,6 @@
-// Softmax attention in blocks that stay in the cache; what the mask hides is skipped.
+// Softmax attention in blocks that stay in the cache; blocks that the mask hides are skipped.
 //
-// Forward: Milakov and Gimelshein 2018, arXiv:1805.02867; backward: the weights are formed again
+// Forward: Milakov and Gimelshein 2018, arXiv:1805.02867. Backward: the weights are computed again
 // from the logarithm of their sums (Dao et al. 2022, arXiv:2205.14135).
 
 #pragma once
@@ -13,7 +13,7 @@
 
 namespace kzoo {
 
-constexpr int kBlock = 64;  // queries, and keys
+constexpr int kBlock = 64;  // queries, or keys, in a block
 constexpr float kHidden = -1e30f;
 
 // Integers [batch or 1, heads or 1, time].
@@ -21,12 +21,13 @@ struct Labels {
   const int32_t* data;
   int64_t batch, heads, time;
 
-  const int32_t* row(int64_t b, int64_t h) const {
+  const int32_t* at(int64_t b, int64_t h) const {
     return data + ((batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : h)) * time;
   }
 };
 
-// A query sees the keys of its segment, but 0, whose level is no more than its own.
+// A query sees the keys of its own segment (but not of segment 0, padding) whose level is at most
+// its own.
 struct Tokens {
   Labels level, segment;
 };
@@ -35,7 +36,7 @@ struct Sizes {
   int64_t batch, query_time, key_time, heads, dim, value_dim;
 };
 
-// The least and the greatest label of every block of a row.
+// The least and the greatest label of every block of one head.
 struct Ranges {
   std::vector<int32_t> low, high;
 
@@ -56,10 +57,10 @@ struct Visible {
   Ranges query_levels, query_segments, key_levels, key_segments;
 
   Visible(const Tokens& queries, const Tokens& keys, int64_t b, int64_t h)
-      : query_level(queries.level.row(b, h)),
-        query_segment(queries.segment.row(b, 0)),
-        key_level(keys.level.row(b, h)),
-        key_segment(keys.segment.row(b, 0)),
+      : query_level(queries.level.at(b, h)),
+        query_segment(queries.segment.at(b, 0)),
+        key_level(keys.level.at(b, h)),
+        key_segment(keys.segment.at(b, 0)),
         query_levels(query_level, queries.level.time),
         query_segments(query_segment, queries.level.time),
         key_levels(key_level, keys.level.time),
@@ -73,7 +74,7 @@ struct Visible {
     return one && key_levels.high[j] <= query_levels.low[i] ? kAll : kSome;
   }
 
-  // Of the query at `t`, lanes of keys from `at` on: -1 where it sees them, else 0.
+  // For the query at `t` and a vector of keys from `at` on: -1 where it sees the key, else 0.
   Ints lanes(int64_t t, int64_t at) const {
     const Ints segment = load(key_segment + at);
     return (load(key_level + at) <= query_level[t]) & (segment == query_segment[t]) & (segment != 0);
@@ -87,7 +88,7 @@ inline void hide(const Visible& visible, int64_t t, int64_t first, int count, in
       seen[n / kLanes] = visible.lanes(t, first + n);
       continue;
     }
-    for (int lane = 0; lane < kLanes; ++lane) {  // keys end within these
+    for (int lane = 0; lane < kLanes; ++lane) {  // the last key is in this vector
       const int64_t at = first + n + lane;
       const bool see = n + lane < count && visible.key_level[at] <= visible.query_level[t] &&
                        visible.key_segment[at] == visible.query_segment[t] &&
@@ -97,7 +98,7 @@ inline void hide(const Visible& visible, int64_t t, int64_t first, int count, in
   }
 }
 
-// One block of queries of one head: `out`, and the logarithm of the sum of its exponentials.
+// One block of queries of one head: `out`, and the logarithm of the sum of the exponentials.
 inline void softmax_forward(const Sizes& sizes, const Visible& visible, int64_t block,
                             const float* q, const float* k, const float* v, float* out,
                             float* log_total) {
@@ -105,10 +106,10 @@ inline void softmax_forward(const Sizes& sizes, const Visible& visible, int64_t 
   const int dim = sizes.dim, value_dim = sizes.value_dim;
   const int64_t start = block * kBlock;
   const int rows = std::min<int64_t>(kBlock, sizes.query_time - start);
-  const Buffer queries(kBlock * dim), turned(kBlock * dim), values(kBlock * value_dim);
+  const Buffer queries(kBlock * dim), transposed(kBlock * dim), values(kBlock * value_dim);
   const Buffer scores(kBlock * kBlock), sums(kBlock * value_dim);
   float highest[kBlock], total[kBlock];
-  std::fill_n(highest, kBlock, kHidden / 2);  // above what is hidden
+  std::fill_n(highest, kBlock, kHidden / 2);  // above the scores of hidden keys
   zero(total, kBlock);
   zero(sums, rows * value_dim);
   copy(rows, dim, q + start * stride, stride, queries, dim);
@@ -116,16 +117,16 @@ inline void softmax_forward(const Sizes& sizes, const Visible& visible, int64_t 
     const Visible::Kind kind = visible.blocks(block, j);
     if (kind == Visible::kNone) continue;
     const int keys = std::min<int64_t>(kBlock, sizes.key_time - first), width = round_up(keys);
-    transpose(keys, dim, k + first * stride, stride, turned, width);
-    product(rows, width, dim, {queries, dim, 1}, {turned, width}, {scores, kBlock}, false);
+    transpose(keys, dim, k + first * stride, stride, transposed, width);
+    product(rows, width, dim, {queries, dim, 1}, {transposed, width}, {scores, kBlock}, false);
     for (int r = 0; r < rows; ++r) {
-      float* row = scores + r * kBlock;
+      float* score = scores + r * kBlock;
       Ints seen[kBlock / kLanes];
       const bool all = kind == Visible::kAll && keys == width;
       if (!all) hide(visible, start + r, first, keys, width, seen);
       Floats most = Floats{} + highest[r];
       for (int n = 0; n < width; n += kLanes) {
-        Floats x = load(row + n);
+        Floats x = load(score + n);
         if (!all) x = seen[n / kLanes] ? x : Floats{} + kHidden;
         most = x > most ? x : most;
       }
@@ -133,10 +134,10 @@ inline void softmax_forward(const Sizes& sizes, const Visible& visible, int64_t 
       for (int lane = 0; lane < kLanes; ++lane) higher = std::max(higher, most[lane]);
       Floats added{};
       for (int n = 0; n < width; n += kLanes) {
-        Floats power = exponential(load(row + n) - higher);
+        Floats power = exponential(load(score + n) - higher);
         if (!all) power = seen[n / kLanes] ? power : Floats{};
         added += power;
-        store(row + n, power);
+        store(score + n, power);
       }
       if (higher > highest[r]) {
         const float shrink = std::exp(highest[r] - higher);
@@ -166,7 +167,7 @@ inline void softmax_backward(const Sizes& sizes, const Visible& visible, const f
                              float* dv) {
   const int64_t stride = sizes.heads * sizes.dim, value_stride = sizes.heads * sizes.value_dim;
   const int dim = sizes.dim, value_dim = sizes.value_dim;
-  const Buffer own(kBlock * dim), turned(kBlock * dim), turned_values(kBlock * value_dim);
+  const Buffer own(kBlock * dim), transposed(kBlock * dim), transposed_values(kBlock * value_dim);
   const Buffer queries(kBlock * dim), given(kBlock * value_dim);
   const Buffer weights(kBlock * kBlock), slopes(kBlock * kBlock), inner(sizes.query_time);
   for (int64_t t = 0; t < sizes.query_time; ++t) {
@@ -176,8 +177,8 @@ inline void softmax_backward(const Sizes& sizes, const Visible& visible, const f
   for (int64_t j = 0, first = 0; first < sizes.key_time; ++j, first += kBlock) {
     const int keys = std::min<int64_t>(kBlock, sizes.key_time - first), width = round_up(keys);
     copy(keys, dim, k + first * stride, stride, own, dim);
-    transpose(keys, dim, own, dim, turned, width);
-    transpose(keys, value_dim, v + first * value_stride, value_stride, turned_values, width);
+    transpose(keys, dim, own, dim, transposed, width);
+    transpose(keys, value_dim, v + first * value_stride, value_stride, transposed_values, width);
     const Result to_keys{dk + first * stride, stride};
     const Result to_values{dv + first * value_stride, value_stride};
     bool begun = false;
@@ -187,8 +188,8 @@ inline void softmax_backward(const Sizes& sizes, const Visible& visible, const f
       const int rows = std::min<int64_t>(kBlock, sizes.query_time - start);
       copy(rows, dim, q + start * stride, stride, queries, dim);
       copy(rows, value_dim, slope + start * value_stride, value_stride, given, value_dim);
-      product(rows, width, dim, {queries, dim, 1}, {turned, width}, {weights, kBlock}, false);
-      product(rows, width, value_dim, {given, value_dim, 1}, {turned_values, width},
+      product(rows, width, dim, {queries, dim, 1}, {transposed, width}, {weights, kBlock}, false);
+      product(rows, width, value_dim, {given, value_dim, 1}, {transposed_values, width},
               {slopes, kBlock}, false);
       for (int r = 0; r < rows; ++r) {
         Ints seen[kBlock / kLanes];
@@ -208,7 +209,7 @@ inline void softmax_backward(const Sizes& sizes, const Visible& visible, const f
               true);
       begun = true;
     }
-    for (int r = 0; !begun && r < keys; ++r) {  // keys that nobody sees
+    for (int r = 0; !begun && r < keys; ++r) {  // keys that no query sees
       zero(to_keys.data + r * stride, dim);
       zero(to_values.data + r * value_stride, value_dim);
     }

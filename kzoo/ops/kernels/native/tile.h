@@ -1,4 +1,4 @@
-// Vectors of floats, products of small matrices, and what attention needs beside them.
+// Vectors of floats, products of small matrices, and other functions on small arrays.
 //
 // Matrices are rows of floats a stride apart; a left factor may be read along either axis.
 
@@ -18,7 +18,7 @@ constexpr int kBytes = 32, kRows = 6;
 constexpr int kBytes = 16, kRows = 6;
 #endif
 constexpr int kLanes = kBytes / 4;
-constexpr int kMultiple = 16;  // of columns: what every kind of vector divides
+constexpr int kMultiple = 16;  // of columns; the vectors of every architecture divide it
 
 typedef float Floats __attribute__((vector_size(kBytes), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(kBytes), aligned(4), may_alias));
@@ -100,8 +100,8 @@ inline void transpose(int rows, int columns, const float* x, int64_t stride, flo
 
 inline void zero(float* x, int64_t size) { memset(x, 0, sizeof(float) * size); }
 
-// Rows from one stride to another. What products read again and again is brought together first:
-// the rows of one head lie a power of two apart, and would drive each other out of the cache.
+// Copies rows from one stride to another. What products read repeatedly is made contiguous first,
+// since the vectors of one head lie a power of two apart and would evict each other from the cache.
 inline void copy(int rows, int columns, const float* x, int64_t stride, float* out,
                  int64_t out_stride) {
   for (int r = 0; r < rows; ++r, x += stride, out += out_stride)
@@ -122,7 +122,7 @@ inline float dot(int size, const float* a, const float* b) {
   return sum(sums);
 }
 
-// e^x for x <= 0, within 2e-7 of its value; e^-87 for what is less.
+// e^x for x <= 0, within 2e-7 of its value; e^-87 for x below -87.
 inline Floats exponential(Floats x) {
   x = x < -87.0f ? Floats{} - 87.0f : x;
   const Floats shifted = x * 1.44269504f + 12582912.0f;  // 1.5 * 2^23: rounds to an integer
@@ -137,7 +137,7 @@ inline Floats exponential(Floats x) {
   return y * (Floats)(((Ints)shifted - 0x4B400000 + 127) << 23);
 }
 
-// What a task works in.
+// The working memory of a task.
 class Buffer {
  public:
   explicit Buffer(int64_t floats)
