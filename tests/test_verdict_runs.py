@@ -255,7 +255,7 @@ def test_a_rate_that_suits_all_arms_is_shared(made, tmp_path):
     tuning = read_tuning(tmp_path)
     assert len(tuning) == 12 and all(record["tuning"] for record in tuning)
     assert {record["arm"] for record in tuning} == {"softmax", "linear"}
-    assert "; rates chosen from {0.003, 0.01, 0.03} on 2 other seeds)." in said(tmp_path)[0]
+    assert "; rate 0.01 chosen from {0.003, 0.01, 0.03} on 2 other seeds)." in said(tmp_path)[0]
     assert "leaves out the uncertainty of choosing the rates" in said(tmp_path)[0]
     page = report(tmp_path).read_text()
     assert "Loss against learning rate" in page and "learning rates chosen on other" in page

@@ -129,7 +129,7 @@ def test_the_sentence_of_an_equivalence():
     assert found.sentence == (
         "UniLM against GPT on continuations, at 300 steps: equivalent within 0.03 bits "
         "(+0.003, 95% interval −0.011 to 0.017, 6 paired seeds; "
-        "rates chosen from {0.001, 0.003, 0.01, 0.03} on 5 other seeds)"
+        "rate 0.01 chosen from {0.001, 0.003, 0.01, 0.03} on 5 other seeds)"
     )
     assert found.notes == ("The interval leaves out the uncertainty of choosing the rates.",)
     assert found.outcome == "equivalent" and found.level == 0.05 and found.pairs == 6
@@ -226,12 +226,12 @@ def test_rates_are_said():
     )
     wide = ArmFacts(0.01, (*GRID, 0.1), 5, widened=2)
     assert rates(wide, high) == (
-        "rates chosen from {0.001, 0.003, 0.01, 0.03, 0.1} on 5 other seeds (UniLM) and "
+        "rate 0.01 chosen from {0.001, 0.003, 0.01, 0.03, 0.1} on 5 other seeds (UniLM) and "
         f"{grid} on 5 other seeds (GPT)"
     )
     assert (
         rates(ArmFacts(0.01), high)
-        == f"rates chosen from {grid} on 5 other seeds (GPT), UniLM untuned"
+        == f"rate 0.01 chosen from {grid} on 5 other seeds (GPT), UniLM untuned"
     )
 
 

@@ -236,7 +236,8 @@ def rates_said(hypothesis, facts):
         + (f" ({', '.join(labels)})" if len(labels) < len(known) else "")
         for (grid, seeds), labels in ways.items()
     ]
-    text = f"rates chosen from {' and '.join(said)}"
+    rate = f"rate {next(iter(known.values())).rate:g}" if same_rate else "rates"
+    text = f"{rate} chosen from {' and '.join(said)}"
     if untuned:
         text += f", {', '.join(untuned)} untuned"
     return text if same_rate else f"{text}, each arm its own: {each}"
