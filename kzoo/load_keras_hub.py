@@ -7,13 +7,13 @@ when the import is done.
 
 import contextlib
 import importlib
-import importlib.util
 import os
 import re
 import sys
 import tempfile
 
 import kzoo.load_keras  # noqa: F401
+from kzoo.backend import installed
 
 _OF_TENSORFLOW = re.compile(rb"[IW]\d{4} \d\d:|\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d+: [IW] ")
 _OF_TENSORFLOW_TOO = b"WARNING: All log messages before absl::InitializeLog() is called"
@@ -39,7 +39,7 @@ def _left_out():
 def _loads_tensorflow():
     if "keras_hub" in sys.modules or "tensorflow" in sys.modules:
         return False  # it is there already, or kept out
-    return importlib.util.find_spec("tensorflow") is not None
+    return installed("tensorflow")
 
 
 with _left_out() if _loads_tensorflow() else contextlib.nullcontext():

@@ -17,7 +17,7 @@ BELOW = {
     "errors": set(),
     "backend": set(),
     "load_keras": {"backend"},
-    "load_keras_hub": {"load_keras"},
+    "load_keras_hub": {"backend", "load_keras"},
     "learning_rate": set(),
     "values": {"errors"},
     "files": {"errors"},
