@@ -63,7 +63,7 @@ def whole(path):
 
 @contextlib.contextmanager
 def whole_folder(directory, last=None):
-    """A context in which a folder is filled under a temporary name, then moved to its own.
+    """A context in which a folder is filled under a temporary name, and then moved to its own.
 
     Other files of a folder that exists already stay.
 

@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-# Okabe and Ito's palette for colour-blind readers, without yellow; then three more.
+# Okabe and Ito's colours, told apart by the colour-blind, without yellow; then greys.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 COLOURS += ("#000000", "#7f7f7f", "#8c564b")
 GREY = "#444444"
