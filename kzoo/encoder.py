@@ -44,7 +44,7 @@ class Bytes:
     vocabulary = BYTES
 
     @staticmethod
-    def encode(texts):
+    def encode(texts: list[str]) -> list[np.ndarray]:
         """Strings as token arrays: a list."""
         return [utf8(text) for text in texts]
 

@@ -131,7 +131,12 @@ def get(spec: FeatureMapSpec) -> FeatureMap:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all feature maps, in the order in which they were registered: a tuple."""
+    """The names of all feature maps, in the order in which they were registered: a tuple.
+
+    Example:
+        >>> "elu1" in names()
+        True
+    """
     return REGISTRY.names
 
 

@@ -24,15 +24,30 @@ _STACKS = {None: "single", False: "encoder_decoder", True: "encoder_decoder_shar
 
 
 def names() -> list[str]:
-    """All preset names, family by family and by size: `["bert_nano", "bert_tiny", ...]`."""
+    """All preset names, family by family and by size: `["bert_nano", "bert_tiny", ...]`.
+
+    Example:
+        >>> "unilm_base" in names()
+        True
+    """
     return [f"{family}_{size}" for family in _families() for size in _sizes()]
 
 
 def describe(name: str) -> dict[str, str]:
     """The preset's description and paper: `{"description": str, "paper": str}`.
 
+    Args:
+        name: one of `names()`.
+
+    Returns:
+        A dict of strings.
+
     Raises:
         InputError: for an unknown preset.
+
+    Example:
+        >>> sorted(describe("gpt_nano"))
+        ['description', 'paper']
     """
     family, _ = _find(name)
     return {key: family.get(key, "") for key in ("description", "paper")}
@@ -132,7 +147,21 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
 
 
 def load_backbone(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any) -> Any:
-    """The backbone of `load(name, ...)` alone."""
+    """The backbone of `load(name, ...)` alone.
+
+    Args:
+        name: as of `load`, like `dtype`, `remat` and the `overrides`.
+
+    Returns:
+        A backbone of `kzoo.models`.
+
+    Raises:
+        InputError: as `load`.
+
+    Example:
+        >>> load_backbone("gpt_nano", num_layers=1).count_params()
+        74688
+    """
     return load(name, dtype=dtype, remat=remat, **overrides).backbone
 
 
@@ -144,10 +173,18 @@ def save(model: Any, directory: str | Path) -> None:
     of the kernels when it is loaded. A model without a tokenizer comes back without one. The model
     is there whole or not at all; other files in the directory stay.
 
+    Args:
+        model: a task that `load` made.
+        directory: a folder, which is made where there is none.
+
     Raises:
         InputError: for weights that would not come back (GPTQ, AWQ, LoRA beside quantised ones),
             before anything is written.
         OSError: if it cannot be written, such as on a full disk.
+
+    Example:
+        >>> save(load("gpt_nano", num_layers=1), "mine")
+        >>> copy = load("mine")
     """
     with whole_folder(directory, last=TASK_FILE) as part:
         model.save_to_preset(str(part))
@@ -167,6 +204,14 @@ def build(
 
     Args:
         complete: a `kzoo.config.Config`, or its JSON.
+        dtype, remat: as of `load`.
+
+    Returns:
+        A task, built and compiled.
+
+    Example:
+        >>> build(config("gpt_nano", num_layers=1)).count_params()
+        74688
     """
     from kzoo import models
 

@@ -121,4 +121,5 @@ def test_few_examples_are_skipped():
     found = {f"{module}:{name}": text for module, name, text in examples()}
     assert set(SKIPPED) < set(found)
     assert len(found) > 100
-    assert [name for name, text in found.items() if "+SKIP" in text] == ["kzoo.presets:load"]
+    lines = [name for name, text in found.items() if "+SKIP" in text]  # of a network
+    assert len(lines) <= 3, lines

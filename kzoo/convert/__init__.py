@@ -40,6 +40,10 @@ def read(source: Any) -> Checkpoint:
 
     Raises:
         InputError: as `read_huggingface` and `read_keras_hub`; or if it is none of these.
+
+    Example:
+        >>> read("hf://openai-community/gpt2").config.num_layers  # doctest: +SKIP
+        12
     """
     if not isinstance(source, str | Path):
         return read_keras_hub(source)

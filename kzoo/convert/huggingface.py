@@ -50,6 +50,10 @@ def read_huggingface(directory: str | Path) -> Checkpoint:
         InputError: an unknown model; a size or detail that kzoo does not compute; a file that
             is missing, truncated or corrupt; tensors that are missing, extra or misshapen, all
             named; a tokenizer that does not match the vocabulary.
+
+    Example:
+        >>> read_huggingface("gpt2").config.num_layers  # doctest: +SKIP
+        12
     """
     directory = Path(directory)
     theirs = read_json(directory / CONFIG_FILE)
@@ -85,7 +89,21 @@ def read_huggingface(directory: str | Path) -> Checkpoint:
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family of a config.json. UniLM's says that it is BERT, with six segments."""
+    """The family of a config.json. UniLM's says that it is BERT, with six segments.
+
+    Args:
+        config: its JSON, a mapping.
+
+    Returns:
+        A `kzoo.convert.family.Family`.
+
+    Raises:
+        InputError: for another `model_type`.
+
+    Example:
+        >>> family_of({"model_type": "gpt2"}) is FAMILIES["gpt2"]
+        True
+    """
     kind = config.get("model_type")
     if kind not in FAMILIES:
         raise unknown("model_type in config.json", kind, FAMILIES)

@@ -35,6 +35,13 @@ def read_keras_hub(backbone: Any, tokenizer: Any = None) -> Checkpoint:
 
     Raises:
         InputError: for another backbone, or a tokenizer that does not match it.
+
+    Example:
+        >>> backbone = keras_hub.models.GPT2Backbone(
+        ...     vocabulary_size=64, num_layers=1, num_heads=2, hidden_dim=16, intermediate_dim=32,
+        ...     max_sequence_length=16)
+        >>> read_keras_hub(backbone).config.num_layers
+        1
     """
     kind = type(backbone).__name__
     if kind not in _KINDS:

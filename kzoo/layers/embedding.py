@@ -26,6 +26,12 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
         tie_weights: whether the output matrix is the transposed embedding.
         stddev: of the initial values, instead of 1/√hidden_dim.
         seed: integer from which the initial values derive.
+
+    Example:
+        >>> embedding = TokenEmbedding(384, 64)
+        >>> hidden = embedding(np.zeros((2, 10), int))
+        >>> hidden.shape, embedding(hidden, reverse=True).shape
+        ((2, 10, 64), (2, 10, 384))
     """
 
     def __init__(
@@ -97,6 +103,10 @@ class SegmentEmbedding(keras.layers.Layer):
 
     Returns:
         The shape of `inputs`.
+
+    Example:
+        >>> SegmentEmbedding(2)(np.zeros((2, 10, 64)), np.ones((2, 10), int)).shape
+        (2, 10, 64)
     """
 
     def __init__(

@@ -51,6 +51,10 @@ class FeedForward(keras.layers.Layer):
 
     Raises:
         InputError: for an unknown activation.
+
+    Example:
+        >>> FeedForward(256)(np.zeros((2, 10, 64))).shape
+        (2, 10, 64)
     """
 
     def __init__(

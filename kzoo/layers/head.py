@@ -36,6 +36,11 @@ class Head(keras.layers.Layer):
 
     Returns:
         float32 [batch, time, vocabulary_size].
+
+    Example:
+        >>> embedding = kzoo.layers.TokenEmbedding(384, 64)
+        >>> Head(embedding)(embedding(np.zeros((2, 10), int))).shape
+        (2, 10, 384)
     """
 
     def __init__(

@@ -42,6 +42,10 @@ class SeededNormal(keras.initializers.Initializer):
     Args:
         stddev: standard deviation.
         seed: integer; the same seed and shape give the same values.
+
+    Example:
+        >>> SeededNormal(0.02, seed=3)((4, 2)).shape
+        (4, 2)
     """
 
     def __init__(self, stddev: float, seed: int = 0) -> None:

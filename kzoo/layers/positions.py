@@ -67,6 +67,10 @@ class LearnedPositions(_AddedPositions):
         max_length: number of positions.
         stddev: of the initial values; 1/√hidden_dim by default.
         seed: integer from which the initial values derive.
+
+    Example:
+        >>> LearnedPositions(16)(np.zeros((2, 10, 64))).shape
+        (2, 10, 64)
     """
 
     def __init__(
@@ -100,6 +104,10 @@ class SinusoidalPositions(_AddedPositions):
 
     Scaled so that their root mean square equals that of the initial token embeddings, which
     they would drown otherwise.
+
+    Example:
+        >>> SinusoidalPositions()(np.zeros((2, 10, 64))).shape
+        (2, 10, 64)
     """
 
     MAX_WAVELENGTH = 10_000

@@ -72,17 +72,32 @@ __all__ = [
 
 
 def bidirectional() -> Mask:
-    """Every position sees every position of its document."""
+    """Every position sees every position of its document.
+
+    Example:
+        >>> bidirectional().dense(2)[0, 0].tolist()
+        [[True, True], [True, True]]
+    """
     return Bidirectional()
 
 
 def causal() -> Mask:
-    """A position sees itself and what comes before it."""
+    """A position sees itself and what comes before it.
+
+    Example:
+        >>> causal().dense(2)[0, 0].tolist()
+        [[True, False], [True, True]]
+    """
     return Causal()
 
 
 def reversed() -> Mask:
-    """A position sees itself and what comes after it."""
+    """A position sees itself and what comes after it.
+
+    Example:
+        >>> reversed().dense(2)[0, 0].tolist()
+        [[True, True], [False, True]]
+    """
     return Reversed()
 
 
@@ -91,12 +106,24 @@ def prefix() -> Mask:
 
     The source is the initial run of 1s of the `source_mask` in each document; a source
     token after a target counts as target. Source: Dong et al. 2019, arXiv:1905.03197.
+
+    Example:
+        >>> prefix().dense(3, source_mask=np.array([[1, 1, 0]]))[0, 0].tolist()
+        [[True, True, False], [True, True, False], [True, True, True]]
     """
     return Prefix()
 
 
 def block(size: int) -> Mask:
-    """Causal between blocks of `size` positions, bidirectional inside each."""
+    """Causal between blocks of `size` positions, bidirectional inside each.
+
+    Raises:
+        InputError: if `size` is no integer of at least 1.
+
+    Example:
+        >>> block(2).dense(3)[0, 0].tolist()
+        [[True, True, False], [True, True, False], [True, True, True]]
+    """
     return Block(size)
 
 
@@ -104,6 +131,19 @@ def permuted(seed: int = 0) -> Mask:
     """Causal in a random order of the positions: triangular, full rank, undirected.
 
     The same two positions stand in the same order whatever the length, padding or packing.
+
+    Args:
+        seed: an integer, that of the order.
+
+    Returns:
+        A `Mask`.
+
+    Raises:
+        InputError: if it is no integer.
+
+    Example:
+        >>> permuted(seed=3).get_config()
+        {'permuted': {'seed': 3}}
     """
     return Permuted(seed)
 
@@ -115,6 +155,12 @@ def custom(visible: Callable[[Tensor, Tensor], Tensor]) -> Mask:
         visible: function of two integer tensors that broadcast, the query's and the key's
             position within their document, to booleans: whether the query sees the key.
 
+    Returns:
+        A `Mask` without JSON.
+
+    Raises:
+        InputError: if `visible` cannot be called.
+
     Example:
         >>> window = causal() & custom(lambda query, key: query - key < 128)
     """
@@ -124,22 +170,60 @@ def custom(visible: Callable[[Tensor, Tensor], Tensor]) -> Mask:
 
 
 def heads(*specs: MaskSpec) -> Mask:
-    """A mask for each head, repeated over the heads of a layer."""
+    """A mask for each head, repeated over the heads of a layer.
+
+    Args:
+        specs: names, JSON or masks, as `get` takes them.
+
+    Returns:
+        A `Mask`.
+
+    Raises:
+        InputError: for none, and for a mask that differs by head or layer itself.
+
+    Example:
+        >>> heads("causal", "reversed") == half_heads()
+        True
+    """
     return Heads(tuple(get(spec) for spec in specs))
 
 
 def layers(*specs: MaskSpec) -> Mask:
-    """A mask for each layer, repeated over the layers of a stack."""
+    """A mask for each layer, repeated over the layers of a stack.
+
+    Args:
+        specs: names, JSON or masks, as `get` takes them. They may differ by head.
+
+    Returns:
+        A `Mask`.
+
+    Raises:
+        InputError: for none, and for a mask that differs by layer itself.
+
+    Example:
+        >>> layers("causal", "reversed") == alternating()
+        True
+    """
     return Layers(tuple(get(spec) for spec in specs))
 
 
 def half_heads() -> Mask:
-    """Half of the heads forward, half backward (kexue.fm 9529)."""
+    """Half of the heads forward, half backward (kexue.fm 9529).
+
+    Example:
+        >>> half_heads().per_head(4)
+        (Causal(), Reversed(), Causal(), Reversed())
+    """
     return heads(causal(), reversed())
 
 
 def alternating() -> Mask:
-    """Forward and backward layers in turn (kexue.fm 9529)."""
+    """Forward and backward layers in turn (kexue.fm 9529).
+
+    Example:
+        >>> per_layer(alternating(), 2)
+        [Causal(), Reversed()]
+    """
     return layers(causal(), reversed())
 
 
@@ -150,6 +234,9 @@ def register(order: type[Order]) -> type[Order]:
         order: a subclass of `Order`, a frozen dataclass whose fields are its arguments in JSON,
             with a `name`. It is returned, so that this is a decorator. What is no such class, or
             has another's name, is refused (`InputError`).
+
+    Returns:
+        The class.
 
     Example:
         >>> @register
@@ -234,6 +321,13 @@ def _check_orders(mask):
 
 def per_layer(spec: MaskSpec, num_layers: int) -> list[Mask]:
     """The mask of each layer: a list of `num_layers` masks, none of which differs by layer.
+
+    Args:
+        spec: as `get` takes it.
+        num_layers: number of layers of a stack.
+
+    Returns:
+        A list of `Mask`.
 
     Raises:
         InputError: if the pattern of layers does not tile `num_layers`.

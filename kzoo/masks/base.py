@@ -225,6 +225,8 @@ class _Pattern(_Several):
 
 @dataclasses.dataclass(frozen=True)
 class Heads(_Pattern):
+    """A mask for each head, repeated over the heads of a layer."""
+
     name = "heads"
 
     @property
@@ -237,6 +239,8 @@ class Heads(_Pattern):
 
 @dataclasses.dataclass(frozen=True)
 class Layers(_Pattern):
+    """A mask for each layer, repeated over the layers of a stack."""
+
     name = "layers"
 
     def per_head(self, num_heads: int) -> "tuple[Mask, ...]":

@@ -89,6 +89,8 @@ ORDERS: dict[str, type[Order]] = {}  # the registered classes, by name
 
 @dataclasses.dataclass(frozen=True)
 class Bidirectional(Order):
+    """Every position sees every position of its document."""
+
     name = "bidirectional"
     ascending = descending = True
 
@@ -98,6 +100,8 @@ class Bidirectional(Order):
 
 @dataclasses.dataclass(frozen=True)
 class Causal(Order):
+    """A position sees itself and what comes before it."""
+
     name = "causal"
     ascending = autoregressive = True
     grouped = False
@@ -109,6 +113,8 @@ class Causal(Order):
 
 @dataclasses.dataclass(frozen=True)
 class Reversed(Order):
+    """A position sees itself and what comes after it."""
+
     name = "reversed"
     descending = True
     grouped = False
@@ -119,6 +125,8 @@ class Reversed(Order):
 
 @dataclasses.dataclass(frozen=True)
 class Prefix(Order):
+    """Source tokens see each other, later tokens see what comes before them."""
+
     name = "prefix"
     ascending = autoregressive = resumable = True
     needs_source = True
@@ -131,6 +139,8 @@ class Prefix(Order):
 
 @dataclasses.dataclass(frozen=True)
 class Block(Order):
+    """Causal between blocks of `size` positions, bidirectional inside each."""
+
     size: int
     name = "block"
     ascending = True
@@ -150,6 +160,8 @@ class Block(Order):
 
 @dataclasses.dataclass(frozen=True)
 class Permuted(Order):
+    """Causal in a random order of the positions, that of `seed`."""
+
     seed: int = 0
     name = "permuted"
     grouped = False

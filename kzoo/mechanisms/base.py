@@ -358,7 +358,12 @@ def get(spec: MechanismSpec) -> Mechanism:
 
 
 def names() -> tuple[str, ...]:
-    """The names of all mechanisms, in the order in which they were registered: a tuple."""
+    """The names of all mechanisms, in the order in which they were registered: a tuple.
+
+    Example:
+        >>> "linear" in names()
+        True
+    """
     return REGISTRY.names
 
 

@@ -48,6 +48,10 @@ class _Task(ReadsText, ScoresTexts, TokenLoss, MultiStep, KerasLoops, PathWeight
 
     Raises:
         InputError: if the objective is another task's, or the mask would show its answer.
+
+    Example:
+        >>> type(kzoo.presets.load("bert_nano", num_layers=1)).__name__
+        'MaskedLM'
     """
 
     def __init__(

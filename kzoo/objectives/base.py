@@ -106,7 +106,12 @@ register = _registry.register
 
 
 def names() -> tuple[str, ...]:
-    """The names of the objectives, in the order in which they were registered: a tuple."""
+    """The names of the objectives, in the order in which they were registered: a tuple.
+
+    Example:
+        >>> "prefix_lm" in names()
+        True
+    """
     return _registry.names
 
 

@@ -16,6 +16,10 @@ def task_name(stack: str, objective: Objective) -> str:
 
     Returns:
         `"CausalLM"`, `"MaskedLM"` or `"Seq2SeqLM"`.
+
+    Example:
+        >>> task_name("single", kzoo.objectives.get("masked_lm"))
+        'MaskedLM'
     """
     if stack != "single":
         return "Seq2SeqLM"
@@ -31,6 +35,9 @@ def check(stack: str, mask: Any, objective: Objective) -> None:
         stack: a config's `stack`.
         mask: a `kzoo.masks.Mask`; of an encoder and a decoder the encoder's.
         objective: an `Objective`.
+
+    Example:
+        >>> check("single", kzoo.masks.causal(), kzoo.objectives.get("causal_lm"))
     """
     layout(stack).check(objective)
     if stack != "single":
@@ -54,6 +61,9 @@ def check_two_stacks(config: Any) -> None:
 
     Args:
         config: a `kzoo.config.BackboneConfig`; its mask is the encoder's.
+
+    Example:
+        >>> check_two_stacks(kzoo.config.get(kzoo.presets.config("t5_nano")))
     """
     if config.mask.needs_source:
         raise InputError(

@@ -135,6 +135,9 @@ def register(kernel: Any) -> Any:
             `unsupported_reason` and `run`. It is returned. One of the same name and mechanism
             that was registered before is replaced, as when a cell of a notebook runs again.
 
+    Returns:
+        The kernel.
+
     Raises:
         InputError: if a part is missing, or kzoo has a kernel of that name for the mechanism.
 

@@ -42,7 +42,7 @@ class Results:
         """Write the self-contained page; its `Path`."""
         return report(self.directory)
 
-    def verdicts(self):
+    def verdicts(self) -> list[Any]:
         """What the study says of its hypotheses: a list of `kzoo.studies.verdicts.Verdict`.
 
         Print one for its sentence. The list is empty for a study without hypotheses.
@@ -112,6 +112,9 @@ def predict(
     """How long `compare` with the same arguments would take, measured by some steps of each arm.
 
     It compiles every arm, which takes as long as it does in `compare`.
+
+    Args:
+        arms: as of `compare`, like `data`, `seeds`, `steps`, `directory` and the `settings`.
 
     Returns:
         A `kzoo.studies.prediction.Prediction`: print it, or take its `minutes`.

@@ -66,6 +66,11 @@ class Study:
         looks: the numbers of seeds at which verdicts are drawn and the study may stop; () for one
             look at all of them.
         imports: modules that register what arms use.
+
+    Example:
+        >>> fields = {"name": "mine", "arms": {"GPT": {"preset": "gpt_nano"}}, "data": "pydoc"}
+        >>> Study.from_dict({**fields, "seeds": 2, "steps": 100}).seeds
+        (0, 1)
     """
 
     arms: dict

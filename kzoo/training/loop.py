@@ -101,6 +101,9 @@ def prepare(
 
     Raises:
         InputError: for an unknown optimizer or schedule.
+
+    Example:
+        >>> program = prepare(kzoo.presets.load("gpt_nano"), learning_rate=0.003, steps=8)
     """
     if optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
@@ -266,6 +269,12 @@ def train(
         InputError: see `Checkpoints`; and if its folder's checkpoints are of another run: another
             config, optimizer, backend, data, or number of steps or evaluations.
         Preempted: if SIGTERM comes and there are checkpoints; the run is saved.
+
+    Example:
+        >>> program = prepare(kzoo.presets.load("gpt_nano"), 0.003, steps=8)
+        >>> outcome = train(program, splits, steps=8)
+        >>> outcome.steps, outcome.finite
+        (8, True)
     """
     outcome = Outcome()
     lines = None if monitor is None else _Lines(monitor, program, outcome, steps)

@@ -71,6 +71,10 @@ class WarmupStableDecay(keras.optimizers.schedules.LearningRateSchedule):
         steps: after which the rate is the least.
         warmup_steps: from the peak over their number up to the peak.
         decay_steps: the last ones, down to a tenth of the peak.
+
+    Example:
+        >>> round(float(WarmupStableDecay(0.01, 100, 10, 20)(50)), 4)
+        0.01
     """
 
     def __init__(
