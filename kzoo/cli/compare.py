@@ -44,12 +44,13 @@ def _compare(options):
 
     from kzoo.ops.context import platform
     from kzoo.studies.page import report, table
-    from kzoo.studies.runner import as_begun, check_directory, run
+    from kzoo.studies.runner import as_begun, check, run
     from kzoo.studies.workers import processes
 
-    check_directory(as_begun(study, directory), directory)
+    at_once = processes() if platform() == "cpu" else None
+    check(as_begun(study, directory), directory, at_once)
     say_backend(options)
-    records = run(study, directory, at_once=processes() if platform() == "cpu" else None)
+    records = run(study, directory, at_once=at_once)
     page = report(directory)
     rows, verdicts = table(records), _verdicts(study, records)
     if options.json:

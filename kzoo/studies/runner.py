@@ -83,13 +83,9 @@ def run(
     """
     directory = Path(directory)
     study = as_begun(study, directory)
-    check_directory(study, directory)
+    check(study, directory, at_once)
     places, at_once = _places(study, at_once)
     programs, done = study.runs(), finished_runs(directory)
-    if jobs_left(study, done):
-        for source, _, arm in programs:
-            load_splits(study, source, arm.config(study.seeds[0]))  # the unusable are refused here
-        check_folder(directory, _bytes(study, directory, at_once))
     _write_study(study, directory)
     about = _about(study, directory)
 
@@ -111,6 +107,16 @@ def run(
     _write_verdicts(study, directory, list(done.values()))
     order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
     return [done[name] for name in order if name in done]
+
+
+def check(study, directory, at_once=None):
+    """`InputError` as `run` raises it, before anything is written."""
+    check_directory(study, directory)
+    _, at_once = _places(study, at_once)
+    if jobs_left(study, finished_runs(directory)):
+        for source, _, arm in study.runs():
+            load_splits(study, source, arm.config(study.seeds[0]))  # the unusable are refused here
+        check_folder(directory, _bytes(study, directory, at_once))
 
 
 def _complete(record, about, chosen):
