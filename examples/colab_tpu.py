@@ -33,7 +33,7 @@ SOURCE = "git+https://github.com/kzoo/kzoo"
 # and name a folder in it, such as Path("/content/drive/MyDrive/kzoo").
 OUT = Path("runs")
 
-# "full" is made for one v5e chip. "smoke" tries everything with tiny models, anywhere.
+# "full" is made for one v5e chip. "smoke" runs everything with tiny models, on any machine.
 SIZE = os.environ.get("KZOO_EXAMPLE_SIZE", "full")
 
 # Hours that there are of what, where that is published.
@@ -179,8 +179,8 @@ print(f"{model.count_params():,} parameters, {EPOCHS} epochs of {EPOCH_STEPS} st
 # %% [markdown]
 # ## Fit
 #
-# First how long it will take: a few steps are made and taken back. They have to be compiled, which
-# takes from one to three minutes for a base model and is kept for `fit`.
+# First its time is measured: a few steps run and are undone. Compiling them takes from one to
+# three minutes for a base model, and `fit` reuses the programs.
 
 
 # %% How long the training takes
@@ -196,7 +196,7 @@ say(f"fit: about {minutes:.1f} minutes for {steps} steps and {EPOCHS} validation
 
 # %% [markdown]
 # A checkpoint is written every two minutes. Where the session ends early, run the notebook again
-# with the same `OUT`: `fit` goes on from the last one, and takes less time than was said.
+# with the same `OUT`: `fit` resumes from the last one, and takes less time than was printed.
 
 # %% Fit
 import time
@@ -235,7 +235,7 @@ for text in model.generate(PROMPTS, max_length=GENERATED, sampler="greedy")[:4]:
 # %% [markdown]
 # ## Save
 #
-# `kzoo.presets.load` of this folder brings the model back, on this machine or another.
+# `kzoo.presets.load` of this folder loads the model, on this machine or another.
 
 # %% Save
 kzoo.presets.save(model, OUT / "model")
@@ -254,8 +254,8 @@ keras.distribution.set_distribution(None)
 keras.config.set_dtype_policy("mixed_bfloat16")  # of the models that `compare` makes
 
 # %% [markdown]
-# How long it will take is measured first, on every arm. Each is compiled for that, which may take
-# a minute or two.
+# Its time is measured first, on every arm. Each is compiled for that, which may take a minute or
+# two.
 
 # %% How long the comparison takes
 study = {
@@ -268,7 +268,7 @@ prediction = kzoo.studies.predict(**study)
 say(f"compare: {prediction}", prediction.minutes)
 
 # %% [markdown]
-# Stopped, the next cell goes on where it was, with the same `OUT`.
+# If it is stopped, the next cell resumes it, with the same `OUT`.
 
 # %% Compare
 start = time.perf_counter()

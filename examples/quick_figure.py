@@ -1,4 +1,4 @@
-"""The figure of the README: who sees whom in each family, above the curves of a study.
+"""The figure of the README: which keys each query sees, by family, above the curves of a study.
 
     kzoo compare                                       # a few minutes on 2 cores
     python examples/quick_figure.py                    # about 15 seconds
@@ -28,7 +28,7 @@ from kzoo.studies.page import plot
 from kzoo.studies.records import read
 
 DPI = 100
-TIME, SOURCE_TIME = 18, 6  # tokens of a picture, and those that a prefix mask takes as source
+TIME, SOURCE_TIME = 18, 6  # tokens of a mask's drawing, and the source tokens of a prefix mask
 
 
 def families(study, records):
@@ -43,14 +43,14 @@ def families(study, records):
 
 
 def squares(config):
-    """[(where it is, booleans [query, key], source tokens)] of a model's different masks."""
-    places = {}
+    """[(layers and heads, booleans [query, key], source tokens)] of a model's different masks."""
+    found = {}
     for i, layer in enumerate(masks.per_layer(config["mask"], config["num_layers"])):
         for j, head in enumerate(layer.per_head(config["num_heads"])):
-            places.setdefault(head, []).append((i, j))
+            found.setdefault(head, []).append((i, j))
     pictures = []
-    for head, where in places.items():
-        layers, heads = ({place[i] for place in where} for i in (0, 1))
+    for head, where in found.items():
+        layers, heads = (set(indices) for indices in zip(*where, strict=True))
         words = []
         if len(layers) < config["num_layers"]:
             words.append(f"layers {', '.join(map(str, sorted(layers)))}")
@@ -63,7 +63,7 @@ def squares(config):
 
 
 def strip(study, records, width):
-    """All masks in a row, `width` inches wide; a `matplotlib.figure.Figure`."""
+    """All masks side by side, `width` inches wide; a `matplotlib.figure.Figure`."""
     panels = [
         (family if i == 0 else "", *square)
         for family, config in families(study, records).items()

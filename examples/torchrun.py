@@ -29,12 +29,12 @@ def train(preset, text, batch, steps):
     for x, y, weight in splits.train.repeat()[:steps]:  # the same batches everywhere
         scored = weight.sum()
         x, y, weight = keras.tree.map_structure(
-            lambda rows: keras.ops.convert_to_tensor(rows[rank::processes]), (x, y, weight)
+            lambda array: keras.ops.convert_to_tensor(array[rank::processes]), (x, y, weight)
         )
         nats = keras.ops.sparse_categorical_crossentropy(y, parallel(x), from_logits=True)
         loss = (weight * nats).sum() / scored
         parallel.zero_grad()
-        # Times the number of processes, as the gradients' mean is taken and their sum is meant.
+        # Times the number of processes, since their gradients are averaged, and we need the sum.
         (loss * processes).backward()
         with torch.no_grad():
             gradients = [variable.value.grad for variable in model.trainable_variables]
@@ -47,7 +47,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="gpt_nano")
     parser.add_argument("--text", default="pydoc", help="a text file or a folder of them")
-    parser.add_argument("--batch", type=int, default=16, help="rows of all processes together")
+    parser.add_argument("--batch", type=int, default=16, help="examples of all processes together")
     parser.add_argument("--steps", type=int, default=100)
     options = parser.parse_args()
 

@@ -1,11 +1,11 @@
-"""What presets need on a v5e-8, found without one.
+"""The memory and FLOPs of presets on a v5e-8, by ahead-of-time compilation.
 
     python examples/tpu_table.py [SIZE ...] [--quick]
 
 Runs `kzoo compile` for every preset of base, large and 1b, data parallel, and split over data and
 model; for some of base with linear attention too; and for gpt_1b with each way to save memory.
 Writes examples/tpu/programs.jsonl, a report a line, and examples/tpu/README.md, its table.
-Stopped, it goes on where it was. SIZE (base, large, 1b, saving) chooses some programs.
+If it is stopped, the same command resumes it. SIZE (base, large, 1b, saving) chooses programs.
 --quick is `kzoo compile --quick`: a fraction of the time, and more memory than the program that
 would run; a later run without it does those again.
 """

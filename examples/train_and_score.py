@@ -39,7 +39,9 @@ if __name__ == "__main__":
     entropy = splits.facts["unigram_entropy"]
     print(f"held out: {bits:.3f} bits per scored byte; the text's unigram entropy: {entropy:.3f}")
 
-    scores = model.score(SENTENCES, end_token=False)  # running text has shown it no end
+    scores = model.score(
+        SENTENCES, end_token=False
+    )  # the model was trained on running text, without end tokens
     for sentence, bits in zip(SENTENCES, scores["bits_per_byte"], strict=True):
         print(f"{bits:.3f} bits per byte: {sentence}")
 

@@ -202,7 +202,7 @@ WRONG = [
     (
         ["train", "gpt_nano", "--text", "pydoc", "--steps", "1", "--out", "TMP/o"]
         + ["--checkpoint-every", "5m"],
-        "every so many steps",
+        "must be steps, such as 1000",
     ),
     (["train", "gpt_nano", "--text", "x", "--steps", "0", "--out", "TMP/o"], "positive integer"),
     (["generate", "gpt_nan", "--prompt", "x"], "did you mean 'gpt_nano'"),

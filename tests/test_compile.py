@@ -149,9 +149,9 @@ def test_an_encoder_and_a_decoder_exchange_nothing_but_gradients(texts):
     report = compile_only("t5_mixed_encoder_nano", "v5e:2x2", 8, **fields)
     assert_only_gradients_are_exchanged(report, texts[0], report["parameters"])
     found = report["programs"]["train_step"]["attention"]
-    looks = ("encoder_block_0/attention", "decoder_block_0/attention")
+    layers = ("encoder_block_0/attention", "decoder_block_0/attention")
     assert found == dict.fromkeys(
-        [*looks, "decoder_block_0/cross_attention"], {"kernel": "splash", "calls": 3}
+        [*layers, "decoder_block_0/cross_attention"], {"kernel": "splash", "calls": 3}
     )
 
 
@@ -159,7 +159,7 @@ def test_decoding(texts):
     report = compile_only("gpt_nano", "v5e:2x2", 8, decode=True, **ONE_LAYER)
     prefill, token = report["programs"]["prefill"], report["programs"]["token"]
     assert prefill["fits"] and token["fits"]
-    cache = 2 * 8 // 4 * 128 * 64 * 4  # keys and values, of the rows of a chip
+    cache = 2 * 8 // 4 * 128 * 64 * 4  # keys and values, of the examples of a chip
     assert cache <= prefill["memory"]["outputs"]
     assert cache <= token["memory"]["donated"]  # written in place
     assert token["flops"]["needed"] == prefill["flops"]["needed"] // 128
@@ -249,13 +249,13 @@ def test_what_a_text_says():
     assert hlo.kernels(HLO) == ["jit(step)/block_0/attention/splash"]
 
 
-def test_what_xla_says_when_it_gives_up():
+def test_the_message_of_xla_when_memory_is_too_small():
     said = "total memory required for HLO temporaries (186.00G) exceeds available HBM (15.75G)."
-    memory = module._refused(said, 2**30)
+    memory = module._out_of_memory(said, 2**30)
     assert memory["total"] == 187 * 2**30 and memory["available"] == 15.75 * 2**30
     said = "Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm."
-    assert module._refused(said, 2**30)["total"] == 20.5 * 2**30
-    assert module._refused("something else", 0) is None
+    assert module._out_of_memory(said, 2**30)["total"] == 20.5 * 2**30
+    assert module._out_of_memory("something else", 0) is None
 
 
 def test_flops_count_what_masks_show():

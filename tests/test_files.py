@@ -178,7 +178,7 @@ def test_folders_of_others(tmp_path):
         (b'{"a": NaN}', "no NaN"),
         (b'{"a": -Infinity}', "no -Infinity"),
         (b"", "line 1, column 1"),
-        (b"\xff\xfe{\x00}\x00", "UTF-8 .byte 0"),
+        (b"\xff\xfe{\x00}\x00", "UTF-8; byte 0"),
         (b"[" * 100_000, "nests too deep"),
         (b"9" * 10_000, "not JSON"),
     ],

@@ -9,7 +9,7 @@ from keras import ops
 from kzoo.analysis.activations import activations, numpy
 from kzoo.typing import Model
 
-# How far an input is moved, in multiples of the inputs' root mean square: enough for one key
+# How far an input is changed, in multiples of the inputs' root mean square: enough for one key
 # of a hundred to move its query's output by a tenth, and too little to overflow exp.
 DISTANCE = 10.0
 # How much of the largest output of a head counts as a change, in units of rounding. A hidden

@@ -1,4 +1,4 @@
-"""Results of the benchmarks, for a terminal and as a picture."""
+"""Results of the benchmarks as tables for the terminal and as a figure."""
 
 from rich.table import Table
 
@@ -11,7 +11,7 @@ GREY = "#444444"
 
 
 def tables(result):
-    """The tables of a result of a benchmark, and lines to stand below.
+    """The tables of the result of a benchmark, and notes below them.
 
     Returns:
         A list of `rich.table.Table` and strings, to be printed one after the other.
@@ -76,7 +76,7 @@ def _generate(result):
     settings = result["settings"]
     sizes = (
         f"{settings['num_layers']} layers, width {settings['hidden_dim']}, "
-        f"{settings['num_heads']} heads, {settings['dtype']}, one row"
+        f"{settings['num_heads']} heads, {settings['dtype']}, one sequence"
     )
     shortest, longest = settings["lengths"][0], settings["lengths"][-1]
     columns = ("prompt", "prompt ms", "spread", "step ms", "spread", f"÷ {shortest}", "tokens/s")
@@ -145,7 +145,7 @@ def _number(value, digits, unit=""):
 
 
 def plot(result):
-    """Time and memory of a result of `bench_attention` against length, both axes logarithmic.
+    """Time and memory by length, from a result of `bench_attention`; both axes are logarithmic.
 
     Returns:
         A `matplotlib.figure.Figure`.

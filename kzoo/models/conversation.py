@@ -198,7 +198,7 @@ def pieces(tokenizer, tokens):
     for token in tokens:
         ids.append(token)
         text = tokenizer.detokenize(ids)
-        known = len(text.rstrip("\ufffd"))  # an incomplete character may stand at the end
+        known = len(text.rstrip("\ufffd"))  # the end can be an incomplete character
         if known > sent:
             yield text[sent:known]
             sent = known
