@@ -6,7 +6,7 @@ The JSON of a part is its name, or its name with those fields that differ from t
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from kzoo.errors import InputError, unknown
 from kzoo.values import plain
@@ -28,6 +28,9 @@ class Part:
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
         config = {name: value for name, value in fields.items() if value != defaults[name]}
         return {self.name: _json(config)} if config else self.name
+
+
+_Part = TypeVar("_Part", bound=Part)
 
 
 class Registry:
@@ -54,7 +57,7 @@ class Registry:
             raise unknown(self.kind, name, self.names)
         return self._classes[name]
 
-    def register(self, cls: type) -> Any:
+    def register(self, cls: type[_Part]) -> type[_Part]:
         """Add a class under its `name`; a decorator.
 
         Args:

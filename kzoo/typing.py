@@ -20,8 +20,6 @@ Tensor = Any  # an array or tensor of the backend, or NumPy's
 Rng = Any  # a `numpy.random.Generator`, or None where nothing is drawn
 Model = Any  # a Keras model: a task or a backbone, unless the docstring says more
 Shape = tuple[Any, ...]  # integers, or None where a size is not known before the call
-Sizes = Mapping[str, tuple[int, ...]]  # shapes by name
-Json = Any  # what `json.dumps` takes: None, booleans, numbers, strings, lists and dicts
 Stddev = Any  # of initial values: a float, those of several kernels, or None for the default
 Path = str | os.PathLike[str]
 

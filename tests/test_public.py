@@ -1,9 +1,11 @@
 """What users call says what it takes, gives and is for."""
 
+import ast
 import importlib
 import inspect
 import re
 import typing
+from pathlib import Path
 
 import pytest
 
@@ -85,6 +87,20 @@ def test_all_that_is_called_has_types(called):
     made = {name for name, f in called.items() if f.__code__.co_filename.startswith("<")}
     bare = {name: list(_without_types(f)) for name, f in called.items() if name not in made}
     assert {name: missing for name, missing in bare.items() if missing} == {}
+
+
+@pytest.mark.parametrize("package", ["kzoo", "kzoo.data", "kzoo.studies"])
+def test_type_checkers_see_what_loads_when_it_is_named(package):
+    module = importlib.import_module(package)
+    stub = ast.parse(Path(module.__file__).with_suffix(".pyi").read_text())
+    imported = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    assert sorted(alias.asname for node in imported for alias in node.names) == sorted(
+        module.__all__
+    )
+    for node in imported:
+        for alias in node.names:
+            there = importlib.import_module(node.module)
+            assert getattr(there, alias.name) is getattr(module, alias.asname)
 
 
 def test_types_can_be_read_while_running(called):

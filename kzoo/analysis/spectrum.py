@@ -80,7 +80,6 @@ def attention_spectrum(model: Model, batch: Any) -> list[dict[str, Any]]:
         InputError: if the model has no blocks, or the batch lacks one of its inputs.
 
     Example:
-        >>> train, valid = kzoo.data.load("synthetic:copy", model, batch_size=8)
         >>> attention_spectrum(model, valid[0])[0]["entropy_rank"]
     """
     return [figures for stack in activations(model, batch) for figures in _of_stack(stack)]

@@ -25,6 +25,7 @@ only where tensors are made.
 import functools
 import operator
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 from kzoo import levels
 from kzoo.errors import InputError, unknown
@@ -69,6 +70,9 @@ __all__ = [
     "register",
     "reversed",
 ]
+
+
+_Order = TypeVar("_Order", bound=Order)
 
 
 def bidirectional() -> Mask:
@@ -227,7 +231,7 @@ def alternating() -> Mask:
     return layers(causal(), reversed())
 
 
-def register(order: type[Order]) -> type[Order]:
+def register(order: type[_Order]) -> type[_Order]:
     """Give a class of orders its name, so that `get`, configs, presets and studies take it.
 
     Args:

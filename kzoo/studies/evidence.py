@@ -27,7 +27,7 @@ def draw(study, records):
         study without hypotheses, and for one whose runs are not all there yet.
 
     Example:
-        >>> study, records = kzoo.studies.records.read("runs/mine")
+        >>> study, records = kzoo.studies.records.read("runs/quick")
         >>> for verdict in draw(study, records):
         ...     print(verdict)
     """
