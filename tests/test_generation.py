@@ -168,7 +168,7 @@ def test_a_mask_token_predicts_the_token_at_its_position(mechanism):
     for use in (model.fit, model.evaluate, model.score):
         with pytest.raises(InputError, match="prediction_site='next'"):
             use({"prompts": ["a"], "responses": ["b"]})
-    with pytest.raises(InputError, match="a decoder tells the next token"):
+    with pytest.raises(InputError, match="prediction_site must be 'next'"):
         presets.load("t5_nano", prediction_site="mask")
 
 
