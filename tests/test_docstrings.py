@@ -93,7 +93,7 @@ def prepared(light):
     names |= {name + "2": names[name] for name in ("q", "k", "v")}
     names["source_mask"] = light["np"].array([[1, 1, 0, 0, 0, 0]] * 2)
     names["first"] = names["second"] = rng.normal(size=(2, 6, 64)).astype("float32")
-    sizes = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "max_sequence_length": 48}
+    sizes = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "intermediate_dim": 32}
     model = kzoo.presets.load("gpt_nano", **sizes)
     splits = kzoo.data.load("synthetic:copy", model, batch_size=4)
     splits = type(splits)(splits.train[:4], splits.valid[:2], splits.facts)
