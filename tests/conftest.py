@@ -2,6 +2,8 @@ import gc
 import os
 from importlib import metadata
 
+import pytest
+
 os.environ.setdefault("KERAS_BACKEND", "jax")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or libtpu, which compiles here, looks for a TPU
@@ -23,5 +25,14 @@ def pytest_collection_finish():
 
     Keras collects garbage for every weight that it quantises, half a second each.
     """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs_stay():
+    """What a file's tests leave behind, above all what JAX keeps of programs, stays as well: some
+    gigabytes by the end, which every full collection would go through."""
+    yield
     gc.collect()
     gc.freeze()
