@@ -44,7 +44,20 @@ def stopped_after(step, monkeypatch):
     monkeypatch.setattr(Checkpoints, "after_step", stopped)
 
 
-def test_train_and_generate(capsys, tmp_path, monkeypatch):
+@pytest.fixture
+def without_graphs():
+    """TensorFlow takes ten seconds to build the graph of a step, and each command builds its own."""
+    if BACKEND != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+def test_train_and_generate(capsys, tmp_path, monkeypatch, without_graphs):
     """A run that is stopped and goes on ends like one that is not, to the bit."""
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{i} green bottles, hanging on the wall.\n" for i in range(200)))

@@ -151,6 +151,7 @@ def test_taylor2_is_exp_to_the_second_order():
     assert kernel.min() > 0.49
 
 
+@pytest.mark.once
 def test_favor_estimates_exp_without_bias():
     q, k = 0.7 * heads_of(1, 4, 1, DIM, seed=1), 0.7 * heads_of(1, 4, 1, DIM, seed=2)
     estimates = []
@@ -176,6 +177,7 @@ def test_favor_directions_are_orthogonal_in_blocks_and_as_long_as_normal_vectors
     assert not np.allclose(omega, feature_maps.Favor(features, seed=3).directions(DIM))
 
 
+@pytest.mark.once  # NumPy draws them
 def test_favor_directions_are_distributed_like_normal_vectors():
     omega = feature_maps.Favor(features=20_000).directions(4)
     np.testing.assert_allclose(np.cov(omega.T), np.eye(4), atol=0.04)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from blocks import block as make_block
 from keras import ops
+from marks import once
 
 from kzoo import layers
 from kzoo.errors import InputError
@@ -44,7 +45,7 @@ def embedding(**kwargs):
 def test_what_kerass_mask_hides_changes_nothing(mechanism):
     """The oracle is the row without its padding, which knows of no mask."""
     embed = embedding(mask_zero=True)
-    for mask in MASKS:
+    for mask in MASKS if keras.backend.backend() == "jax" else MASKS[2:4]:
         layer = layers.Attention(HEADS, 4, mechanism=mechanism, mask=mask)
         ids = keras.Input((None,), dtype="int32")
         out = numpy(keras.Model(ids, layer(embed(ids)))(PADDED))
@@ -86,7 +87,7 @@ def attached(x, mask):
     return x
 
 
-@pytest.mark.parametrize("layer", ["softmax", "linear", "block"])
+@pytest.mark.parametrize("layer", [once("softmax"), "linear", "block"])
 def test_every_source_of_kerass_masks(layer):
     if layer == "block":
         layer = make_block(HEADS, 4, 16, mask="causal", norm_placement="post")

@@ -7,6 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from marks import once
 from small_models import (
     BATCH,
     FAMILIES,
@@ -101,7 +102,7 @@ def test_the_loss_is_per_scored_token(models):
 
 @pytest.mark.slow
 @pytest.mark.backends
-@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+@pytest.mark.parametrize("mechanism", [once("softmax"), "linear"])
 def test_long_packed_sequences_in_a_compiled_model(mechanism):
     time = 300  # several chunks of linear attention, and the long way to documents and places
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ import pytest
 from autodiff import value_and_gradients
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import once
 from orders import OURS, THEIRS
 
 from kzoo import masks
@@ -115,7 +116,7 @@ def check(mechanism, kernel, time, specs=SPECS, kv_heads=None, **static):
 
 
 # One token; a chunk, one less and one more; not a multiple.
-@pytest.mark.parametrize("time", [1, CHUNK - 1, CHUNK, CHUNK + 1, 21])
+@pytest.mark.parametrize("time", [1, once(CHUNK - 1), once(CHUNK), once(CHUNK + 1), 21])
 @pytest.mark.parametrize("mechanism, kernel", KERNELS)
 def test_every_order_on_every_kernel(mechanism, kernel, time):
     if kernel in ("dense", "blockwise", "sdpa") and time in (CHUNK - 1, CHUNK):
@@ -181,7 +182,9 @@ def test_any_documents_and_padding_of_a_traced_batch(traced, padding, seed):
 # Windows and two sequences -------------------------------------------------------------------
 
 
+# On the other backends tests/test_ops.py has windows and two sequences, with gradients.
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize("mechanism, kernel", KERNELS)
 def test_a_window_of_queries(mechanism, kernel):
     time, window = 21, slice(9, 14)
@@ -204,6 +207,7 @@ def test_a_window_of_queries(mechanism, kernel):
 
 
 @pytest.mark.slow
+@pytest.mark.once
 @pytest.mark.parametrize("mechanism, kernel", KERNELS)
 def test_two_sequences(mechanism, kernel):
     specs = [spec for spec in SPECS if not masks.get(spec).needs_source]
