@@ -50,11 +50,28 @@ def value_and_gradients(function, arrays, cotangent, dtype="float32"):
         return numpy(value), [numpy(x) for x in gradients]
 
 
+def computed(function):
+    """The tensors that `function()` returns, in any nest, as NumPy arrays, float32 if bfloat16.
+
+    On JAX they come of one program, where each operation of each shape would otherwise compile
+    one of its own. Layers that have no weights yet get them first.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        with keras.StatelessScope():  # in which weights are made, and initialised when it ends
+            jax.eval_shape(function)
+        function = jax.jit(function)
+    return keras.tree.map_structure(_array, function())
+
+
+def _array(x):
+    return keras.ops.convert_to_numpy(keras.ops.cast(x, "float32") if _is_bf16(x) else x)
+
+
 def numpy(x):
     """A tensor of any backend and dtype as a float64 array."""
-    return keras.ops.convert_to_numpy(keras.ops.cast(x, "float32") if _is_bf16(x) else x).astype(
-        "float64"
-    )
+    return _array(x).astype("float64")
 
 
 def _is_bf16(x):

@@ -5,8 +5,10 @@ import inspect
 import keras
 import numpy as np
 import pytest
+from autodiff import computed
 from blocks import block as make_block
 from keras import ops
+from keras.src.backend.common.masking import set_keras_mask  # of what JAX traces too
 from marks import once
 
 from kzoo import layers
@@ -45,11 +47,16 @@ def embedding(**kwargs):
 def test_what_kerass_mask_hides_changes_nothing(mechanism):
     """The oracle is the row without its padding, which knows of no mask."""
     embed = embedding(mask_zero=True)
-    for mask in MASKS if keras.backend.backend() == "jax" else MASKS[2:4]:
-        layer = layers.Attention(HEADS, 4, mechanism=mechanism, mask=mask)
-        ids = keras.Input((None,), dtype="int32")
-        out = numpy(keras.Model(ids, layer(embed(ids)))(PADDED))
-        want = numpy(layer(numpy(embed(np.array([[3, 4, 5, 6]])))))[0]
+    masks = MASKS if keras.backend.backend() == "jax" else MASKS[2:4]
+    ids, bare = keras.Input((None,), dtype="int32"), numpy(embed(np.array([[3, 4, 5, 6]])))
+    attentions = [layers.Attention(HEADS, 4, mechanism=mechanism, mask=mask) for mask in masks]
+    model = keras.Model(ids, [layer(embed(ids)) for layer in attentions])
+
+    @computed
+    def results():
+        return model(PADDED), [layer(bare)[0] for layer in attentions]
+
+    for mask, out, want in zip(masks, *results, strict=True):
         for row, kept in zip(out, PADDED != 0, strict=True):
             np.testing.assert_allclose(row[kept], want, atol=1e-5, err_msg=str(mask))
 
@@ -82,8 +89,8 @@ class Subclassed(keras.Model):
 
 
 def attached(x, mask):
-    x = ops.convert_to_tensor(x)
-    x._keras_mask = ops.convert_to_tensor(mask)
+    x = ops.convert_to_tensor(np.array(x))  # JAX has one tensor for an array that it sees twice
+    set_keras_mask(x, ops.convert_to_tensor(mask))
     return x
 
 
@@ -119,26 +126,35 @@ def test_kerass_masks_of_two_sequences(mechanism):
     query, value = draw(1, 5, DIM), draw(1, 7, DIM, seed=1)
     shown = np.array([[1, 1, 0, 1, 0, 1, 1]], bool)
     own = np.array([[0, 1, 1, 1, 1]], bool)
-    want = numpy(layer(query[:, 1:], value[shown][None]))
-    outs = {
-        "attached": layer(attached(query, own), attached(value, shown)),
-        "arguments": layer(query, value, query_mask=own, value_mask=shown),
-        "mask": layer(query, value, mask=own, value_mask=shown),
-        "key_mask": layer(query, value, attached(value, shown), mask=own),
-        "both": layer(query, value, mask=own, value_mask=np.arange(7)[None] > 1, key_mask=shown),
-        "beside": layer(
-            query, attached(value, shown), mask=own, key_padding_mask=np.ones((1, 7), "int32")
-        ),
-    }
-    fewer = numpy(layer(query[:, 1:], value[shown & (np.arange(7)[None] > 1)][None]))
-    for name, out in outs.items():
-        right = fewer if name == "both" else want
-        np.testing.assert_allclose(numpy(out)[:, 1:], right, atol=1e-5, err_msg=name)
-    # In a block, of what it looks at.
+    later = np.arange(7)[None] > 1
     block = make_block(HEADS, 4, 16, mechanism=mechanism, cross_attention=True)
-    right = block(query, encoded=value, encoder_padding_mask=shown.astype("int32"))
-    got = block(query, encoded=attached(value, shown))
-    np.testing.assert_allclose(numpy(got), numpy(right), atol=1e-6)
+
+    @computed
+    def outs():
+        return {
+            "attached": layer(attached(query, own), attached(value, shown)),
+            "arguments": layer(query, value, query_mask=own, value_mask=shown),
+            "mask": layer(query, value, mask=own, value_mask=shown),
+            "key_mask": layer(query, value, attached(value, shown), mask=own),
+            "both": layer(query, value, mask=own, value_mask=later, key_mask=shown),
+            "beside": layer(
+                query, attached(value, shown), mask=own, key_padding_mask=np.ones((1, 7), "int32")
+            ),
+        }
+
+    @computed
+    def wanted():  # with a block, of what it looks at
+        return {
+            "all": layer(query[:, 1:], value[shown][None]),
+            "both": layer(query[:, 1:], value[shown & later][None]),
+            "block": block(query, encoded=value, encoder_padding_mask=shown.astype("int32")),
+            "block's mask": block(query, encoded=attached(value, shown)),
+        }
+
+    for name, out in outs.items():
+        right = wanted["both" if name == "both" else "all"]
+        np.testing.assert_allclose(out[:, 1:], right, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(wanted["block's mask"], wanted["block"], atol=1e-6)
 
 
 def test_masks_are_handed_on():
@@ -208,25 +224,34 @@ def test_it_replaces_multi_head_attention(across):
     theirs, ours = twins(value_dim=6 if across else DIM)
     x = draw(3, 6, DIM)
     value = draw(3, 7, 6, seed=1) if across else x
+    calls = {}
     for name, call in CALLS.items():
         if across and "attention_mask" in call:  # one key more, which all see
             shown = call["attention_mask"]
             call = {**call, "attention_mask": np.concatenate([shown, shown[..., :1]], -1)}
-        for scores in (False, True):
-            call = {**call, "return_attention_scores": scores}
-            want, got = theirs(x, value, **call), ours(x, value, **call)
-            for a, b in zip(*(y if scores else (y,) for y in (got, want)), strict=True):
-                np.testing.assert_allclose(numpy(a), numpy(b), atol=1e-5, err_msg=name)
+        calls[name] = call
     # With padding, as Keras attaches it to both sequences.
     own, shown = np.arange(6)[None] < [[6], [4], [2]], np.arange(value.shape[1])[None] < 3
     shown = shown | np.zeros((3, 1), bool)
-    query, value = attached(x, own), attached(value, shown)
-    call = {"use_causal_mask": True, "return_attention_scores": True}
-    if not across:
-        value = query
-    for a, b in zip(ours(query, value, **call), theirs(query, value, **call), strict=True):
-        a, b = (np.moveaxis(numpy(y), -2, 1)[own] for y in (a, b))  # [query, ..]
-        np.testing.assert_allclose(a, b, atol=1e-5)
+
+    def results(layer):
+        scores = {"return_attention_scores": True}
+        for name, call in calls.items():
+            yield name, (layer(x, value, **call), *layer(x, value, **call, **scores))
+        query = attached(x, own)
+        padded = attached(value, shown) if across else query
+        yield "padded", layer(query, padded, use_causal_mask=True, **scores)
+
+    @computed
+    def both():
+        return dict(results(ours)), dict(results(theirs))
+
+    got, want = both
+    for name in got:
+        for a, b in zip(got[name], want[name], strict=True):
+            if name == "padded":
+                a, b = (np.moveaxis(y, -2, 1)[own] for y in (a, b))  # [query, ..]
+            np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
 
 
 def test_it_replaces_multi_head_attention_in_a_model():
@@ -240,14 +265,19 @@ def test_it_replaces_multi_head_attention_in_a_model():
         pooled = keras.layers.GlobalAveragePooling1D()(out)  # which asks for the mask
         models.append(keras.Model([ids, shown], [pooled, out, scores]))
     tokens = PADDED[:1].repeat(3, 0)
-    want, got = ([numpy(y) for y in model([tokens, SEEN])] for model in models)
+    copy = keras.Model.from_config(models[1].get_config())
+    copy.set_weights(models[1].get_weights())
+
+    @computed
+    def results():
+        return [model([tokens, SEEN]) for model in (*models, copy)]
+
+    want, got, again = results
     np.testing.assert_allclose(got[0], want[0], atol=1e-5)
     np.testing.assert_allclose(got[1][:, :4], want[1][:, :4], atol=1e-5)
     np.testing.assert_allclose(got[2][:, :, :4], want[2][:, :, :4], atol=1e-5)
     assert models[1].output_shape[1:] == [(None, None, DIM), (None, HEADS, None, None)]
-    copy = keras.Model.from_config(models[1].get_config())
-    copy.set_weights(models[1].get_weights())
-    np.testing.assert_allclose(numpy(copy([tokens, SEEN])[0]), got[0], atol=1e-6)
+    np.testing.assert_allclose(again[0], got[0], atol=1e-6)
 
 
 @pytest.mark.parametrize("mask", ["bidirectional", "half_heads"])
@@ -296,8 +326,12 @@ def test_shapes_that_keras_asks_for():
         out = keras.layers.TimeDistributed(layer)(x)
         assert out.shape == (None, 5, 7, DIM)
         single = draw(1, 2, 7, DIM)
-        got = numpy(keras.layers.TimeDistributed(layer)(single))
-        np.testing.assert_allclose(got[0], numpy(layer(single[0])), atol=1e-5)
+
+        @computed
+        def results(layer=layer, single=single):
+            return keras.layers.TimeDistributed(layer)(single)[0], layer(single[0])
+
+        np.testing.assert_allclose(*results, atol=1e-5)
     assert layers.Attention(HEADS, 4).compute_output_shape((2, 7, 8), (2, 9, 6)) == (2, 7, 8)
     token = layers.TokenEmbedding(9, DIM)
     assert tuple(token.compute_output_shape((2, 7))) == (2, 7, DIM)

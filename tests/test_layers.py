@@ -3,7 +3,7 @@ import itertools
 import keras
 import numpy as np
 import pytest
-from autodiff import value_and_gradients
+from autodiff import computed, value_and_gradients
 from blocks import block as make_block
 from keras import ops
 from marks import once
@@ -56,40 +56,41 @@ def test_padding_and_packing_change_nothing(mechanism, mask):
     # One row of 14; two documents of 7 in a row; both with padding, once full of NaN.
     packed = np.array([[1] * 7 + [2] * 7, [1] * 5 + [0] * 2 + [2] * 6 + [0]])
     x[1, packed[1] == 0] = np.nan
-    together = numpy(layer(x, **who(mask, packed)))
-
     alone = x.reshape(4, 7, DIM)
     padding = (packed.reshape(4, 7) != 0).astype("int32")
-    apart = numpy(layer(alone, **who(mask, padding))).reshape(together.shape)
-    np.testing.assert_allclose(together, apart, atol=1e-5)
-
     longer = np.concatenate([alone, np.full((4, 7, DIM), np.nan, "float32")], axis=1)
-    padding = np.concatenate([padding, 0 * padding], axis=1)
     source = {name: np.tile(value, (1, 2)) for name, value in who(mask, alone[..., 0] * 0).items()}
-    got = numpy(layer(longer, **{**source, "padding_mask": padding}))[:, :7]
-    np.testing.assert_allclose(got.reshape(together.shape), together, atol=1e-5)
+    source["padding_mask"] = np.concatenate([padding, 0 * padding], axis=1)
+    order = [2, 0, 3, 1]
 
+    @computed
+    def outs():
+        return (
+            layer(x, **who(mask, packed)),
+            layer(alone, **who(mask, padding)),
+            layer(longer, **source),
+            layer(alone[order], **who(mask, padding[order])),
+        )
+
+    together, apart, longer, permuted = outs
+    np.testing.assert_allclose(together, apart.reshape(together.shape), atol=1e-5)
+    np.testing.assert_allclose(longer[:, :7].reshape(together.shape), together, atol=1e-5)
     bias = numpy(layer.output_dense.bias)
     np.testing.assert_array_equal(together[packed == 0], np.tile(bias, ((packed == 0).sum(), 1)))
-
-    order = [2, 0, 3, 1]
-    permuted = numpy(layer(alone[order], **who(mask, (packed.reshape(4, 7) != 0)[order])))
-    np.testing.assert_allclose(permuted, apart.reshape(4, 7, DIM)[order], atol=1e-5)
+    np.testing.assert_allclose(permuted, apart[order], atol=1e-5)
 
 
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
 def test_each_head_follows_its_own_mask(mechanism):
     x, args = inputs(2, 7), who("causal", [[1] * 7, [1] * 4 + [2] * 3])
-    mixed = attention(mechanism, masks.heads("causal", "reversed"))
-    mixed(x, **args)
-    both = numpy(mixed.attend(x, **args))
+    kinds = (masks.heads("causal", "reversed"), "causal", "reversed")
+    attentions = [attention(mechanism, mask) for mask in kinds]
+    for layer in attentions:
+        layer.build(x.shape)
+    both, *single = computed(lambda: [layer.attend(x, **args) for layer in attentions])
     assert both.shape == (2, 7, HEADS, 4)
-    for head, mask in enumerate(("causal", "reversed")):
-        single = attention(mechanism, mask)
-        single(x, **args)
-        np.testing.assert_allclose(
-            both[:, :, head], numpy(single.attend(x, **args))[:, :, head], atol=1e-5
-        )
+    for head, one in enumerate(single):
+        np.testing.assert_allclose(both[:, :, head], one[:, :, head], atol=1e-5)
 
 
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
@@ -97,13 +98,16 @@ def test_attention_weights_are_those_of_the_output(mechanism):
     layer = attention(mechanism, "half_heads")
     layer.rotary = False
     x, args = inputs(2, 7), who("causal", [[1] * 7, [1] * 4 + [0] * 3])
-    layer(x, **args)
-    weights = numpy(layer.attention_weights(x, **args))
+    layer.build(x.shape)
+
+    @computed
+    def results():
+        return layer.attention_weights(x, **args), layer.value(x), layer.attend(x, **args)
+
+    weights, values, out = results
     assert weights.shape == (2, HEADS, 7, 7)
-    values = numpy(layer.value(x)).reshape(2, 7, HEADS, 4)
-    np.testing.assert_allclose(
-        np.einsum("bhqk,bkhd->bqhd", weights, values), numpy(layer.attend(x, **args)), atol=1e-5
-    )
+    values = values.reshape(2, 7, HEADS, 4)
+    np.testing.assert_allclose(np.einsum("bhqk,bkhd->bqhd", weights, values), out, atol=1e-5)
     np.testing.assert_allclose(weights.sum(-1)[1, :, 4:], 0)
     np.testing.assert_allclose(weights.sum(-1)[0], 1, atol=1e-5)
 
@@ -111,17 +115,19 @@ def test_attention_weights_are_those_of_the_output(mechanism):
 def test_heads_of_keys_are_shared():
     x = inputs(1, 7)
     layer = layers.Attention(4, 2, kv_heads=2, mask="causal")
-    assert layer(x).shape == x.shape
+    layer.build(x.shape)
     assert layer.key.kernel.shape == layer.value.kernel.shape == (DIM, 4)
     full = layers.Attention(4, 2, mask="causal")
-    full(x)
+    full.build(x.shape)
     for name in ("query", "output_dense"):
         getattr(full, name).set_weights(getattr(layer, name).get_weights())
     for name in ("key", "value"):
         kernel, bias = getattr(layer, name).get_weights()
         kernel = np.repeat(kernel.reshape(DIM, 2, 2), 2, axis=1).reshape(DIM, 8)
         getattr(full, name).set_weights([kernel, np.repeat(bias.reshape(2, 2), 2, axis=0).ravel()])
-    np.testing.assert_allclose(numpy(full(x)), numpy(layer(x)), atol=1e-5)
+    shared, out = computed(lambda: (layer(x), full(x)))
+    assert shared.shape == x.shape
+    np.testing.assert_allclose(out, shared, atol=1e-5)
 
 
 @pytest.mark.parametrize("cls", [layers.SoftmaxAttention, layers.LinearAttention])
@@ -130,17 +136,22 @@ def test_attention_of_a_second_sequence(cls):
     layer = cls(HEADS, 4, seed=3)
     query, value = inputs(2, 5), inputs(2, 7)[..., :6]
     shown = np.array([[1] * 7, [1] * 4 + [0] * 3], "int32")
-    out = numpy(layer(query, value, key_padding_mask=shown))
+    equal = value[..., :0].sum(-1, keepdims=True) + query[:, :1].repeat(7, 1)
+    layer.build(query.shape, value.shape)
+
+    @computed
+    def results():
+        out = layer(query, value, key_padding_mask=shown)
+        one = layer(query[1:], value[1:, :4]), layer(equal, value), layer(query[:, :1], value)
+        weights = layer.attention_weights(query, value, key_padding_mask=shown)
+        return out, layer(query, value), *one, weights
+
+    out, unmasked, short, many, first, weights = results
     assert out.shape == query.shape
-    np.testing.assert_allclose(numpy(layer(query, value))[0], out[0], atol=1e-5)
-    np.testing.assert_allclose(numpy(layer(query[1:], value[1:, :4]))[0], out[1], atol=1e-5)
+    np.testing.assert_allclose(unmasked[0], out[0], atol=1e-5)
+    np.testing.assert_allclose(short[0], out[1], atol=1e-5)
     # Two sequences of one length are still two.
-    np.testing.assert_allclose(
-        numpy(layer(value[..., :0].sum(-1, keepdims=True) + query[:, :1].repeat(7, 1), value)),
-        numpy(layer(query[:, :1], value)).repeat(7, 1),
-        atol=1e-5,
-    )
-    weights = numpy(layer.attention_weights(query, value, key_padding_mask=shown))
+    np.testing.assert_allclose(many, first.repeat(7, 1), atol=1e-5)
     assert weights.shape == (2, HEADS, 5, 7) and (weights[1, :, :, 4:] == 0).all()
 
 
@@ -152,11 +163,11 @@ def test_attention_in_anyones_model(cls):
     x = cls(HEADS, 4, mask="causal", name="attention")(x)
     model = keras.Model(ids, keras.layers.Dense(3)(x))
     tokens = np.array([[3, 4, 5, 6], [7, 8, 0, 0]])
-    out = numpy(model(tokens))
-    np.testing.assert_allclose(numpy(model(tokens[1:, :2]))[0], out[1, :2], atol=1e-5)
     copy = keras.Model.from_config(model.get_config())
     copy.set_weights(model.get_weights())
-    np.testing.assert_allclose(numpy(copy(tokens)), out, atol=1e-6)
+    out, short, again = computed(lambda: (model(tokens), model(tokens[1:, :2]), copy(tokens)))
+    np.testing.assert_allclose(short[0], out[1, :2], atol=1e-5)
+    np.testing.assert_allclose(again, out, atol=1e-6)
     assert isinstance(copy.get_layer("attention"), cls)
     assert copy.get_layer("attention").mask == masks.causal()
 
@@ -164,13 +175,17 @@ def test_attention_in_anyones_model(cls):
 def test_linear_attention_streams():
     layer = layers.LinearAttention(HEADS, 4, mask="causal", rotary=True)
     x = inputs(2, 7)
-    whole = numpy(layer(x))
-    state, parts = None, []
-    for t in range(7):
-        step = {"initial_state": state, "return_state": True, "query_offset": t}
-        part, state = layer(x[:, t : t + 1], **step)
-        parts.append(numpy(part))
-    np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-5)
+
+    @computed
+    def results():
+        state, parts = None, []
+        for t in range(7):
+            step = {"initial_state": state, "return_state": True, "query_offset": t}
+            part, state = layer(x[:, t : t + 1], **step)
+            parts.append(part)
+        return layer(x), ops.concatenate(parts, 1)
+
+    np.testing.assert_allclose(results[1], results[0], atol=1e-5)
     with pytest.raises(ValueError, match="a state needs a mechanism that has one"):
         layers.SoftmaxAttention(HEADS, 4)(x, return_state=True)
 
@@ -181,18 +196,21 @@ def test_feature_maps_in_a_layer(feature_map):
         HEADS, 4, mask="half_heads", rotary=True, feature_map=feature_map
     )
     x = inputs(2, 7)
-    out = numpy(layer(x))
+    layer.build(x.shape)
+    copy = layers.LinearAttention.from_config(layer.get_config())
+
+    @computed
+    def results():
+        return layer(x), copy(x), layer.attention_weights(x), layer.value(x), layer.attend(x)
+
     names = [variable.path.split("/")[-1] for variable in layer.weights]
     learned = [name for name in names if name.startswith("feature_map")]
     expected = ["feature_map_query_kernel", "feature_map_key_kernel"]
     assert sorted(learned) == (sorted(expected) if feature_map == "hedgehog" else [])
-    copy = layers.LinearAttention.from_config(layer.get_config())
-    np.testing.assert_allclose(numpy(copy(x)), out, atol=1e-6)  # the same initial values
-    weights = numpy(layer.attention_weights(x))
-    values = numpy(layer.value(x)).reshape(2, 7, HEADS, 4)
-    np.testing.assert_allclose(
-        np.einsum("bhqk,bkhd->bqhd", weights, values), numpy(layer.attend(x)), atol=1e-5
-    )
+    out, again, weights, values, attended = results
+    np.testing.assert_allclose(again, out, atol=1e-6)  # the same initial values
+    values = values.reshape(2, 7, HEADS, 4)
+    np.testing.assert_allclose(np.einsum("bhqk,bkhd->bqhd", weights, values), attended, atol=1e-5)
 
 
 def test_kernels_say_what_runs_where():
@@ -230,14 +248,13 @@ BLOCKS = [
 def test_a_block_from_its_config_is_the_same_block(kwargs):
     x, args = inputs(2, 7), who("causal", [[1] * 7, [1] * 4 + [0] * 3])
     block = make_block(HEADS, 4, 16, **kwargs)
-    out = block(x, **args)
-    assert out.shape == block.compute_output_shape(x.shape) == x.shape
     copy = layers.Block.from_config(block.get_config())
-    copy(x, **args)
+    out, again = computed(lambda: [layer(x, **args) for layer in (block, copy)])
+    assert out.shape == block.compute_output_shape(x.shape) == x.shape
     assert copy.get_config() == block.get_config()
     for a, b in zip(copy.get_weights(), block.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)  # the seed is part of the config
-    np.testing.assert_array_equal(numpy(copy(x, **args)), numpy(out))
+    np.testing.assert_array_equal(again, out)
 
 
 # What `get_config` gave when a block took the fields of its mixers, and an attention those of its
@@ -295,25 +312,23 @@ def test_layers_saved_with_the_fields_of_their_parts_load():
 def test_where_the_norms_stand(placement):
     x = inputs(1, 7)
     block = make_block(HEADS, 4, 16, norm_placement=placement, mask="causal")
-    out = numpy(block(x))
-    a, n, f, m = (
-        lambda x, layer=layer: numpy(layer(x))
-        for layer in (
-            block.attention,
-            block.attention_norm,
-            block.feed_forward,
-            block.feed_forward_norm,
-        )
-    )
-    if placement == "pre":
-        y = x + a(n(x))
-        want = y + f(m(y))
-        np.testing.assert_allclose(numpy(block.attention_inputs(x)), n(x), atol=1e-6)
-    else:
-        y = n(x + a(x))
-        want = m(y + f(y))
-        np.testing.assert_array_equal(block.attention_inputs(x), x)
-    np.testing.assert_allclose(out, want, atol=1e-5)
+    block.build(x.shape)
+
+    @computed
+    def results():
+        a, n = block.attention, block.attention_norm
+        f, m = block.feed_forward, block.feed_forward_norm
+        if placement == "pre":
+            y = x + a(n(x))
+            want = n(x), y + f(m(y))
+        else:
+            y = n(x + a(x))
+            want = ops.convert_to_tensor(x), m(y + f(y))
+        return want, (block.attention_inputs(x), block(x))
+
+    want, got = results
+    np.testing.assert_allclose(got[0], want[0], atol=1e-6 if placement == "pre" else 0, rtol=0)
+    np.testing.assert_allclose(got[1], want[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
