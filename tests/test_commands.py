@@ -46,7 +46,7 @@ def stopped_after(step, monkeypatch):
 
 @pytest.fixture
 def without_graphs():
-    """TensorFlow takes ten seconds to build the graph of a step, and each command builds its own."""
+    """TensorFlow takes ten seconds to build a graph, and each command builds its own."""
     if BACKEND != "tensorflow":
         yield
         return
