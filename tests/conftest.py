@@ -1,5 +1,6 @@
 import gc
 import os
+import sys
 from importlib import metadata
 
 import pytest
@@ -18,6 +19,8 @@ os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Commands that tests start keep no compiled programs in the home of who runs them.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+if os.environ["KERAS_BACKEND"] == "torch":
+    sys.modules["tensorflow"] = None  # which no test needs there, and keras-hub would load
 
 
 def pytest_collection_finish():

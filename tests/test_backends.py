@@ -89,6 +89,7 @@ def test_tests_of_backends_pass_and_three_steps_are_jaxs(backend, marks, on_jax,
     ]
     chosen = f"({' or '.join(marks)}) and not once"
     options = ["-q", "-m", chosen, "-p", "no:cacheprovider", "-n", "0"]
+    options += ["-W", "ignore::DeprecationWarning"]  # of which torch gives fifteen thousand
     output = run(backend, tmp_path / "steps.npz", "-m", "pytest", *options, *files)
     assert " passed" in output
     losses = {name: array for name, array in on_jax.items() if name.endswith("losses")}

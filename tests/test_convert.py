@@ -50,14 +50,12 @@ def ours(folders):
 
 
 @pytest.mark.slow
-@pytest.mark.torch
 @pytest.mark.parametrize("name", ZOO)
 def test_logits_are_transformers(name, theirs, ours):
     assert_same_logits(name, theirs[name], ours[name])
 
 
 @pytest.mark.slow
-@pytest.mark.torch
 @pytest.mark.parametrize("name", ["gpt2", "unilm", "t5", "t5_gated"])
 def test_logits_from_a_cache_are_transformers(name, theirs, ours):
     """The first five tokens in one pass, then one by one."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from convert_zoo import PADDING, WORDS, our_inputs
 from keras import ops
+from marks import once
 
 from kzoo import presets
 from kzoo.errors import InputError
@@ -39,7 +40,7 @@ def shaken(backbone):
 
 @pytest.mark.slow
 @pytest.mark.torch
-@pytest.mark.parametrize("name", HUB)
+@pytest.mark.parametrize("name", ["gpt2", once("bert"), once("t5"), "t5_gated"])
 def test_outputs_are_keras_hubs(name):
     theirs = shaken(HUB[name]())
     ours = presets.load(theirs)

@@ -227,7 +227,6 @@ def test_noise_is_text(worded):
     assert len(np.unique(shown)) > 40
 
 
-@pytest.mark.torch
 def test_saved_with_its_tokenizer(worded, tmp_path):
     model = presets.load(worded)
     presets.save(model, tmp_path / "saved")

@@ -27,6 +27,8 @@ from kzoo import config, presets
 from kzoo.errors import InputError
 from kzoo.vocabulary import BOS, EOS, MASK, PAD, SEP, VOCABULARY_SIZE
 
+TRIED = [name if name in ("gpt", "bert_mixed_heads") else once(name) for name in FAMILIES]
+
 
 @pytest.fixture(scope="module")
 def models():
@@ -50,7 +52,7 @@ def same_weights(models):
     "family",
     [
         pytest.param("gpt", marks=pytest.mark.backends),
-        pytest.param("unilm", marks=pytest.mark.torch),
+        "unilm",
         pytest.param("bert", marks=pytest.mark.torch),
     ],
 )
@@ -446,7 +448,7 @@ def test_backbone_arguments_are_checked():
 @pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", TRIED)
 def test_each_layer_uses_what_its_mask_shows_and_nothing_else(family, mechanism):
     model = load(family, mechanism=mechanism)
     padding = np.array([[1] * 9, [1, 1, 0, 1, 2, 2, 2, 2, 0]], "int32")
