@@ -310,12 +310,13 @@ def test_layers_saved_with_the_fields_of_their_parts_load():
 
 @pytest.mark.parametrize("placement", ["pre", "post"])
 def test_where_the_norms_stand(placement):
-    x = inputs(1, 7)
+    given = inputs(1, 7)
     block = make_block(HEADS, 4, 16, norm_placement=placement, mask="causal")
-    block.build(x.shape)
+    block.build(given.shape)
 
     @computed
     def results():
+        x = ops.convert_to_tensor(given)
         a, n = block.attention, block.attention_norm
         f, m = block.feed_forward, block.feed_forward_norm
         if placement == "pre":
@@ -323,7 +324,7 @@ def test_where_the_norms_stand(placement):
             want = n(x), y + f(m(y))
         else:
             y = n(x + a(x))
-            want = ops.convert_to_tensor(x), m(y + f(y))
+            want = x, m(y + f(y))
         return want, (block.attention_inputs(x), block(x))
 
     want, got = results
