@@ -291,7 +291,7 @@ def test_saved_models_come_back(tmp_path):
         ({"stack": "encoder"}, "encoder_decoder"),
         ({"num_segments": 2}, "only a single stack"),
         ({"pooler": True}, "only a single stack"),
-        ({"positions": "relative", "mechanism": "linear"}, "bias on softmax"),
+        ({"positions": "relative", "mechanism": "linear"}, "needs a mechanism that has scores"),
     ],
 )
 def test_what_does_not_fit_is_refused(overrides, said):

@@ -175,7 +175,9 @@ def test_every_order_feature_map_kernel_and_objective_is_named():
     ours = {n for m in ("softmax", "linear") for b in BACKENDS for n in dispatch.kernels(m, b)}
     assert {row[0] for row in table(kernels, "kernel")[1:]} == ours
     data = table((guides.GUIDES / "data.md").read_text(), "objective")[1:]
-    assert set(objectives.names()) <= {row[0] for row in data}
+    every = [objectives.get(name) for name in objectives.names()]  # other tests register theirs
+    ours = {x.name for x in every if type(x).__module__.startswith("kzoo.")}
+    assert ours <= {row[0] for row in data}
 
 
 # Links and names -------------------------------------------------------------------------------
