@@ -198,7 +198,7 @@ def test_what_could_not_be_loaded_is_refused_before_anything_is_written(how, tmp
         model, said = load("gpt"), "save it before quantize"
         quantised_then(model, how)
     elif how == "factor":
-        model, said = load("gpt"), "lora_alpha is the rank"
+        model, said = load("gpt"), "lora_alpha must be the rank"
         model.backbone.transformer_layers[0].attention.query.enable_lora(2, lora_alpha=4)
     else:
         model, said = changed("gpt", how), "save_lora_weights"
