@@ -215,9 +215,10 @@ def test_heads_of_keys_and_16_bits_reach_it_as_they_are():
 ON_A_MESH = """
 import jax, keras, numpy as np
 from autodiff import value_and_gradients
-from test_splash import attention, current_mesh, operands
+from test_splash import attention, operands
 from kzoo import masks
 from kzoo.errors import InputError
+from kzoo.ops.context import current_mesh
 
 assert current_mesh() is None
 keras.distribution.set_distribution(keras.distribution.DataParallel())
