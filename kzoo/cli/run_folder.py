@@ -1,4 +1,4 @@
-"""The output folder of `kzoo train`: what it takes, what it holds, and what goes on in it.
+"""The output folder of `kzoo train`: its checks, its settings and result, and how a run resumes.
 
 A folder holds `training.json` from the first step on, with the run's settings and, once it is
 finished, its result. Folders of before have only `checkpoints` until they are finished.

@@ -115,7 +115,7 @@ def load(
         targets = [part.targets[i] for i in indices]
         return encoder.batch(sources, targets, length, rng, complete=part.complete, **kwargs)
 
-    # The shortest example speaks for all: what it cannot do is said here, not in mid-training.
+    # What the shortest example is too short for is refused here, not in mid-training.
     rng = np.random.default_rng(_HELD_OUT_SEED)
     encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
     every = range(len(train.targets))
