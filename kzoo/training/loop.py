@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -61,12 +61,14 @@ class Program:
         evaluator: the same layers, compiled to measure bits per scored byte.
         optimizer_values: the optimizer's initial state.
         rate: the learning rate of a step, counted from 0, a schedule of Keras.
+        config: by which checkpoints know their run; None for the model's.
     """
 
     model: keras.Model
     evaluator: keras.Model
     optimizer_values: list
     rate: keras.optimizers.schedules.LearningRateSchedule
+    config: Mapping[str, Any] | None = None
 
     @property
     def schedule(self) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -343,7 +345,7 @@ def _settings(program, splits, steps, evaluations):
     optimizer = keras.saving.serialize_keras_object(program.model.optimizer)["config"]
     optimizer["learning_rate"] = keras.saving.serialize_keras_object(program.schedule)
     return {
-        "config": program.model.config,
+        "config": program.config or program.model.config,
         "optimizer": {name: value for name, value in optimizer.items() if name != "name"},
         "backend": keras.backend.backend(),
         "steps": steps,
