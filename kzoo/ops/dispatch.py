@@ -10,6 +10,8 @@
 | `sdpa`       | softmax         | torch                        | all                         |
 | `chunk_scan` | linear          | JAX                          | orders                      |
 | `chunked`    | linear          | everywhere                   | orders                      |
+| `chunk_scan` | delta           | JAX                          | causal, reversed            |
+| `chunked`    | delta           | everywhere                   | causal, reversed            |
 
 `chunk_scan` and `chunked` compute the same sums: the first in a rolled loop over the chunks, whose
 gradient is written by hand and computes each chunk again; the second all chunks at once, in
@@ -47,9 +49,11 @@ _OURS = {
         "dense",
         "chunk_scan",
         "chunked",
+        "delta_scan",
+        "delta_chunked",
     ),
-    "torch": ("sdpa", "dense", "chunked"),
-    "tensorflow": ("dense", "chunked"),
+    "torch": ("sdpa", "dense", "chunked", "delta_chunked"),
+    "tensorflow": ("dense", "chunked", "delta_chunked"),
 }
 _registered = {}  # by mechanism and name
 _PARTS = ("NAME", "MECHANISM", "preferred", "unsupported_reason", "run")

@@ -88,16 +88,19 @@ def check_batch(name, x, batch):
         )
 
 
-def check_state(initial_state, q, features, value_dim):
-    """The tensors of the state that `linear_attention` was given, of every example."""
+def check_state(initial_state, q, features, value_dim, normalize=True):
+    """The tensors of the state that `linear_attention` was given, of every example: Σ φ(k) vᵀ, and
+    Σ φ(k), which is None where nothing is normalised."""
     heads = q.shape[2]
-    shapes = {"kv_state": (heads, features, value_dim), "k_sum": (heads, features)}
+    shapes = {"kv_state": (heads, features, value_dim)}
+    if normalize:
+        shapes["k_sum"] = (heads, features)
     if not isinstance(initial_state, Mapping) or set(initial_state) != set(shapes):
         known = isinstance(initial_state, Mapping)
         received = sorted(initial_state) if known else type(initial_state).__name__
         raise InputError(
-            "an initial_state is a dict of 'kv_state' and 'k_sum', as return_state=True "
-            f"returns it. Received: {received}"
+            f"an initial_state is a dict of {' and '.join(map(repr, shapes))}, as "
+            f"return_state=True returns it. Received: {received}"
         )
     state = []
     for name, shape in shapes.items():
@@ -112,7 +115,7 @@ def check_state(initial_state, q, features, value_dim):
         if x.shape[0] != q.shape[0]:  # one serves all, as of a prompt that many go on from
             x = ops.broadcast_to(x, (ops.shape(q)[0], *shape))
         state.append(x)
-    return tuple(state)
+    return tuple(state) if normalize else (*state, None)
 
 
 def nothing(q, k, v):
