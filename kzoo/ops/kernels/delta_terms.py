@@ -138,7 +138,7 @@ def inverse(a):
     """
     size = a.shape[-1]
     row, column = np.arange(size)[:, None], np.arange(size)
-    t = ops.eye(size, dtype=a.dtype)
+    t = ops.eye(size, dtype=a.dtype) + ops.zeros_like(a)
     block = 1
     while block < size:
         pairs = (row // block == column // block + 1) & (row // block % 2 == 1)
