@@ -12,6 +12,8 @@
 |              | gated_linear    | JAX                          | orders along time           |
 | `chunked`    | linear          | everywhere                   | orders                      |
 |              | gated_linear    | everywhere                   | orders along time           |
+| `chunk_scan` | delta           | JAX                          | causal, reversed            |
+| `chunked`    | delta           | everywhere                   | causal, reversed            |
 
 `chunk_scan` and `chunked` compute the same sums: the first in a rolled loop over the chunks, whose
 gradient is written by hand and computes each chunk again; the second all chunks at once, in
@@ -50,9 +52,11 @@ _OURS = {
         "dense",
         "chunk_scan",
         "chunked",
+        "delta_scan",
+        "delta_chunked",
     ),
-    "torch": ("sdpa", "dense", "chunked"),
-    "tensorflow": ("dense", "chunked"),
+    "torch": ("sdpa", "dense", "chunked", "delta_chunked"),
+    "tensorflow": ("dense", "chunked", "delta_chunked"),
 }
 _registered: dict[tuple, Any] = {}  # by mechanism and name
 _PARTS = ("NAME", "MECHANISM", "preferred", "unsupported_reason", "run")
