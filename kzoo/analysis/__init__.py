@@ -1,4 +1,4 @@
-"""Analyses of models: spectra of attention, rank collapse, gradients, reuse of caches, leaks, masks.
+"""Analyses of models: spectra of attention, rank collapse, gradients, caches, leaks and masks.
 
 `analyse` takes several of them of one model, along its training.
 """

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-import kzoo
+from kzoo import __version__
 from kzoo.analysis import snapshots
 from kzoo.analysis.collapse import collapse
 from kzoo.analysis.gradients import gradient_norms
@@ -38,7 +38,7 @@ def _collapse(model, batch):
 
 def _reuse(model, batch):
     """A conversation of equal turns that fills half of the model's longest sequence."""
-    size = model.longest_sequence() // (2 * TURNS)
+    size = model.backbone.max_sequence_length // (2 * TURNS)
     return cache_reuse(model, [(_REMARK * size)[:size]] * TURNS)
 
 
@@ -208,7 +208,7 @@ def facts(model, batch):
         "dtype": model.dtype_policy.name,
         "spectra": "of weights in float64; numerical_rank counts σ > tokens · epsilon · σ₁",
         "residual": "‖X − 1xᵀ‖ / ‖X‖, x the mean over tokens, in the norm that each record names",
-        "versions": {"kzoo": kzoo.__version__, "keras": keras.__version__},
+        "versions": {"kzoo": __version__, "keras": keras.__version__},
         "backend": keras.backend.backend(),
     }
 

@@ -83,9 +83,7 @@ def _gradients(model, x, y, sample_weight):
         weight = ops.cast(ops.convert_to_tensor(sample_weight), "float32")
 
     def loss(logits):
-        nll = ops.sparse_categorical_crossentropy(
-            y, ops.cast(logits, "float32"), from_logits=True
-        )
+        nll = ops.sparse_categorical_crossentropy(y, ops.cast(logits, "float32"), from_logits=True)
         return ops.divide_no_nan(ops.sum(weight * nll), ops.sum(weight))
 
     variables = model.trainable_variables

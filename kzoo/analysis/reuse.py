@@ -57,7 +57,7 @@ def cache_reuse(model: Model, turns: Sequence[str], *, repeats: int = 3) -> list
     states = _keys_and_values(model, prompts)
     found = []
     for i, turn in enumerate(timed[-1]):
-        figures = {"shared": 0, "key_change": None, "value_change": None}
+        figures: dict[str, Any] = {"shared": 0, **dict.fromkeys(_NAMES)}
         if i:
             shared = figures["shared"] = _shared(*(_read(p) for p in prompts[i - 1 : i + 1]))
             for name, before, after in zip(_NAMES, states[i - 1], states[i], strict=True):

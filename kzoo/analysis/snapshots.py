@@ -22,8 +22,8 @@ class Snapshot(NamedTuple):
     """Weights of a run.
 
     Attributes:
-        name: `"initial"` (values), `"checkpoint"`, `"best"` (the fewest held-out bits along the run)
-            or `"last"`.
+        name: `"initial"` (values), `"checkpoint"`, `"best"` (by held-out bits along the run) or
+            `"last"`.
         step: optimizer steps made; None where the folder does not say.
         folder: of a checkpoint or of a saved model; None for initial values.
     """
@@ -48,9 +48,9 @@ def find(source: Any, **overrides: Any) -> tuple[Model, list[Snapshot]]:
     Raises:
         InputError: as `kzoo.presets.load`, or for overrides of a folder.
     """
-    folder = Path(source) if isinstance(source, str | Path) else None
-    steps = _steps(folder) if folder is not None and folder.is_dir() else []
-    saved = folder is not None and (folder / presets.TASK_FILE).is_file()
+    folder = Path(source if isinstance(source, str | Path) else "")  # another library's model
+    steps = _steps(folder) if folder.is_dir() else []
+    saved = (folder / presets.TASK_FILE).is_file()
     if overrides and (steps or saved):
         raise InputError(
             "a folder's model is analysed as it was trained; overrides are of a preset. "

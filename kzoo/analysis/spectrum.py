@@ -1,5 +1,7 @@
 """How much of its rank an attention matrix uses, and how concentrated it is."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -134,17 +136,16 @@ def control_spectrum(
     if not (is_number(identity) and 0 < identity < 1):
         raise InputError(f"identity is a number between 0 and 1. Received: {identity!r}")
 
-    def mixed(layer, example):
-        weights = layer.of(example)
-        return (1 - identity) * weights + identity * np.eye(weights.shape[-1])
-
     found = []
     for layer in layer_weights(model, batch):
-        makers = {"as it is": layer.of, "identity mix": lambda i, layer=layer: mixed(layer, i)}
+        makers: dict[str, Callable] = {
+            "as it is": layer.of,
+            "identity mix": functools.partial(_mixed, layer, identity),
+        }
         others = {"permuted": masks.permuted(seed), "random half": _half(layer, seed)}
         for name, mask in others.items():
             if layer.follows(mask):
-                makers[name] = lambda i, layer=layer, mask=mask: layer.of(i, mask)
+                makers[name] = functools.partial(layer.of, mask=mask)
         for name, weights in makers.items():
             found += [{"control": name, **head} for head in _heads(layer, weights)]
     return found
@@ -174,6 +175,12 @@ def _heads(layer: LayerWeights, weights):
         }
 
 
+def _mixed(layer, identity, example):
+    """(1-ε)A + εI for the weights A of each head."""
+    weights = layer.of(example)
+    return (1 - identity) * weights + identity * np.eye(weights.shape[-1], dtype=weights.dtype)
+
+
 def _half(layer, seed) -> Mask:
     """Each query sees itself and half of the other keys, drawn once."""
     from keras import ops
@@ -181,4 +188,6 @@ def _half(layer, seed) -> Mask:
     time = layer.real.shape[1]
     seen = (np.random.default_rng(seed).random((time, time)) < 0.5) | np.eye(time, dtype=bool)
     seen = seen.ravel()
-    return masks.custom(lambda query, key: ops.take(ops.convert_to_tensor(seen), query * time + key))
+    return masks.custom(
+        lambda query, key: ops.take(ops.convert_to_tensor(seen), query * time + key)
+    )

@@ -1,4 +1,4 @@
-"""The dense weights of every attention of a model, in float64: what spectra and maps are made of."""
+"""The dense weights of each attention of a model, in float64: what spectra and maps are of."""
 
 from collections.abc import Iterator
 from typing import Any

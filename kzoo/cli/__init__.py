@@ -1,4 +1,4 @@
-"""The command line: kzoo list | show | train | generate | compare | report | analyse | compile | bench.
+"""The command line: kzoo list, show, train, generate, compare, report, analyse, compile, bench.
 
 Compare attention masks and mechanisms with all else equal. Wrong input, and a disk or folder that
 cannot be written, are answered with one line on standard error and exit status 2. On SIGTERM and
