@@ -39,8 +39,15 @@ def add(commands):
     )
     add_running(compare)
 
-    report = add_command(commands, "report", "write the report of a study's folder again", _report)
-    report.add_argument("directory", type=path, metavar="DIR")
+    help = "write the page of a study's folder again, or those of several and one that joins them"
+    report = add_command(commands, "report", help, _report)
+    report.add_argument("directories", type=path, metavar="DIR", nargs="+")
+    report.add_argument(
+        "--out",
+        type=path,
+        metavar="FILE.html",
+        help="the page that joins several studies; default: studies.html in the folder above them",
+    )
 
 
 def _read(options):
@@ -162,9 +169,12 @@ def _saved(options):
 
 
 def _report(options):
-    from kzoo.studies.page import report
+    from kzoo.studies.page import index, report
 
-    print(report(options.directory))
+    if options.out is None and len(options.directories) == 1:
+        print(report(options.directories[0]))
+    else:
+        print(index(options.directories, options.out))
 
 
 def _print_results(rows):

@@ -271,7 +271,7 @@ def run_program(study, directory, source, label, seeds, say):
     for seed in seeds:
         name = run_name(source, label, seed)
         say("begin", name)
-        path = _checkpoint(directory, name)
+        path = checkpoint_folder(directory, name)
         record = {"run": name, "arm": label, "data": source, "seed": seed}
         record |= trainer.run(seed, path, functools.partial(say, "step", name))
         say("record", name, record)
@@ -355,7 +355,8 @@ class Trainer:
         return found
 
 
-def _checkpoint(directory, name):
+def checkpoint_folder(directory, name):
+    """The folder of the checkpoints of a run by that name, while it is under way."""
     folder = name.replace("/", " - ").replace(":", " ")
     if " - " in name or len(folder.encode()) > _LONGEST:  # else another's name, or no name at all
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
