@@ -140,6 +140,8 @@ class Attention(Decodes, keras.layers.Layer):
         self, query_shape: Shape, value_shape: Shape | None = None, key_shape: Shape | None = None
     ) -> None:
         self.cross = value_shape is not None
+        if self.cross:
+            self.mechanism.check_cross()
         if self.query is not None:  # another's
             return
         width, inner = query_shape[-1], self.num_heads * self.head_dim

@@ -25,6 +25,7 @@ from kzoo import migrations
 from kzoo.config import CHECKPOINT_BESIDES
 from kzoo.errors import InputError
 from kzoo.files import check_folder, numbered, reason, taken
+from kzoo.training import optimizer
 from kzoo.values import differences
 
 log = logging.getLogger("kzoo")
@@ -76,7 +77,7 @@ def state_variables(model):
     groups = {
         "weight": model.trainable_variables,
         "state": model.non_trainable_variables,
-        "optimizer": model.optimizer.variables,
+        "optimizer": optimizer.state_variables(model.optimizer),
         "metric": model.metrics_variables,
     }
     return {
