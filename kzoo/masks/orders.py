@@ -1,6 +1,7 @@
 """Masks given by levels: an order of positions."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from kzoo import levels
@@ -82,6 +83,19 @@ class Order(Mask):
             )
         fields = dataclasses.asdict(self)
         return {self.name: fields} if fields else self.name
+
+
+def not_along_time(heads: Iterable[Mask]) -> str | None:
+    """Why what decays with the tokens between two cannot follow the masks of heads, in words for
+    its user; None if it can."""
+    for head in heads:
+        if not (isinstance(head, Order) and (head.ascending or head.descending)):
+            return (
+                "a decay counts the tokens between query and key, so it needs a mask that goes "
+                "through time (bidirectional, causal, reversed, prefix, block); use softmax or "
+                f"linear attention. Received: {head!r}"
+            )
+    return None
 
 
 ORDERS: dict[str, type[Order]] = {}  # the registered classes, by name

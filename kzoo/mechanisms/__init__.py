@@ -14,15 +14,19 @@ from kzoo.mechanisms.base import (
     register,
     with_fields,
 )
+from kzoo.mechanisms.gated_linear import GatedLinear
 from kzoo.mechanisms.linear import Linear
+from kzoo.mechanisms.retention import Retention
 from kzoo.mechanisms.softmax import Softmax
 
 __all__ = [
     "REGISTRY",
     "Extras",
+    "GatedLinear",
     "HeadSizes",
     "Linear",
     "Mechanism",
+    "Retention",
     "Softmax",
     "get",
     "names",
