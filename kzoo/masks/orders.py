@@ -25,7 +25,6 @@ class Order(Mask):
         lookahead: declares that a token sees at most so many tokens ahead; None for no bound.
         resumable: declares that, wherever a sequence is cut in two, the second part sees all of
             the first, so that a state of linear attention can go on.
-        time_reversed: whether a token sees itself and what comes after it.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # of every order that is registered

@@ -17,7 +17,7 @@ from kzoo.values import is_boolean, is_number
 
 @dataclasses.dataclass(frozen=True)
 class Decaying(Linear):
-    """Base of mechanisms that are `kzoo.ops.gated_linear_attention`; a subclass gives `gates`.
+    """Base of mechanisms that are `kzoo.ops.gated_linear_attention`; a subclass gives `make_gates`.
 
     Over a second sequence no tokens stand between query and key, and nothing decays.
     """
@@ -39,7 +39,7 @@ class Decaying(Linear):
         if self.scale is not None and not (is_number(self.scale) and self.scale > 0):
             raise InputError(f"scale is a positive number. Received: {self.scale!r}")
 
-    def gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
+    def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
         """The logarithms of the decays, at most 0: float32 [batch or 1, time or 1, heads]."""
         raise NotImplementedError
 
@@ -62,12 +62,12 @@ class Decaying(Linear):
         """Each key joins the state, which decays, and each query reads it; under masks that show
         what stands behind, another state of what does."""
         features, columns = self._features(sizes), sizes.head_dim + self.normalize
-        ways = sum(1 if head.is_causal or head.time_reversed else 2 for head in heads)
+        ways = sum(2 - (head.is_causal or head.time_reversed) for head in heads)
         return ways * time * 5 * features * columns
 
     def state_shape(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]] | None:
         features = sizes.num_heads, self._features(sizes)
-        shapes = {"kv_state": (*features, sizes.head_dim)}
+        shapes: dict[str, tuple[int, ...]] = {"kv_state": (*features, sizes.head_dim)}
         return {**shapes, "k_sum": features} if self.normalize else shapes
 
     def attend(
@@ -106,7 +106,11 @@ class Decaying(Linear):
     ) -> tuple[Tensor, Tensor]:
         from kzoo.ops import reference_attention
 
-        own = {"mechanism": "gated_linear", "rotary": rotary, "return_weights": True}
+        own: dict[str, Any] = {
+            "mechanism": "gated_linear",
+            "rotary": rotary,
+            "return_weights": True,
+        }
         own |= {**self._options(extras, q), "log_decay": self._gates(extras, q, sequence)}
         return reference_attention(q, k, v, mask, **own, **sequence)
 
@@ -128,7 +132,7 @@ class Decaying(Linear):
         """The gates of a call; None over a second sequence."""
         if sequence.get("key_padding_mask") is not None:
             return None
-        return self.gates(HeadSizes(q.shape[2], q.shape[2], q.shape[3]), extras)
+        return self.make_gates(HeadSizes(q.shape[2], q.shape[2], q.shape[3]), extras)
 
     def _step(self, extras, q):
         scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale

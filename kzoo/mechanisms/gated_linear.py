@@ -25,10 +25,11 @@ class GatedLinear(Decaying):
 
     Args:
         gate: how g is made of a projection a of the token. `"logsigmoid/16"`: g = log σ(a) / 16
-            (arXiv:2312.06635, section 4.4, with one gate for a head, as `SimpleGatedLinearAttention`
-            in the authors' `flash-linear-attention` has it). `"softplus"`: g = -exp(A_log) ·
-            softplus(a + dt_bias), of two variables for each head (arXiv:2405.21060, whose state
-            space dual is this with softplus(a + dt_bias) as a factor on v).
+            (arXiv:2312.06635, section 4.4, with one gate for a head, as in the layer
+            `SimpleGatedLinearAttention` of fla-org/flash-linear-attention). `"softplus"`:
+            g = -exp(A_log) · softplus(a + dt_bias), of two variables for each head
+            (arXiv:2405.21060, whose state space dual is this with softplus(a + dt_bias) as a
+            factor on v).
         feature_map: φ, of `kzoo.feature_maps`; None for q and k as they are.
         normalize: divide by the sum of the weights, which needs a feature map.
         scale: positive factor on the sum; None for 1/√head_dim.
@@ -55,7 +56,7 @@ class GatedLinear(Decaying):
         own = super().variables(sizes)
         return own | (gates.softplus_variables(sizes.num_heads) if self.gate == "softplus" else {})
 
-    def gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
+    def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
         from keras import ops
 
         logits = ops.cast(extras.projected["decay"], "float32")

@@ -2,9 +2,8 @@
 Models, arXiv:2307.08621)."""
 
 import dataclasses
-import math
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,8 +20,8 @@ SCHEDULES = ("retnet", "lightning", "learned")
 @register
 @dataclasses.dataclass(frozen=True)
 class Retention(Decaying):
-    """out_i = scale · Σ_j φ(q_i)·φ(k_j) γ^|i-j| v_j over the visible keys j, with a decay γ for each
-    head, in linear time (equations 5 and 6); under masks along time.
+    """out_i = scale · Σ_j φ(q_i)·φ(k_j) γ^|i-j| v_j over the visible keys j, with a decay γ of
+    each head, in linear time (equations 5 and 6); under masks along time.
 
     Args:
         log_decay: the logarithm of γ of each head. `"retnet"`: γ = 1 - 2^(-5-h) of the head h =
@@ -50,8 +49,8 @@ class Retention(Decaying):
         numbers = tuple(given) if isinstance(given, list | tuple) else ()
         if not numbers or not all(is_number(x) and x <= 0 for x in numbers):
             raise InputError(
-                f"log_decay is {', '.join(map(repr, SCHEDULES))}, or a number of at most 0 for each "
-                f"head. Received: {given!r}"
+                f"log_decay is {', '.join(map(repr, SCHEDULES))}, or a number of at most 0 for "
+                f"each head. Received: {given!r}"
             )
         object.__setattr__(self, "log_decay", numbers)
 
@@ -72,17 +71,17 @@ class Retention(Decaying):
             own["decay_logit"] = np.log(decay / (1 - decay)).astype("float32")
         return own
 
-    def gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
+    def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
         from keras import ops
 
         if self.log_decay == "learned":
             logit = ops.cast(extras.variables["decay_logit"], "float32")
             return ops.log_sigmoid(logit)[None, None]
         heads = sizes.num_heads
-        schedules = {"retnet": _retnet, "lightning": _lightning}
-        fixed = (
-            schedules[self.log_decay](heads) if isinstance(self.log_decay, str) else self.log_decay
-        )
+        schedules: Any = {"retnet": _retnet, "lightning": _lightning}
+        fixed = self.log_decay
+        if isinstance(fixed, str):
+            fixed = schedules[fixed](heads)
         return ops.convert_to_tensor(np.asarray(fixed, "float32")[None, None])
 
 
