@@ -97,6 +97,19 @@ def not_one_way(heads: Iterable[Mask]) -> str | None:
     return None
 
 
+def not_along_time(heads: Iterable[Mask]) -> str | None:
+    """Why what decays with the tokens between two cannot follow the masks of heads, in words for
+    its user; None if it can."""
+    for head in heads:
+        if not (isinstance(head, Order) and (head.ascending or head.descending)):
+            return (
+                "a decay counts the tokens between query and key, so it needs a mask that goes "
+                "through time (bidirectional, causal, reversed, prefix, block); use softmax or "
+                f"linear attention. Received: {head!r}"
+            )
+    return None
+
+
 ORDERS: dict[str, type[Order]] = {}  # the registered classes, by name
 
 

@@ -128,7 +128,7 @@ class Linear(Mechanism):
             features = Features(self.feature_map, rotary)
             weights = self._map(extras, q)["feature_weights"]
             step = weights, queries.position, window.writes(), cache
-            return linear_step(features, q, k, v, *step)
+            return linear_step(features, q, k, v, *step, **self._step(extras, q))
         beginning = isinstance(window.index, int) and window.index == 0
         return self.attend(
             q,
@@ -167,9 +167,16 @@ class Linear(Mechanism):
 
         from kzoo.ops.decoding import linear_read
 
-        weights = self._map(extras, q)["feature_weights"]
-        features = self.feature_map.query(ops.cast(q, "float32"), weights)
-        return linear_read(features, features, cache)
+        features = ops.cast(q, "float32")
+        if self.feature_map is not None:
+            weights = self._map(extras, q)["feature_weights"]
+            features = self.feature_map.query(features, weights)
+        scale = self._step(Extras(), q).get("scale")
+        return linear_read(features, features, cache, scale)
+
+    def _step(self, extras, q):
+        """What the step of one token takes besides, as `kzoo.ops.decoding.linear_step`."""
+        return {}
 
     def _map(self, extras, q):
         """The feature map and its weights, as the ops take them."""
@@ -179,5 +186,6 @@ class Linear(Mechanism):
         weights = {
             name.removeprefix("feature_map_"): ops.reshape(matrix, (heads, dim, -1))
             for name, matrix in extras.variables.items()
+            if name.startswith("feature_map_")
         }
         return {"feature_map": self.feature_map, "feature_weights": weights or None}
