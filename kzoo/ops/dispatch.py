@@ -9,7 +9,9 @@
 | `cudnn`      | softmax         | JAX on GPU, 16-bit floats    | all, no bias                |
 | `sdpa`       | softmax         | torch                        | all                         |
 | `chunk_scan` | linear          | JAX                          | orders                      |
+|              | gated_linear    | JAX                          | orders along time           |
 | `chunked`    | linear          | everywhere                   | orders                      |
+|              | gated_linear    | everywhere                   | orders along time           |
 | `chunk_scan` | delta           | JAX                          | causal, reversed            |
 | `chunked`    | delta           | everywhere                   | causal, reversed            |
 
@@ -20,12 +22,13 @@ gradient is written by hand and computes each chunk again; the second all chunks
 A kernel is a module below this one, which knows nothing of it:
 
     NAME                        in `implementation=`, logs and records
-    MECHANISM                   what it computes, a name such as "softmax"
+    MECHANISM                   what it computes, a name such as "softmax", or several in a tuple
     preferred(spec)             whether "auto" takes it, where it can and nothing before it is
     unsupported_reason(spec)    why it cannot compute this, in words for its user; None if it can
     run(...)                    computes it; all kernels of a mechanism take the same arguments:
                                 `kzoo.ops.kernels.dense` shows those of softmax attention,
-                                `kzoo.ops.kernels.chunked` those of linear attention
+                                `kzoo.ops.kernels.chunked` those of linear attention, and of
+                                gated linear attention, which the mechanism retention is too
 
 A new one is a module and a line in `_OURS`, or `register(module)` from outside.
 """
@@ -55,7 +58,7 @@ _OURS = {
     "torch": ("sdpa", "dense", "chunked", "delta_chunked"),
     "tensorflow": ("dense", "chunked", "delta_chunked"),
 }
-_registered = {}  # by mechanism and name
+_registered: dict[tuple, Any] = {}  # by mechanism and name
 _PARTS = ("NAME", "MECHANISM", "preferred", "unsupported_reason", "run")
 
 
@@ -159,11 +162,12 @@ def register(kernel: Any) -> Any:
         raise InputError(
             f"a kernel has {', '.join(_PARTS)}. Received: {kernel!r} without {', '.join(missing)}"
         )
-    if any(kernel.NAME == ours.NAME for ours in _ours(kernel.MECHANISM, here()["backend"])):
-        raise InputError(
-            f"a kernel has a name of its own; kzoo has one called {kernel.NAME!r} for "
-            f"{kernel.MECHANISM} attention. Received: {kernel!r}"
-        )
+    for mechanism in _computed(kernel):
+        if any(kernel.NAME == ours.NAME for ours in _ours(mechanism, here()["backend"])):
+            raise InputError(
+                f"a kernel has a name of its own; kzoo has one called {kernel.NAME!r} for "
+                f"{mechanism} attention. Received: {kernel!r}"
+            )
     _registered[kernel.MECHANISM, kernel.NAME] = kernel
     return kernel
 
@@ -179,7 +183,7 @@ def kernels(mechanism: str, backend: str) -> dict[str, Any]:
         >>> list(kernels("linear", "jax"))
         ['native', 'chunk_scan', 'chunked']
     """
-    theirs = [k for (name, _), k in reversed(_registered.items()) if name == mechanism]
+    theirs = [k for k in reversed(_registered.values()) if mechanism in _computed(k)]
     return {kernel.NAME: kernel for kernel in (*theirs, *_ours(mechanism, backend))}
 
 
@@ -229,12 +233,18 @@ def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
 
 
 def _mechanisms(backend):
-    ours = [module.MECHANISM for module in _modules(backend)]
-    return sorted({*ours, *(mechanism for mechanism, _ in _registered)})
+    found = [*_modules(backend), *_registered.values()]
+    return sorted({mechanism for kernel in found for mechanism in _computed(kernel)})
 
 
 def _ours(mechanism, backend):
-    return [module for module in _modules(backend) if module.MECHANISM == mechanism]
+    return [module for module in _modules(backend) if mechanism in _computed(module)]
+
+
+def _computed(kernel):
+    """The names of the mechanisms that a kernel computes, a tuple."""
+    one = isinstance(kernel.MECHANISM, str)
+    return (kernel.MECHANISM,) if one else tuple(kernel.MECHANISM)
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def prepare(
     """
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
     mask = masks.get(mask)
-    _check_shapes(q, k, v)
+    check_shapes(q, k, v)
     by_token = {
         "padding_mask": padding_mask,
         "source_mask": source_mask,
@@ -126,13 +126,14 @@ def nothing(q, k, v):
         InputError: as `prepare`.
     """
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
-    _check_shapes(q, k, v)
+    check_shapes(q, k, v)
     if 0 not in (*q.shape[:2], k.shape[1]):
         return None
     return ops.zeros((*ops.shape(q)[:3], v.shape[3]), dtype=v.dtype)
 
 
-def _check_shapes(q, k, v):
+def check_shapes(q, k, v):
+    """`InputError` unless three tensors can be q, k and v."""
     shapes = {name: list(x.shape) for name, x in zip("qkv", (q, k, v), strict=True)}
     if any(len(shape) != 4 for shape in shapes.values()):
         raise InputError(f"q, k and v have the shape [batch, time, heads, dim]. Received: {shapes}")
