@@ -120,6 +120,24 @@ def attention(
     return np.einsum("bhqk,bkhd->bqhd", weights, v), weights
 
 
+def _sums_between(gates, padding_mask, batch, time):
+    """Of each query i and key j the sum of gates over (j, i], or [i, j): [batch, heads, i, j].
+
+    Each is added up from the query on, outwards: nothing is subtracted.
+    """
+    gates = np.asarray(gates, "float64")
+    gates = np.broadcast_to(gates, (batch, time, gates.shape[2]))
+    if padding_mask is not None:
+        gates = np.where(np.asarray(padding_mask)[:, :, None] != 0, gates, 0)
+    sums = np.zeros((batch, gates.shape[2], time, time))
+    for i in range(time):
+        for j in range(i - 1, -1, -1):
+            sums[:, :, i, j] = sums[:, :, i, j + 1] + gates[:, j + 1]
+        for j in range(i + 1, time):
+            sums[:, :, i, j] = sums[:, :, i, j - 1] + gates[:, j - 1]
+    return sums
+
+
 def delta(
     q,
     k,
@@ -181,24 +199,6 @@ def delta(
                 out[b, t, h] = scale * s.T @ q[b, t, h]
         last[b, h] = s
     return out, last
-
-
-def _sums_between(gates, padding_mask, batch, time):
-    """Of each query i and key j the sum of gates over (j, i], or [i, j): [batch, heads, i, j].
-
-    Each is added up from the query on, outwards: nothing is subtracted.
-    """
-    gates = np.asarray(gates, "float64")
-    gates = np.broadcast_to(gates, (batch, time, gates.shape[2]))
-    if padding_mask is not None:
-        gates = np.where(np.asarray(padding_mask)[:, :, None] != 0, gates, 0)
-    sums = np.zeros((batch, gates.shape[2], time, time))
-    for i in range(time):
-        for j in range(i - 1, -1, -1):
-            sums[:, :, i, j] = sums[:, :, i, j + 1] + gates[:, j + 1]
-        for j in range(i + 1, time):
-            sums[:, :, i, j] = sums[:, :, i, j - 1] + gates[:, j - 1]
-    return sums
 
 
 def _positions(ids, time):
