@@ -215,6 +215,32 @@ class Mechanism(Part):
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        """What `attend` computes, by its definition: in NumPy and float64, without a kernel.
+
+        `kzoo doctor` compares what the machine's devices compute with it. A mechanism without one
+        is not compared.
+
+        Args:
+            q, k, v, extras, mask, rotary, **sequence: as of `attend`, NumPy arrays.
+
+        Returns:
+            float64 [batch, query_time, num_heads, head_dim].
+        """
+        raise InputError(
+            f"{self.name} attention states no `definition` in NumPy. Received: {self.get_config()!r}"
+        )
+
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 

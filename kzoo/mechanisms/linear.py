@@ -94,6 +94,25 @@ class Linear(Mechanism):
         own = {"rotary": rotary, "return_weights": True, **self._map(extras, q)}
         return reference_attention(q, k, v, mask, mechanism="linear", **own, **sequence)
 
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        """Of the feature map elu1; the oracle has no other."""
+        if self.feature_map != Elu1():
+            return super().definition(q, k, v, extras, mask, rotary=rotary, **sequence)
+        from kzoo.ops import oracle
+
+        own: dict[str, Any] = {"mechanism": "linear", "rotary": rotary}
+        return oracle.attention(q, k, v, mask, **own, **sequence)[0]
+
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         features = self.feature_map.size(spec.dim)
         return super().kernel(dataclasses.replace(spec, features=features), implementation)
