@@ -96,7 +96,8 @@ def linear_attention(
     if is_integer(query_offset):
         query_offset = int(query_offset)  # NumPy's are static, too
     phi = feature_maps.get(feature_map)
-    if (zeros := nothing(q, k, v)) is not None:
+    zeros = nothing(q, k, v)
+    if zeros is not None:
         return (zeros, initial_state or _no_state(q, v, phi)) if return_state else zeros
     by_token = {
         "padding_mask": padding_mask,
