@@ -5,8 +5,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from kzoo.errors import unknown
+from kzoo.errors import InputError, unknown
 from kzoo.typing import Tensor
+from kzoo.values import is_count, is_number
 
 # Biases, and the scales of norms. Every other variable is a matrix.
 _NOT_DECAYED = ("bias", "beta", "gamma", "scale")
@@ -142,12 +143,12 @@ def adamw(
         A `keras.optimizers.AdamW`.
 
     Raises:
-        InputError: for an unknown schedule.
+        InputError: for an unknown schedule, or a rate or steps that are not positive.
 
     Example:
         >>> model.compile(optimizer=adamw(3e-3, steps=1000, schedule="wsd"))
     """
-    rate = _schedule(schedule)(learning_rate, steps)
+    rate = _rate(learning_rate, steps, schedule)
     return AdamW(rate, weight_decay=weight_decay, beta_2=0.98, global_clipnorm=clip)
 
 
@@ -175,13 +176,13 @@ def muon(
         A `keras.optimizers.Muon`.
 
     Raises:
-        InputError: for an unknown schedule.
+        InputError: for an unknown schedule, or a rate or steps that are not positive.
 
     Example:
         >>> model.compile(optimizer=muon(3e-3, steps=1000))
     """
     return Muon(
-        _schedule(schedule)(learning_rate, steps),
+        _rate(learning_rate, steps, schedule),
         weight_decay=weight_decay,
         adam_weight_decay=weight_decay,
         adam_beta_2=0.98,
@@ -194,7 +195,14 @@ def muon(
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
-def _schedule(name):
-    if name not in SCHEDULES:
-        raise unknown("schedule", name, SCHEDULES)
-    return SCHEDULES[name]
+def _rate(learning_rate, steps, schedule):
+    """The rate along a training of `steps`."""
+    if schedule not in SCHEDULES:
+        raise unknown("schedule", schedule, SCHEDULES)
+    if not is_number(learning_rate) or learning_rate <= 0:
+        raise InputError(
+            f"learning_rate is a positive number, such as 0.003. Received: {learning_rate!r}"
+        )
+    if not is_count(steps):
+        raise InputError(f"steps is a positive integer, such as 1000. Received: {steps!r}")
+    return SCHEDULES[schedule](learning_rate, steps)
