@@ -223,9 +223,7 @@ def expected(mechanism: Mechanism, case: Case) -> tuple[np.ndarray, dict]:
     def define(floats):
         extras = _extras(mechanism, case.sizes, floats)
         own = {"rotary": case.rotary, **given.sequence}
-        return mechanism.definition(
-            floats["q"], floats["k"], floats["v"], extras, case.mask, **own
-        )
+        return mechanism.definition(floats["q"], floats["k"], floats["v"], extras, case.mask, **own)
 
     try:
         out = define(given.floats)
@@ -276,9 +274,7 @@ def compare(mechanism: Mechanism, case: Case, dtype: str, kernel: str) -> Findin
         own: dict[str, Any] = {"rotary": case.rotary, **given.sequence}
         if kernel != "ops":
             own["implementation"] = kernel
-        return mechanism.attend(
-            floats["q"], floats["k"], floats["v"], extras, case.mask, **own
-        )
+        return mechanism.attend(floats["q"], floats["k"], floats["v"], extras, case.mask, **own)
 
     out, gradients = value_and_gradients(attend, given.floats, given.cotangent, dtype)
     errors = {"values": np.abs(out - want).max() / np.abs(want).max()}

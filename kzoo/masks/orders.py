@@ -64,7 +64,7 @@ class Order(Mask):
 
     def levels(self, sequence: SequenceInfo) -> Tensor:
         """`level` as int32, of the shape of `sequence.position`."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.cast(self.level(sequence), "int32") + ops.zeros_like(sequence.position)
 
@@ -158,7 +158,7 @@ class Prefix(Order):
     needs_source = True
 
     def level(self, sequence: SequenceInfo) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.where(sequence.in_source, 0, sequence.position + 1)
 

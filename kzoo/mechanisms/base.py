@@ -264,7 +264,7 @@ class Mechanism(Part):
             time: the most tokens of one.
             dtype: of keys and values.
         """
-        from keras import ops
+        from kzoo.load_keras import ops
 
         heads = (batch, time, sizes.kv_heads, sizes.head_dim)
         cache = {name: ops.zeros(heads, dtype) for name in ("key", "value")}
@@ -302,8 +302,7 @@ class Mechanism(Part):
         Returns:
             Floats [batch, window.size, num_heads, head_dim], and the cache with the new columns.
         """
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.rotary import rotate
 
         queries = window.queries()
@@ -349,7 +348,7 @@ class Mechanism(Part):
             mask: the layer's `Mask`.
             key_padding_mask: integers [batch, key_time], 0 for padding.
         """
-        from keras import ops
+        from kzoo.load_keras import ops
 
         padding_mask = ops.cast(key_padding_mask, "int32")
         cache = {"key": k, "value": v, **extras.projected}
@@ -443,7 +442,7 @@ def visible_pairs(order: masks.Mask, time: int) -> int:
 
 def masks_of(sequence, mask):
     """The `padding_mask` and `source_mask` of a `SequenceInfo`, as a call takes them."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     source = ops.cast(sequence.in_source, "int32") if mask.needs_source else None
     return {"padding_mask": sequence.segment, "source_mask": source}

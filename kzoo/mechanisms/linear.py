@@ -119,7 +119,7 @@ class Linear(Mechanism):
 
     def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict[str, Tensor]:
         """The state of no keys, whose size does not depend on the time."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         shapes = self.state_shape(sizes) or {}
         return {name: ops.zeros((batch, *shape), "float32") for name, shape in shapes.items()}
@@ -137,8 +137,7 @@ class Linear(Mechanism):
         rotary: bool = False,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.decoding import linear_step
         from kzoo.ops.features import Features
 
@@ -172,7 +171,7 @@ class Linear(Mechanism):
         key_padding_mask: Tensor,
     ) -> dict[str, Tensor]:
         """The state of all keys, which every query reads."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         # A state is made of keys and values alone; one query of zeros stands for all.
         q = ops.zeros((ops.shape(k)[0], 1, sizes.num_heads, sizes.head_dim), k.dtype)
@@ -182,8 +181,7 @@ class Linear(Mechanism):
     def cross_attend(
         self, q: Tensor, extras: Extras, mask: Mask, cache: Mapping[str, Tensor]
     ) -> Tensor:
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.decoding import linear_read
 
         features = ops.cast(q, "float32")
@@ -199,7 +197,7 @@ class Linear(Mechanism):
 
     def _map(self, extras, q):
         """The feature map and its weights, as the ops take them."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         heads, dim = q.shape[2:]
         weights = {

@@ -83,7 +83,8 @@ def delta_attention(
         >>> first, state = delta_attention(q, k, v, beta, return_state=True)
         >>> second = delta_attention(q2, k2, v2, beta, initial_state=state)
     """
-    if (zeros := nothing(q, k, v)) is not None:
+    zeros = nothing(q, k, v)
+    if zeros is not None:
         state = initial_state or {"kv_state": _no_state(q, v)}
         return (zeros, state) if return_state else zeros
     dtype = ops.convert_to_tensor(v).dtype
