@@ -18,6 +18,7 @@ class Mask:
             a next-token loss on the positions after the source is not shown its answer.
         is_full: whether every token sees its whole document.
         is_causal: whether every token sees itself and what comes before it, no more and no less.
+        time_reversed: whether every token sees itself and what comes after it, no more and no less.
         is_order: whether it is an `Order`: given by levels, the same for all heads.
         pattern_size: the number of heads after which it repeats.
     """
@@ -26,6 +27,7 @@ class Mask:
     autoregressive = False
     is_full = False
     is_causal = False
+    time_reversed = False
     is_order = False
     pattern_size = 1
 
@@ -93,7 +95,7 @@ class Mask:
         self, queries: SequenceInfo, keys: SequenceInfo, num_heads: int | None = None
     ) -> Tensor:
         """`dense` for the `SequenceInfo` of queries and of keys."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         heads = _pattern(self) if num_heads is None else self.per_head(num_heads)
         heads = heads[:1] if len(set(heads)) == 1 else heads
@@ -181,7 +183,7 @@ class And(_Several):
         return sum((mask.orders() for mask in self.masks), ())
 
     def visible(self, queries: SequenceInfo, keys: SequenceInfo) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         first, *others = (mask.visible(queries, keys) for mask in self.masks)
         for other in others:

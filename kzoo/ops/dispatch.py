@@ -9,7 +9,11 @@
 | `cudnn`      | softmax         | JAX on GPU, 16-bit floats    | all, no bias                |
 | `sdpa`       | softmax         | torch                        | all                         |
 | `chunk_scan` | linear          | JAX                          | orders                      |
+|              | gated_linear    | JAX                          | orders along time           |
 | `chunked`    | linear          | everywhere                   | orders                      |
+|              | gated_linear    | everywhere                   | orders along time           |
+| `chunk_scan` | delta           | JAX                          | causal, reversed            |
+| `chunked`    | delta           | everywhere                   | causal, reversed            |
 
 `chunk_scan` and `chunked` compute the same sums: the first in a rolled loop over the chunks, whose
 gradient is written by hand and computes each chunk again; the second all chunks at once, in
@@ -18,12 +22,13 @@ gradient is written by hand and computes each chunk again; the second all chunks
 A kernel is a module below this one, which knows nothing of it:
 
     NAME                        in `implementation=`, logs and records
-    MECHANISM                   what it computes, a name such as "softmax"
+    MECHANISM                   what it computes, a name such as "softmax", or several in a tuple
     preferred(spec)             whether "auto" takes it, where it can and nothing before it is
     unsupported_reason(spec)    why it cannot compute this, in words for its user; None if it can
     run(...)                    computes it; all kernels of a mechanism take the same arguments:
                                 `kzoo.ops.kernels.dense` shows those of softmax attention,
-                                `kzoo.ops.kernels.chunked` those of linear attention
+                                `kzoo.ops.kernels.chunked` those of linear attention, and of
+                                gated linear attention, which the mechanism retention is too
 
 A new one is a module and a line in `_OURS`, or `register(module)` from outside.
 """
@@ -47,11 +52,13 @@ _OURS = {
         "dense",
         "chunk_scan",
         "chunked",
+        "delta_scan",
+        "delta_chunked",
     ),
-    "torch": ("sdpa", "dense", "chunked"),
-    "tensorflow": ("dense", "chunked"),
+    "torch": ("sdpa", "dense", "chunked", "delta_chunked"),
+    "tensorflow": ("dense", "chunked", "delta_chunked"),
 }
-_registered = {}  # by mechanism and name
+_registered: dict[tuple, Any] = {}  # by mechanism and name
 _PARTS = ("NAME", "MECHANISM", "preferred", "unsupported_reason", "run")
 
 
@@ -155,11 +162,12 @@ def register(kernel: Any) -> Any:
         raise InputError(
             f"a kernel has {', '.join(_PARTS)}. Received: {kernel!r} without {', '.join(missing)}"
         )
-    if any(kernel.NAME == ours.NAME for ours in _ours(kernel.MECHANISM, here()["backend"])):
-        raise InputError(
-            f"a kernel has a name of its own; kzoo has one called {kernel.NAME!r} for "
-            f"{kernel.MECHANISM} attention. Received: {kernel!r}"
-        )
+    for mechanism in _computed(kernel):
+        if any(kernel.NAME == ours.NAME for ours in _ours(mechanism, here()["backend"])):
+            raise InputError(
+                f"a kernel has a name of its own; kzoo has one called {kernel.NAME!r} for "
+                f"{mechanism} attention. Received: {kernel!r}"
+            )
     _registered[kernel.MECHANISM, kernel.NAME] = kernel
     return kernel
 
@@ -175,8 +183,22 @@ def kernels(mechanism: str, backend: str) -> dict[str, Any]:
         >>> list(kernels("linear", "jax"))
         ['native', 'chunk_scan', 'chunked']
     """
-    theirs = [k for (name, _), k in reversed(_registered.items()) if name == mechanism]
+    theirs = [k for k in reversed(_registered.values()) if mechanism in _computed(k)]
     return {kernel.NAME: kernel for kernel in (*theirs, *_ours(mechanism, backend))}
+
+
+def names(backend: str) -> tuple[str, ...]:
+    """The names of all kernels on a backend, whatever they compute: a tuple.
+
+    Args:
+        backend: `"jax"`, `"tensorflow"` or `"torch"`.
+
+    Example:
+        >>> names("tensorflow")
+        ('dense', 'chunked')
+    """
+    every = (*reversed(_registered.values()), *_modules(backend))
+    return tuple(dict.fromkeys(kernel.NAME for kernel in every))
 
 
 def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
@@ -210,9 +232,9 @@ def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
             f"Received: {spec.mask!r}; {reasons}"
         )
     if implementation not in found:
-        for backend, names in _OURS.items():
+        for backend, modules in _OURS.items():
             here_too = backend == spec.backend
-            if not here_too and implementation in {name.partition(".")[0] for name in names}:
+            if not here_too and implementation in {name.partition(".")[0] for name in modules}:
                 raise InputError(
                     f"the kernel {implementation!r} runs on the {backend} backend, not on "
                     f"{spec.backend}. Received: implementation={implementation!r}"
@@ -225,12 +247,18 @@ def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
 
 
 def _mechanisms(backend):
-    ours = [module.MECHANISM for module in _modules(backend)]
-    return sorted({*ours, *(mechanism for mechanism, _ in _registered)})
+    found = [*_modules(backend), *_registered.values()]
+    return sorted({mechanism for kernel in found for mechanism in _computed(kernel)})
 
 
 def _ours(mechanism, backend):
-    return [module for module in _modules(backend) if module.MECHANISM == mechanism]
+    return [module for module in _modules(backend) if mechanism in _computed(module)]
+
+
+def _computed(kernel):
+    """The names of the mechanisms that a kernel computes, a tuple."""
+    one = isinstance(kernel.MECHANISM, str)
+    return (kernel.MECHANISM,) if one else tuple(kernel.MECHANISM)
 
 
 @functools.cache
