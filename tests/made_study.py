@@ -101,8 +101,7 @@ def _run(asked, source, label, arm, seed, rate=None):
         **{"status": "finished", "steps": asked.steps, "bits": float(held_out[-1])},
         "train_loss": ((curve + rng.normal(size=len(steps)) / 20) * math.log(2)).tolist(),
         "held_out": [
-            [int(step), float(bits)]
-            for step, bits in zip(_points(asked), held_out, strict=True)
+            [int(step), float(bits)] for step, bits in zip(_points(asked), held_out, strict=True)
         ],
         **{"scored_tokens": 30989, "parameters": count_parameters(config)},
         **{"seconds": seconds, "tokens_per_second": 64 * 16 * asked.steps / seconds},

@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
 
 
 def without_clock(record):
-    timed = ("seconds", "tokens_per_second", "provenance")
+    timed = ("seconds", "tokens_per_second", "provenance", "checksum")
     return {name: value for name, value in record.items() if name not in timed}
 
 
@@ -219,6 +219,8 @@ NO_VALUES += [{"a": 1}, "a\nb", "../../evil", ".", "x" * 500]
 # Which of them a field takes.
 TAKEN = {
     "learning_rate": [None, 1.5, 10**30],
+    "warmup": [0],
+    "examples": [True],
     "name": ["7"],
     "description": ["", "7", "a\nb", "../../evil", ".", "x" * 500],
     "data": ["7", "a\nb", "../../evil", ".", "x" * 500],

@@ -102,7 +102,7 @@ def softmax_step(q, k, v, visible, scale=None, bias=None):
 
 
 @float32_products()
-def linear_step(features, q, k, v, weights, position, writes, state):
+def linear_step(features, q, k, v, weights, position, writes, state, log_decay=None, scale=None):
     """Linear attention of one token: its key joins the state, which its query reads.
 
     Args:
@@ -112,7 +112,10 @@ def linear_step(features, q, k, v, weights, position, writes, state):
         weights: of a learned feature map, by name, or None.
         position: integers [batch, 1], within the document.
         writes: booleans [batch]; where False, the state holds the token already.
-        state: `{"kv_state", "k_sum"}`, as `kzoo.ops.linear_attention` returns it.
+        state: `{"kv_state", "k_sum"}`, as `kzoo.ops.linear_attention` returns it; without a
+            `"k_sum"` nothing is normalised.
+        log_decay: floats [batch or 1, 1, heads], by which the state decays first; None for none.
+        scale: factor on what is read, where nothing is normalised.
 
     Returns:
         [batch, 1, heads, dim] in the dtype of v, computed in float32, and the state.
@@ -125,24 +128,30 @@ def linear_step(features, q, k, v, weights, position, writes, state):
     sin_cos = features.sin_cos(position, q.shape[3])
     q, k, q_norm, k_norm = features(q, k, weights, sin_cos, writes[:, None])
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
-    state = {
-        "kv_state": state["kv_state"] + k[:, 0, :, :, None] * v[:, 0, :, None, :],
-        "k_sum": state["k_sum"] + k_norm[:, 0],
-    }
-    return ops.cast(linear_read(q, q_norm, state), dtype), state
+    if log_decay is not None:
+        decay = ops.exp(ops.where(writes[:, None], log_decay[:, 0], 0.0))  # [batch, heads]
+        state = {
+            name: x * ops.reshape(decay, (*ops.shape(decay), *[1] * (len(x.shape) - 2)))
+            for name, x in state.items()
+        }
+    new = {"kv_state": k[:, 0, :, :, None] * v[:, 0, :, None, :], "k_sum": k_norm[:, 0]}
+    state = {name: x + new[name] for name, x in state.items()}
+    return ops.cast(linear_read(q, q_norm, state, scale), dtype), state
 
 
 @float32_products()
-def linear_read(q, q_norm, state):
+def linear_read(q, q_norm, state, scale=None):
     """What queries find in a state: [batch, queries, heads, value_dim].
 
     Args:
         q, q_norm: features of queries for numerator and denominator, [batch, queries, heads,
             features].
-        state: as in `linear_step`.
+        state, scale: as in `linear_step`.
     """
-    total = ops.einsum("bqhd,bhd->bqh", q_norm, state["k_sum"])[..., None]
-    return ratio(ops.einsum("bqhd,bhde->bqhe", q, state["kv_state"]), total)
+    read = ops.einsum("bqhd,bhde->bqhe", q, state["kv_state"])
+    if "k_sum" not in state:
+        return read if scale is None else read * scale
+    return ratio(read, ops.einsum("bqhd,bhd->bqh", q_norm, state["k_sum"])[..., None])
 
 
 def _grouped(x, groups):

@@ -171,7 +171,7 @@ def delta(
         last document: [batch, heads, dim, value_dim].
 
     Example:
-        >>> out, state = delta(q, k, v, beta, mask="reversed")
+        >>> out, state = delta(q, k, v, np.full(q.shape[:3], 0.5), mask="reversed")
     """
     q, k, v, beta = (np.asarray(x, "float64") for x in (q, k, v, beta))
     g = np.zeros(beta.shape) if log_decay is None else np.asarray(log_decay, "float64")

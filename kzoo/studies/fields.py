@@ -103,8 +103,12 @@ def switch(field, value):
 
 def reasons(field, value):
     """Names of runs and why each is left out: `{"pydoc/GPT/3": "the machine failed"}`."""
-    lines = isinstance(value, dict) and all(
-        isinstance(text, str) and text.strip() and text.isprintable() for text in value.values()
+    lines = (
+        isinstance(value, dict)
+        and value
+        and all(
+            isinstance(text, str) and text.strip() and text.isprintable() for text in value.values()
+        )
     )
     if lines:
         return value

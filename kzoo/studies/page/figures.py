@@ -16,9 +16,7 @@ ROW = 58  # pixels of a verdict
 # Of a row, above its marks, where it has the whole width; longer ones end in an ellipsis.
 _NAME = {"align": "left", "baseline": "middle", "fontSize": 11.5, "limit": altair.expr("width")}
 LOOKS = dict(zip(OUTCOMES, ("yes", "no", "same", "same", "open"), strict=True))
-SHAPES = dict(
-    zip(OUTCOMES, ("circle", "diamond", "triangle-up", "square", "cross"), strict=True)
-)
+SHAPES = dict(zip(OUTCOMES, ("circle", "diamond", "triangle-up", "square", "cross"), strict=True))
 
 
 def forest(name, entries):
@@ -83,7 +81,9 @@ def _forest(rows, seeds, hypothesis):
     )
     tooltip = [altair.Tooltip("about:N", title="hypothesis")]
     tooltip += [altair.Tooltip(f"{at}:Q", format="+.4f") for at in ("estimate", "low", "high")]
-    dots = altair.Chart(altair.InlineData(values=seeds)).mark_point(filled=True, size=16, yOffset=14)
+    dots = altair.Chart(altair.InlineData(values=seeds)).mark_point(
+        filled=True, size=16, yOffset=14
+    )
     zero = altair.Chart(altair.InlineData(values=[{"at": 1.0 if ratio else 0.0}]))
     layers = [
         base.transform_filter("isValid(datum.margin)")
@@ -324,4 +324,3 @@ def _stretches(row):
     """(start, end, kind) of each run of equal kinds, keys that stand alone where they alternate."""
     starts = [0, *(i for i in range(1, len(row)) if row[i] != row[i - 1]), len(row)]
     return [(a, b, row[a]) for a, b in zip(starts, starts[1:], strict=False)]
-
