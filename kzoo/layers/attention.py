@@ -140,6 +140,7 @@ class Attention(Decodes, keras.layers.Layer):
         self, query_shape: Shape, value_shape: Shape | None = None, key_shape: Shape | None = None
     ) -> None:
         self.cross = value_shape is not None
+        self.sizes = dataclasses.replace(self.sizes, cross=self.cross)
         if self.query is not None:  # another's
             return
         width, inner = query_shape[-1], self.num_heads * self.head_dim
@@ -163,6 +164,7 @@ class Attention(Decodes, keras.layers.Layer):
                 name=name,
                 shape=values.shape,
                 initializer=lambda shape, dtype, values=values: ops.cast(values, dtype),
+                autocast=values.ndim > 1,  # one number of each head, as of a decay, is float32
             )
             for name, values in self.mechanism.variables(self.sizes).items()
         }
