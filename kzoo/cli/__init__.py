@@ -1,4 +1,5 @@
-"""The command line: kzoo list | show | train | generate | compare | report | compile | bench | doctor.
+"""The command line: kzoo list | show | train | generate | compare | report | compile | bench |
+doctor.
 
 Compare attention masks and mechanisms with all else equal. Wrong input, and a disk or folder that
 cannot be written, are answered with one line on standard error and exit status 2. On SIGTERM and
@@ -30,8 +31,7 @@ def main(arguments=None):
 
     Returns:
         The exit status: 0; 1 where `doctor` finds something wrong; 2 for wrong input, or where the
-        system refuses; 75 after SIGTERM or
-        SIGHUP; 130 after Ctrl-C.
+        system refuses; 75 after SIGTERM or SIGHUP; 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

@@ -4,8 +4,8 @@ import collections
 import dataclasses
 import functools
 import math
-import time
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any

@@ -26,7 +26,9 @@ def table(report: dict[str, Any]) -> Table:
     for row in report["rows"]:
         if row["result"] == "refused":
             continue
-        numbers = ("" if row[name] is None else f"{row[name]:.1e}" for name in ("error", "tolerance"))
+        numbers = (
+            "" if row[name] is None else f"{row[name]:.1e}" for name in ("error", "tolerance")
+        )
         words = (row[name] for name in ("group", "subject", "case", "dtype"))
         style = STYLES[row["result"]]
         result = f"[{style}]{row['result']}[/]"
