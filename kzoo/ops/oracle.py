@@ -148,6 +148,7 @@ def delta(
     *,
     padding_mask=None,
     scale=None,
+    rotary=False,
     initial_state=None,
 ):
     """The delta rule: S ← exp(g) S, S ← S - β k (kᵀS) + β k vᵀ, out_i = scale Sᵀq_i, in turn.
@@ -163,6 +164,7 @@ def delta(
             tokens come in the order in which they see more and more.
         padding_mask: as in `Mask.dense`.
         scale: 1/√dim by default.
+        rotary: rotate q and k by the position within the document.
         initial_state: floats [batch, heads, dim, value_dim], S before each example's first
             document; 0 by default, as it is before every other.
 
@@ -176,6 +178,8 @@ def delta(
     q, k, v, beta = (np.asarray(x, "float64") for x in (q, k, v, beta))
     g = np.zeros(beta.shape) if log_decay is None else np.asarray(log_decay, "float64")
     batch, time, heads, dim = q.shape
+    if rotary:
+        q, k = (_rotated(x, _positions(padding_mask, time)) for x in (q, k))
     k, v = (np.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     masks_of = {"num_heads": heads, "padding_mask": padding_mask}
     visible = np.asarray(masks.get(mask).dense(time, **masks_of))
