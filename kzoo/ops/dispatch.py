@@ -8,6 +8,7 @@
 | `splash`     | softmax         | JAX on TPU                   | orders, no bias             |
 | `cudnn`      | softmax         | JAX on GPU, 16-bit floats    | all, no bias                |
 | `sdpa`       | softmax         | torch                        | all                         |
+| `pallas`     | linear          | JAX on TPU                   | orders; no states           |
 | `chunk_scan` | linear          | JAX                          | orders                      |
 | `chunked`    | linear          | everywhere                   | orders                      |
 
@@ -45,6 +46,7 @@ _OURS = {
         "cudnn",
         "blockwise",
         "dense",
+        "pallas.linear",
         "chunk_scan",
         "chunked",
     ),
@@ -72,6 +74,7 @@ class Spec:
         bias: whether a bias is added to the scores.
         dtype: of the layer's computation.
         features: of a head, in linear attention.
+        state: whether a state is given or asked for, in linear attention.
         batch: examples; None where not known, as in a program that is exported for any number.
         backend: `"jax"`, `"tensorflow"` or `"torch"`.
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
@@ -91,6 +94,7 @@ class Spec:
     bias: bool = False
     dtype: str = "float32"
     features: int | None = None
+    state: bool = False
     batch: int | None = 1
     backend: str = "jax"
     platform: str = "cpu"
@@ -173,7 +177,7 @@ def kernels(mechanism: str, backend: str) -> dict[str, Any]:
 
     Example:
         >>> list(kernels("linear", "jax"))
-        ['native', 'chunk_scan', 'chunked']
+        ['native', 'pallas', 'chunk_scan', 'chunked']
     """
     theirs = [k for (name, _), k in reversed(_registered.items()) if name == mechanism]
     return {kernel.NAME: kernel for kernel in (*theirs, *_ours(mechanism, backend))}

@@ -27,6 +27,11 @@ class Core(NamedTuple):
     kernel: object
 
     @property
+    def raw(self):
+        """Whether the kernel takes q, k and v as they come, and zeroes padding itself."""
+        return getattr(self.kernel, "RAW", False)
+
+    @property
     def any_direction(self):
         """Whether one pass serves all orders that go through time, forwards or backwards."""
         return self.kernel.ANY_DIRECTION
@@ -53,7 +58,7 @@ def one_sequence(core, q, k, v, weights, heads, sequence, sin_cos, state):
     """
 
     def kind(order):  # what one pass can do
-        if not in_time(order):
+        if not in_time(order) or (order.grouped and getattr(core.kernel, "ONE_ORDER", False)):
             return order
         return None if core.any_direction else (order.grouped, backwards(order))
 
@@ -95,7 +100,8 @@ def _same_kind(core, qkv, weights, heads, sequence, sin_cos, state):
     sin_cos = None if sin_cos is None else tuple(forth(x) for x in sin_cos)
     tokens = Tokens(document, level, sin_cos, forth(shown))
     qkv = [forth(x) for x in qkv]
-    if document is None and all(head.is_full for head in heads) and not core.any_direction:
+    every = document is None and all(head.is_full for head in heads)
+    if every and not core.any_direction and not core.raw:
         q, k, v = qkv
         return every_key(*core.features(q, k, weights, tokens.sin_cos, shown), v, state)
     out, state = core(*qkv, weights, tokens, state, reverse)
