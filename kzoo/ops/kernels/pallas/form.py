@@ -145,9 +145,9 @@ class Blocks:
         return jax.ShapeDtypeStruct(shape, "int32"), spec
 
     def table(self, examples):
-        """[1 or batch, time, lanes], float32: cosines and sines of a head, for each in a block."""
+        """[1 or batch, steps · tokens, lanes], float32: cosines and sines of a head, for each in a block."""
         form = self.form
-        shape = examples, form.time, form.lanes
+        shape = examples, form.steps * form.tokens, form.lanes
         block = 1, form.tokens, form.lanes
         spec = pl.BlockSpec(block, lambda b, t, h: (b * (examples > 1), self.step(t), 0))
         return jax.ShapeDtypeStruct(shape, "float32"), spec

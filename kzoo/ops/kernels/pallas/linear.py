@@ -82,7 +82,9 @@ def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, revers
         others["labels"] = labels(form, tokens)
     if rotary:
         sine, cosine = (x.astype("float32") for x in tokens.sin_cos)
-        others["table"] = jnp.tile(jnp.concatenate([cosine, sine], axis=-1), form.packed)
+        table = jnp.tile(jnp.concatenate([cosine, sine], axis=-1), form.packed)
+        missing = form.steps * form.tokens - form.time
+        others["table"] = jnp.pad(table, [(0, 0), (0, missing), (0, 0)])
     floats = {"q": q, "k": k, "v": v}
     floats = {name: flat(form, x.astype(dtype)) for name, x in floats.items()}
     out = attend(form, floats, others)

@@ -24,7 +24,7 @@ def plain(form, floats, others):
     totals = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
     products = totals
     if form.rotary:
-        table = others["table"][:, :, None, : form.dim]
+        table = others["table"][:, : form.time, None, : form.dim]
         q, k = (_rotated(x, table) for x in (q, k))
         products = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
     if form.gated:
