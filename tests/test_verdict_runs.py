@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 
+from kzoo.data.pipeline import Splits
 from kzoo.errors import InputError
 from kzoo.studies import Study, report, run
+from kzoo.studies import amounts
 from kzoo.studies import runner as runner_module
 from kzoo.studies.evidence import arm_facts
 from kzoo.studies.notebook import Results
@@ -76,7 +78,8 @@ class Made:
             "seconds": 1.0,
             "tokens_per_second": 10.0,
             "learning_rate": self.study.rate(self.arm, self.source),
-            "batch_size": 4,
+            "batch_size": self.study.training(self.arm, self.source)["batch_size"],
+            "training": {**self.study.training(self.arm, self.source), "steps": 2},
             "config": self.arm.config(seed),
             "overrides": self.arm.overrides,
             "spectrum": [],
@@ -92,10 +95,16 @@ class Made:
         }
 
 
+BATCH = {"padding_mask": np.ones((4, 9))}, np.zeros((4, 9)), np.ones((4, 9))
+DATA = Splits([BATCH] * 3, [BATCH], {"sha256": "ab"})
+
+
 @pytest.fixture
 def made(monkeypatch):
     monkeypatch.setattr(runner_module, "Trainer", Made)
-    monkeypatch.setattr(runner_module, "load_splits", lambda *arguments: None)
+    monkeypatch.setattr(runner_module.control, "compared", lambda study: None)
+    monkeypatch.setattr(amounts, "_load", lambda *key: DATA)
+    amounts._counts.cache_clear()
     monkeypatch.setattr(Made, "made", [])
     return monkeypatch
 

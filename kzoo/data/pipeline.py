@@ -63,7 +63,8 @@ def load(
             documentation, about 2 MB, no network), `"tfds:NAME"` (the text of a TFDS data set),
             `"synthetic:NAME"` (of `kzoo.data.tasks`); its JSON, with further fields,
             `{"synthetic": {"task": {"copy": {"length": 8}}}}`; the path of a text file or of a
-            folder of them; a list of strings, a list of
+            folder of them, or of a table (`kzoo.data.sources.Table`), `"table:FILE:SOURCE:TARGET"`
+            where its columns are to be said; a list of strings, a list of
             `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`; NumPy
             arrays and columns of a pandas table are as good as lists. A text is UTF-8.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,

@@ -18,6 +18,7 @@ class Mask:
             a next-token loss on the positions after the source is not shown its answer.
         is_full: whether every token sees its whole document.
         is_causal: whether every token sees itself and what comes before it, no more and no less.
+        time_reversed: whether every token sees itself and what comes after it, no more and no less.
         is_order: whether it is an `Order`: given by levels, the same for all heads.
         pattern_size: the number of heads after which it repeats.
     """
@@ -26,6 +27,7 @@ class Mask:
     autoregressive = False
     is_full = False
     is_causal = False
+    time_reversed = False
     is_order = False
     pattern_size = 1
 

@@ -1,6 +1,7 @@
 """Masks given by levels: an order of positions."""
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 from kzoo import levels
@@ -24,7 +25,6 @@ class Order(Mask):
         lookahead: declares that a token sees at most so many tokens ahead; None for no bound.
         resumable: declares that, wherever a sequence is cut in two, the second part sees all of
             the first, so that a state of linear attention can go on.
-        time_reversed: whether a token sees itself and what comes after it.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]  # of every order that is registered
@@ -82,6 +82,19 @@ class Order(Mask):
             )
         fields = dataclasses.asdict(self)
         return {self.name: fields} if fields else self.name
+
+
+def not_one_way(heads: Iterable[Mask]) -> str | None:
+    """Why what goes through time in one direction cannot follow the masks of heads, in words for
+    its user; None if it can."""
+    for head in heads:
+        if not (head.is_causal or head.time_reversed):
+            return (
+                "the delta rule goes through time in one direction, so each head is causal or "
+                "reversed; mask='half_heads' has heads of both, mask='alternating' layers of both. "
+                f"Received: {head!r}"
+            )
+    return None
 
 
 ORDERS: dict[str, type[Order]] = {}  # the registered classes, by name

@@ -108,6 +108,13 @@ class Mechanism(Part):
                     f"Received: {head!r}"
                 )
 
+    def check_cross(self) -> None:
+        """Refuse attention over a second sequence, before any weight is made.
+
+        Raises:
+            InputError: where the mechanism goes through one sequence alone.
+        """
+
     def projections(self, sizes: HeadSizes) -> dict[str, int]:
         """The projections that it needs beyond q, k and v: sizes by name.
 

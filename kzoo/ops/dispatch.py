@@ -9,8 +9,13 @@
 | `cudnn`      | softmax         | JAX on GPU, 16-bit floats    | all, no bias                |
 | `sdpa`       | softmax         | torch                        | all                         |
 | `pallas`     | linear          | JAX on TPU                   | orders; no states           |
+|              | gated_linear    | JAX on TPU                   | orders along time; no states|
 | `chunk_scan` | linear          | JAX                          | orders                      |
+|              | gated_linear    | JAX                          | orders along time           |
 | `chunked`    | linear          | everywhere                   | orders                      |
+|              | gated_linear    | everywhere                   | orders along time           |
+| `chunk_scan` | delta           | JAX                          | causal, reversed            |
+| `chunked`    | delta           | everywhere                   | causal, reversed            |
 
 `chunk_scan` and `chunked` compute the same sums: the first in a rolled loop over the chunks, whose
 gradient is written by hand and computes each chunk again; the second all chunks at once, in
@@ -19,12 +24,13 @@ gradient is written by hand and computes each chunk again; the second all chunks
 A kernel is a module below this one, which knows nothing of it:
 
     NAME                        in `implementation=`, logs and records
-    MECHANISM                   what it computes, a name such as "softmax"
+    MECHANISM                   what it computes, a name such as "softmax", or several in a tuple
     preferred(spec)             whether "auto" takes it, where it can and nothing before it is
     unsupported_reason(spec)    why it cannot compute this, in words for its user; None if it can
     run(...)                    computes it; all kernels of a mechanism take the same arguments:
                                 `kzoo.ops.kernels.dense` shows those of softmax attention,
-                                `kzoo.ops.kernels.chunked` those of linear attention
+                                `kzoo.ops.kernels.chunked` those of linear attention, and of
+                                gated linear attention, which the mechanism retention is too
 
 A new one is a module and a line in `_OURS`, or `register(module)` from outside.
 """
@@ -47,13 +53,16 @@ _OURS = {
         "blockwise",
         "dense",
         "pallas.linear",
+        "pallas.gated_linear",
         "chunk_scan",
         "chunked",
+        "delta_scan",
+        "delta_chunked",
     ),
-    "torch": ("sdpa", "dense", "chunked"),
-    "tensorflow": ("dense", "chunked"),
+    "torch": ("sdpa", "dense", "chunked", "delta_chunked"),
+    "tensorflow": ("dense", "chunked", "delta_chunked"),
 }
-_registered = {}  # by mechanism and name
+_registered: dict[tuple, Any] = {}  # by mechanism and name
 _PARTS = ("NAME", "MECHANISM", "preferred", "unsupported_reason", "run")
 
 
@@ -74,6 +83,7 @@ class Spec:
         bias: whether a bias is added to the scores.
         dtype: of the layer's computation.
         features: of a head, in linear attention.
+        normalize: whether there is a denominator, in linear attention.
         state: whether a state is given or asked for, in linear attention.
         batch: examples; None where not known, as in a program that is exported for any number.
         backend: `"jax"`, `"tensorflow"` or `"torch"`.
@@ -94,6 +104,7 @@ class Spec:
     bias: bool = False
     dtype: str = "float32"
     features: int | None = None
+    normalize: bool = True
     state: bool = False
     batch: int | None = 1
     backend: str = "jax"
@@ -159,11 +170,12 @@ def register(kernel: Any) -> Any:
         raise InputError(
             f"a kernel has {', '.join(_PARTS)}. Received: {kernel!r} without {', '.join(missing)}"
         )
-    if any(kernel.NAME == ours.NAME for ours in _ours(kernel.MECHANISM, here()["backend"])):
-        raise InputError(
-            f"a kernel has a name of its own; kzoo has one called {kernel.NAME!r} for "
-            f"{kernel.MECHANISM} attention. Received: {kernel!r}"
-        )
+    for mechanism in _computed(kernel):
+        if any(kernel.NAME == ours.NAME for ours in _ours(mechanism, here()["backend"])):
+            raise InputError(
+                f"a kernel has a name of its own; kzoo has one called {kernel.NAME!r} for "
+                f"{mechanism} attention. Received: {kernel!r}"
+            )
     _registered[kernel.MECHANISM, kernel.NAME] = kernel
     return kernel
 
@@ -179,7 +191,7 @@ def kernels(mechanism: str, backend: str) -> dict[str, Any]:
         >>> list(kernels("linear", "jax"))
         ['native', 'pallas', 'chunk_scan', 'chunked']
     """
-    theirs = [k for (name, _), k in reversed(_registered.items()) if name == mechanism]
+    theirs = [k for k in reversed(_registered.values()) if mechanism in _computed(k)]
     return {kernel.NAME: kernel for kernel in (*theirs, *_ours(mechanism, backend))}
 
 
@@ -229,12 +241,18 @@ def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
 
 
 def _mechanisms(backend):
-    ours = [module.MECHANISM for module in _modules(backend)]
-    return sorted({*ours, *(mechanism for mechanism, _ in _registered)})
+    found = [*_modules(backend), *_registered.values()]
+    return sorted({mechanism for kernel in found for mechanism in _computed(kernel)})
 
 
 def _ours(mechanism, backend):
-    return [module for module in _modules(backend) if module.MECHANISM == mechanism]
+    return [module for module in _modules(backend) if mechanism in _computed(module)]
+
+
+def _computed(kernel):
+    """The names of the mechanisms that a kernel computes, a tuple."""
+    one = isinstance(kernel.MECHANISM, str)
+    return (kernel.MECHANISM,) if one else tuple(kernel.MECHANISM)
 
 
 @functools.cache

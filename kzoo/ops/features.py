@@ -59,6 +59,6 @@ class Features:
 
 def features_of(phi, rotary, q, k, weights, segment):
     """`Features`, and q and k, of which a map of the whole sequence has made features already."""
-    if not phi.whole_sequence:
+    if phi is None or not phi.whole_sequence:
         return Features(phi, rotary), q, k
     return Features(None, rotary), phi.query(q, weights), phi.key(k, weights, segment)

@@ -4,13 +4,14 @@ import functools
 import logging
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 from keras import ops
 
 from kzoo import feature_maps, masks
 from kzoo.errors import InputError
+from kzoo.ops import gates
 from kzoo.ops.context import current_mesh
 from kzoo.ops.dispatch import kernel_for, kernels, spec_of
 from kzoo.ops.features import features_of
@@ -95,44 +96,82 @@ def linear_attention(
         raise InputError(f"chunk_size is an integer of at least 1. Received: {chunk_size!r}")
     if is_integer(query_offset):
         query_offset = int(query_offset)  # NumPy's are static, too
-    phi = feature_maps.get(feature_map)
-    if (zeros := nothing(q, k, v)) is not None:
-        return (zeros, initial_state or _no_state(q, v, phi)) if return_state else zeros
     by_token = {
         "padding_mask": padding_mask,
         "source_mask": source_mask,
         "key_padding_mask": key_padding_mask,
     }
-    options = _Options(masks.get(mask), phi, rotary, plain(chunk_size), implementation)
-    if initial_state is not None or return_state:
-        states = initial_state, return_state
-        return _attend(options, q, k, v, by_token, feature_weights, query_offset, *states)
-    mesh = _mesh(options.mask, q, k, query_offset)
-    if mesh is None:
-        return _attend(options, q, k, v, by_token, feature_weights, query_offset)
-    from kzoo.ops.kernels.mesh import each_device
-
-    attend = functools.partial(_attend, options, query_offset=query_offset)
-    return each_device(attend, mesh, q, k, v, by_token, feature_weights)
+    phi = feature_maps.get(feature_map)
+    options = Options(masks.get(mask), phi, rotary, plain(chunk_size), implementation)
+    states = {"initial_state": initial_state, "return_state": return_state}
+    return attend(options, q, k, v, by_token, feature_weights, query_offset=query_offset, **states)
 
 
-class _Options(NamedTuple):
-    """What is static in a call of `linear_attention`."""
+class Options(NamedTuple):
+    """What is static in a call of `linear_attention` or `gated_linear_attention`.
 
-    mask: object
-    phi: object
+    Attributes:
+        mask: a `Mask`.
+        phi: a `FeatureMap`; None for q and k as they are.
+        rotary, chunk_size, implementation: as in `linear_attention`.
+        gated: whether it is gated linear attention, of other kernels.
+        normalize, scale: as in `gated_linear_attention`.
+    """
+
+    mask: Any
+    phi: Any
     rotary: bool
     chunk_size: int | None
     implementation: str
+    gated: bool = False
+    normalize: bool = True
+    scale: float | None = None
+
+    @property
+    def kernels_of(self):
+        """The name of the mechanism whose kernels compute it."""
+        return "gated_linear" if self.gated else "linear"
+
+    def sizes(self, q, v):
+        """How many features a head has, and how many entries its values."""
+        return q.shape[3] if self.phi is None else self.phi.size(q.shape[3]), v.shape[3]
 
 
-def _no_state(q, v, phi):
+def attend(
+    options,
+    q,
+    k,
+    v,
+    by_token,
+    weights=None,
+    log_decay=None,
+    *,
+    query_offset=0,
+    initial_state=None,
+    return_state=False,
+):
+    """`linear_attention` or `gated_linear_attention` of what they take: the masks of each token by
+    name, the weights of a feature map, the gates of each token and head or None, and the rest."""
+    if (zeros := nothing(q, k, v)) is not None:
+        return (zeros, initial_state or _no_state(options, q, v)) if return_state else zeros
+    if initial_state is not None or return_state:
+        states = initial_state, return_state
+        return _attend(options, q, k, v, by_token, weights, log_decay, query_offset, *states)
+    mesh = _mesh(options.mask, q, k, query_offset)
+    if mesh is None:
+        return _attend(options, q, k, v, by_token, weights, log_decay, query_offset)
+    from kzoo.ops.kernels.mesh import each_device
+
+    own = functools.partial(_attend, options, query_offset=query_offset)
+    return each_device(own, mesh, q, k, v, by_token, weights, log_decay)
+
+
+def _no_state(options, q, v):
     """The state of no keys."""
-    shape = (q.shape[0], q.shape[2], phi.size(q.shape[3]))
-    return {
-        "kv_state": ops.zeros((*shape, v.shape[3]), "float32"),
-        "k_sum": ops.zeros(shape, "float32"),
-    }
+    features, value_dim = options.sizes(q, v)
+    shape = (q.shape[0], q.shape[2], features)
+    state = {"kv_state": ops.zeros((*shape, value_dim), "float32")}
+    return state | ({"k_sum": ops.zeros(shape, "float32")} if options.normalize else {})
 
 
 def _mesh(mask, q, k, query_offset):
@@ -159,9 +198,18 @@ def _tell_of_partitioner(reason):
 
 @float32_products()
 def _attend(
-    options, q, k, v, by_token, weights, query_offset=0, initial_state=None, return_state=False
+    options,
+    q,
+    k,
+    v,
+    by_token,
+    weights,
+    log_decay=None,
+    query_offset=0,
+    initial_state=None,
+    return_state=False,
 ):
-    """`linear_attention` on one device."""
+    """`attend` on one device."""
     dtype, phi = ops.convert_to_tensor(v).dtype, options.phi
     stateful = return_state or initial_state is not None
     offset = 0 if stateful else query_offset
@@ -170,7 +218,7 @@ def _attend(
     )
     kernel = _kernel(options, q, k, v, queries, keys, stateful)
     raw = getattr(kernel, "RAW", False)
-    if not (raw and phi.elementwise):  # the gradient of a map of NaN is NaN
+    if not raw or (phi is not None and not phi.elementwise):  # of NaN the gradient is NaN
         q, k, v = cleaned(q, k, v, queries, keys)
     q, k, v = widened(q, k, v, dtype if raw else None)
     if stateful:
@@ -179,25 +227,37 @@ def _attend(
     # All of a second sequence, by queries of one document: one state, made of its keys.
     one_state = by_token["key_padding_mask"] is not None and by_token["padding_mask"] is None
     one_state = one_state and initial_state is None and all(head.is_full for head in heads)
-    _check(heads, phi, stateful, one_state or queries is keys)
-    sizes = phi.size(q.shape[3]), v.shape[3]
+    _check(options, heads, stateful, one_state or queries is keys)
+    if log_decay is not None:
+        log_decay = gates.of_tokens(log_decay, q, queries, keys)
+    sizes = options.sizes(q, v)
     features, q, k = features_of(phi, options.rotary, q, k, weights, keys.segment)
-    core = Core(features, options.chunk_size or choose_chunk(*sizes), kernel)
+    chunk = options.chunk_size or choose_chunk(*sizes)
+    core = Core(features, chunk, kernel, options.gated, options.normalize, options.scale)
     if one_state:
         out, state = from_all_keys(core, q, k, v, weights, queries, keys)
     elif queries is not keys:
         out, state = two_sequences(core, q, k, v, weights, heads, queries, keys), None
     else:
-        state = None if initial_state is None else check_state(initial_state, q, *sizes)
+        state = initial_state
+        if state is not None:
+            state = check_state(state, q, *sizes, options.normalize)
         position, bound = queries.position, q.shape[1]
         if stateful and not (isinstance(query_offset, int) and query_offset == 0):
             check_batch("query_offset", ops.convert_to_tensor(query_offset), q.shape[0])
             position, bound = _shifted(queries, query_offset), None
         wide = "float32" if raw else q.dtype
         sin_cos = features.sin_cos(position, q.shape[3], wide, bound)
-        out, state = one_sequence(core, q, k, v, weights, heads, queries, sin_cos, state)
+        own = q, k, v, weights, heads, queries, sin_cos, state, log_decay
+        out, state = one_sequence(core, *own)
+    if raw:  # what is left to do here, the kernel has done
+        return out
+    out = out if options.scale is None else out * options.scale
     out = ops.cast(zero_padding(out, queries), dtype)
-    return (out, dict(zip(("kv_state", "k_sum"), state, strict=True))) if return_state else out
+    if not return_state:
+        return out
+    named = zip(("kv_state", "k_sum"), state, strict=True)
+    return out, {name: x for name, x in named if x is not None}
 
 
 def _kernel(options, q, k, v, queries, keys, stateful):
@@ -209,11 +269,12 @@ def _kernel(options, q, k, v, queries, keys, stateful):
         padded=keys.segment is not None,
         same_sequence=queries is keys,
         dtype=_dtype(q, v),
-        features=options.phi.size(q.shape[3]),
+        features=options.sizes(q, v)[0],
+        normalize=options.normalize,
         state=stateful,
     )
-    name = kernel_for("linear", spec, options.implementation)
-    return kernels("linear", spec.backend)[name]
+    name = kernel_for(options.kernels_of, spec, options.implementation)
+    return kernels(options.kernels_of, spec.backend)[name]
 
 
 def _dtype(q, v):
@@ -228,7 +289,8 @@ def choose_chunk(features, value_dim):
     return min(max(2 ** round(math.log2(features * value_dim) / 2), least), largest)
 
 
-def _check(heads, phi, stateful, same_sequence):
+def _check(options, heads, stateful, same_sequence):
+    phi = options.phi
     for head in set(heads):
         if not head.is_order:
             raise InputError(
@@ -240,9 +302,11 @@ def _check(heads, phi, stateful, same_sequence):
                 "a state sums keys that all later tokens see: of a bidirectional, causal or "
                 f"prefix mask, or an order that declares `resumable`. Received: {head!r}"
             )
-    phi.check(heads)
-    if stateful and (phi.whole_sequence or not same_sequence):
-        reason = phi.get_config() if phi.whole_sequence else "queries and keys of two sequences"
+    whole_sequence = phi is not None and phi.whole_sequence
+    if phi is not None:
+        phi.check(heads)
+    if stateful and (whole_sequence or not same_sequence):
+        reason = phi.get_config() if whole_sequence else "queries and keys of two sequences"
         raise InputError(
             "a state needs queries and keys of one sequence, and features of a key that later "
             f"keys do not change. Received: {reason!r}"

@@ -19,16 +19,23 @@ class Core(NamedTuple):
     Attributes:
         features: a `kzoo.ops.features.Features`.
         chunk_size: tokens in a chunk.
-        kernel: a kernel of linear attention (`kzoo.ops.dispatch`).
+        kernel: a kernel of linear attention, or of gated linear attention (`kzoo.ops.dispatch`).
+        gated: whether it is one of gated linear attention.
+        normalize: whether there is a denominator; only a gated one can do without.
+        scale: a factor on the output that is applied later, unless the kernel is `raw`.
     """
 
     features: object
     chunk_size: int
     kernel: object
+    gated: bool = False
+    normalize: bool = True
+    scale: float | None = None
 
     @property
     def raw(self):
-        """Whether the kernel takes q, k and v as they come, and zeroes padding itself."""
+        """Whether the kernel takes q, k and v as they come, in the dtype of the layer, and does all
+        else: zeros at padding, the scale, the dtype of the output."""
         return getattr(self.kernel, "RAW", False)
 
     @property
@@ -36,12 +43,14 @@ class Core(NamedTuple):
         """Whether one pass serves all orders that go through time, forwards or backwards."""
         return self.kernel.ANY_DIRECTION
 
-    def __call__(self, q, k, v, weights, tokens, state, reverse=False):
+    def __call__(self, q, k, v, weights, tokens, state, reverse=False, log_decay=None):
         arrays = q, k, v, self.features, weights, tokens, state
-        return self.kernel.run(*arrays, chunk_size=self.chunk_size, reverse=reverse)
+        own = {"log_decay": log_decay, "normalize": self.normalize} if self.gated else {}
+        own |= {"scale": self.scale} if self.raw else {}
+        return self.kernel.run(*arrays, chunk_size=self.chunk_size, reverse=reverse, **own)
 
 
-def one_sequence(core, q, k, v, weights, heads, sequence, sin_cos, state):
+def one_sequence(core, q, k, v, weights, heads, sequence, sin_cos, state, log_decay=None):
     """Bring the time of every head into the order of its level, attend, and bring it back.
 
     Args:
@@ -52,6 +61,7 @@ def one_sequence(core, q, k, v, weights, heads, sequence, sin_cos, state):
         sequence: the `SequenceInfo` of the tokens.
         sin_cos: of rotary positions, from `Features.sin_cos`.
         state: the initial state, a pair of tensors [batch, heads, ..], or None.
+        log_decay: floats [batch or 1, time, heads], or None.
 
     Returns:
         [batch, time, heads, value_dim] and the state after the last key.
@@ -69,20 +79,24 @@ def one_sequence(core, q, k, v, weights, heads, sequence, sin_cos, state):
     for index in groups.values():
         own = [take_heads(x, index, 2) for x in (q, k, v)]
         own_weights = {name: take_heads(x, index, 0) for name, x in (weights or {}).items()}
-        own_state = None if state is None else tuple(take_heads(x, index, 1) for x in state)
-        in_order = [heads[i] for i in index]
-        out, last = _same_kind(core, own, own_weights, in_order, sequence, sin_cos, own_state)
+        own_state = None if state is None else _of_heads(state, index)
+        gates = None if log_decay is None else take_heads(log_decay, index, 2)
+        others = [heads[i] for i in index], sequence, sin_cos, own_state, gates
+        out, last = _same_kind(core, own, own_weights, *others)
         outs.append(out)
         states.append(last)
         taken += index
     back = sorted(range(len(heads)), key=taken.__getitem__)
-    return (
-        take_heads(join(outs, 2), back, 2),
-        tuple(take_heads(join(parts, 1), back, 1) for parts in zip(*states, strict=True)),
-    )
+    whole = [None if parts[0] is None else join(parts, 1) for parts in zip(*states, strict=True)]
+    return take_heads(join(outs, 2), back, 2), _of_heads(whole, back)
 
 
-def _same_kind(core, qkv, weights, heads, sequence, sin_cos, state):
+def _of_heads(state, index):
+    """The heads `index` of a state, whose normaliser may be None."""
+    return tuple(None if x is None else take_heads(x, index, 1) for x in state)
+
+
+def _same_kind(core, qkv, weights, heads, sequence, sin_cos, state, log_decay=None):
     """Heads whose orders go through time in the same way, in one pass."""
     order = heads[0]
     forth, back, reverse = ways(order, sequence, flip=not core.any_direction)
@@ -100,11 +114,11 @@ def _same_kind(core, qkv, weights, heads, sequence, sin_cos, state):
     sin_cos = None if sin_cos is None else tuple(forth(x) for x in sin_cos)
     tokens = Tokens(document, level, sin_cos, forth(shown))
     qkv = [forth(x) for x in qkv]
-    every = document is None and all(head.is_full for head in heads)
+    every = document is None and log_decay is None and all(head.is_full for head in heads)
     if every and not core.any_direction and not core.raw:
         q, k, v = qkv
-        return every_key(*core.features(q, k, weights, tokens.sin_cos, shown), v, state)
-    out, state = core(*qkv, weights, tokens, state, reverse)
+        return every_key(core, *core.features(q, k, weights, tokens.sin_cos, shown), v, state)
+    out, state = core(*qkv, weights, tokens, state, reverse, forth(log_decay))
     return back(out), state
 
 
@@ -120,15 +134,20 @@ def from_all_keys(core, q, k, v, weights, queries, keys):
         core.features.sin_cos(x.position, q.shape[3], q.dtype) for x in (queries, keys)
     )
     shown = keys.segment == queries.segment[:, :1]
-    return every_key(*core.features(q, k, weights, sin_cos, shown, key_sin_cos), v, None)
+    return every_key(core, *core.features(q, k, weights, sin_cos, shown, key_sin_cos), v, None)
 
 
-def every_key(q, k, q_norm, k_norm, v, state):
+def every_key(core, q, k, q_norm, k_norm, v, state):
     """Every query sees every key: one sum over time."""
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
-    kv_state, k_sum = ops.einsum("bkhd,bkhe->bhde", k, v), ops.sum(k_norm, axis=1)
+    kv_state = ops.einsum("bkhd,bkhe->bhde", k, v)
     if state is not None:
-        kv_state, k_sum = kv_state + state[0], k_sum + state[1]
+        kv_state = kv_state + state[0]
+    if not core.normalize:
+        return ops.einsum("bqhd,bhde->bqhe", q, kv_state), (kv_state, None)
+    k_sum = ops.sum(k_norm, axis=1)
+    if state is not None:
+        k_sum = k_sum + state[1]
     denominator = ops.einsum("bqhd,bhd->bqh", q_norm, k_sum)[..., None]
     return ratio(ops.einsum("bqhd,bhde->bqhe", q, kv_state), denominator), (kv_state, k_sum)
 

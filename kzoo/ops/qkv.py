@@ -44,7 +44,7 @@ def prepare(
     """
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
     mask = masks.get(mask)
-    _check_shapes(q, k, v)
+    check_shapes(q, k, v)
     by_token = {
         "padding_mask": padding_mask,
         "source_mask": source_mask,
@@ -95,16 +95,19 @@ def check_batch(name, x, batch):
         )
 
 
-def check_state(initial_state, q, features, value_dim):
-    """The tensors of the state that `linear_attention` was given, of every example."""
+def check_state(initial_state, q, features, value_dim, normalize=True):
+    """The tensors of the state that `linear_attention` was given, of every example: Σ φ(k) vᵀ, and
+    Σ φ(k), which is None where nothing is normalised."""
     heads = q.shape[2]
-    shapes = {"kv_state": (heads, features, value_dim), "k_sum": (heads, features)}
+    shapes = {"kv_state": (heads, features, value_dim)}
+    if normalize:
+        shapes["k_sum"] = (heads, features)
     if not isinstance(initial_state, Mapping) or set(initial_state) != set(shapes):
         known = isinstance(initial_state, Mapping)
         received = sorted(initial_state) if known else type(initial_state).__name__
         raise InputError(
-            "an initial_state is a dict of 'kv_state' and 'k_sum', as return_state=True "
-            f"returns it. Received: {received}"
+            f"an initial_state is a dict of {' and '.join(map(repr, shapes))}, as "
+            f"return_state=True returns it. Received: {received}"
         )
     state = []
     for name, shape in shapes.items():
@@ -119,7 +122,7 @@ def check_state(initial_state, q, features, value_dim):
         if x.shape[0] != q.shape[0]:  # one serves all, as of a prompt that many go on from
             x = ops.broadcast_to(x, (ops.shape(q)[0], *shape))
         state.append(x)
-    return tuple(state)
+    return tuple(state) if normalize else (*state, None)
 
 
 def nothing(q, k, v):
@@ -130,13 +133,14 @@ def nothing(q, k, v):
         InputError: as `prepare`.
     """
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
-    _check_shapes(q, k, v)
+    check_shapes(q, k, v)
     if 0 not in (*q.shape[:2], k.shape[1]):
         return None
     return ops.zeros((*ops.shape(q)[:3], v.shape[3]), dtype=v.dtype)
 
 
-def _check_shapes(q, k, v):
+def check_shapes(q, k, v):
+    """`InputError` unless three tensors can be q, k and v."""
     shapes = {name: list(x.shape) for name, x in zip("qkv", (q, k, v), strict=True)}
     if any(len(shape) != 4 for shape in shapes.values()):
         raise InputError(f"q, k and v have the shape [batch, time, heads, dim]. Received: {shapes}")

@@ -10,7 +10,9 @@ from keras import ops
 
 from kzoo import feature_maps
 from kzoo.errors import InputError, unknown
+from kzoo.ops import gates
 from kzoo.ops.features import features_of
+from kzoo.ops.kernels.decays import between
 from kzoo.ops.qkv import nothing, prepare, widened
 from kzoo.ops.rotary import rotate
 from kzoo.ops.tensors import hide, masked_softmax, ratio, softmax_scale
@@ -32,9 +34,11 @@ def reference_attention(
     query_offset: int | Tensor = 0,
     scale: float | None = None,
     bias: Tensor | None = None,
-    feature_map: FeatureMapSpec = "elu1",
+    feature_map: FeatureMapSpec | None = "elu1",
     feature_weights: Mapping[str, Tensor] | None = None,
     rotary: bool = False,
+    log_decay: Tensor | None = None,
+    normalize: bool = True,
     dtype: str | None = None,
     return_weights: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -42,6 +46,7 @@ def reference_attention(
 
     softmax:  w_ij = exp(s_ij) / Σ_l exp(s_il),  s_ij = scale · q_i·k_j + bias_ij
     linear:   w_ij = φ(q_i)·φ(k_j) / Σ_l φ(q_i)·φ(k_l)
+    gated_linear:  as `kzoo.ops.gated_linear_attention` says
 
     With `rotary`, q and k (softmax) or φ(q) and φ(k) in the numerator only (linear) are
     rotated (arXiv:2104.09864, equations 16 and 19).
@@ -51,13 +56,15 @@ def reference_attention(
         k: floats [batch, key_time, kv_heads, dim].
         v: floats [batch, key_time, kv_heads, value_dim].
         mask: a mask spec or `Mask`.
-        mechanism: `"softmax"` or `"linear"`.
+        mechanism: `"softmax"`, `"linear"` or `"gated_linear"`.
         padding_mask, source_mask, key_padding_mask, query_offset: as in `Mask.dense`.
-        scale: softmax only; 1/√dim by default.
+        scale: softmax, and gated_linear without a denominator; 1/√dim by default.
         bias: softmax only; floats [batch or 1, heads or 1, query_time, key_time].
-        feature_map: linear only; a name, JSON or `FeatureMap` of `kzoo.feature_maps`.
+        feature_map: linear ones only; a name, JSON or `FeatureMap` of `kzoo.feature_maps`; None
+            for q and k as they are.
         feature_weights: linear only; the tensors of a learned feature map, by name.
         rotary: rotate by the position within the document.
+        log_decay, normalize: of gated_linear, as in `kzoo.ops.gated_linear_attention`.
         dtype: of the computation, e.g. `"float64"`; by default that of q, float32 at least.
         return_weights: also return the weights.
 
@@ -74,9 +81,10 @@ def reference_attention(
         >>> out, w = reference_attention(q, k, v, "causal", mechanism="linear",
         ...                              return_weights=True)
     """
-    if mechanism not in ("softmax", "linear"):
-        raise unknown("mechanism", mechanism, ["softmax", "linear"])
-    phi = feature_maps.get(feature_map)
+    known = ["softmax", "linear", "gated_linear"]
+    if mechanism not in known:
+        raise unknown("mechanism", mechanism, known)
+    phi = None if feature_map is None else feature_maps.get(feature_map)
     if (zeros := nothing(q, k, v)) is not None:
         shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
         return (zeros, ops.zeros(shape, zeros.dtype)) if return_weights else zeros
@@ -101,13 +109,22 @@ def reference_attention(
         scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
         weights = masked_softmax(scores * softmax_scale(q, scale), visible, bias)
     else:
+        factor = softmax_scale(q, scale)
         features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
         shown = None if keys.segment is None else keys.segment != 0
         sin_cos = [features.sin_cos(x.position, q.shape[3], q.dtype) for x in (queries, keys)]
         q, k, q_norm, k_norm = features(q, k, feature_weights, sin_cos[0], shown, sin_cos[1])
-        products = ops.einsum("bqhd,bkhd->bhqk", q, k)
-        norms = products if q_norm is None else ops.einsum("bqhd,bkhd->bhqk", q_norm, k_norm)
-        normaliser = ops.sum(hide(norms, visible), axis=-1, keepdims=True)
-        weights = ratio(hide(products, visible), normaliser)
+        products = hide(ops.einsum("bqhd,bkhd->bhqk", q, k), visible)
+        decay = 1.0
+        if log_decay is not None:
+            log_decay = gates.of_tokens(gates.given(log_decay, q), q, queries, keys)
+            decay = between(ops.swapaxes(log_decay, 1, 2))
+        if mechanism == "gated_linear" and not normalize:
+            weights = products * decay * factor
+        else:
+            norms = products
+            if q_norm is not None:
+                norms = hide(ops.einsum("bqhd,bkhd->bhqk", q_norm, k_norm), visible)
+            weights = ratio(products * decay, ops.sum(norms * decay, axis=-1, keepdims=True))
     out = ops.einsum("bhqk,bkhd->bqhd", weights, v)
     return (out, weights) if return_weights else out

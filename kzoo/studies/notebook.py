@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import html
 import json
 import os
 import tempfile
@@ -11,8 +12,10 @@ from typing import Any
 
 from kzoo.data import sources
 from kzoo.errors import InputError
+from kzoo.files import write
 from kzoo.studies import prediction
 from kzoo.studies.page import plot, report, table
+from kzoo.studies.page.tables import runs
 from kzoo.studies.records import read
 from kzoo.studies.runner import run
 from kzoo.studies.study import Study
@@ -30,17 +33,68 @@ class Results:
     records: list
     directory: Path
 
+    def __repr__(self):
+        arms = {record["arm"] for record in self.records}
+        said = [f"{len(arms)} arm{'s' * (len(arms) != 1)}", self._runs()]
+        return f"Results({', '.join(said)}, directory={str(self.directory)!r})"
+
+    def _runs(self):
+        """How many runs there are, and how many of them failed."""
+        runs = len(self.records)
+        failed = sum(record["status"] != "finished" for record in self.records)
+        return f"{runs} run{'s' * (runs != 1)}" + (f" ({failed} not finite)" if failed else "")
+
+    def _repr_html_(self):
+        """The verdicts and the table, as a notebook shows them."""
+        verdicts = "".join(
+            f"<li><b>{html.escape(verdict.hypothesis.name)}</b>: {html.escape(str(verdict))}</li>"
+            for verdict in self.verdicts()
+        )
+        shown = self.table()[["group", "arm", "mean", "min", "max", "finished", "seconds"]]
+        about = f"{self._runs()} in {self.directory}; .plot() draws them, .report() writes a page."
+        rows = shown.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="–")
+        return f"<ul>{verdicts}</ul>{rows}<p>{html.escape(about)}</p>"
+
     def table(self) -> Any:
         """One row per arm and group, a `pandas.DataFrame`; see `kzoo.studies.page.table`."""
         return table(self.records)
 
     def plot(self) -> Any:
-        """Held-out bits along training, a `matplotlib.figure.Figure`, shown inline."""
+        """Held-out bits along training, shown inline; see `kzoo.studies.page.plot`.
+
+        Example:
+            >>> results.plot().save("curves.svg").name
+            'curves.svg'
+        """
         return plot(self.records)
 
     def report(self) -> Path:
         """Write the self-contained page; its `Path`."""
         return report(self.directory)
+
+    def to_csv(self, path: Path | None = None) -> str | None:
+        """One line per run, as CSV: what its record says in single values, metrics included.
+
+        The page has more tables beside it; `table().to_csv()` has a line per arm.
+
+        Args:
+            path: of the file to write; without one, the CSV is returned.
+
+        Returns:
+            The CSV, a string; None if it was written.
+
+        Raises:
+            OSError: if the file cannot be written.
+
+        Example:
+            >>> results.to_csv().splitlines()[0][:19]
+            'run,data,group,meas'
+        """
+        text = runs(self.records).to_csv(index=False)
+        if path is None:
+            return text
+        write(path, text)
+        return None
 
     def verdicts(self) -> list[Any]:
         """What the study says of its hypotheses: a list of `kzoo.studies.verdicts.Verdict`.

@@ -6,16 +6,17 @@ from its inputs and the state that it started from, so that no [chunk, chunk] pr
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from kzoo.ops.kernels import decays
 from kzoo.ops.kernels.derivatives import by_hand, varying
 from kzoo.ops.tensors import ratio
 from kzoo.values import is_integer
 
-NAME, MECHANISM = "chunk_scan", "linear"
+NAME, MECHANISM = "chunk_scan", ("linear", "gated_linear")
 ANY_DIRECTION = False
 
 
@@ -26,11 +27,27 @@ class Chunks(NamedTuple):
 
     Attributes:
         q, k, v: floats [chunks, batch, heads, chunk, dim].
+        gates: floats [chunks, batch or 1, heads, chunk], the logarithms of decays; None without.
     """
 
     q: jax.Array
     k: jax.Array
     v: jax.Array
+    gates: jax.Array | None
+
+
+class Static(NamedTuple):
+    """What is known when a program is made.
+
+    Attributes:
+        features: a `kzoo.ops.features.Features`.
+        reverse: whether time goes back.
+        normalize: whether there is a denominator.
+    """
+
+    features: Any
+    reverse: bool
+    normalize: bool
 
 
 class Labels(NamedTuple):
@@ -59,7 +76,20 @@ def unsupported_reason(spec) -> str | None:
     return None
 
 
-def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, reverse=False):
+def run(
+    q,
+    k,
+    v,
+    features,
+    weights,
+    tokens,
+    initial_state,
+    *,
+    chunk_size,
+    reverse=False,
+    log_decay=None,
+    normalize=True,
+):
     """What `kzoo.ops.kernels.chunked.run` computes, of the same arguments.
 
     Features are made in each step, so that those of all time are never held.
@@ -69,16 +99,17 @@ def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, revers
     shown = tokens.shown
     if shown is None and (not is_integer(time) or time % chunk):  # the filled end holds no keys
         shown = jnp.ones((1, time), bool)
-    chunks = Chunks(*(_cut(_swap(x), 2, "constant", chunk) for x in (q, k, v)))
+    arrays = (*map(_swap, (q, k, v)), None if log_decay is None else _swap(log_decay))
+    chunks = Chunks(*(None if x is None else _cut(x, 2, "constant", chunk) for x in arrays))
     where = jax.tree.map(lambda x: _cut(x, 1, "constant", chunk), (tokens.sin_cos, shown))
     labels = (tokens.document, tokens.level)
     labels = Labels(*(None if x is None else _cut(x, 2, "edge", chunk) for x in labels))
-    static = (features, reverse)
+    static = Static(features, reverse, normalize)
     count = chunks.q.shape[0]
     if is_integer(count) and count == 1 and initial_state is None:  # nothing to loop over
         first = jax.tree.map(lambda x: x[0], (chunks, None, where, labels))
         state, (numerator, denominator) = _step(static, weights, None, *first, None)
-        out = ratio(numerator, denominator[..., None])[None]
+        out = _ratio(numerator, denominator)[None]
     else:
         goes_on = later = None
         if tokens.level is not None and not (is_integer(count) and count == 1):
@@ -95,7 +126,7 @@ def _step(static, weights, state, chunk, later, where, labels, arriving):
     """One chunk: the state after it, and the numerator and denominator of its queries.
 
     Args:
-        static: the features, and whether time goes back.
+        static: a `Static`.
         weights: of the features.
         state: of the keys before the chunk in the document that reaches into it; or None.
         chunk: one of `Chunks`.
@@ -106,35 +137,47 @@ def _step(static, weights, state, chunk, later, where, labels, arriving):
         labels: one chunk of `Labels`.
         arriving: [batch or 1, heads or 1, 1], the document that `state` belongs to.
     """
-    features, reverse = static
+    features, reverse, normalize = static
     q, k, q_norm, k_norm = _features(features, chunk, weights, where)
-    v = chunk.v
+    v, gates = chunk.v, chunk.gates
     visible, reached, staying, grouped, joined = _relations(reverse, labels, arriving, k.shape[2])
-    products = _hide(_dot("bhid,bhjd->bhij", q, k), visible)
+    within = (
+        gates
+        if gates is None
+        else decays.within(gates, reverse=reverse, both=labels.level is not None)
+    )
+    products = _times(_hide(_dot("bhid,bhjd->bhij", q, k), visible), within)
     numerator = _dot("bhij,bhje->bhie", products, v)
     if q_norm is None:
         q_norm, k_norm = q, k
-        denominator = _sum(products)
-    else:
+        denominator = _sum(products) if normalize else None
+    elif normalize:
         sums = jnp.broadcast_to(visible, (*products.shape[:2], *visible.shape[-2:]))
-        sums = _dot("bhij,bhjd->bhid", sums.astype(q.dtype), k_norm)
+        sums = _dot("bhij,bhjd->bhid", _times(sums.astype(q.dtype), within), k_norm)
         denominator = _sum(q_norm * sums)
+    else:
+        denominator = None
 
-    def gather(sums, state, seen):
-        kv_state, k_sum = state
-        numerator = _dot("bhid,bhde->bhie", _hide_rows(q, seen), kv_state)
-        denominator = _dot("bhid,bhd->bhi", _hide_rows(q_norm, seen), k_sum)
-        return sums[0] + numerator, sums[1] + denominator
+    def gather(sums, state, seen, reverse=reverse):
+        (numerator, denominator), (kv_state, k_sum) = sums, state
+        decay = None if gates is None else decays.arriving(gates, reverse=reverse)[..., None]
+        numerator += _dot("bhid,bhde->bhie", _times(_hide_rows(q, seen), decay), kv_state)
+        if normalize:
+            rows = _times(_hide_rows(q_norm, seen), decay)
+            denominator += _dot("bhid,bhd->bhi", rows, k_sum)
+        return numerator, denominator
 
+    k_norm = k_norm if normalize else None
     sums = numerator, denominator
     if state is None:
-        return _added(0, 0, k, v, k_norm, staying), sums
+        return _added((0, 0), k, v, k_norm, gates, staying, reverse), sums
     sums = gather(sums, state, reached)
     if later is not None:
         goes_on, *later = later
-        sums = jax.lax.cond(goes_on, gather, lambda sums, *_: sums, sums, tuple(later), grouped)
-    kv_state, k_sum = (_hide_all(x, joined) for x in state)
-    return _added(kv_state, k_sum, k, v, k_norm, staying), sums
+        behind = functools.partial(gather, reverse=True)
+        sums = jax.lax.cond(goes_on, behind, lambda sums, *_: sums, sums, tuple(later), grouped)
+    state = jax.tree.map(lambda x: _hide_all(x, joined), state)
+    return _added(state, k, v, k_norm, gates, staying, reverse), sums
 
 
 def _forward(static, floats, others):
@@ -142,11 +185,11 @@ def _forward(static, floats, others):
 
     def step(state, chunk):
         after, (numerator, denominator) = _chunk_step(static, weights, state, *chunk)
-        return after, (ratio(numerator, denominator[..., None]), denominator, state)
+        return after, (_ratio(numerator, denominator), denominator, state)
 
     state = varying(state, floats, others)
     chunks = (chunks, _known(static, others))
-    state, (out, *saved) = jax.lax.scan(step, state, chunks, reverse=static[1])
+    state, (out, *saved) = jax.lax.scan(step, state, chunks, reverse=static.reverse)
     return (out, state), (out, *saved)
 
 
@@ -163,14 +206,14 @@ def _backward(static, floats, others, saved, slopes):
 
         _, pull = jax.vjp(run, weights, state, own)
         # Of out = numerator / denominator; `ratio` hides what a denominator of 0 would give.
-        slope = ratio(slope, denominator[..., None])
-        sums = (slope, -_sum(slope * out))
+        slope = _ratio(slope, denominator)
+        sums = (slope, None if denominator is None else -_sum(slope * out))
         gradient, before, own = pull((after, sums))
         return (before, jax.tree.map(jnp.add, gradients, gradient)), own
 
     start = varying((after, jax.tree.map(jnp.zeros_like, weights)), floats, others, slopes)
     chunks = (chunks, _known(static, others), saved, slope)
-    (before, gradients), own = jax.lax.scan(step, start, chunks, reverse=not static[1])
+    (before, gradients), own = jax.lax.scan(step, start, chunks, reverse=not static.reverse)
     return gradients, before, *own
 
 
@@ -183,7 +226,7 @@ def _chunk_step(static, weights, state, own, known):
 
 def _known(static, others):
     goes_on, where, labels = others
-    return goes_on, where, labels, _arriving(static[1], labels)
+    return goes_on, where, labels, _arriving(static.reverse, labels)
 
 
 _attend = by_hand(lambda *arrays: _forward(*arrays)[0], _forward, _backward)
@@ -204,20 +247,20 @@ def _later(static, weights, chunks, where, labels):
     @jax.checkpoint
     def step(state, chunk):
         keys, where, labels, firsts, edges, goes_on, begun = chunk
-        own = tuple(_hide_all(x, goes_on) for x in state)
+        own = jax.tree.map(lambda x: _hide_all(x, goes_on), state)
 
         def add(own, keys):
-            k, v = keys
-            _, k, _, k_norm = _features(static[0], Chunks(k, k, v), weights, where)
-            through = [_hide_all(x, _same(edges, firsts)) for x in own]
-            k_norm = k if k_norm is None else k_norm
-            return _added(*through, k, v, k_norm, _same(labels, firsts))
+            k, v, gates = keys
+            _, k, _, k_norm = _features(static.features, Chunks(k, *keys), weights, where)
+            through = jax.tree.map(lambda x: _hide_all(x, _same(edges, firsts)), own)
+            k_norm = (k if k_norm is None else k_norm) if static.normalize else None
+            return _added(through, k, v, k_norm, gates, _same(labels, firsts), reverse=True)
 
         # What no earlier chunk can see is not summed.
         return jax.lax.cond(begun.any(), add, lambda own, _: own, own, keys), own
 
     state = _zero_state(static, weights, chunks, where)
-    keys = chunks.k, chunks.v  # with queries, their gradient would be zeros to add
+    keys = chunks[1:]  # with queries, their gradient would be zeros to add
     xs = (keys, where, labels, firsts, edges, goes_on, begun)
     _, states = jax.lax.scan(step, varying(state, xs), xs, reverse=True)
     return goes_on.any(axis=(1, 2, 3)), *states
@@ -279,10 +322,20 @@ def _end(label, reverse):
     return label[..., :1] if reverse else label[..., -1:]
 
 
-def _added(kv_state, k_sum, k, v, k_norm, staying):
-    kv_state += _dot("bhjd,bhje->bhde", _hide_rows(k, staying), v)
+def _added(state, k, v, k_norm, gates, staying, reverse):
+    """The state, decayed, and the keys of a chunk that stay in it."""
+    kv_state, k_sum = state
+    decay = None
+    if gates is not None:
+        decay = decays.leaving(gates, reverse=reverse)[..., None]
+        kv_state = kv_state * decays.across(gates)[..., None]
+    kv_state += _dot("bhjd,bhje->bhde", _times(_hide_rows(k, staying), decay), v)
+    if k_norm is None:
+        return kv_state, None
+    if gates is not None:
+        k_sum = k_sum * decays.across(gates)
     ones = jnp.ones(k.shape[2], k.dtype)
-    return kv_state, k_sum + _dot("bhjd,j->bhd", _hide_rows(k_norm, staying), ones)
+    return kv_state, k_sum + _dot("bhjd,j->bhd", _times(_hide_rows(k_norm, staying), decay), ones)
 
 
 def _same(labels, others):
@@ -301,6 +354,14 @@ def _hide_rows(x, seen):
 
 def _hide_all(x, seen):
     return x if seen is None else _hide(x, seen.reshape(*seen.shape[:2], *[1] * (x.ndim - 2)))
+
+
+def _times(x, decay):
+    return x if decay is None else x * decay
+
+
+def _ratio(numerator, denominator):
+    return numerator if denominator is None else ratio(numerator, denominator[..., None])
 
 
 def _swap(x):

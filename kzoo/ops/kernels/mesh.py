@@ -27,8 +27,8 @@ def unsplittable_reason(mask, *, batch, num_heads, mesh) -> str | None:
     return None
 
 
-def each_device(attend, mesh, q, k, v, sequence, weights=None):
-    """attend(q, k, v, sequence, weights) of each device's examples and heads.
+def each_device(attend, mesh, q, k, v, sequence, weights=None, gates=None):
+    """attend(q, k, v, sequence, weights, gates) of each device's examples and heads.
 
     Args:
         attend: takes parts of the arguments and returns [batch, time, heads, dim].
@@ -36,6 +36,7 @@ def each_device(attend, mesh, q, k, v, sequence, weights=None):
         q, k, v: [batch, time, heads, dim].
         sequence: a nest of arrays [batch or 1, time] and None.
         weights: a nest of arrays with the heads first, or None.
+        gates: [batch or 1, time, heads], or None, with which `attend` has one argument less.
     """
     data, model = (axis if axis in mesh.axis_names else None for axis in (DATA, MODEL))
     whole = PartitionSpec(data, None, model, None)
@@ -44,9 +45,13 @@ def each_device(attend, mesh, q, k, v, sequence, weights=None):
         return PartitionSpec(None if x.shape[0] == 1 else data, None)
 
     heads_first = jax.tree.map(lambda _: PartitionSpec(model), weights)
-    specs = jax.tree.map(by_example, sequence), heads_first
+    specs = [jax.tree.map(by_example, sequence), heads_first]
+    others = [sequence, weights]
+    if gates is not None:
+        specs.append(PartitionSpec(None if gates.shape[0] == 1 else data, None, model))
+        others.append(gates)
     # XLA cannot infer over which axes the results of a Mosaic kernel vary.
     split = jax.shard_map(
         attend, mesh=mesh, in_specs=(whole, whole, whole, *specs), out_specs=whole, check_vma=False
     )
-    return split(q, k, v, sequence, weights)
+    return split(q, k, v, *others)

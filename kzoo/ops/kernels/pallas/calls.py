@@ -159,8 +159,10 @@ class _Chunk:
 
     @functools.cached_property
     def queries(self):
-        """Features, of the denominator and of the numerator."""
-        return of.features(self.form, self.q, self.tokens.valid, self.turned, key=False)
+        """Features, of the denominator and of the numerator, the latter scaled."""
+        arrays = self.form, self.q, self.tokens.valid, self.turned
+        weight, feature = of.features(*arrays, key=False)
+        return weight, feature * self.form.scale
 
     @functools.cached_property
     def keys(self):
@@ -194,7 +196,8 @@ class _Chunk:
         else:
             y, weight = self.slopes
             x = [self.to_edge("query", opposite(side))]
-            x += [weight * self.queries[0]] * self.form.normalize
+            if self.form.normalize:
+                x.append(weight * self.queries[0])
         total = None if self.decay is None else self.decay.total()
         return of.advanced(self.form, state, x, y, self.tokens, role, side, total)
 
@@ -304,6 +307,7 @@ def _slopes(form, own, keys, queries):
         dv += own.reached(of.dot(form, own.to_edge("key", seen), state[0]), "key", side)
         if form.gated:
             dgates += _passing(form, own, keys[seen][0], state[0], side)
+    dq *= form.scale
     if form.rotary:
         cosine, sine = own.turned
         dq, dk = (of.rotated(x, (cosine, -sine), form.dim) for x in (dq, dk))

@@ -29,6 +29,7 @@ class Form:
         time: number of tokens.
         dtype: of the arrays, and of what the matrix unit multiplies: "bfloat16" or "float32".
         phi: the feature map, entry by entry, that is applied here; None where none is.
+        scale: a factor on the numerator.
         rotary: whether the numerator's features are rotated.
         normalize: whether sums are divided by those of the weights.
         gated: whether weights decay, by a gate of each token and head.
@@ -45,6 +46,7 @@ class Form:
     time: int
     dtype: str
     phi: object = None
+    scale: float = 1.0
     rotary: bool = False
     normalize: bool = True
     gated: bool = False

@@ -1,13 +1,10 @@
 """Linear attention on a TPU: a kernel that reads each array once, forward and backward."""
 
-import functools
-
 import jax.numpy as jnp
 
 from kzoo.ops.features import Features
 from kzoo.ops.kernels.derivatives import by_hand
 from kzoo.ops.kernels.pallas.plain import plain
-from kzoo.ops.tensors import repeat_heads
 
 NAME, MECHANISM = "pallas", "linear"
 ANY_DIRECTION = False
@@ -43,8 +40,22 @@ def unsupported_reason(spec) -> str | None:
     return None
 
 
-def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, reverse=False):
-    """What `kzoo.ops.kernels.chunked.run` computes, of the same arguments, and no state.
+def run(
+    q,
+    k,
+    v,
+    features,
+    weights,
+    tokens,
+    initial_state,
+    *,
+    chunk_size,
+    reverse=False,
+    log_decay=None,
+    normalize=True,
+    scale=None,
+):
+    """What `kzoo.ops.kernels.chunked.run` computes, times `scale`; the state is None.
 
     q, k and v are bfloat16 or float32, and products are formed of these: bfloat16 ones, features
     too, in one pass, as under softmax. Sums and states are float32. Feature maps that work entry
@@ -72,7 +83,10 @@ def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, revers
         time=q.shape[1],
         dtype=dtype,
         phi=phi,
+        scale=1.0 if scale is None else float(scale),
         rotary=rotary,
+        normalize=normalize,
+        gated=log_decay is not None,
         labelled=any(x is not None for x in marked),
         sides=sides,
         interpret=_interpreted(),
@@ -87,8 +101,19 @@ def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, revers
         others["table"] = jnp.pad(table, [(0, 0), (0, missing), (0, 0)])
     floats = {"q": q, "k": k, "v": v}
     floats = {name: flat(form, x.astype(dtype)) for name, x in floats.items()}
+    if log_decay is not None:
+        floats["gates"] = _rows(form, jnp.broadcast_to(log_decay, q.shape[:3]))
     out = attend(form, floats, others)
-    return out.reshape(*out.shape[:2], -1, form.value_dim)[:, :, : q.shape[2]], ()
+    return out.reshape(*out.shape[:2], -1, form.value_dim)[:, :, : q.shape[2]], (None, None)
+
+
+def _rows(form, gates):
+    """[batch, time, heads] as [batch, blocks, 8, steps · tokens], zeros where it is filled up."""
+    missing = form.steps * form.tokens - form.time
+    gates = jnp.swapaxes(gates.astype("float32"), 1, 2)
+    gates = jnp.pad(gates, [(0, 0), (0, form.heads - gates.shape[1]), (0, missing)])
+    gates = gates.reshape(gates.shape[0], form.blocks, form.packed, -1)
+    return jnp.pad(gates, [(0, 0), (0, 0), (0, 8 - form.packed), (0, 0)])
 
 
 def _interpreted():

@@ -29,6 +29,7 @@ def plain(form, floats, others):
         products = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
     if form.gated:
         products = products * _decay(form, floats["gates"])
+    products = products * form.scale
     products, totals = (jnp.where(visible[:, None], x, 0) for x in (products, totals))
     out = jnp.einsum("bhqk,bkhd->bqhd", products, v, precision="highest")
     if form.normalize:
@@ -48,6 +49,21 @@ def _visible(form, labels):
     _, _, low, high, shown = (labels[:, i, : form.time] for i in range(5))
     visible = (low[:, None] <= clock[:, None]) & (clock[:, None] <= high[:, None])
     return visible, (shown > 0)[:, :, None, None]
+
+
+def _decay(form, gates):
+    """exp of the gates between query and key, each a sum: [batch, heads, query, key]."""
+    gates = gates[:, :, : form.packed, : form.time].reshape(-1, form.heads, 1, form.time)
+    clock = jnp.arange(form.time)
+    row, column = clock[:, None], clock[None]
+
+    def sums(reach, beyond):
+        between = jnp.where(reach, gates, 0)
+        return jnp.matmul(between, beyond.astype("float32"), precision="highest")
+
+    before = sums(column <= row, column < row)
+    after = sums(column >= row, column > row)
+    return jnp.exp(jnp.where(column <= row, before, after))
 
 
 def _rotated(x, table):
