@@ -22,7 +22,7 @@ def test_a_kernel_is_a_module_with_these_parts(mechanism, backend):
     if backend == "jax":
         pytest.importorskip("jax")
     for name, kernel in kernels(mechanism, backend).items():
-        assert name == kernel.NAME and mechanism == kernel.MECHANISM
+        assert name == kernel.NAME and mechanism in np.atleast_1d(kernel.MECHANISM)
         assert name in kernel.__name__.split(".")
         assert all(hasattr(kernel, part) for part in dispatch._PARTS)
         assert mechanism == "softmax" or isinstance(kernel.ANY_DIRECTION, bool)
@@ -33,8 +33,10 @@ def test_it_depends_on_nothing_but_the_spec():
     for changes, softmax, linear in (
         ({"backend": "tensorflow"}, "dense", "chunked"),
         ({"backend": "torch"}, "sdpa", "chunked"),
-        ({"platform": "tpu"}, "splash", "chunk_scan"),
+        ({"platform": "tpu"}, "splash", "pallas"),
+        ({"platform": "tpu", "features": 20}, "splash", "chunk_scan"),
         ({"platform": "gpu"}, "dense", "chunk_scan"),
+        ({"platform": "gpu", "query_time": 2048, "key_time": 2048}, "blockwise", "chunk_scan"),
         ({"platform": "gpu", "dtype": "bfloat16"}, "cudnn", "chunk_scan"),
         ({"ahead_of_time": True}, "blockwise", "chunk_scan"),
         ({"ahead_of_time": True, "batch": None}, "dense", "chunk_scan"),

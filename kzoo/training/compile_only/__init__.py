@@ -223,9 +223,9 @@ def _attention(part, model, config, batch, calls):
     chosen = kernels_of(model, (batch, config["max_sequence_length"]), "tpu")
     if part != "train_step":
         # No kernel reads a cache; splash computes prompts, which begin with an empty one.
-        steps = {"splash": "dense"}
+        steps = {"splash": "dense", "pallas": "chunk_scan"}
         if part == "token":
-            steps["chunk_scan"] = "recurrent"
+            steps |= dict.fromkeys(("pallas", "chunk_scan"), "recurrent")
         chosen = {path: steps.get(kernel, kernel) for path, kernel in chosen.items()}
     found = {}
     for path, kernel in chosen.items():
@@ -234,7 +234,7 @@ def _attention(part, model, config, batch, calls):
         count = sum(f"/{path}/" in call for call in calls)
         if part == "prefill" and count:
             kernel = "splash"
-        if (kernel == "splash") != (count > 0):
+        if (kernel in ("splash", "pallas")) != (count > 0):
             log.warning("%s was to run %s; the program has %d kernels", path, kernel, count)
         found[path] = {"kernel": kernel, "calls": count}
     return found

@@ -30,9 +30,7 @@ def exact_dot(a, zeros_and_ones, axes=PLAIN):
     total, chosen = 0.0, zeros_and_ones.astype("bfloat16")
     for _ in range(3):
         part = a.astype("bfloat16")
-        total += jax.lax.dot_general(
-            part, chosen, (axes, ((), ())), "default", "float32"
-        )
+        total += jax.lax.dot_general(part, chosen, (axes, ((), ())), "default", "float32")
         a = a - part.astype("float32")
     return total
 
