@@ -189,7 +189,6 @@ class Decaying(Linear):
 def _shown(projected, padding_mask):
     """Projections [batch, time, size] with zeros at padding."""
     from kzoo.load_keras import ops
-
     from kzoo.ops.tensors import hide
 
     real = ops.cast(padding_mask, "bool")[..., None]
