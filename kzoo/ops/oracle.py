@@ -130,11 +130,10 @@ def _sums_between(gates, padding_mask, batch, time):
     if padding_mask is not None:
         gates = np.where(np.asarray(padding_mask)[:, :, None] != 0, gates, 0)
     sums = np.zeros((batch, gates.shape[2], time, time))
+    gates = np.swapaxes(gates, 1, 2)
     for i in range(time):
-        for j in range(i - 1, -1, -1):
-            sums[:, :, i, j] = sums[:, :, i, j + 1] + gates[:, j + 1]
-        for j in range(i + 1, time):
-            sums[:, :, i, j] = sums[:, :, i, j - 1] + gates[:, j - 1]
+        sums[:, :, i, :i] = np.cumsum(gates[:, :, i:0:-1], axis=-1)[:, :, ::-1]
+        sums[:, :, i, i + 1 :] = np.cumsum(gates[:, :, i:-1], axis=-1)
     return sums
 
 
