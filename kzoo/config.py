@@ -388,6 +388,7 @@ def check_two_stacks(config: BackboneConfig) -> None:
     """`InputError` for what an encoder and a decoder cannot have."""
     objectives.check_two_stacks(config)
     config.check_mechanism(masks.causal())  # the decoder's
+    config.mechanism.check_cross()
 
 
 def tokenizer_kind(cls: str | None, vocabulary_size: int) -> str:

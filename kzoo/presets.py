@@ -238,8 +238,7 @@ def build(
 
 def _undone():
     """Whether the compiler takes remat out again."""
-    import keras
-
+    from kzoo.load_keras import keras
     from kzoo.ops.context import platform
 
     on_cpu = keras.backend.backend() == "jax" and platform() == "cpu"
@@ -304,9 +303,19 @@ def _saved_config(directory):
 
 
 def _load_weights(model, directory):
-    model.backbone.load_weights(directory / WEIGHTS_FILE)
+    _load(model.backbone.load_weights, directory / WEIGHTS_FILE)
     if (directory / HEAD_FILE).is_file() or model.has_task_weights():
-        model.load_task_weights(directory / HEAD_FILE)
+        _load(model.load_task_weights, directory / HEAD_FILE)
+
+
+def _load(weights, path):
+    try:
+        weights(path)
+    except OSError as error:  # HDF5 does not name the file
+        raise InputError(
+            "the weights cannot be read: the file is cut short, damaged or missing "
+            f"({error}). Received: {path}"
+        ) from error
 
 
 def _saved_dtype(directory, dtype):
@@ -321,7 +330,7 @@ def _saved_dtype(directory, dtype):
             "quantised weights are loaded in the dtypes that they were saved with; leave dtype "
             f"out. Received: dtype={dtype!r} for {directory}"
         )
-    import keras
+    from kzoo.load_keras import keras
 
     return keras.dtype_policies.get(policy), head and keras.dtype_policies.get(head)
 
@@ -360,8 +369,24 @@ def _find(name):
         return _family(file), _sizes()[size]
     family, _, size = str(name).rpartition("_")
     if family not in _families() or size not in _sizes():
-        raise unknown("preset", name, names())
+        raise _no_such_preset(name)
     return _families()[family], _sizes()[size]
+
+
+def _no_such_preset(name):
+    """An `InputError` for a name that is no preset: a path, a family alone, or a slip."""
+    if not isinstance(name, str) or Path(name).name != name:
+        return InputError(
+            "no such folder of a model; presets are named by family and size, such as "
+            f"'unilm_nano'. Received: {str(name)!r}"
+        )
+    if name in _families():
+        sizes = ", ".join(_sizes())
+        return InputError(
+            f"a preset is a family and a size, such as '{name}_nano'. Sizes: {sizes}. "
+            f"Received: {name!r}"
+        )
+    return unknown("preset", name, names())
 
 
 def _family(file):

@@ -6,12 +6,13 @@ The JSON of a part is its name, or its name with those fields that differ from t
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, dataclass_transform
 
 from kzoo.errors import InputError, unknown
 from kzoo.values import plain
 
 
+@dataclass_transform(frozen_default=True)
 class Part:
     """Base of the parts that a `Registry` holds; a subclass is a frozen dataclass.
 

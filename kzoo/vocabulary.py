@@ -11,6 +11,7 @@ import numpy as np
 
 NUM_BYTES = 256
 PAD, BOS, EOS, MASK, SEP = range(256, 261)
+MODES = range(261, 264)
 NUM_SENTINELS = 100
 SENTINELS = range(284, 284 + NUM_SENTINELS)
 VOCABULARY_SIZE = 384
@@ -28,8 +29,12 @@ class Vocabulary:
         mask: hides a token.
         decoder_start: the first token of a decoder.
         sentinels: ids that stand for spans, in the order in which they are used.
+        modes: ids that stand before a source and say how its target was made (UL2's R, S and X).
         special: the ids that stand for no text, ascending; they are never hidden or scored as
             text, and never drawn as noise.
+        word: the ids of which two that stand side by side are parts of one word.
+        continuing: the ids that continue the word of the token before them, whatever that is; None
+            where the vocabulary does not tell. Of bytes `word` tells.
     """
 
     size: int
@@ -41,11 +46,25 @@ class Vocabulary:
     decoder_start: int | None
     special: tuple
     sentinels: tuple = ()
+    modes: tuple = ()
+    word: tuple = ()
+    continuing: tuple | None = None
 
     @functools.cached_property
     def text_ids(self):
         """The ids that stand for text, ascending: int32."""
         return np.flatnonzero(self._text).astype(np.int32)
+
+    def joined(self, ids):
+        """Which of some ids, an integer array, continue the word of the id before them: bool, of
+        the same shape; or None where the vocabulary does not tell."""
+        if not self.word and self.continuing is None:
+            return None
+        inside, joined = np.isin(ids, self.word), np.isin(ids, self.continuing or ())
+        joined[..., 1:] |= inside[..., 1:] & inside[..., :-1]
+        joined[..., 1:] &= self.is_text(ids[..., :-1])  # no word goes on behind a special token
+        joined[..., :1] = False
+        return joined
 
     def is_text(self, ids):
         """Which of some ids, an integer array, stand for text: bool, of the same shape."""
@@ -68,4 +87,6 @@ BYTES = Vocabulary(
     decoder_start=BOS,
     special=tuple(range(NUM_BYTES, VOCABULARY_SIZE)),
     sentinels=tuple(SENTINELS),
+    modes=tuple(MODES),
+    word=tuple(id for id in range(NUM_BYTES) if id > 127 or chr(id).isalnum()),
 )

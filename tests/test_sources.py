@@ -1,6 +1,9 @@
 """Whatever is handed to `load` is read right or refused in one line that never shows the data."""
 
+import collections.abc
+import csv
 import gzip
+import io
 import logging
 import os
 
@@ -42,11 +45,25 @@ def write(folder, name, content):
 @pytest.mark.parametrize(
     "name, content, words",
     [
-        ("a.jsonl", '{"prompt": "sesame"}\n', "{'prompts': [...], 'responses': [...]}"),
-        ("a.CSV", "sesame,b\n", "a list of strings"),
-        ("a.tsv", LINES, ".tsv files hold examples"),
-        ("a.json", "[]", ".json files"),
-        ("a.parquet", b"PAR1", ".parquet files"),
+        ("a.jsonl", '{"prompt": "sesame"}\n', "'table:FILE:SOURCE:TARGET'"),
+        ("a.CSV", "sesame,b\n", "with 2 columns"),
+        ("a.csv", "", "no example"),
+        ("a.tsv", LINES, "which columns"),
+        ("a.json", "[]", "no example"),
+        ("a.json", '["sesame"]', "Received: str"),
+        ("a.jsonl", '{"text": "sesame"}\n{"text": 3}', "Received: int"),
+        ("a.jsonl", '{"text": "sesame"}\n{"txt": "sesame"}', "a.jsonl', line 2"),
+        ("a.jsonl", '{"text": "sesame"}\n{"text": ""}', "a.jsonl', line 2"),
+        ("a.jsonl", '{"text": "sesame"}\n\n{"text', "a.jsonl', line 3"),
+        ("a.csv", "text\nsesame\n\nsesame,b\n", "2 cells ("),
+        ("a.csv", 'text\n"sesame\n1"\n"sesame"b\n', "a.csv', line 4"),
+        ("a.csv", 'source,target\na,b\n"a\n\nb",\n', "a.csv', line 3"),
+        ("a.csv", "text\nsesame\0", "binary"),
+        ("a.csv", "text\nsesam\u00e9".encode("latin-1"), "byte 10 is no UTF-8"),
+        ("a.tsv", "source\ttarget\nb\ta\nsesame", "1 cells ("),
+        ("a.csv.gz", "text\nsesame", "compressed by gzip"),
+        ("a.parquet", b"PAR1sesame", "no Parquet"),
+        ("a.xlsx", b"PK\x03\x04", "save them as CSV"),
         ("a.txt", b"PAR1" + LINES.encode(), "Parquet"),
         ("a.gz", gzip.compress(LINES.encode()), "gunzip"),
         ("a.pdf", "%PDF-1.4\n" + LINES, "pdftotext"),
@@ -55,6 +72,9 @@ def write(folder, name, content):
         ("a.png", b"\x89PNG\r\n\x1a\n" + bytes(99), "an image"),
         ("a.txt", LINES + "\0", "binary"),
         ("a.bin", bytes(range(1, 256)) * 9, "binary"),
+        ("a.bin", b"\x7fELF\2\1\1" + bytes(9) + b"\3\0\x3e\0\1\0\0\0" * 9, "a binary file"),
+        ("a.bin", b"\1\0\0\0" * 9 + bytes(8), "a binary file"),
+        ("a.txt", ("\N{GRINNING FACE}" + LINES).encode("utf-16-le"), "iconv -f UTF-16LE"),
         ("a.txt", "", "no text"),
         ("a.txt", b"\xef\xbb\xbf \n", "no text"),
         ("a.txt", LINES.encode("utf-16"), "iconv -f UTF-16 -t UTF-8"),
@@ -141,6 +161,89 @@ def test_a_file_that_cannot_be_read_is_said(tmp_path, monkeypatch):
 
     monkeypatch.setattr(files, "_format", denied)
     assert "Permission denied" in refused(path)
+
+
+# Tables
+
+PAIRS = [('a, "b"', "x\ny"), (" ", "é"), ("'", '"'), ("NA", "null")]
+
+
+def as_csv(names, **style):
+    text = io.StringIO(newline="")
+    csv.writer(text, **style).writerows([names, *PAIRS])
+    return text.getvalue()
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("ending", ["csv", "CSV", "jsonl", "ndjson", "json", "parquet"])
+def test_a_table_is_read_as_it_was_written(tmp_path, ending, zipped):
+    frame = pd.DataFrame(PAIRS, columns=["question", "answer"]).assign(id=range(len(PAIRS)))
+    if ending == "parquet":
+        content = frame.to_parquet(engine="pyarrow")
+    elif ending == "json":
+        content = frame.to_json(orient="records").encode()
+    elif ending == "CSV":
+        content = b"\xef\xbb\xbf" + frame.to_csv(index=False).encode()  # as Excel writes it
+    elif ending == "csv":
+        content = as_csv(["question", "answer"], lineterminator="\r\n").encode()
+    else:
+        content = frame.to_json(orient="records", lines=True).encode()
+    name = f"a.{ending}" + ".gz" * zipped
+    path = write(tmp_path, name, gzip.compress(content) if zipped else content)
+    assert sources.read(path).examples == PAIRS
+    assert sources.read(f"table:{path}:answer:question").examples[0] == PAIRS[0][::-1]
+    by_json = {"table": {"path": str(path), "source": "question", "target": "answer"}}
+    assert sources.read(by_json).examples == PAIRS
+    texts = sources.read(f"table:{path}:answer").examples
+    assert texts == [(None, answer) for _, answer in PAIRS]
+
+
+def test_columns_by_number_take_the_first_line_as_an_example(tmp_path):
+    path = write(tmp_path, "a:b.tsv", 'he said "no\tsi\t1\nyes"\tno\t2\n')
+    pairs = [('he said "no', "si"), ('yes"', "no")]
+    assert sources.read(f"table:{path}:0:1").examples == pairs
+    assert sources.read({"table": {"path": str(path), "target": 1}}).examples == [
+        (None, "si"),
+        (None, "no"),
+    ]
+    assert "Valid: 0, 1, 2" in refused(f"table:{path}:0:3")
+    assert "both named or both numbered" in refused(f"table:{path}:0:si")
+
+
+def test_a_table_that_is_asked_wrong(tmp_path):
+    path = write(tmp_path, "a.csv", as_csv(["question", "answer"]))
+    assert "did you mean 'answer'?" in refused(f"table:{path}:question:anwser")
+    assert "source='question' alone" in refused(
+        {"table": {"path": str(path), "source": "question"}}
+    )
+    assert "Received: 1.5" in refused({"table": {"path": str(path), "target": 1.5}})
+    assert "did you mean" in refused(f"table:{tmp_path / 'b.csv'}:question:answer")
+    assert "a table ends in" in refused(f"table:{write(tmp_path, 'a.txt', LINES)}:0:1")
+
+
+def test_tables_in_memory_of_known_names_are_sources():
+    pairs = sources.read(list(zip(ROWS, ROWS[::-1], strict=True)))
+    assert sources.read(pd.DataFrame({"source": ROWS, "target": ROWS[::-1], "id": 0})) == pairs
+
+    class Column(collections.abc.Sequence):
+        """As a column of Hugging Face datasets: a sequence that is no list."""
+
+        def __init__(self, items):
+            self.items = items
+
+        def __len__(self):
+            return len(self.items)
+
+        def __getitem__(self, index):
+            return self.items[index]
+
+    class Dataset:
+        column_names = ["id", "prompt", "response"]
+
+        def __getitem__(self, name):
+            return Column({"prompt": ROWS, "response": ROWS[::-1]}[name])
+
+    assert sources.read(Dataset()) == pairs
 
 
 # Values

@@ -48,9 +48,19 @@ def activations(model, batch):
     Raises:
         InputError: if the model has no blocks, or the batch lacks one of its inputs.
     """
+    backbone, x = inputs_of(model, batch)
+    states = _states_model(backbone).predict_on_batch(x)
+    return [_of_stack(name, stack, states[name], x) for name, stack in backbone.stacks.items()]
+
+
+def inputs_of(model, batch):
+    """The backbone of a model, and the inputs of a batch that it takes: a dict of arrays.
+
+    Raises:
+        InputError: as `activations`.
+    """
     backbone = getattr(model, "backbone", model)
-    stacks = getattr(backbone, "stacks", None)
-    if not stacks:
+    if not getattr(backbone, "stacks", None):
         raise InputError(
             f"the model must be a kzoo task or backbone. Received: {type(model).__name__}"
         )
@@ -61,9 +71,7 @@ def activations(model, batch):
             f"the batch must be a dict with {', '.join(backbone.input)}, or a tuple that begins "
             f"with one. Received: {received}"
         )
-    x = {name: np.asarray(x[name]) for name in backbone.input}
-    states = _states_model(backbone).predict_on_batch(x)
-    return [_of_stack(name, stack, states[name], x) for name, stack in stacks.items()]
+    return backbone, {name: np.asarray(x[name]) for name in backbone.input}
 
 
 def _of_stack(name, stack, states, x):
@@ -81,11 +89,6 @@ def _states_model(backbone):
         for name, stack in backbone.stacks.items()
     }
     return keras.Model(backbone.input, states)
-
-
-def numpy(x):
-    """A tensor of any backend and dtype as a float64 array."""
-    return ops.convert_to_numpy(ops.cast(x, "float32")).astype("float64")
 
 
 def compact(mask):

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from kzoo.analysis.activations import activations, numpy
+from kzoo.analysis.activations import activations
+from kzoo.analysis.float64 import numpy
 from kzoo.typing import Model
 
 # How far an input is changed, in multiples of the inputs' root mean square: enough for one key

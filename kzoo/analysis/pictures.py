@@ -42,7 +42,7 @@ def draw_masks(
     Example:
         >>> draw_masks("half_heads", 2, 4).savefig("mask.png")
     """
-    bands = _squares(mask, num_layers, num_heads, time, source)
+    bands = mask_squares(mask, num_layers, num_heads, time=time, source=source)
     columns = max(len(squares) for _, squares in bands)
     width = LEFT + columns * (SIDE + GAP)
     height = len(bands) * (SIDE + TITLE) + BOTTOM
@@ -110,7 +110,7 @@ def terminal_masks(
         └────┘
     """
     lines = []
-    for layers, squares in _squares(mask, num_layers, num_heads, time, source):
+    for layers, squares in mask_squares(mask, num_layers, num_heads, time=time, source=source):
         columns = []
         for heads, name, square in squares:
             column = [name, heads, *_frame(square != HIDDEN)]
@@ -131,12 +131,26 @@ def _frame(square):
     return [f"┌{edges}┐", *(f"│{''.join(line)}│" for line in body), f"└{edges}┘"]
 
 
-def _squares(mask, num_layers, num_heads, time, source):
+def mask_squares(
+    mask: MaskSpec, num_layers: int, num_heads: int, *, time: int = 24, source: int | None = None
+) -> list[tuple[str, list[tuple[str, str, np.ndarray]]]]:
     """The different masks of a model, grouped by layers, then by heads.
+
+    Args:
+        mask, num_layers, num_heads, time, source: as in `draw_masks`.
 
     Returns:
         A list of (layers, [(heads, mask, square)]). The first three are strings that name them;
-        `square` is integers [time, time], each `HIDDEN`, `VISIBLE` or `SOURCE`.
+        `square` is integers [time, time], a row for each query, each `HIDDEN`, `VISIBLE` or
+        `SOURCE`.
+
+    Example:
+        >>> [(layers, [(heads, square)])] = [
+        ...     (layers, [(heads, square.tolist()) for heads, _, square in squares])
+        ...     for layers, squares in mask_squares("causal", 2, 4, time=2)
+        ... ]
+        >>> layers, heads, square
+        ('all layers', 'all heads', [[1, 0], [1, 1]])
     """
     source = time // 3 if source is None else source
     source_mask = (np.arange(time) < source).astype("int32")[None]

@@ -212,6 +212,13 @@ def rate(text):
     return number
 
 
+def minutes(text):
+    number = _number(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"a positive number, such as 10. Received: {text!r}")
+    return number
+
+
 def share(text):
     number = _number(text)
     if not 0 < number < 1:

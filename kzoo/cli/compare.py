@@ -7,7 +7,10 @@ from kzoo.cli.arguments import (
     add_running,
     leave_tensorflow,
     load_backend,
+    minutes,
+    need,
     path,
+    positive,
     print_json,
     say_backend,
 )
@@ -23,10 +26,41 @@ def add(commands):
     compare.add_argument(
         "--out", type=path, metavar="DIR", help="default: runs/NAME; a study begun there is resumed"
     )
+    compare.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="tell runs, minutes, and the effect that the seeds can detect, and run nothing",
+    )
+    compare.add_argument(
+        "--minutes", type=minutes, metavar="N", help="stop after so many minutes, between two runs"
+    )
+    compare.add_argument(
+        "--retune",
+        action="store_true",
+        help="make the runs on which rates are chosen anew; of a study without finished runs",
+    )
+    compare.add_argument(
+        "--jobs", type=positive, metavar="N", help="the most runs at once; default: by the cores"
+    )
+    compare.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="a run on each device of a Ray cluster; default: the one that RAY_ADDRESS names or "
+        "that runs on this machine, else one that is started here",
+    )
     add_running(compare)
 
-    report = add_command(commands, "report", "write the report of a study's folder again", _report)
-    report.add_argument("directory", type=path, metavar="DIR")
+    help = "write the page of a study's folder again, or those of several and one that joins them"
+    report = add_command(commands, "report", help, _report)
+    report.add_argument("directories", type=path, metavar="DIR", nargs="+")
+    report.add_argument(
+        "--out",
+        type=path,
+        metavar="FILE.html",
+        help="the page that joins several studies; default: studies.html in the folder above them",
+    )
 
 
 def _read(options):
@@ -40,17 +74,34 @@ def _read(options):
 def _compare(options):
     study, directory = _read(options)
     leave_tensorflow(study.data)
+    if options.ray is not None:
+        from kzoo.studies.cluster import keep_accelerators_free
+
+        need("ray", "--ray")
+        keep_accelerators_free()
     load_backend()
 
     from kzoo.ops.context import platform
+    from kzoo.studies.folder import as_begun
     from kzoo.studies.page import report, table
-    from kzoo.studies.runner import as_begun, check, run
+    from kzoo.studies.runner import check, run
     from kzoo.studies.workers import processes
 
-    at_once = processes() if platform() == "cpu" else None
+    at_once = options.jobs
+    if at_once is None and options.ray is None and platform() == "cpu":
+        at_once = processes()
     check(as_begun(study, directory), directory, at_once)
     say_backend(options)
-    records = run(study, directory, at_once=at_once)
+    if options.dry_run:
+        _plan(study, directory, options)
+        return
+    if study.budget != "steps":
+        _print_plan_of_arms(study)
+    how = {"minutes": options.minutes, "retune": options.retune, "ray": options.ray}
+    records = run(study, directory, at_once=at_once, **how)
+    if not records:
+        print(f"no run is finished yet; the same command goes on in {directory}")
+        return
     page = report(directory)
     rows, verdicts = table(records), _verdicts(study, records)
     if options.json:
@@ -80,6 +131,41 @@ def _print_verdicts(study, verdicts):
         return
     for verdict in verdicts:
         print(f"{verdict.hypothesis.name}: {verdict}")
+    if not verdicts:
+        print("No verdict yet: it is drawn when all runs are there; the same command goes on.")
+
+
+def _plan(study, directory, options):
+    """What the study would do, on stdout."""
+    from kzoo.studies.planning import plan
+
+    planned = plan(study, directory)
+    if options.json:
+        print_json(planned.to_dict())
+        return
+    _print_arms(planned.arms)
+    print(planned)
+
+
+def _print_plan_of_arms(study):
+    """The steps that a budget gives to each arm, before anything runs."""
+    from kzoo.studies import amounts
+
+    _print_arms(amounts.planned(amounts.with_steps(study, study)))
+
+
+def _print_arms(rows):
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("arm", "data", title="planned of each run", title_justify="left", box=None)
+    for column in ("steps", "batch", "tokens seen", "tokens scored", "FLOPs"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        counts = [f"{row[name]:,}" for name in ("steps", "batch_size", "tokens_seen")]
+        figures = (*counts, f"{row['tokens_scored']:,}", f"{row['flops']:.3g}")
+        table.add_row(row["arm"], row["data"], *figures)
+    Console().print(table)
 
 
 def _saved(options):
@@ -103,9 +189,12 @@ def _saved(options):
 
 
 def _report(options):
-    from kzoo.studies.page import report
+    from kzoo.studies.page import index, report
 
-    print(report(options.directory))
+    if options.out is None and len(options.directories) == 1:
+        print(report(options.directories[0]))
+    else:
+        print(index(options.directories, options.out))
 
 
 def _print_results(rows):

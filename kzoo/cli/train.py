@@ -28,7 +28,10 @@ from kzoo.errors import InputError
 log = logging.getLogger("kzoo")
 
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
-SOURCE = "a text file, a folder of them, pydoc, tfds:NAME or synthetic:NAME"
+SOURCE = (
+    "a text file, a folder of them, a table (table:FILE:SOURCE:TARGET), pydoc, tfds:NAME or "
+    "synthetic:NAME"
+)
 EVALUATIONS = 10  # along a run, by default
 _SAMPLE = 0.1  # of a run's computation: what its measurements along the way take, about
 _MANY_PASSES = 16  # over the training text

@@ -163,6 +163,8 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
         self, query_shape: Shape, value_shape: Shape | None = None, key_shape: Shape | None = None
     ) -> None:
         self.cross = value_shape is not None
+        if self.cross:
+            self.mechanism.check_cross()
         self.sizes = dataclasses.replace(self.sizes, cross=self.cross)
         if self.query is not None:  # another's
             return
@@ -339,16 +341,23 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
     ) -> Tensor:
         """The weights as a dense matrix, for analysis: [batch, heads, query_time, key_time].
 
-        Arguments as in the call: `padding_mask`, `source_mask`, `key_padding_mask`, `bias`.
+        Arguments as in the call: `padding_mask`, `source_mask`, `key_padding_mask`, `bias`. A
+        `mask` stands in for the layer's own, and a `dtype` is that in which the mechanism computes
+        weights from q, k and v, such as `"float64"`.
         """
         return self._attend_with_weights(query, value, key, **kwargs)[1]
 
-    def _attend_with_weights(self, query, value, key, mask=None, **kwargs):
+    def _attend_with_weights(self, query, value, key, mask=None, dtype=None, **kwargs):
         """`attend`, and the weights [batch, heads, query_time, key_time], densely."""
         mask = self.mask if mask is None else mask
         kwargs = _two_sequences(value, kwargs)
         padding = kwargs.get("padding_mask"), kwargs.get("key_padding_mask")
         q, k, v, extras = self._project(query, value, key, mask, *padding)
+        if dtype is not None:
+            q, k, v = (ops.cast(x, dtype) for x in (q, k, v))
+            extras = mechanisms.Extras(
+                *({name: ops.cast(x, dtype) for name, x in group.items()} for group in extras)
+            )
         x, weights = self.mechanism.attend_with_weights(
             q, k, v, extras, mask, rotary=self.rotary, **kwargs
         )

@@ -64,7 +64,7 @@ class Order(Mask):
 
     def levels(self, sequence: SequenceInfo) -> Tensor:
         """`level` as int32, of the shape of `sequence.position`."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.cast(self.level(sequence), "int32") + ops.zeros_like(sequence.position)
 
@@ -82,6 +82,19 @@ class Order(Mask):
             )
         fields = dataclasses.asdict(self)
         return {self.name: fields} if fields else self.name
+
+
+def not_one_way(heads: Iterable[Mask]) -> str | None:
+    """Why what goes through time in one direction cannot follow the masks of heads, in words for
+    its user; None if it can."""
+    for head in heads:
+        if not (head.is_causal or head.time_reversed):
+            return (
+                "the delta rule goes through time in one direction, so each head is causal or "
+                "reversed; mask='half_heads' has heads of both, mask='alternating' layers of both. "
+                f"Received: {head!r}"
+            )
+    return None
 
 
 def not_along_time(heads: Iterable[Mask]) -> str | None:
@@ -145,7 +158,7 @@ class Prefix(Order):
     needs_source = True
 
     def level(self, sequence: SequenceInfo) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.where(sequence.in_source, 0, sequence.position + 1)
 

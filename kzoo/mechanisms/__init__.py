@@ -1,4 +1,4 @@
-"""How attention is computed: softmax, linear attention, and what is registered beside them.
+"""How attention is computed: softmax, linear attention, the delta rule, and what is registered.
 
 A mechanism is a frozen dataclass: static, hashable, and JSON both ways. This room loads no Keras
 until a mechanism computes something.
@@ -14,6 +14,8 @@ from kzoo.mechanisms.base import (
     register,
     with_fields,
 )
+from kzoo.mechanisms.delta import Delta
+from kzoo.mechanisms.gated_delta import GatedDelta
 from kzoo.mechanisms.gated_linear import GatedLinear
 from kzoo.mechanisms.linear import Linear
 from kzoo.mechanisms.retention import Retention
@@ -21,7 +23,9 @@ from kzoo.mechanisms.softmax import Softmax
 
 __all__ = [
     "REGISTRY",
+    "Delta",
     "Extras",
+    "GatedDelta",
     "GatedLinear",
     "HeadSizes",
     "Linear",

@@ -114,6 +114,13 @@ class Mechanism(Part):
                     f"Received: {head!r}"
                 )
 
+    def check_cross(self) -> None:
+        """Refuse attention over a second sequence, before any weight is made.
+
+        Raises:
+            InputError: where the mechanism goes through one sequence alone.
+        """
+
     def projections(self, sizes: HeadSizes) -> dict[str, int]:
         """The projections that it needs beyond q, k and v: sizes by name.
 
@@ -214,6 +221,32 @@ class Mechanism(Part):
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        """What `attend` computes, by its definition: in NumPy and float64, without a kernel.
+
+        `kzoo doctor` compares what the machine's devices compute with it. A mechanism without one
+        is not compared.
+
+        Args:
+            q, k, v, extras, mask, rotary, **sequence: as of `attend`, NumPy arrays.
+
+        Returns:
+            float64 [batch, query_time, num_heads, head_dim].
+        """
+        raise InputError(
+            f"{self.name} attention states no `definition` here. Received: {self.get_config()!r}"
+        )
+
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 
@@ -237,7 +270,7 @@ class Mechanism(Part):
             time: the most tokens of one.
             dtype: of keys and values.
         """
-        from keras import ops
+        from kzoo.load_keras import ops
 
         heads = (batch, time, sizes.kv_heads, sizes.head_dim)
         cache = {name: ops.zeros(heads, dtype) for name in ("key", "value")}
@@ -275,8 +308,7 @@ class Mechanism(Part):
         Returns:
             Floats [batch, window.size, num_heads, head_dim], and the cache with the new columns.
         """
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.rotary import rotate
 
         queries = window.queries()
@@ -322,7 +354,7 @@ class Mechanism(Part):
             mask: the layer's `Mask`.
             key_padding_mask: integers [batch, key_time], 0 for padding.
         """
-        from keras import ops
+        from kzoo.load_keras import ops
 
         padding_mask = ops.cast(key_padding_mask, "int32")
         cache = {"key": k, "value": v, **extras.projected}
@@ -416,7 +448,7 @@ def visible_pairs(order: masks.Mask, time: int) -> int:
 
 def masks_of(sequence, mask):
     """The `padding_mask` and `source_mask` of a `SequenceInfo`, as a call takes them."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     source = ops.cast(sequence.in_source, "int32") if mask.needs_source else None
     return {"padding_mask": sequence.segment, "source_mask": source}

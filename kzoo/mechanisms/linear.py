@@ -94,13 +94,32 @@ class Linear(Mechanism):
         own = {"rotary": rotary, "return_weights": True, **self._map(extras, q)}
         return reference_attention(q, k, v, mask, mechanism="linear", **own, **sequence)
 
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        """Of the feature map elu1; the oracle has no other."""
+        if self.feature_map != Elu1():
+            return super().definition(q, k, v, extras, mask, rotary=rotary, **sequence)
+        from kzoo.ops import oracle
+
+        own: dict[str, Any] = {"mechanism": "linear", "rotary": rotary}
+        return oracle.attention(q, k, v, mask, **own, **sequence)[0]
+
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         features = self.feature_map.size(spec.dim)
         return super().kernel(dataclasses.replace(spec, features=features), implementation)
 
     def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict[str, Tensor]:
         """The state of no keys, whose size does not depend on the time."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         shapes = self.state_shape(sizes) or {}
         return {name: ops.zeros((batch, *shape), "float32") for name, shape in shapes.items()}
@@ -118,8 +137,7 @@ class Linear(Mechanism):
         rotary: bool = False,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.decoding import linear_step
         from kzoo.ops.features import Features
 
@@ -153,7 +171,7 @@ class Linear(Mechanism):
         key_padding_mask: Tensor,
     ) -> dict[str, Tensor]:
         """The state of all keys, which every query reads."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         # A state is made of keys and values alone; one query of zeros stands for all.
         q = ops.zeros((ops.shape(k)[0], 1, sizes.num_heads, sizes.head_dim), k.dtype)
@@ -163,8 +181,7 @@ class Linear(Mechanism):
     def cross_attend(
         self, q: Tensor, extras: Extras, mask: Mask, cache: Mapping[str, Tensor]
     ) -> Tensor:
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.decoding import linear_read
 
         features = ops.cast(q, "float32")
@@ -183,7 +200,7 @@ class Linear(Mechanism):
 
     def _map(self, extras, q):
         """The feature map and its weights, as the ops take them."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         heads, dim = q.shape[2:]
         weights = {

@@ -9,7 +9,7 @@ from keras import ops
 
 from kzoo.errors import InputError
 from kzoo.models.compiled import compiled
-from kzoo.models.prompts import bucket
+from kzoo.models.prompts import Prompt, bucket
 from kzoo.values import is_count
 
 
@@ -161,15 +161,9 @@ class Conversation:
                 `max_length` is no positive integer. The conversation is unchanged then.
         """
         session, model = self._session, self._session.model
-        if not isinstance(text, str):
-            raise InputError(f"text must be a string. Received: {type(text).__name__}")
         if max_length is not None and not is_count(max_length):
             raise InputError(f"max_length must be a positive integer. Received: {max_length!r}")
-        (new,) = model.preprocessor.tokens(text)
-        sep = model.preprocessor.tokenizer.vocabulary.sep
-        said = [*self.said, *[sep] * bool(self.said), *map(int, new)]
-        x = model.preprocessor.encoder.prompts([said], as_source=True)
-        (prompt,) = model._prompts(x, session.time)
+        said, prompt = self.prompt(text)
         if not self.said or model.recomputes_prompts:
             session.begin(prompt)
         session.segments = prompt.segments
@@ -178,8 +172,27 @@ class Conversation:
         self.reused, self.encoded = session.length, read - session.length
         longest = session.time if max_length is None else len(ids) + max_length
         tokens = session.generate(ids, min(longest, session.time), self._stops)
-        self.said = [*said, sep]
+        self.said = [*said, model.preprocessor.tokenizer.vocabulary.sep]
         return self._recorded(tokens)
+
+    def prompt(self, text: str) -> tuple[list[int], Prompt]:
+        """What the model reads to reply to `text`, which changes nothing.
+
+        Returns:
+            `said` with the tokens of `text`, and the `kzoo.models.prompts.Prompt` of it.
+
+        Raises:
+            InputError: as `tokens`.
+        """
+        model = self._session.model
+        if not isinstance(text, str):
+            raise InputError(f"text must be a string. Received: {type(text).__name__}")
+        (new,) = model.preprocessor.tokens(text)
+        sep = model.preprocessor.tokenizer.vocabulary.sep
+        said = [*self.said, *[sep] * bool(self.said), *map(int, new)]
+        x = model.preprocessor.encoder.prompts([said], as_source=True)
+        (prompt,) = model._prompts(x, self._session.time)
+        return said, prompt
 
     def _recorded(self, tokens):
         for token in tokens:

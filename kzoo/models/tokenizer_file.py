@@ -127,6 +127,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
             special=tuple(sorted(special)),
             decoder_start=self.decoder_start,
             sentinels=_sentinels(tokenizer),
+            continuing=_continuing(tokenizer, special),
             **parts,
         )
         self.pad_token_id = parts["pad"]
@@ -252,6 +253,21 @@ def _sentinels(tokenizer):
     """The ids of T5's sentinels `<extra_id_0>`, `<extra_id_1>` and so on."""
     ids = (tokenizer.token_to_id(f"<extra_id_{k}>") for k in itertools.count())
     return tuple(itertools.takewhile(lambda id: id is not None, ids))
+
+
+def _continuing(tokenizer, special):
+    """The ids whose tokens continue the word of the token before them: of word pieces those with
+    `##`, of others those without the mark of a space, and without a sign other than letters and
+    digits at their beginning. None where all tokens would be."""
+    pieces = json.loads(tokenizer.to_str())["model"]["type"] == "WordPiece"
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True).items()
+    ids = {
+        id
+        for token, id in vocabulary
+        if id not in special and (token.startswith("##") if pieces else token[:1].isalnum())
+    }
+    every = len(ids) + len(special) >= len(vocabulary)
+    return None if every else tuple(sorted(ids))
 
 
 def _token_bytes(tokenizer, without, size):

@@ -10,6 +10,8 @@ weights of a model, so that one objective trains every stack that can learn it, 
     {"prefix_lm": {"score": "all"}}   the same, with the source's tokens scored too
     "masked_lm"                       the hidden tokens; {"masked_lm": {"rate": 0.3}}
     "span_corruption"                 spans of a text, given the rest of it
+    "ul2"                             the same with few, many and long spans, and the text's end
+    "unilm"                           hidden tokens, seen from both sides, one, or a source
 
 An objective of one's own is one class:
 
@@ -21,19 +23,24 @@ An objective of one's own is one class:
             return sources, [target[::-1] for target in targets]
 """
 
-from kzoo.objectives.base import Objective, get, names, register
+from kzoo.objectives.base import Examples, Objective, get, names, register
 from kzoo.objectives.causal_lm import CausalLM
 from kzoo.objectives.checks import check, check_two_stacks, task_name
 from kzoo.objectives.masked_lm import MaskedLM
 from kzoo.objectives.prefix_lm import PrefixLM
 from kzoo.objectives.span_corruption import SpanCorruption
+from kzoo.objectives.ul2 import UL2
+from kzoo.objectives.unilm import UniLM
 
 __all__ = [
     "CausalLM",
+    "Examples",
     "MaskedLM",
     "Objective",
     "PrefixLM",
     "SpanCorruption",
+    "UL2",
+    "UniLM",
     "check",
     "check_two_stacks",
     "get",

@@ -10,7 +10,7 @@ A *token array* holds the tokens of one text: integers [tokens], ids that stand 
 int32 [tokens, 2], ids and how many bytes of text each stands for (see `kzoo.encoder`).
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,22 @@ from kzoo import migrations
 from kzoo.registry import Part, Registry
 from kzoo.typing import ObjectiveSpec, Rng
 from kzoo.vocabulary import BYTES, Vocabulary
+
+
+class Examples(NamedTuple):
+    """Examples, before a layout writes them.
+
+    Attributes:
+        sources: list of token arrays, each of which may be None; or None. Where it is None no
+            source is written, and no separator.
+        targets: list of token arrays, none of them empty.
+        visible: what of each example a prefix mask shows to all of its tokens: list of `"source"`
+            (and the separator), `"all"` or `"none"`; or None, the source of each.
+    """
+
+    sources: list[Any] | None
+    targets: list[Any]
+    visible: list[str] | None = None
 
 
 class Objective(Part):
@@ -47,8 +63,8 @@ class Objective(Part):
         room: int,
         rng: Rng,
         vocabulary: Vocabulary = BYTES,
-    ) -> tuple[Any, Any]:
-        """Sources and targets of the examples of a batch; by default what is given.
+    ) -> Examples:
+        """The examples of a batch; by default what is given.
 
         Args:
             sources: list of `batch` token arrays, or None for plain texts.
@@ -59,10 +75,9 @@ class Objective(Part):
             vocabulary: a `kzoo.vocabulary.Vocabulary`.
 
         Returns:
-            `(sources, targets)`, as the arguments. A source that is None, alone or in the list,
-            means that none is written, and no separator.
+            `Examples(sources, targets)`, or a tuple of these.
         """
-        return sources, targets
+        return Examples(sources, targets)
 
     def lengths(self, source: int | None, target: int) -> tuple[int | None, int]:
         """How many tokens the source and the target have that `examples` makes.

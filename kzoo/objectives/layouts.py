@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from kzoo.errors import InputError
-from kzoo.objectives.base import Objective
+from kzoo.objectives.base import Examples, Objective
 from kzoo.typing import Rng, Tensor
 from kzoo.vocabulary import BYTES, Vocabulary
 
@@ -27,6 +27,8 @@ SCORED = {
     "all": np.array([0, 1, 0, 1, 1, 0], np.float32),
     "targets": np.array([0, 0, 0, 1, 1, 0], np.float32),
 }
+# The last kind that a prefix mask shows to all tokens, for each `Examples.visible`.
+VISIBLE = {"none": START - 1, "source": SEPARATOR, "all": END}
 
 
 class Sequences(NamedTuple):
@@ -183,7 +185,7 @@ class Single:
     def batch(
         self,
         objective: Objective,
-        examples: tuple[Any, Any],
+        examples: Examples,
         length: int,
         rng: Rng,
         *,
@@ -195,7 +197,7 @@ class Single:
 
         Args:
             objective: an `Objective`.
-            examples: `(sources, targets)`, as its `examples` returns them.
+            examples: as its `examples` returns them.
             length: tokens of a sequence.
             rng: of what it hides in place.
             complete, vocabulary: as in `write`.
@@ -203,13 +205,15 @@ class Single:
 
         Returns:
             `x`, a dict of int32 [batch, length]: `"token_ids"`, `"padding_mask"` (1 real, 0
-            padding); where the model takes them `"source_mask"` (1 in BOS, source and SEP; all 0
-            unless the objective has a source) and `"segment_ids"`; and where tokens come with their
-            bytes, `"label_bytes"` (those that each of `y` stands for). `y`, int32 [batch, length],
-            the ids to predict. `sample_weight`, float32 [batch, length], 1 where they are scored.
+            padding); where the model takes them `"source_mask"` (1 in BOS, source and SEP, or in
+            what else an example shows; all 0 unless the objective has a source) and
+            `"segment_ids"`; and where tokens come with their bytes, `"label_bytes"` (those that
+            each of `y` stands for). `y`, int32 [batch, length], the ids to predict.
+            `sample_weight`, float32 [batch, length], 1 where they are scored.
         """
         shift = int(objective.next_token)
-        ids, kinds, sizes = write(*examples, length + shift, complete, vocabulary)
+        sources, targets, visible = Examples(*examples)
+        ids, kinds, sizes = write(sources, targets, length + shift, complete, vocabulary)
         if shift:
             shown, weight = ids[:, :-1], SCORED[scored][kinds[:, 1:]]
         else:
@@ -218,9 +222,10 @@ class Single:
         kinds = kinds[:, :length]
         x = {"token_ids": shown, "padding_mask": (kinds < PADDING).astype(np.int32)}
         if self.source_mask:
-            x["source_mask"] = ((kinds <= SEPARATOR) & objective.has_source).astype(np.int32)
+            last = np.array([VISIBLE[v] for v in visible or ["source"]])[:, None]
+            x["source_mask"] = ((kinds <= last) & objective.has_source).astype(np.int32)
         if self.segments is not None:
-            of_pair = np.array([False] * len(ids)) if examples[0] is None else _given(examples[0])
+            of_pair = np.array([False] * len(ids)) if sources is None else _given(sources)
             in_target = (kinds > SEPARATOR) & (kinds < PADDING) & of_pair[:, None]
             x["segment_ids"] = np.array(self.segments, np.int32)[in_target.astype(np.int32)]
         if sizes is not None:
@@ -272,7 +277,7 @@ class EncoderDecoder:
     def batch(
         self,
         objective: Objective,
-        examples: tuple[Any, Any],
+        examples: Examples,
         length: int,
         rng: Rng,
         *,
@@ -280,7 +285,8 @@ class EncoderDecoder:
         scored: str,
         vocabulary: Vocabulary,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        ids, kinds, sizes = write(*examples, length + 1, complete, vocabulary)
+        sources, targets, _ = Examples(*examples)
+        ids, kinds, sizes = write(sources, targets, length + 1, complete, vocabulary)
         encoded = kinds <= SEPARATOR
         # The target follows a BOS of its own: its sequence begins where the separator stood.
         position = np.arange(length + 1) + encoded.sum(1, keepdims=True) - 1

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from kzoo.errors import InputError, unknown
-from kzoo.objectives.base import Objective, register
+from kzoo.objectives.base import Examples, Objective, register
 from kzoo.typing import Rng
 from kzoo.vocabulary import BYTES, Vocabulary
 
@@ -39,19 +39,17 @@ class PrefixLM(Objective):
         room: int,
         rng: Rng,
         vocabulary: Vocabulary = BYTES,
-    ) -> tuple[Any, Any]:
+    ) -> Examples:
         if sources is not None:
-            return sources, targets
+            return Examples(sources, targets)
         n = np.minimum([len(text) for text in targets], room)
         if n.min() < 2:
             raise InputError(
                 "a text needs two tokens or more, to be cut into source and target. "
                 f"Received: a text of {n.min()}"
             )
-        cuts = rng.integers(1, n)  # uniform in 1..n-1
-        sources = [text[:cut] for text, cut in zip(targets, cuts, strict=True)]
-        targets = [text[cut:end] for text, cut, end in zip(targets, cuts, n, strict=True)]
-        return sources, targets
+        pairs = cut(targets, n, rng.integers(1, n))  # uniform in 1..n-1
+        return Examples([source for source, _ in pairs], [target for _, target in pairs])
 
     def lengths(self, source: int | None, target: int) -> tuple[int | None, int]:
         return (1, target - 1) if source is None else (source, target)
@@ -62,3 +60,8 @@ class PrefixLM(Objective):
 
     def draws(self, paired: bool) -> bool:
         return not paired
+
+
+def cut(texts: list[Any], ends: np.ndarray, cuts: np.ndarray) -> list[tuple[Any, Any]]:
+    """Each text in two: what stands before its cut, and what stands from there to its end."""
+    return [(text[:c], text[c:end]) for text, c, end in zip(texts, cuts, ends, strict=True)]

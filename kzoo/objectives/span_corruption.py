@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from kzoo.errors import InputError
-from kzoo.objectives.base import Objective, register
+from kzoo.objectives.base import Examples, Objective, register
 from kzoo.typing import Rng
 from kzoo.values import is_number
 from kzoo.vocabulary import BYTES, Vocabulary
@@ -68,16 +68,16 @@ class SpanCorruption(Objective):
         room: int,
         rng: Rng,
         vocabulary: Vocabulary = BYTES,
-    ) -> tuple[Any, Any]:
+    ) -> Examples:
         if sources is not None:
             raise InputError(
                 "span_corruption is learned from texts; of pairs use the objective 'prefix_lm'. "
                 "Received: sources and targets"
             )
-        pairs = [self._cut(np.asarray(text[:room]), rng, vocabulary) for text in targets]
-        return [source for source, _ in pairs], [target for _, target in pairs]
+        pairs = [self.cut(np.asarray(text[:room]), rng, vocabulary) for text in targets]
+        return Examples([source for source, _ in pairs], [target for _, target in pairs])
 
-    def _cut(self, text, rng, vocabulary):
+    def cut(self, text: np.ndarray, rng: Rng, vocabulary: Vocabulary) -> tuple[Any, Any]:
         """A text's source and target: token arrays."""
         if len(text) < 2:
             raise InputError(
@@ -92,14 +92,30 @@ class SpanCorruption(Objective):
                 f"Received: {spans} spans in a text of {len(text)} tokens"
             )
         kept = _segments(len(text) - noise, spans, rng)
-        lengths = np.stack([kept, _segments(noise, spans, rng)], axis=1).reshape(-1)
-        parts = np.split(text, np.cumsum(lengths)[:-1])
-        marks = np.array(vocabulary.sentinels[:spans], np.int32)[:, None]
-        if text.ndim == 2:  # ids and bytes of text, of which a sentinel has none
-            marks = np.stack([marks, np.zeros_like(marks)], axis=-1)
-        source = [part for pair in zip(parts[::2], marks, strict=True) for part in pair]
-        target = [part for pair in zip(marks, parts[1::2], strict=True) for part in pair]
-        return np.concatenate(source), np.concatenate(target)
+        return cut_out(text, kept, _segments(noise, spans, rng), vocabulary)
+
+
+def cut_out(text: np.ndarray, kept: Any, spans: Any, vocabulary: Vocabulary) -> tuple[Any, Any]:
+    """A text's source, with a sentinel for each span, and its target, each sentinel and its span.
+
+    Args:
+        text: token array.
+        kept, spans: in turn the lengths of what stays and of what is cut out: two lists of integers
+            that add up to the text's length.
+        vocabulary: a `Vocabulary` with a sentinel for each.
+    """
+    lengths = np.stack([kept, spans], axis=1).reshape(-1)
+    parts = np.split(text, np.cumsum(lengths)[:-1])
+    marks = marked(vocabulary.sentinels[: len(spans)], text)[:, None]
+    source = [part for pair in zip(parts[::2], marks, strict=True) for part in pair]
+    target = [part for pair in zip(marks, parts[1::2], strict=True) for part in pair]
+    return np.concatenate(source), np.concatenate(target)
+
+
+def marked(ids: Any, text: np.ndarray) -> np.ndarray:
+    """Ids that stand for no text as a token array like that of a text."""
+    ids = np.array(ids, np.int32)
+    return np.stack([ids, np.zeros_like(ids)], axis=-1) if text.ndim == 2 else ids
 
 
 def _segments(count, parts, rng):

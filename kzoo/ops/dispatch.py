@@ -8,10 +8,14 @@
 | `splash`     | softmax         | JAX on TPU                   | orders, no bias             |
 | `cudnn`      | softmax         | JAX on GPU, 16-bit floats    | all, no bias                |
 | `sdpa`       | softmax         | torch                        | all                         |
+| `pallas`     | linear          | JAX on TPU                   | orders; no states           |
+|              | gated_linear    | JAX on TPU                   | orders along time; no states|
 | `chunk_scan` | linear          | JAX                          | orders                      |
 |              | gated_linear    | JAX                          | orders along time           |
 | `chunked`    | linear          | everywhere                   | orders                      |
 |              | gated_linear    | everywhere                   | orders along time           |
+| `chunk_scan` | delta           | JAX                          | causal, reversed            |
+| `chunked`    | delta           | everywhere                   | causal, reversed            |
 
 `chunk_scan` and `chunked` compute the same sums: the first in a rolled loop over the chunks, whose
 gradient is written by hand and computes each chunk again; the second all chunks at once, in
@@ -48,11 +52,15 @@ _OURS = {
         "cudnn",
         "blockwise",
         "dense",
+        "pallas.linear",
+        "pallas.gated_linear",
         "chunk_scan",
         "chunked",
+        "delta_scan",
+        "delta_chunked",
     ),
-    "torch": ("sdpa", "dense", "chunked"),
-    "tensorflow": ("dense", "chunked"),
+    "torch": ("sdpa", "dense", "chunked", "delta_chunked"),
+    "tensorflow": ("dense", "chunked", "delta_chunked"),
 }
 _registered: dict[tuple, Any] = {}  # by mechanism and name
 _PARTS = ("NAME", "MECHANISM", "preferred", "unsupported_reason", "run")
@@ -75,6 +83,8 @@ class Spec:
         bias: whether a bias is added to the scores.
         dtype: of the layer's computation.
         features: of a head, in linear attention.
+        normalize: whether there is a denominator, in linear attention.
+        state: whether a state is given or asked for, in linear attention.
         batch: examples; None where not known, as in a program that is exported for any number.
         backend: `"jax"`, `"tensorflow"` or `"torch"`.
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
@@ -94,6 +104,8 @@ class Spec:
     bias: bool = False
     dtype: str = "float32"
     features: int | None = None
+    normalize: bool = True
+    state: bool = False
     batch: int | None = 1
     backend: str = "jax"
     platform: str = "cpu"
@@ -177,10 +189,24 @@ def kernels(mechanism: str, backend: str) -> dict[str, Any]:
 
     Example:
         >>> list(kernels("linear", "jax"))
-        ['native', 'chunk_scan', 'chunked']
+        ['native', 'pallas', 'chunk_scan', 'chunked']
     """
     theirs = [k for k in reversed(_registered.values()) if mechanism in _computed(k)]
     return {kernel.NAME: kernel for kernel in (*theirs, *_ours(mechanism, backend))}
+
+
+def names(backend: str) -> tuple[str, ...]:
+    """The names of all kernels on a backend, whatever they compute: a tuple.
+
+    Args:
+        backend: `"jax"`, `"tensorflow"` or `"torch"`.
+
+    Example:
+        >>> names("tensorflow")
+        ('dense', 'chunked')
+    """
+    every = (*reversed(_registered.values()), *_modules(backend))
+    return tuple(dict.fromkeys(kernel.NAME for kernel in every))
 
 
 def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
@@ -214,9 +240,9 @@ def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
             f"Received: {spec.mask!r}; {reasons}"
         )
     if implementation not in found:
-        for backend, names in _OURS.items():
+        for backend, modules in _OURS.items():
             here_too = backend == spec.backend
-            if not here_too and implementation in {name.partition(".")[0] for name in names}:
+            if not here_too and implementation in {name.partition(".")[0] for name in modules}:
                 raise InputError(
                     f"the kernel {implementation!r} runs on the {backend} backend, not on "
                     f"{spec.backend}. Received: implementation={implementation!r}"

@@ -138,6 +138,69 @@ def _sums_between(gates, padding_mask, batch, time):
     return sums
 
 
+def delta(
+    q,
+    k,
+    v,
+    beta,
+    log_decay=None,
+    mask="causal",
+    *,
+    padding_mask=None,
+    scale=None,
+    initial_state=None,
+):
+    """The delta rule: S ← exp(g) S, S ← S - β k (kᵀS) + β k vᵀ, out_i = scale Sᵀq_i, in turn.
+
+    Sources: Schlag et al. 2021, arXiv:2102.11174, equation 24; with a decay g Yang et al. 2024,
+    arXiv:2412.06464, equation 10.
+
+    Args:
+        q, k, v: as in `attention`.
+        beta: floats [batch, time, heads].
+        log_decay: likewise, the decays g; None for 0.
+        mask: a mask spec or `Mask` under which no two tokens of a document see each other; the
+            tokens come in the order in which they see more and more.
+        padding_mask: as in `Mask.dense`.
+        scale: 1/√dim by default.
+        initial_state: floats [batch, heads, dim, value_dim], S before each example's first
+            document; 0 by default, as it is before every other.
+
+    Returns:
+        float64 [batch, time, heads, value_dim], exactly 0 at padding, and S after each example's
+        last document: [batch, heads, dim, value_dim].
+
+    Example:
+        >>> out, state = delta(q, k, v, np.full(q.shape[:3], 0.5), mask="reversed")
+    """
+    q, k, v, beta = (np.asarray(x, "float64") for x in (q, k, v, beta))
+    g = np.zeros(beta.shape) if log_decay is None else np.asarray(log_decay, "float64")
+    batch, time, heads, dim = q.shape
+    k, v = (np.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
+    masks_of = {"num_heads": heads, "padding_mask": padding_mask}
+    visible = np.asarray(masks.get(mask).dense(time, **masks_of))
+    visible = np.broadcast_to(visible, (batch, heads, time, time))
+    ids = np.ones((1, time), int) if padding_mask is None else np.asarray(padding_mask)
+    ids = np.broadcast_to(ids, (batch, time))
+    scale = dim**-0.5 if scale is None else scale
+    out, last = (
+        np.zeros((batch, time, heads, v.shape[3])),
+        np.zeros((batch, heads, dim, v.shape[3])),
+    )
+    for b, h in np.ndindex(batch, heads):
+        s = last[b, h] if initial_state is None else np.asarray(initial_state, "float64")[b, h]
+        documents = list(dict.fromkeys(ids[b][ids[b] != 0].tolist()))
+        for one in documents:
+            tokens = np.flatnonzero(ids[b] == one)
+            s = s if one == documents[0] else np.zeros_like(s)
+            for t in tokens[np.argsort(visible[b, h][tokens].sum(-1))]:
+                s = np.exp(g[b, t, h]) * s
+                s = s + beta[b, t, h] * np.outer(k[b, t, h], v[b, t, h] - s.T @ k[b, t, h])
+                out[b, t, h] = scale * s.T @ q[b, t, h]
+        last[b, h] = s
+    return out, last
+
+
 def _positions(ids, time):
     """How many tokens of its document come before each: integers [batch or 1, time]."""
     if ids is None:

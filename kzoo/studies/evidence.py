@@ -1,9 +1,12 @@
 """From the files of a study to its verdicts: what its records say of its hypotheses."""
 
+import dataclasses
+
 import numpy as np
 
 from kzoo.studies.hypotheses import LEAST_PAIRS, Hypothesis
-from kzoo.studies.records import programs
+from kzoo.studies.metrics import METRICS
+from kzoo.studies.records import programs, run_name
 from kzoo.studies.sentences import ArmFacts
 from kzoo.studies.verdicts import Evidence, verdicts
 
@@ -37,8 +40,9 @@ def draw(study, records):
         return []
     runs = [record for record in records if record["seed"] in seeds]
     return verdicts(
-        [_evidence(hypothesis, study, runs) for hypothesis in found],
+        [_evidence(hypothesis, {**study, "seeds": list(seeds)}, runs) for hypothesis in found],
         looks=tuple(study.get("looks", ())),
+        failed_runs=study.get("failed_runs", "undecided"),
     )
 
 
@@ -48,8 +52,17 @@ def decided(drawn):
 
 
 def seeds_drawn(study, records):
-    """The seeds at which verdicts are drawn, those of the last look whose runs are all there."""
+    """The seeds at which verdicts are drawn, those of the last look whose runs are all there.
+
+    Runs that are excluded need not be.
+    """
     done = {(record["data"], record["arm"], record["seed"]) for record in records}
+    done |= {
+        (*program, seed)
+        for program in programs(study)
+        for seed in study["seeds"]
+        if run_name(*program, seed) in study.get("excluded", ())
+    }
     seeds = study["seeds"]
     for look in reversed(study.get("looks") or [len(seeds)]):
         taken = seeds[:look]
@@ -80,11 +93,23 @@ def looks_taken(study, records):
 
 
 def _evidence(hypothesis, study, records):
-    values, facts = {}, {}
+    values, facts, runs_of = {}, {}, {}
     for label in hypothesis.labels:
         runs = [r for r in records if r["arm"] == label and r["data"] == hypothesis.data]
+        runs_of[label] = runs
         values[label] = {run["seed"]: _value(run, hypothesis.metric) for run in runs}
-        facts[label] = arm_facts(runs, study)
+        without = tuple(
+            run["seed"]
+            for run in runs
+            if run["status"] == "finished" and values[label][run["seed"]] is None
+        )
+        excluded = {
+            seed: study["excluded"][name]
+            for seed in study["seeds"]
+            if (name := run_name(hypothesis.data, label, seed)) in study.get("excluded", ())
+        }
+        known = arm_facts(runs, study)
+        facts[label] = dataclasses.replace(known, excluded=excluded, without=without)
     return Evidence(
         hypothesis,
         values,
@@ -92,11 +117,57 @@ def _evidence(hypothesis, study, records):
         setting=_setting(hypothesis, study, records),
         post_hoc=is_post_hoc(hypothesis, records),
         added_to=tuple(() if study.get("looks") else looks_taken(study, records)),
+        unequal=unequal(runs_of, study),
     )
 
 
+# What arms have in unlike amounts: in a record's fields, and in words.
+_AMOUNTS = {
+    "steps": "steps",
+    "parameters": "parameters",
+    "tokens_seen": "tokens seen",
+    "tokens_scored": "tokens scored",
+    "flops": "FLOPs",
+}
+_BUDGETS = {"steps": "steps", "scored_tokens": "scored tokens", "flops": "FLOPs"}
+_EQUAL = 0.01  # amounts that differ by less are the same
+
+
+def unequal(runs_of, study):
+    """What arms have not the same amount of, in a sentence; "" where all is equal.
+
+    Args:
+        runs_of: label -> records of the arm's runs on one source.
+        study: the JSON of the study.
+
+    Example:
+        >>> runs = {"a": [{"status": "finished", "flops": 3e9}]}
+        >>> runs["b"] = [{"status": "finished", "flops": 4e9}]
+        >>> unequal(runs, {"budget": "steps"})
+        'At equal steps these are not equal: FLOPs (a 3e+09, b 4e+09).'
+    """
+    said = []
+    for field, words in _AMOUNTS.items():
+        means = {
+            label: float(np.mean([run[field] for run in runs if run["status"] == "finished"]))
+            for label, runs in runs_of.items()
+            if any(field in run and run["status"] == "finished" for run in runs)
+        }
+        if len(means) > 1 and max(means.values()) > (1 + _EQUAL) * min(means.values()):
+            each = ", ".join(f"{label} {_amount(value)}" for label, value in means.items())
+            said.append(f"{words} ({each})")
+    if not said:
+        return ""
+    budget = _BUDGETS[study.get("budget", "steps")]
+    return f"At equal {budget} these are not equal: {', '.join(said)}."
+
+
+def _amount(value):
+    return f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
+
+
 def _value(run, metric):
-    return run.get(metric) if run["status"] == "finished" else None
+    return METRICS.get(metric).value(run) if run["status"] == "finished" else None
 
 
 def is_post_hoc(hypothesis, records):
@@ -120,7 +191,17 @@ def _setting(hypothesis, study, records):
         what = groups.pop().removesuffix(f" on {hypothesis.data}")
         where = f"{'continuations' if what == 'continuation' else what} of {source}"
     steps = study["steps"]
-    return f"on {where}, at {steps:,} step{'s' * (steps != 1)}"
+    at = f"at {steps:,} step{'s' * (steps != 1)}"
+    if study.get("budget", "steps") != "steps":
+        numbers = {
+            record.get("training", {}).get("steps", steps)
+            for record in records
+            if record["arm"] in hypothesis.labels and record["data"] == hypothesis.data
+        }
+        least, most = min(numbers), max(numbers)
+        span = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        at = f"at equal {_BUDGETS[study['budget']]} ({span} steps)"
+    return f"on {where}, {at}"
 
 
 # Doubtful runs ---------------------------------------------------------------------------------
@@ -148,6 +229,7 @@ def arm_facts(runs, study):
         tuning_seeds=chosen.get("seeds", 0),
         widened=chosen.get("widened", 0),
         at_edge=chosen.get("at_edge", False),
+        others=chosen.get("others", {}),
         diverged=tuple(run["seed"] for run in runs if run["status"] != "finished"),
         stalled=tuple(run["seed"] for run in finished if _stalled(run)),
         above_bigram=bool(finished) and float(np.mean([_above(run) for run in finished])) > 0,

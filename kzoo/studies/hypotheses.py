@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from kzoo.errors import InputError, unknown
 from kzoo.values import is_count, is_number, plain, shown
@@ -36,7 +37,8 @@ class Hypothesis:
             many gaps, in the order of the factor.
         question: what the hypotheses of one family ask together; Holm's correction goes over all
             hypotheses of a question. By default the name, a question of its own.
-        metric: the field of a run's record that is compared, e.g. `"bits"`.
+        metric: what is compared, of `kzoo.studies.metrics`: its name, e.g. `"bits"`, or JSON such
+            as `{"steps_to": {"bits": 2.5}}`.
         sign: what is expected of the contrast: `"+"`, `"-"`, or `"0"`, nothing beyond the margin,
             which is what an equivalence always expects.
         margin: the largest contrast that does not matter, > 0, in the unit of the metric (of a
@@ -64,7 +66,7 @@ class Hypothesis:
     kind: str
     arms: tuple
     question: str = ""
-    metric: str = "bits"
+    metric: Any = "bits"
     sign: str = ""
     margin: float | None = None
     scale: str = "difference"
@@ -242,6 +244,8 @@ def _slope(values):
 def _check_text(hypothesis):
     for field in ("name", "metric"):
         value = getattr(hypothesis, field)
+        if field == "metric" and isinstance(value, Mapping):
+            continue  # JSON of a metric, which the study looks up
         if not (isinstance(value, str) and value.strip() and value.isprintable()):
             raise InputError(
                 f"the {field} of a hypothesis is a line of text. Received: {shown(value)}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import html
 import json
 import os
 import tempfile
@@ -11,11 +12,14 @@ from typing import Any
 
 from kzoo.data import sources
 from kzoo.errors import InputError
+from kzoo.files import write
 from kzoo.studies import prediction
 from kzoo.studies.page import plot, report, table
+from kzoo.studies.page.tables import runs
 from kzoo.studies.records import read
 from kzoo.studies.runner import run
-from kzoo.studies.study import Study
+from kzoo.studies.study import ARM_FIELDS, Study
+from kzoo.studies.tables import costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +34,75 @@ class Results:
     records: list
     directory: Path
 
+    def __repr__(self):
+        arms = {record["arm"] for record in self.records}
+        said = [f"{len(arms)} arm{'s' * (len(arms) != 1)}", self._runs()]
+        return f"Results({', '.join(said)}, directory={str(self.directory)!r})"
+
+    def _runs(self):
+        """How many runs there are, and how many of them failed."""
+        runs = len(self.records)
+        failed = sum(record["status"] != "finished" for record in self.records)
+        return f"{runs} run{'s' * (runs != 1)}" + (f" ({failed} not finite)" if failed else "")
+
+    def _repr_html_(self):
+        """The verdicts and the table, as a notebook shows them."""
+        verdicts = "".join(
+            f"<li><b>{html.escape(verdict.hypothesis.name)}</b>: {html.escape(str(verdict))}</li>"
+            for verdict in self.verdicts()
+        )
+        shown = self.table()[["group", "arm", "mean", "min", "max", "finished", "seconds"]]
+        about = f"{self._runs()} in {self.directory}; .plot() draws them, .report() writes a page."
+        rows = shown.to_html(index=False, border=0, float_format="{:.3f}".format, na_rep="–")
+        return f"<ul>{verdicts}</ul>{rows}<p>{html.escape(about)}</p>"
+
     def table(self) -> Any:
-        """One row per arm and group, a `pandas.DataFrame`; see `kzoo.studies.page.table`."""
-        return table(self.records)
+        """One row per arm and group, a `pandas.DataFrame`.
+
+        Its columns are those of `kzoo.studies.page.table`, and what each arm takes: those of
+        `kzoo.studies.tables.costs`.
+        """
+        rows = table(self.records)
+        more = costs(self.records)
+        new = [name for name in more if name not in rows or name in ("group", "arm")]
+        return rows.merge(more[new], on=["group", "arm"], how="left")
 
     def plot(self) -> Any:
-        """Held-out bits along training, a `matplotlib.figure.Figure`, shown inline."""
+        """Held-out bits along training, shown inline; see `kzoo.studies.page.plot`.
+
+        Example:
+            >>> results.plot().save("curves.svg").name
+            'curves.svg'
+        """
         return plot(self.records)
 
     def report(self) -> Path:
         """Write the self-contained page; its `Path`."""
         return report(self.directory)
+
+    def to_csv(self, path: Path | None = None) -> str | None:
+        """One line per run, as CSV: what its record says in single values, metrics included.
+
+        The page has more tables beside it; `table().to_csv()` has a line per arm.
+
+        Args:
+            path: of the file to write; without one, the CSV is returned.
+
+        Returns:
+            The CSV, a string; None if it was written.
+
+        Raises:
+            OSError: if the file cannot be written.
+
+        Example:
+            >>> results.to_csv().splitlines()[0][:19]
+            'run,data,group,meas'
+        """
+        text = runs(self.records).to_csv(index=False)
+        if path is None:
+            return text
+        write(path, text)
+        return None
 
     def verdicts(self) -> list[Any]:
         """What the study says of its hypotheses: a list of `kzoo.studies.verdicts.Verdict`.
@@ -63,24 +125,36 @@ def compare(
     seeds: int | Sequence[int] = 2,
     steps: int = 300,
     directory: Path | None = None,
+    hypotheses: Any = None,
+    tuning: Any = None,
+    looks: Any = None,
+    budget: str | None = None,
+    minutes: float | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Results:
     """Train several models under equal conditions, in this process.
 
     Args:
-        arms: list of preset names, or `{label: (name, overrides)}`.
+        arms: list of preset names, or `{label: (name, overrides)}`; instead of the pair a dict
+            `{"preset": name, "overrides": {...}, "training": {...}}`, whose `training` replaces
+            training fields of the study, such as `learning_rate`, for that arm.
         data: a source as `kzoo.data.load` takes it, by name or in memory (texts, pairs, or
             `{"prompts": [...], "responses": [...]}`), or a list of such sources.
         seeds: a number of seeds, or a list of them.
         steps: optimizer steps of each run.
         directory: where the files go; a new temporary folder by default. A directory that
             holds the same study is gone on with; seeds, hypotheses and looks may be added.
+        hypotheses: what the study asks, and ends in verdicts on: a list of dicts or of
+            `kzoo.studies.hypotheses.Hypothesis`.
+        tuning: how training fields are chosen for each arm, on other seeds: `{"seeds": [...],
+            "grid": {"learning_rate": [...]}}`.
+        looks: the numbers of seeds at which verdicts are drawn, where it may stop.
+        budget: what all arms have the same amount of: `"steps"`, `"scored_tokens"` or `"flops"`.
+        minutes: after which it stops, between two runs where it can.
         progress: whether to show progress bars.
-        **settings: further fields of `kzoo.studies.Study`: `batch_size`, `learning_rate`,
-            `valid`, `evaluations`, `name`, `description`; and what makes it end in verdicts:
-            `hypotheses` (a list of dicts or of `kzoo.studies.hypotheses.Hypothesis`), `looks`,
-            `imports`.
+        **settings: further fields of `kzoo.studies.Study`, such as `batch_size`,
+            `learning_rate`, `valid`, `evaluations`, `name`, `imports`.
 
     Returns:
         `Results`.
@@ -95,9 +169,11 @@ def compare(
         >>> sorted(results.table()["arm"])
         ['linear', 'softmax']
     """
+    protocol = {"hypotheses": hypotheses, "tuning": tuning, "looks": looks, "budget": budget}
+    settings |= {name: value for name, value in protocol.items() if value is not None}
     study = _study(arms, data, seeds, steps, settings)
     directory = Path(directory or tempfile.mkdtemp(prefix="kzoo-"))
-    return Results(run(study, directory, progress=progress), directory)
+    return Results(run(study, directory, progress=progress, minutes=minutes), directory)
 
 
 def predict(
@@ -140,8 +216,14 @@ def _study(arms, data, seeds, steps, settings):
     fields = {}
     for label, arm in arms.items():
         arm = (arm, {}) if isinstance(arm, str) else arm
+        if isinstance(arm, Mapping):
+            fields[label] = dict(arm)
+            continue
         if not isinstance(arm, tuple | list) or len(arm) != 2:
-            raise InputError(f"the arm {label!r} is a pair (name, overrides). Received: {arm!r}")
+            raise InputError(
+                f"the arm {label!r} is a pair (name, overrides), or a dict of "
+                f"{', '.join(ARM_FIELDS)}. Received: {arm!r:.120}"
+            )
         fields[label] = {"preset": arm[0], "overrides": arm[1]}
     names, given = _sources(data)
     settings = {**settings, "given": given} if given else settings

@@ -4,17 +4,9 @@ import dataclasses
 import time
 
 from kzoo.analysis import attention_spectrum
-from kzoo.studies import tuning
-from kzoo.studies.records import read_tuning
-from kzoo.studies.runner import (
-    SPECTRUM_ROWS,
-    Trainer,
-    as_begun,
-    check_directory,
-    finished_runs,
-    jobs_left,
-    load_splits,
-)
+from kzoo.studies import amounts, programs, retuning, tuning
+from kzoo.studies.folder import as_begun, check_directory, finished_runs
+from kzoo.studies.runner import SPECTRUM_ROWS, Trainer, jobs_left
 from kzoo.studies.threads import devices, on_the_first, share_out
 from kzoo.training.timing import measure
 
@@ -68,29 +60,39 @@ def predict(study, directory=None):
         study = as_begun(study, directory)
         check_directory(study, directory)
         done = finished_runs(directory)
-    jobs = jobs_left(study, done) + _tuning_left(study, directory)
+    jobs = tuning_left(study, directory) + jobs_left(study, done)
+    study = amounts.with_steps(study, study)
     places = max(1, len(devices()))
     starting, running = {}, {}
-    for source, label in dict.fromkeys(job[:2] for job in jobs):
-        with on_the_first():
-            starting[source, label], running[source, label] = _measured(study, source, label)
-    ends = [0.0] * places
+    try:
+        for source, label in dict.fromkeys(job[:2] for job in jobs):
+            with on_the_first():
+                starting[source, label], running[source, label] = _measured(study, source, label)
+    finally:
+        programs.forget()
+    ends, compiled = [0.0] * places, set()
     for source, label, seeds in share_out(jobs, places):
         first = ends.index(min(ends))  # takes the next job
-        ends[first] += starting[source, label] + len(seeds) * running[source, label]
+        if (first, source, label) not in compiled:
+            ends[first] += starting[source, label]
+            compiled.add((first, source, label))
+        ends[first] += len(seeds) * running[source, label]
     runs = sum(len(seeds) for *_, seeds in jobs)
     return Prediction(max(ends) / 60, runs, min(places, max(1, runs)), running)
 
 
-def _tuning_left(study, directory):
+def tuning_left(study, directory):
     """Jobs of the arms themselves for what tuning takes, unless a grid must be widened."""
     if not study.tuning:
         return []
-    records = read_tuning(directory) if directory is not None else []
+    asked = tuning.asked(study, [])
+    own, others = retuning.known(study, asked, directory, {})
+    records = [*own.values(), *others.values()]
+    asked = tuning.asked(study, records)
     done = {record["run"] for record in records}
     return [
         (source, tuning.as_record({"arm": label})["arm"], seeds)
-        for source, label, seeds in jobs_left(tuning.asked(study, records), done)
+        for source, label, seeds in jobs_left(asked, done)
     ]
 
 
@@ -99,12 +101,13 @@ def _measured(study, source, label):
     start = time.perf_counter()
     trainer = Trainer(study, source, study.arms[label])
     making = time.perf_counter() - start
-    splits = load_splits(study, source, trainer.arm.config(study.seeds[0]))
+    config, size = trainer.arm.config(study.seeds[0]), trainer.training["batch_size"]
+    splits = amounts.load_splits(study, source, config, size)
     timing = measure(
         trainer.program.model,
         splits.train,
         splits.valid,
-        steps=study.steps,
+        steps=trainer.steps,
         evaluator=trainer.program.evaluator,
     )
     x, _, _ = splits.valid[0]
@@ -115,7 +118,7 @@ def _measured(study, source, label):
         attention_spectrum(trainer.program.model, row)
         spectrum.append(time.perf_counter() - start)
     begin = making + timing.compiling + max(0.0, spectrum[0] - spectrum[1])
-    run = making + 60 * timing.minutes(study.steps, study.evaluations)
+    run = making + 60 * timing.minutes(trainer.steps, study.evaluations)
     return begin, run + SPECTRUM_ROWS * spectrum[1]
 
 

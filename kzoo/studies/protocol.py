@@ -14,10 +14,13 @@ from pathlib import Path
 
 from kzoo.errors import InputError, unknown
 from kzoo.studies.hypotheses import LEAST_PAIRS, check_looks, hypotheses
+from kzoo.studies.metrics import METRICS
 from kzoo.values import shown
 
-METRICS = ("bits", "seconds", "tokens_per_second")  # numbers in the record of every run
 BUDGETS = ("steps", "scored_tokens", "flops")
+FAILED_RUNS = ("undecided", "left out")
+# What arms have at step 0; a hypothesis may name these in `differ_in` beside fields.
+AT_STEP_0 = ("variables", "shapes", "initial_values", "batches", "scored_tokens")
 _APART = ("seed", "config_version")  # fields of a config in which no arms are compared
 
 
@@ -27,13 +30,19 @@ class Tuning:
 
     Attributes:
         seeds: on which, none of them among those that decide.
-        grid: training field -> its values, two or more, increasing.
+        grid: training field -> its values, two or more; numbers increase.
         arms: label -> the grid of that arm, where it has one of its own.
+        records: a file of tuning runs that were made before, "" for none. It stands beside the
+            study's file, or among those that come with kzoo. What it holds of this study's runs,
+            to the last field and byte of data, is not run again.
+        folder: where the study's file stands; not of its JSON.
     """
 
     seeds: tuple
     grid: dict
     arms: dict = dataclasses.field(default_factory=dict)
+    records: str = ""
+    folder: str = dataclasses.field(default=".", compare=False)
 
     def of(self, label):
         """The grid of an arm: training field -> values."""
@@ -44,7 +53,20 @@ class Tuning:
         fields = {"seeds": list(self.seeds), "grid": _lists(self.grid)}
         if self.arms:
             fields["arms"] = {label: _lists(grid) for label, grid in self.arms.items()}
+        if self.records:
+            fields["records"] = self.records
         return fields
+
+    def records_file(self):
+        """The `Path` of the file of records; `InputError` where there is none."""
+        places = [Path(self.folder), Path(__file__).parent]
+        for place in places:
+            if (place / self.records).is_file():
+                return place / self.records
+        raise InputError(
+            "the records of a tuning are a file beside the study's, or one of kzoo's own. "
+            f"Received: {self.records!r}"
+        )
 
 
 def _lists(grid):
@@ -58,7 +80,8 @@ def tuning(value, labels, checks):
     """The tuning of a study from its JSON.
 
     Args:
-        value: `{"seeds": [...], "grid": {"learning_rate": [...]}, "arms": {label: grid}}`.
+        value: `{"seeds": [...], "grid": {"learning_rate": [...]}, "arms": {label: grid},
+            "records": file}`.
         labels: of the study's arms.
         checks: training field -> function `(name, value)` that returns a valid value or raises
             `InputError`; `"seeds"` among them.
@@ -73,7 +96,7 @@ def tuning(value, labels, checks):
         >>> tuning(spec, ["GPT"], {"seeds": take, "learning_rate": take}).of("GPT")
         {'learning_rate': (0.003, 0.01)}
     """
-    fields = [field.name for field in dataclasses.fields(Tuning)]
+    fields = [field.name for field in dataclasses.fields(Tuning) if field.compare]
     if not isinstance(value, Mapping):
         raise InputError(
             f"tuning is a JSON object of {', '.join(fields)}. Received: {shown(value)}"
@@ -93,7 +116,10 @@ def tuning(value, labels, checks):
         if label not in labels:
             raise unknown("arm of tuning", label, labels)
     arms = {label: _grid(f"the tuning grid of {label!r}", g, tuned) for label, g in own.items()}
-    return Tuning(tuple(seeds), _grid("the tuning grid", value["grid"], tuned), arms)
+    records = value.get("records", "")
+    if not isinstance(records, str) or not records.isprintable():
+        raise InputError(f"records of tuning is the name of a file. Received: {shown(records)}")
+    return Tuning(tuple(seeds), _grid("the tuning grid", value["grid"], tuned), arms, records)
 
 
 def _grid(name, grid, checks):
@@ -113,16 +139,27 @@ def _grid(name, grid, checks):
                 f"Received: {shown(values)}"
             )
         taken[field] = tuple(checks[field](f"{field} of {name}", value) for value in values)
-        if None in taken[field] or list(taken[field]) != sorted(set(taken[field])):
-            raise InputError(f"{name} has increasing values of {field}. Received: {shown(values)}")
+        words = all(isinstance(value, str) for value in taken[field])
+        numbers = sorted(v for v in taken[field] if v is not None and not words)
+        in_order = taken[field] if words else tuple(numbers)
+        if taken[field] != in_order or len(set(values)) < len(values):
+            kind = "distinct" if words else "increasing"
+            raise InputError(f"{name} has {kind} values of {field}. Received: {shown(values)}")
     return taken
 
 
 def budget(field, value):
     """What every arm has the same amount of: one of `BUDGETS`."""
-    if value in BUDGETS:
+    if isinstance(value, str) and value in BUDGETS:
         return value
     raise unknown(field, value, BUDGETS)
+
+
+def failed_runs(field, value):
+    """What becomes of a hypothesis some of whose runs failed: one of `FAILED_RUNS`."""
+    if isinstance(value, str) and value in FAILED_RUNS:
+        return value
+    raise unknown(field, value, FAILED_RUNS)
 
 
 def looks(field, value):
@@ -182,7 +219,7 @@ def settled(specs, arms, configs, group):
     Args:
         specs: JSON of the hypotheses.
         arms: label -> arm, with its sources in `arm.data`.
-        configs: label -> complete config of the arm.
+        configs: label -> complete config of the arm, with its training fields.
         group: function `(config, source)` of the group within which arms' bits compare.
 
     Returns:
@@ -209,46 +246,71 @@ def settled(specs, arms, configs, group):
             )
         hypothesis = dataclasses.replace(hypothesis, data=hypothesis.data or shared[0])
         _check_differences(hypothesis, configs)
-        if hypothesis.metric == "bits":
+        metric = _metric(hypothesis)
+        hypothesis = dataclasses.replace(hypothesis, metric=metric.get_config())
+        if metric.of_predictions:
             _check_groups(hypothesis, lambda label, h=hypothesis: group(configs[label], h.data))
         found.append(hypothesis)
     return tuple(found)
 
 
-def _check_what_acts(study):
-    """Refuses what studies may say one day and nothing heeds yet."""
-    if study.budget != "steps":
-        raise InputError(
-            "arms have the same number of steps; the budgets 'scored_tokens' and 'flops' are not "
-            f"there yet. Received: budget={study.budget!r}"
-        )
-    if study.tuning:
-        for grid in (study.tuning.grid, *study.tuning.arms.values()):
-            if set(grid) != {"learning_rate"}:
-                raise InputError(
-                    "tuning chooses the learning_rate and no other field yet. "
-                    f"Received: {sorted(grid)}"
-                )
-        if study.learning_rate is not None:
-            raise InputError(
-                "a study names a learning_rate or tunes it. "
-                f"Received: learning_rate={study.learning_rate} and tuning"
-            )
-        if len(study.tuning.seeds) < 2:
-            raise InputError(
-                "tuning needs two seeds or more, to know the spread between them. "
-                f"Received: {list(study.tuning.seeds)}"
-            )
+def _metric(hypothesis):
+    """The `Metric` of a hypothesis."""
+    try:
+        return METRICS.get(hypothesis.metric)
+    except InputError as error:
+        raise InputError(f"the hypothesis {hypothesis.name!r}: {error}") from None
+
+
+def _check_evaluations(study):
+    """`InputError` where a metric needs more held-out points than runs have."""
     for hypothesis in study.hypotheses:
-        if hypothesis.metric not in METRICS:
-            what = f"metric of the hypothesis {hypothesis.name!r}"
-            raise unknown(what, hypothesis.metric, METRICS)
+        least = _metric(hypothesis).least_evaluations
+        if study.evaluations < least:
+            raise InputError(
+                f"the metric of the hypothesis {hypothesis.name!r} needs {least} evaluations or "
+                f"more. Received: evaluations={study.evaluations}"
+            )
+
+
+def _check_tuning(study):
+    """`InputError` unless what is tuned is left open, on seeds that tell the spread."""
+    if len(study.tuning.seeds) < 2:
+        raise InputError(
+            "tuning needs two seeds or more, to know the spread between them. "
+            f"Received: {list(study.tuning.seeds)}"
+        )
+    both = sorted(set(study.tuning.seeds) & set(study.seeds))
+    if both:
+        raise InputError(
+            f"seeds of tuning are other ones than those that decide. Received in both: {both}"
+        )
+    for label, arm in study.arms.items():
+        for field in study.tuning.of(label):
+            if field in arm.training:
+                raise InputError(
+                    f"the arm {label!r} names its {field} or tunes it. "
+                    f"Received: {field}={arm.training[field]!r} and tuning"
+                )
+            if field == "learning_rate" and study.learning_rate is not None:
+                raise InputError(
+                    "a study names a learning_rate or tunes it. "
+                    f"Received: learning_rate={study.learning_rate} and tuning"
+                )
+
+
+def _check_excluded(study):
+    programs = [(source, label) for source, label, _ in study.runs()]
+    names = [f"{source}/{label}/{seed}" for source, label in programs for seed in study.seeds]
+    for name in study.excluded:
+        if name not in names:
+            raise unknown("run in excluded", name, names)
 
 
 def _check_differences(hypothesis, configs):
     valid = [field for field in configs[hypothesis.labels[0]] if field not in _APART]
     for field in hypothesis.differ_in:
-        if field not in valid:
+        if field not in [*valid, *AT_STEP_0]:
             raise unknown(f"field of differ_in of {hypothesis.name!r}", field, valid)
 
     def differing(labels):
@@ -256,7 +318,7 @@ def _check_differences(hypothesis, configs):
         return [field for field in valid if any(c.get(field) != first[field] for c in others)]
 
     found = differing(hypothesis.labels)
-    if set(found) != set(hypothesis.differ_in):
+    if set(found) != set(hypothesis.differ_in) - set(AT_STEP_0):
         raise InputError(
             f"the arms of the hypothesis {hypothesis.name!r} differ in {found}, and its differ_in "
             f"names just these. Received: {list(hypothesis.differ_in)}"
@@ -285,8 +347,8 @@ def _check_groups(hypothesis, group):
 def grown(saved, new):
     """A saved study as it would be, had it begun with what may be added to it later.
 
-    Seeds may be added after those that are there, hypotheses beside them, and looks that keep
-    those that were taken. What else differs makes another study.
+    Seeds may be added after those that are there, hypotheses beside them, looks that keep those
+    that were taken, and runs that are excluded. What else differs makes another study.
 
     Args:
         saved, new: JSON of both.
@@ -302,18 +364,17 @@ def grown(saved, new):
         added = new.get(field, [])
         if added and all(item in added for item in saved.get(field) or []):
             saved[field] = added
-    return saved
+    excluded = new.get("excluded", {})
+    saved.pop("excluded", None)
+    return {**saved, "excluded": excluded} if excluded else saved
 
 
 def check(study):
     """`InputError` unless the seeds, looks and tuning of a study allow its verdicts."""
-    _check_what_acts(study)
     if study.tuning:
-        both = sorted(set(study.tuning.seeds) & set(study.seeds))
-        if both:
-            raise InputError(
-                f"seeds of tuning are other ones than those that decide. Received in both: {both}"
-            )
+        _check_tuning(study)
+    _check_excluded(study)
+    _check_evaluations(study)
     if not study.hypotheses:
         if study.looks:
             raise InputError(

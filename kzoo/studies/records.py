@@ -1,5 +1,6 @@
 """The files of a study: what was asked, and a line for each finished run."""
 
+import hashlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from kzoo.files import read_json
 log = logging.getLogger("kzoo")
 
 STUDY_FILE, RESULTS_FILE, REPORT_FILE = "study.json", "results.jsonl", "report.html"
-VERDICTS_FILE, TUNING_FILE = "verdicts.json", "tuning.jsonl"
+VERDICTS_FILE, TUNING_FILE, CONTROL_FILE = "verdicts.json", "tuning.jsonl", "control.json"
 _OF_A_STUDY: dict[str, Any] = {
     **{"name": str, "description": str, "arms": dict, "data": list, "seeds": list},
     **{"steps": int, "batch_size": int, "learning_rate": int | float | None},
@@ -32,7 +33,8 @@ def read(directory):
         written is left out with a warning.
 
     Raises:
-        InputError: if one of the files is missing, or `study.json` is no JSON of a study.
+        InputError: if one of the files is missing, `study.json` is no JSON of a study, or a record
+            is not what was written.
     """
     directory = Path(directory)
     for name in (STUDY_FILE, RESULTS_FILE):
@@ -62,15 +64,27 @@ def read(directory):
     return study, sorted(runs.values(), key=place)
 
 
-def read_tuning(directory):
+def read_tuning(directory, name=TUNING_FILE):
     """The records of the runs on which a study chose its rates: a list, empty without any."""
-    path = Path(directory) / TUNING_FILE
+    path = Path(directory) / name
     return list(_lines(path).values()) if path.is_file() else []
+
+
+def checksum(record):
+    """SHA-256 of a record's other fields, in hexadecimal, which tells that it was edited.
+
+    Example:
+        >>> checksum({"bits": 2.5}) == checksum({"bits": 2.5, "checksum": "ab"})
+        True
+    """
+    fields = {name: value for name, value in record.items() if name != "checksum"}
+    text = json.dumps(fields, sort_keys=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _lines(path):
     """Name -> record of each run in a file; a line cut short is left out with a warning."""
-    runs = {}
+    runs, sealed = {}, False
     # At line feeds alone: a name may hold what Python takes for the end of a line.
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(filter(None, lines), start=1):
@@ -81,6 +95,13 @@ def _lines(path):
         if not isinstance(record, dict) or not set(_OF_A_RUN) <= set(record):
             log.warning("%s: line %d is cut short and left out", path, number)
             continue
+        # Older records have no checksum; once one has, those after it do.
+        sealed = sealed or "checksum" in record
+        if sealed and record.get("checksum") != checksum(record):
+            raise InputError(
+                "records stay what was written, which their checksums tell; take the line out, and "
+                f"the run is made again. Received: {path}, line {number}, the run {record['run']!r}"
+            )
         runs[record["run"]] = migrations.record(record)
     return runs
 
@@ -95,14 +116,23 @@ def programs(study):
     ]
 
 
+def run_name(source, label, seed):
+    """The name of a run in the records."""
+    return f"{source}/{label}/{seed}"
+
+
 def append(directory, record, name=RESULTS_FILE):
     """Add a run's record to a file, which reaches the disk, whole, before this returns.
 
     What a kill left of a line that was being written is cut off first.
 
+    Returns:
+        The record with its checksum.
+
     Raises:
         OSError: if it cannot be written; the file is then what it was.
     """
+    record = {**record, "checksum": checksum(record)}
     line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
     path = Path(directory) / name
     with open(path, "ab+", buffering=0) as file:
@@ -117,3 +147,4 @@ def append(directory, record, name=RESULTS_FILE):
         except OSError as error:  # of a full disk; a part of the line may stand there
             os.ftruncate(file.fileno(), whole)
             raise OSError(error.errno, error.strerror, str(path)) from error
+    return record

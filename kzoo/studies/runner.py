@@ -1,43 +1,48 @@
 """Runs a study: one program per arm and data, one run per seed, records as they come."""
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import logging
-import os
 import shutil
-import threading
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from kzoo import data, migrations, presets
+from kzoo import presets
 from kzoo.analysis import attention_spectrum
 from kzoo.config import checkpoint_bytes, count_parameters
 from kzoo.errors import InputError
-from kzoo.files import check_folder, found, read_json, reason, taken, write
+from kzoo.files import check_folder, taken, write
 from kzoo.ops.context import platform
-from kzoo.studies import protocol, tuning
-from kzoo.studies.hypotheses import hashes
+from kzoo.studies import amounts, control, programs, retuning, tuning
+from kzoo.studies.amounts import load_splits
+from kzoo.studies.bars import Bars
+from kzoo.studies.clock import Clock, TimeOver
+from kzoo.studies.cluster import on_cluster
+from kzoo.studies.folder import (
+    about,
+    anew,
+    as_begun,
+    check_choices,
+    check_directory,
+    finished_runs,
+    write_study,
+)
+from kzoo.studies.metrics import example_losses, measured
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import (
+    CONTROL_FILE,
     RESULTS_FILE,
-    STUDY_FILE,
     TUNING_FILE,
     VERDICTS_FILE,
     append,
-    read,
-    read_tuning,
+    run_name,
 )
 from kzoo.studies.study import Study, measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
-from kzoo.training import Checkpoints, prepare, train
-from kzoo.values import differences, is_number
+from kzoo.training import Checkpoints, train
 
 log = logging.getLogger("kzoo")
 SPECTRUM_ROWS = 8
@@ -45,18 +50,25 @@ CHECKPOINTS = "checkpoints"  # the folder of those of the runs that are under wa
 KEEP = 2  # of each
 OF_A_RECORD = 100_000  # bytes, about
 _LONGEST = 200  # bytes of a folder's name
-# Keras may change base classes of models while it makes one, which no two threads should do.
-_making = threading.Lock()
 
 
 def run(
-    study: Study, directory: Path, *, progress: bool = True, at_once: int | None = None
+    study: Study,
+    directory: Path,
+    *,
+    progress: bool = True,
+    at_once: int | None = None,
+    minutes: float | None = None,
+    retune: bool = False,
+    ray: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not yet there, appending a record to `results.jsonl` after each run.
 
     Started again on the same directory it goes on: finished runs are not repeated, and a
     half-finished one resumes from its last measured point, with the same losses to the last bit on
-    CPU. A study that tunes runs its grids first; one with hypotheses writes `verdicts.json`.
+    CPU. Before the first run the arms of each hypothesis are compared at step 0
+    (`kzoo.studies.control`). A study that tunes runs its grids first; one with hypotheses writes
+    `verdicts.json`.
 
     Args:
         study: a `Study`.
@@ -66,15 +78,20 @@ def run(
             default as many as there are devices, each on its own (JAX); under a distribution,
             which gives all devices to each run, and on one device, one. On one device, a CPU,
             more than one are processes with a share of the cores each.
+        minutes: after which it stops, between two runs where it can; started again, it goes on.
+        retune: whether the tuning is made anew; what there is of it is kept beside.
+        ray: the address of a Ray cluster on whose devices the runs are made, as in
+            `kzoo.studies.cluster.on_cluster`; None for none.
 
     Returns:
-        The records of all runs, a list of dicts in the order of the study. A study with looks
-        stops at the first one that decides all of its hypotheses.
+        The records of all runs that are there, a list of dicts in the order of the study. A study
+        with looks stops at the first one that decides all of its hypotheses.
 
     Raises:
         InputError: if the directory holds another study or something else, the data are
-            unusable, several runs shall share an accelerator, or the directory cannot be written
-            or has too little space. Nothing is written then.
+            unusable, several runs shall share an accelerator, arms differ at step 0 in what their
+            hypothesis does not declare, or the directory cannot be written or has too little
+            space. No run is made then.
         OSError: if a record cannot be written; those before it are kept.
         ChildProcessError: if a process of the study is killed.
 
@@ -83,57 +100,95 @@ def run(
     """
     directory = Path(directory)
     study = as_begun(study, directory)
+    if retune:
+        study = anew(study) if study.tuning else study
+        retuning.check(study, finished_runs(directory))
     check(study, directory, at_once)
-    places, at_once = _places(study, at_once)
-    programs, done = study.runs(), finished_runs(directory)
-    _write_study(study, directory)
-    about = _about(study, directory)
-
-    with _Bars(progress, len(programs) * len(study.seeds), len(done)) as bars:
-        chosen = {}
-        if study.tuning:
-            work = functools.partial(_work_off, places=places, at_once=at_once)
-            chosen = _tune(study, directory, about, bars, work)
-            study = tuning.with_rates(study, chosen)
-
-        complete = functools.partial(_complete, about=about, chosen=chosen)
-        say = bars.listener(study.steps, directory, RESULTS_FILE, done, complete)
-        for look in study.looks or [len(study.seeds)]:
-            jobs = jobs_left(dataclasses.replace(study, seeds=study.seeds[:look]), done)
-            _work_off(study, directory, jobs, say, places, at_once)
-            if look < len(study.seeds) and _all_decided(study, done):
-                break
-    shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    done, clock = finished_runs(directory), Clock(minutes)
+    try:
+        if retune:
+            retuning.set_aside(directory)
+        at_step_0 = None if done else control.compared(study)
+        write_study(study, directory)
+        if at_step_0:
+            _write_json(directory / CONTROL_FILE, at_step_0)
+        with Bars(progress, len(study.runs()) * len(study.seeds), len(done)) as bars:
+            work = functools.partial(_work_off, at_once=at_once, ray=ray)
+            _work_through(study, directory, done, bars, clock, work)
+        shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
+    except TimeOver:
+        log.warning("the minutes are over; the same command goes on")
+    finally:
+        programs.forget()
     _write_verdicts(study, directory, list(done.values()))
-    order = [run_name(*program[:2], seed) for program in programs for seed in study.seeds]
-    return [done[name] for name in order if name in done]
+    names = [run_name(*of[:2], seed) for of in study.runs() for seed in study.seeds]
+    return [done[name] for name in names if name in done]
+
+
+def _work_through(study, directory, done, bars, clock, work):
+    """All runs of the tuning and of the study, as far as they are not there."""
+    facts, chosen = about(study, directory), {}
+    if study.tuning:
+        chosen = _tune(study, directory, facts, bars, work, clock)
+        check_choices(chosen, done.values())
+    settled = amounts.with_steps(tuning.with_choices(study, chosen) if chosen else study, study)
+
+    def complete(record):
+        choice = chosen.get((record["data"], record["arm"]))
+        return {**record, **facts, **({"rate_chosen": choice.to_dict()} if choice else {})}
+
+    steps = functools.partial(_steps_of_run, settled)
+    say = bars.listener(steps, directory, RESULTS_FILE, done, complete, clock)
+    for look in study.looks or [len(study.seeds)]:
+        jobs = jobs_left(dataclasses.replace(settled, seeds=study.seeds[:look]), done)
+        work(settled, directory, jobs, say)
+        if look < len(study.seeds) and _all_decided(study, done):
+            break
+
+
+def _steps_of_run(study, name):
+    source, label = next(
+        program[:2]
+        for program in study.runs()
+        for seed in study.seeds
+        if run_name(*program[:2], seed) == name
+    )
+    return study.steps_of(study.arms[label], source)
 
 
 def check(study, directory, at_once=None):
     """`InputError` as `run` raises it, before anything is written."""
     check_directory(study, directory)
     _, at_once = _places(study, at_once)
+    if study.tuning and study.tuning.records:
+        study.tuning.records_file()
     if jobs_left(study, finished_runs(directory)):
-        for source, _, arm in study.runs():
-            load_splits(study, source, arm.config(study.seeds[0]))  # the unusable are refused here
+        for asked in (study, tuning.asked(study, [])) if study.tuning else (study,):
+            for source, _, arm in asked.runs():  # the unusable are refused here
+                size = asked.training(arm, source)["batch_size"]
+                load_splits(asked, source, arm.config(asked.seeds[0]), size)
         check_folder(directory, _bytes(study, directory, at_once))
 
 
-def _complete(record, about, chosen):
-    rate = chosen.get((record["data"], record["arm"]))
-    return {**record, **about, **({"rate_chosen": rate.to_dict()} if rate else {})}
-
-
-def _tune(study, directory, about, bars, work):
+def _tune(study, directory, facts, bars, work, clock):
     """Run what the tuning takes and is not yet there; the `tuning.choices`."""
-    done = {record["run"]: record for record in read_tuning(directory)}
+    done = {}
 
     def complete(record):
-        return {**tuning.as_record(record), **about}
+        return {**tuning.as_record(record), **facts}
 
-    say = bars.listener(study.steps, directory, TUNING_FILE, done, complete)
+    def left():
+        asked = amounts.with_steps(tuning.asked(study, list(done.values())), study)
+        own, others = retuning.known(study, asked, directory, done)
+        copied = {name: append(directory, run, TUNING_FILE) for name, run in others.items()}
+        done.update({**own, **copied})
+        return asked, jobs_left(asked, done)
+
     # A grid whose best rate lies at its edge asks for more.
-    while jobs := jobs_left(asked := tuning.asked(study, list(done.values())), done):
+    while (work_left := left())[1]:
+        asked, jobs = work_left
+        steps = functools.partial(_steps_of_run, asked)
+        say = bars.listener(steps, directory, TUNING_FILE, done, complete, clock)
         bars.expect(sum(len(seeds) for *_, seeds in jobs))
         work(asked, directory, jobs, say)
     return tuning.choices(study, list(done.values()))
@@ -150,8 +205,12 @@ def _places(study, at_once):
     return places, min(at_once, len(study.runs()))
 
 
-def _work_off(study, directory, jobs, say, places, at_once):
-    """All jobs (source, label, seeds): on the devices `places`, in processes, or one by one."""
+def _work_off(study, directory, jobs, say, at_once, ray=None):
+    """All jobs (source, label, seeds): in a cluster, on devices, in processes, or one by one."""
+    if ray is not None:
+        on_cluster(run_program, study, directory, jobs, say, ray, at_once)
+        return
+    places, at_once = _places(study, at_once)
 
     def work(job, say):
         run_program(study, directory, *job, say)
@@ -159,38 +218,10 @@ def _work_off(study, directory, jobs, say, places, at_once):
     if len(places) > 1:
         in_threads(work, share_out(jobs, len(places)), say, places)
     elif at_once > 1 and jobs:
-        in_processes(study, directory, jobs, say, at_once)
+        in_processes(run_program, study, directory, jobs, say, at_once)
     else:
         for job in jobs:
             work(job, say)
-
-
-def _write_study(study, directory):
-    """Write down what is asked, which may have grown since the study was begun."""
-    path = directory / STUDY_FILE
-    if not path.is_file() or any(differences(_saved_study(directory), study.to_dict())):
-        directory.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n")
-        (directory / RESULTS_FILE).touch()
-
-
-def _about(study, directory):
-    """What each record says of the study as it stood when the run was made.
-
-    A hypothesis that was added when runs of the tuning were there is post hoc as well.
-    """
-    about = {}
-    if study.hypotheses:
-        tuned = [record.get("hypotheses", {}) for record in read_tuning(directory)]
-        known = {
-            name: digest
-            for name, digest in hashes(study.hypotheses).items()
-            if all(then.get(name) == digest for then in tuned)
-        }
-        about = {"hypotheses": known, "seeds_planned": len(study.seeds)}
-    if study.imports:
-        about["imports"] = protocol.module_hashes(study.imports)
-    return about
 
 
 def _all_decided(study, done):
@@ -207,15 +238,11 @@ def _write_verdicts(study, directory, records):
     fields = study.to_dict()
     drawn = [{"text": str(verdict), **verdict.to_dict()} for verdict in draw(fields, records)]
     content = {"study": study.name, "seeds": seeds_drawn(fields, records), "verdicts": drawn}
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    write(directory / VERDICTS_FILE, text + "\n")
+    _write_json(directory / VERDICTS_FILE, content)
 
 
-def finished_runs(directory):
-    """The records of a study's directory by name; none if it is new."""
-    if not (Path(directory) / RESULTS_FILE).is_file():
-        return {}
-    return {record["run"]: record for record in read(directory)[1]}
+def _write_json(path, content):
+    write(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _bytes(study, directory, at_once):
@@ -226,18 +253,15 @@ def _bytes(study, directory, at_once):
 
 
 def jobs_left(study, done):
-    """(source, label, seeds) of each program that has runs whose names are not in `done`."""
-    jobs = []
+    """(source, label, seeds) of each program that has runs whose names are not in `done`, and
+    which the study does not exclude."""
+    jobs, done = [], set(done) | set(study.excluded)
     for source, label, _ in study.runs():
-        seeds = [seed for seed in study.seeds if run_name(source, label, seed) not in done]
+        names = {seed: run_name(source, label, seed) for seed in study.seeds}
+        seeds = [seed for seed, name in names.items() if name not in done]
         if seeds:
             jobs.append((source, label, seeds))
     return jobs
-
-
-def run_name(source, label, seed):
-    """The name of a run in the records."""
-    return f"{source}/{label}/{seed}"
 
 
 def run_program(study, directory, source, label, seeds, say):
@@ -254,99 +278,33 @@ def run_program(study, directory, source, label, seeds, say):
     for seed in seeds:
         name = run_name(source, label, seed)
         say("begin", name)
-        path = _checkpoint(directory, name)
+        path = checkpoint_folder(directory, name)
         record = {"run": name, "arm": label, "data": source, "seed": seed}
         record |= trainer.run(seed, path, functools.partial(say, "step", name))
         say("record", name, record)
 
 
-def as_begun(study, directory):
-    """The study, with the learning rate that was written down where it names none."""
-    path = Path(directory) / STUDY_FILE
-    if study.learning_rate is not None or not os.path.isfile(path):
-        return study
-    begun = read_json(path)
-    rate = begun.get("learning_rate") if isinstance(begun, dict) else None
-    return dataclasses.replace(study, learning_rate=rate) if is_number(rate) else study
-
-
-def check_directory(study, directory):
-    """`InputError` unless the directory is new, empty, or holds this study, which may have grown.
-
-    Seeds, hypotheses and looks may have been added to it; see `kzoo.studies.protocol.grown`.
-    """
-    directory = Path(directory)
-    try:
-        known = (directory / STUDY_FILE).is_file()
-        held = found(directory) if directory.is_dir() else ""
-    except OSError as error:
-        raise InputError(
-            f"the output is a folder; {reason(error)}. Received: {directory}"
-        ) from error
-    if known:
-        saved = _saved_study(directory)
-        if isinstance(saved, dict):
-            saved = protocol.grown(saved, study.to_dict())
-        other = list(differences(saved, study.to_dict()))
-        if other:
-            raise InputError(
-                f"the output folder holds another study ({'; '.join(other):.300}); name a new one "
-                f"with --out. Received: {directory}"
-            )
-        _check_records(study, [*finished_runs(directory).values(), *read_tuning(directory)])
-    elif held:
-        raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
-
-
-def _check_records(study, records):
-    """`InputError` if what the records say forbids to go on."""
-    now = protocol.module_hashes(study.imports)
-    for record in records:
-        then = record.get("imports", {})
-        changed = [name for name in now if then.get(name) != now[name]]
-        if changed:
-            raise InputError(
-                f"modules of imports are those with which the study began; {', '.join(changed)} "
-                f"changed after the run {record['run']!r}. Name a new folder with --out. "
-                f"Received: {list(study.imports)}"
-            )
-    if study.looks:
-        from kzoo.studies.evidence import looks_taken  # which loads the statistics
-
-        runs = [record for record in records if not record.get("tuning")]
-        for number in looks_taken(study.to_dict(), runs):
-            if number not in study.looks:
-                raise InputError(
-                    f"looks hold those that were taken, here at {number} seeds. "
-                    f"Received: {list(study.looks)}"
-                )
-
-
-def _saved_study(directory):
-    return migrations.study(read_json(directory / STUDY_FILE))
-
-
 class Trainer:
-    """One arm on one source: built and compiled once, run for each seed."""
+    """One arm on one source: a program that is compiled once, run for each seed."""
 
     def __init__(self, study, source, arm):
         self.study, self.source, self.arm = study, source, arm
-        with _making:
-            model = presets.build(arm.config(study.seeds[0]))
-            self.program = prepare(model, study.rate(self.arm, source), study.steps)
+        self.training, self.steps = study.training(arm, source), study.steps_of(arm, source)
+        config = arm.config(study.seeds[0])
+        made = programs.program(config, self.training, self.steps)
+        self.program = dataclasses.replace(made, config=config)
 
     def run(self, seed, path, on_step):
         """Train with one seed and return what the record says of it."""
-        study, config = self.study, self.arm.config(seed)
-        splits = load_splits(study, self.source, config)
-        model = self.program.model
-        with _making:
+        study, config, training = self.study, self.arm.config(seed), self.training
+        splits = load_splits(study, self.source, config, training["batch_size"])
+        with programs.making:
             fresh = presets.build(config)
-        self.program.restart(fresh)
+        self.program.restart(fresh, training["learning_rate"])
         outcome = train(
             self.program,
             splits,
-            study.steps,
+            self.steps,
             evaluations=study.evaluations,
             checkpoints=Checkpoints(path, keep=KEEP),
             on_step=on_step,
@@ -354,10 +312,6 @@ class Trainer:
         unit, group = measure(config["objective"], self.source)
         if not outcome.finite:
             log.warning("%s: the loss was not finite at step %d", group, outcome.steps)
-        x, _, weight = splits.valid[0]
-        batch = {name: array[:SPECTRUM_ROWS] for name, array in x.items()}
-        scored = sum(float(weight.sum()) for _, _, weight in splits.valid)
-        rows = study.batch_size * splits.facts["row_length"]
         return {
             "group": group,
             "measure": unit,
@@ -366,99 +320,52 @@ class Trainer:
             "train_loss": outcome.train_loss if outcome.finite else outcome.train_loss[:-1],
             "held_out": outcome.held_out,
             "bits": outcome.held_out[-1][1] if outcome.finite else None,
-            "scored_tokens": int(scored),
-            "parameters": model.count_params(),
-            "seconds": outcome.seconds,
-            "tokens_per_second": rows * outcome.steps / outcome.seconds,
-            "learning_rate": study.rate(self.arm, self.source),
-            "batch_size": study.batch_size,
+            "parameters": self.program.model.count_params(),
+            **self._costs(config, splits, outcome),
+            "learning_rate": training["learning_rate"],
+            "batch_size": training["batch_size"],
+            "training": {**training, "steps": self.steps},
             "config": config,
             "overrides": self.arm.overrides,
-            "spectrum": attention_spectrum(model, batch) if outcome.finite else [],
+            **self._of_the_model(splits, outcome.finite),
             "facts": splits.facts,
-            "provenance": provenance(model, splits.facts["row_length"]),
+            "provenance": provenance(self.program.model, splits.facts["row_length"]),
         }
 
+    def _costs(self, config, splits, outcome):
+        """What the run has seen and taken."""
+        size = self.training["batch_size"]
+        seen, scored = amounts.tokens(self.study, self.source, config, size, outcome.steps)
+        rows = size * splits.facts["row_length"]
+        return {
+            "scored_tokens": int(sum(float(weight.sum()) for _, _, weight in splits.valid)),
+            "tokens_seen": seen,
+            "tokens_scored": scored,
+            "flops": amounts.flops(config, size, outcome.steps),
+            "seconds": outcome.seconds,
+            "tokens_per_second": rows * outcome.steps / outcome.seconds,
+        }
 
-def load_splits(study, source, config):
-    """The data of a run. Arms that differ in mechanism only share them."""
-    fields = {name: config[name] for name in ("max_sequence_length", "mask", "stack", "objective")}
-    given = json.dumps(study.given.get(source))
-    return _load(source, given, json.dumps(fields), study.batch_size, study.valid, config["seed"])
+    def _of_the_model(self, splits, finite):
+        """What is measured with the trained model, if its weights are numbers."""
+        metrics = measured(self.study.hypotheses)
+        if not finite:
+            return {"spectrum": []}
+        model = self.program.model
+        x, _, _ = splits.valid[0]
+        batch = {name: array[:SPECTRUM_ROWS] for name, array in x.items()}
+        found = {"spectrum": attention_spectrum(model, batch)}
+        if metrics:
+            found["metrics"] = {each.name: each.measure(model, splits.valid) for each in metrics}
+        if self.study.examples:
+            found["examples"] = example_losses(model, splits.valid)
+        return found
 
 
-@functools.lru_cache(maxsize=16)
-def _load(source, given, fields, batch_size, valid, seed):
-    source = json.loads(given) or source
-    return data.load(source, json.loads(fields), batch_size=batch_size, valid=valid, seed=seed)
-
-
-def _checkpoint(directory, name):
+def checkpoint_folder(directory, name):
+    """The folder of the checkpoints of a run by that name, while it is under way."""
     folder = name.replace("/", " - ").replace(":", " ")
     if " - " in name or len(folder.encode()) > _LONGEST:  # else another's name, or no name at all
         digest = hashlib.sha256(name.encode()).hexdigest()[:16]
         folder = f"{folder.encode()[: _LONGEST - 20].decode(errors='ignore')} {digest}"
     return directory / CHECKPOINTS / folder
-
-
-class _Bars(contextlib.AbstractContextManager):
-    """Progress bars: runs of the study, and steps of each run that is under way."""
-
-    def __init__(self, shown, runs, finished):
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            disable=not shown,
-        )
-        self.runs = self.progress.add_task("runs", total=runs, completed=finished, note="")
-        self.under_way = {}
-
-    def __enter__(self):
-        self.progress.start()
-        return self
-
-    def __exit__(self, *error):
-        self.progress.stop()
-
-    def listener(self, steps, directory, file, done, complete):
-        """What hears the runs: it shows them, and keeps each record in a file and in `done`.
-
-        Args:
-            steps: of each run.
-            directory, file: where the records go.
-            done: dict of the records by name, which grows.
-            complete: function of a run's record that returns it with all that it is to say.
-        """
-
-        def say(kind, name, *what):
-            if kind == "record":
-                done[name] = complete(what[0])
-                append(directory, done[name], file)
-                self.finished(name)
-            elif kind == "begin":
-                self.begin(name, steps)
-            else:
-                self.step(name, *what)
-
-        return say
-
-    def expect(self, more):
-        """So many runs more than was said."""
-        task = next(task for task in self.progress.tasks if task.id == self.runs)
-        self.progress.update(self.runs, total=task.total + more)
-
-    def begin(self, name, steps):
-        self.under_way[name] = self.progress.add_task("steps", total=steps, note=name)
-
-    def step(self, name, step, loss):
-        task, note = self.under_way[name], f"{name}, loss {loss:.3f}"
-        self.progress.update(task, completed=step, note=note)
-
-    def finished(self, name):
-        self.progress.remove_task(self.under_way.pop(name))
-        self.progress.advance(self.runs)

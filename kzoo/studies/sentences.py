@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from kzoo.studies.hypotheses import LEAST_PAIRS
+from kzoo.studies.metrics import unit
 from kzoo.studies.statistics import MOST_PAIRS
 
 CONFIRMED = "confirmed"
@@ -25,8 +26,10 @@ class ArmFacts:
         tuning_seeds: on how many seeds, which the verdict does not use.
         widened: how many times the grid was widened to have the best rate inside.
         at_edge: whether that rate is still at the edge of the grid.
+        others: field -> what a tuning chose besides the rate: its `value`, `grid`, `at_edge`.
         diverged: seeds whose run diverged.
         stalled: seeds whose run stopped learning.
+        without: seeds whose run finished and has no value of the metric.
         excluded: seed -> reason, of the runs that the study names as left out.
         above_bigram: whether its loss stays above the bigram entropy of the data.
         still_falling: whether its curves still fall steeply at the end.
@@ -37,8 +40,10 @@ class ArmFacts:
     tuning_seeds: int = 0
     widened: int = 0
     at_edge: bool = False
+    others: Mapping = dataclasses.field(default_factory=dict)
     diverged: tuple = ()
     stalled: tuple = ()
+    without: tuple = ()
     excluded: Mapping = dataclasses.field(default_factory=dict)
     above_bigram: bool = False
     still_falling: bool = False
@@ -111,8 +116,9 @@ def sentence(verdict, setting="", facts=None):
     if verdict.post_hoc:
         about = f"Post hoc: {about}"
     about = f"T{about[1:]}" if about.startswith("the gap of ") else about
-    rates = rates_said(hypothesis, facts or {})
-    return f"{about}: {_said(verdict)} ({'; '.join(filter(None, [_interval(verdict), rates]))})"
+    rates, others = rates_said(hypothesis, facts or {}), others_said(hypothesis, facts or {})
+    inside = "; ".join(filter(None, [_interval(verdict), rates, *others]))
+    return f"{about}: {_said(verdict)} ({inside})"
 
 
 def subject(hypothesis):
@@ -136,7 +142,7 @@ def subject(hypothesis):
 
 
 def _unit(hypothesis):
-    return hypothesis.metric.replace("_", " ")
+    return unit(hypothesis.metric)
 
 
 def margin_said(hypothesis):
@@ -243,10 +249,26 @@ def rates_said(hypothesis, facts):
     return text if same_rate else f"{text}, each arm its own: {each}"
 
 
+def others_said(hypothesis, facts):
+    """How the arms came by other training fields that were tuned: a list, one entry a field."""
+    tuned = {label: facts[label].others for label in hypothesis.labels if label in facts}
+    said = []
+    for field in dict.fromkeys(field for others in tuned.values() for field in others):
+        values = {label: others[field] for label, others in tuned.items() if field in others}
+        first = next(iter(values.values()))
+        same = all(value["value"] == first["value"] for value in values.values())
+        each = ", ".join(f"{label} {value['value']}" for label, value in values.items())
+        grids = {tuple(value["grid"]) for value in values.values()}
+        sets = " or ".join(f"{{{', '.join(map(str, grid))}}}" for grid in sorted(grids, key=str))
+        alike = same and len(values) == len(hypothesis.labels)
+        said.append(f"{field} {first['value'] if alike else each} chosen from {sets}")
+    return said
+
+
 # What stands beside it ------------------------------------------------------------------------
 
 
-def notes(verdict, facts, failures, far_from_normal=None, added_to=()):
+def notes(verdict, facts, failures, far_from_normal=None, added_to=(), unequal=""):
     """Sentences on what a reader should know beside the verdict: a tuple.
 
     Args:
@@ -255,6 +277,7 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=()):
         failures: (arm, seed, what happened) of runs without a trustworthy value.
         far_from_normal: p of a test of normality that failed, else None.
         added_to: numbers of seeds at which verdicts were drawn before, which no look counts.
+        unequal: what the arms have not the same amount of, in a sentence.
     """
     found = [_failures(failures)] if failures else []
     if added_to:
@@ -266,8 +289,10 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=()):
     found += _on_the_spread(verdict, far_from_normal)
     for label in verdict.hypothesis.labels:
         found += _on_the_arm(label, facts.get(label, ArmFacts()))
-    if any(facts[label].grid for label in verdict.hypothesis.labels if label in facts):
+    known = [facts[label] for label in verdict.hypothesis.labels if label in facts]
+    if any(fact.grid or fact.others for fact in known):
         found.append("The interval leaves out the uncertainty of choosing the rates.")
+    found += [unequal] if unequal else []
     return tuple(found)
 
 
@@ -281,7 +306,9 @@ def _failures(failures):
         groups.setdefault((label, what), []).append(seed)
     said = []
     for (label, what), seeds in groups.items():
-        what = "are missing" if what == "is missing" and len(seeds) > 1 else what
+        if len(seeds) > 1:
+            verb, _, rest = what.partition(" ")
+            what = f"{ {'is': 'are', 'has': 'have'}.get(verb, verb) } {rest}".rstrip()
         said.append(f"{_seeds(seeds)} of {label} {what}")
     return f"Failed runs: {'; '.join(said)}."
 
@@ -327,6 +354,10 @@ def _on_the_arm(label, facts):
         found.append(f"{label}: the grid of rates was widened {times}.")
     if facts.at_edge:
         found.append(f"{label}: the rate chosen, {facts.rate:g}, is at the edge of its grid.")
+    for field, chosen in facts.others.items():
+        if chosen["at_edge"]:
+            value = chosen["value"]
+            found.append(f"{label}: the {field} chosen, {value}, is at the edge of its grid.")
     if facts.above_bigram:
         found.append(f"{label}: its loss stays above the bigram entropy of the data.")
     if facts.still_falling:

@@ -1,7 +1,6 @@
 """A study: what is compared, on what, how long. JSON both ways, checked before anything runs."""
 
 import dataclasses
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,14 +10,13 @@ from kzoo import objectives, presets
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json
 from kzoo.learning_rate import learning_rate
+from kzoo.studies import fields as kinds
 from kzoo.studies import protocol
-from kzoo.values import LARGEST, is_count, is_number, plain, shown
+from kzoo.studies.fields import CHECKS_OF_TRAINING, TRAINING
+from kzoo.values import plain, shown
 
 QUICK = Path(__file__).parent / "quick.json"
-ARM_FIELDS = ("preset", "overrides", "data")
-TRAINING_FIELDS = ("learning_rate", "batch_size")  # that tuning may choose
-_LONGEST = 100  # characters of a name
-_MOST_SEEDS = 10_000
+ARM_FIELDS = ("preset", "overrides", "data", "training")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +27,17 @@ class Arm:
         preset: name of a preset.
         overrides: config fields that replace the preset's.
         data: the sources that it is trained on.
-        rates: source -> learning rate, once a tuning has chosen it; not of the study's JSON.
+        training: training fields that replace the study's.
+        chosen: source -> the training fields that a tuning chose; not of the study's JSON.
+        steps: source -> optimizer steps, where a budget decides on them; not of its JSON either.
     """
 
     preset: str
     overrides: dict
     data: tuple
-    rates: dict = dataclasses.field(default_factory=dict)
+    training: dict = dataclasses.field(default_factory=dict)
+    chosen: dict = dataclasses.field(default_factory=dict)
+    steps: dict = dataclasses.field(default_factory=dict)
 
     def config(self, seed):
         """The complete config of the arm's model with that seed."""
@@ -52,19 +54,29 @@ class Study:
         arms: label -> `Arm`.
         data: sources as `kzoo.data.load` takes them.
         seeds: of initial values, order of data, masked positions; a number n means 0 to n-1.
-        steps: optimizer steps of each run.
-        batch_size: rows.
+        steps: optimizer steps of each run; with a budget, of the first arm on a source.
+        batch_size: examples of a batch, a training field like the next four: an arm's `training`
+            may replace it, and `tuning` may choose it.
         learning_rate: the peak of the schedule; None: by the width of each arm, as
             `kzoo.training.learning_rate` says, so that arms of one size share it.
+        optimizer: "adamw" or "muon".
+        schedule: "cosine" or "wsd", as of `kzoo.training.adamw`.
+        warmup: the part of the steps in which the rate rises.
         valid: the part of the data that is held out.
         evaluations: how often the held-out set is measured along a run.
         given: name -> the texts, or the (prompt, response) pairs, of sources in `data` that are
             lists and no names.
         hypotheses: what the study asks: `Hypothesis` of its arms.
         tuning: how each arm's training fields are chosen, a `Tuning`; None: they are given.
-        budget: what all arms have the same amount of: "steps", "scored_tokens" or "flops".
+        budget: what all arms have the same amount of: "steps", "scored_tokens" or "flops". Of the
+            last two the first arm on a source sets the amount, by its steps.
         looks: the numbers of seeds at which verdicts are drawn and the study may stop; () for one
             look at all of them.
+        failed_runs: "undecided": a hypothesis with a run that diverged or stalled is undecided;
+            or "left out": the finished runs decide.
+        excluded: the name of a run, such as "pydoc/GPT/3" -> the reason for which verdicts leave
+            it out.
+        examples: whether records have the loss of each held-out example.
         imports: modules that register what arms use.
 
     Example:
@@ -81,6 +93,9 @@ class Study:
     description: str = ""
     batch_size: int = 16
     learning_rate: float | None = None
+    optimizer: str = TRAINING["optimizer"]
+    schedule: str = TRAINING["schedule"]
+    warmup: float = TRAINING["warmup"]
     valid: float = 0.1
     evaluations: int = 5
     given: dict = dataclasses.field(default_factory=dict)
@@ -88,6 +103,9 @@ class Study:
     tuning: protocol.Tuning | None = None
     budget: str = "steps"
     looks: tuple = ()
+    failed_runs: str = "undecided"
+    excluded: dict = dataclasses.field(default_factory=dict)
+    examples: bool = False
     imports: tuple = ()
 
     @classmethod
@@ -110,11 +128,17 @@ class Study:
         # Refuses what does not fit, before anything is written.
         configs = {label: arm.config(seed) for label, arm in given["arms"].items()}
         if "tuning" in given:
-            checks = {field: _CHECKS[field] for field in ("seeds", *TRAINING_FIELDS)}
-            given["tuning"] = protocol.tuning(given["tuning"], configs, checks)
+            given["tuning"] = protocol.tuning(
+                given["tuning"], configs, {"seeds": kinds.seeds, **CHECKS_OF_TRAINING}
+            )
         if "hypotheses" in given:
+            of_study = {name: given.get(name, default) for name, default in TRAINING.items()}
+            settings = {
+                label: {**configs[label], **of_study, **arm.training}
+                for label, arm in given["arms"].items()
+            }
             given["hypotheses"] = protocol.settled(
-                given["hypotheses"], given["arms"], configs, _group
+                given["hypotheses"], given["arms"], settings, _group
             )
         study = cls(**given)
         protocol.check(study)
@@ -135,13 +159,20 @@ class Study:
         folder = str(Path(path).resolve().parent)
         if isinstance(fields, Mapping) and fields.get("imports") and folder not in sys.path:
             sys.path.append(folder)
-        return cls.from_dict(fields)
+        study = cls.from_dict(fields)
+        if study.tuning and study.tuning.records:
+            found = dataclasses.replace(study.tuning, folder=folder)
+            study = dataclasses.replace(study, tuning=found)
+        return study
 
     def to_dict(self) -> dict[str, Any]:
         """JSON of everything that the study says, defaults filled in."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         arms = {
-            label: {"preset": arm.preset, "overrides": arm.overrides, "data": list(arm.data)}
+            label: {
+                **{"preset": arm.preset, "overrides": arm.overrides, "data": list(arm.data)},
+                **({"training": arm.training} if arm.training else {}),
+            }
             for label, arm in self.arms.items()
         }
         fields |= {"arms": arms, "data": list(self.data), "seeds": list(self.seeds)}
@@ -149,18 +180,29 @@ class Study:
         fields["hypotheses"] = [hypothesis.to_dict() for hypothesis in self.hypotheses]
         fields["tuning"] = self.tuning.to_dict() if self.tuning else None
         # Fields that came later stand only where they say something: older studies stay equal.
-        for field in ("given", "hypotheses", "tuning", "looks", "imports"):
+        for field in ("given", "hypotheses", "tuning", "looks", "excluded", "examples", "imports"):
             if not fields[field]:
                 del fields[field]
-        if self.budget == "steps":
-            del fields["budget"]
+        for field in ("budget", "failed_runs", "optimizer", "schedule", "warmup"):
+            if fields[field] == type(self).__dataclass_fields__[field].default:
+                del fields[field]
+        return fields
+
+    def training(self, arm: Arm, source: str | None = None) -> dict[str, Any]:
+        """The training fields of an `Arm`, on a source where a tuning chose some: a dict."""
+        fields = {name: getattr(self, name) for name in TRAINING}
+        fields |= {**arm.training, **arm.chosen.get(source, {})}
+        if fields["learning_rate"] is None:
+            fields["learning_rate"] = learning_rate(arm.config(self.seeds[0])["hidden_dim"])
         return fields
 
     def rate(self, arm: Arm, source: str | None = None) -> float:
         """The peak of the schedule of an `Arm`, on a source where a tuning chose it."""
-        if source in arm.rates:
-            return arm.rates[source]
-        return self.learning_rate or learning_rate(arm.config(self.seeds[0])["hidden_dim"])
+        return self.training(arm, source)["learning_rate"]
+
+    def steps_of(self, arm: Arm, source: str) -> int:
+        """The optimizer steps of an `Arm` on a source."""
+        return arm.steps.get(source, self.steps)
 
     def runs(self) -> list[tuple[str, str, Arm]]:
         """(data, label, arm) of every program, in order; each runs once per seed."""
@@ -193,83 +235,7 @@ def _group(config, source):
     return measure(config["objective"], source)[1]
 
 
-# Fields: each check returns the value as it is kept, or raises `InputError` ------------------
-
-
-def _count(field, value):
-    if is_count(value):
-        return value
-    try:
-        near = min(max(int(float(value)), 1), LARGEST)
-    except (TypeError, ValueError, OverflowError):
-        near = {"steps": 300, "batch_size": 16, "evaluations": 5}[field]
-    raise InputError(
-        f"{field} is a positive integer, at most {LARGEST}, such as {near}. "
-        f"Received: {shown(value)}"
-    )
-
-
-def _rate(field, value):
-    if value is None or is_number(value) and value > 0:
-        return value
-    raise InputError(f"{field} is a positive number, such as 0.003. Received: {shown(value)}")
-
-
-def _share(field, value):
-    if is_number(value) and 0 < value < 1:
-        return value
-    raise InputError(
-        f"{field} is the part held out, a number between 0 and 1, such as 0.1. "
-        f"Received: {shown(value)}"
-    )
-
-
-def _text(field, value):
-    if isinstance(value, str):
-        return value
-    raise InputError(f"{field} is a string. Received: {shown(value)}")
-
-
-def _name(field, value):
-    """Also the name of a folder, which stands where the user means it to stand."""
-    name = value if isinstance(value, str) else ""
-    fit = re.sub(r"[/\\]+|\s+", " ", "".join(c for c in name if c.isprintable())).strip(" .")
-    fit = fit[:_LONGEST] or "study"
-    if name == fit:
-        return name
-    raise InputError(
-        f"{field} names a folder too: up to {_LONGEST} characters, no slashes, and no dots or "
-        f"spaces at its ends, such as {fit!r}. Received: {shown(value)}"
-    )
-
-
-def _sources(field, value):
-    names = [value] if isinstance(value, str) else value
-    strings = isinstance(names, list) and all(isinstance(name, str) and name for name in names)
-    if strings and names and len(set(names)) == len(names):
-        return tuple(names)
-    raise InputError(
-        f"{field} is a source or a list of distinct ones, such as 'pydoc'. Received: {shown(value)}"
-    )
-
-
-def _seeds(field, value):
-    if is_count(value) and value <= _MOST_SEEDS:
-        return tuple(range(value))
-    seeds = value if isinstance(value, list) else []
-    distinct = seeds and all(is_count(seed, least=0) for seed in seeds)
-    if distinct and len(set(seeds)) == len(seeds) <= _MOST_SEEDS:
-        return tuple(seeds)
-    raise InputError(
-        f"{field} are a number up to {_MOST_SEEDS:,}, or a list of distinct integers in [0, 2^31), "
-        f"such as 2 or [0, 1]. Received: {shown(value)}"
-    )
-
-
-def _mapping(field, value):
-    if isinstance(value, dict) and value:
-        return value
-    raise InputError(f"{field} are a JSON object of labels. Received: {shown(value)}")
+# Fields ---------------------------------------------------------------------------------------
 
 
 def _later(field, value):
@@ -277,31 +243,23 @@ def _later(field, value):
     return value
 
 
-def _given(field, value):
-    """Sources in memory, which `kzoo.data.load` checks row by row."""
-    lists = isinstance(value, dict) and [isinstance(rows, list) for rows in value.values()]
-    if lists and all(lists):
-        return value
-    raise InputError(
-        f"{field} is a JSON object of names and lists of texts or pairs. Received: {shown(value)}"
-    )
-
-
 _CHECKS = {
-    "arms": _mapping,
-    "data": _sources,
-    "steps": _count,
-    "seeds": _seeds,
-    "name": _name,
-    "description": _text,
-    "batch_size": _count,
-    "learning_rate": _rate,
-    "valid": _share,
-    "evaluations": _count,
-    "given": _given,
+    "arms": kinds.mapping,
+    "data": kinds.sources,
+    "steps": kinds.count,
+    "seeds": kinds.seeds,
+    "name": kinds.folder_name,
+    "description": kinds.text,
+    **CHECKS_OF_TRAINING,
+    "valid": kinds.share,
+    "evaluations": kinds.count,
+    "given": kinds.given,
     "imports": protocol.imports,
     "budget": protocol.budget,
     "looks": protocol.looks,
+    "failed_runs": protocol.failed_runs,
+    "excluded": kinds.reasons,
+    "examples": kinds.switch,
     "tuning": _later,
     "hypotheses": _later,
 }
@@ -325,7 +283,7 @@ def _arm(label, arm, data):
     for field in arm:
         if field not in ARM_FIELDS:
             raise unknown("field of an arm", field, ARM_FIELDS)
-    own = _sources("data", arm.get("data", list(data)))
+    own = kinds.sources("data", arm.get("data", list(data)))
     for source in own:
         if source not in data:
             raise unknown(f"data of the arm {label!r}", source, data)
@@ -336,4 +294,17 @@ def _arm(label, arm, data):
             f"overrides of {label!r} are config fields; seeds are the study's. "
             f"Received: {shown(overrides)}"
         )
-    return Arm(arm["preset"], overrides, own)
+    return Arm(arm["preset"], overrides, own, _training(label, arm.get("training", {})))
+
+
+def _training(label, fields):
+    """The training fields of an arm, checked."""
+    if not isinstance(fields, dict):
+        raise InputError(
+            f"training of the arm {label!r} is a JSON object of {', '.join(TRAINING)}. "
+            f"Received: {shown(fields)}"
+        )
+    for field in fields:
+        if field not in TRAINING:
+            raise unknown(f"training field of the arm {label!r}", field, TRAINING)
+    return {name: CHECKS_OF_TRAINING[name](name, value) for name, value in fields.items()}

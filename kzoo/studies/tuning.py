@@ -1,45 +1,65 @@
-"""Learning rates that a study chooses for its arms, on seeds that its verdicts do not use.
+"""Training fields that a study chooses for its arms, on seeds that its verdicts do not use.
 
-Every arm is run at every rate of its grid. Arms on one source share a rate where one lies within a
-standard error of the best of each, since picking the best of noisy means for each alone would make
-even identical arms differ; where there is none, each takes its own best.
+Every arm is run at every point of its grid: a rate, and a value of each other field that is tuned.
+Arms on one source share a point where one lies within a standard error of the best of each, since
+picking the best of noisy means for each alone would make even identical arms differ; where there is
+none, each takes its own best.
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
+from kzoo.studies.fields import TRAINING
+
 WIDENINGS = 2  # of a grid, at most
-FIELD = "learning_rate"
+FIELD = "learning_rate"  # the field whose grid is widened
 
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """The rate of an arm on one source.
+    """The training fields of an arm on one source.
 
     Attributes:
-        rate: that was chosen.
-        grid: the rates that were tried, increasing.
+        fields: that were chosen, a dict.
+        grids: field -> the values that were tried.
         seeds: on how many seeds.
-        widened: how many times the grid was widened to have the best rates inside.
-        at_edge: whether the rate is still at the edge of its grid.
-        shared: whether all arms on that source have this rate.
+        widened: how many times the grid of rates was widened to have the best rates inside.
+        edges: the fields whose value, a number, is still at the edge of its grid.
+        shared: whether all arms on that source have these values.
     """
 
-    rate: float
-    grid: tuple
+    fields: dict
+    grids: dict
     seeds: int
     widened: int
-    at_edge: bool
+    edges: tuple
     shared: bool
 
     def to_dict(self):
-        """JSON of the choice, for the records that use it."""
-        return {**dataclasses.asdict(self), "grid": list(self.grid)}
+        """JSON of the choice, for the records that use it.
+
+        The rate has fields of its own; what else was tuned stands in `others`.
+        """
+        found = {
+            "rate": self.fields.get(FIELD),
+            "grid": list(self.grids.get(FIELD, ())),
+            "seeds": self.seeds,
+            "widened": self.widened,
+            "at_edge": FIELD in self.edges,
+            "shared": self.shared,
+        }
+        others = {
+            field: {"value": value, "grid": list(self.grids[field]), "at_edge": field in self.edges}
+            for field, value in self.fields.items()
+            if field != FIELD
+        }
+        return {**found, "others": others} if others else found
 
 
 def asked(study, records):
-    """The runs that the tuning of a study takes, as a study: an arm for each rate of an arm.
+    """The runs that the tuning of a study takes, as a study: an arm for each point of an arm.
 
     Args:
         study: a `Study` with a tuning.
@@ -50,21 +70,26 @@ def asked(study, records):
     """
     grids, arms = _grids(study, records), {}
     for label, arm in study.arms.items():
-        rates = sorted({rate for source in arm.data for rate in grids[source, label][0]})
-        for rate in rates:
-            sources = tuple(source for source in arm.data if rate in grids[source, label][0])
-            at_rate = dataclasses.replace(
-                arm, data=sources, rates={source: rate for source in sources}
+        of_sources = {source: _points(grids[source, label][0]) for source in arm.data}
+        for point in sorted(set().union(*of_sources.values()), key=_in_order):
+            sources = tuple(source for source in arm.data if point in of_sources[source])
+            at_point = dataclasses.replace(
+                arm, data=sources, chosen={source: dict(point) for source in sources}
             )
-            arms[label_at(label, rate)] = at_rate
-    return dataclasses.replace(
-        study, arms=arms, seeds=study.tuning.seeds, hypotheses=(), looks=(), tuning=None
-    )
+            arms[label_at(label, point)] = at_point
+    protocol = {"hypotheses": (), "looks": (), "tuning": None, "excluded": {}, "examples": False}
+    return dataclasses.replace(study, arms=arms, seeds=study.tuning.seeds, **protocol)
 
 
-def label_at(label, rate):
-    """The label of an arm at a rate."""
-    return f"{label} at {rate!r}"
+def label_at(label, point):
+    """The label of an arm at a point.
+
+    Example:
+        >>> label_at("GPT", (("learning_rate", 0.01), ("batch_size", 8)))
+        'GPT at 0.01, batch_size 8'
+    """
+    said = [repr(value) if field == FIELD else f"{field} {value}" for field, value in point]
+    return f"{label} at {', '.join(said)}"
 
 
 def as_record(record):
@@ -73,7 +98,7 @@ def as_record(record):
 
 
 def choices(study, records):
-    """The rates that the tuning chose.
+    """What the tuning chose.
 
     Args:
         study: a `Study` with a tuning.
@@ -85,23 +110,26 @@ def choices(study, records):
     grids, found = _grids(study, records), {}
     for source in study.data:
         labels = [label for label, arm in study.arms.items() if source in arm.data]
-        losses = {label: _losses(records, source, label) for label in labels}
-        of_source = {label: grids[source, label][0] for label in labels}
+        losses, of_source = {}, {}
+        for label in labels:
+            grid = of_source[label] = grids[source, label][0]
+            points = set(_points(grid))
+            of_arm = _losses(records, source, label, tuple(grid))
+            losses[label] = {point: loss for point, loss in of_arm.items() if point in points}
         shared = _shared(losses, of_source)
         for label in labels:
             grid, widened = grids[source, label]
-            rate = _best(losses[label]) if shared is None else shared
-            edge, seeds = rate in (grid[0], grid[-1]), len(study.tuning.seeds)
-            is_shared = shared is not None
-            found[source, label] = Choice(rate, grid, seeds, widened, edge, is_shared)
+            point = dict(_best(losses[label]) if shared is None else shared)
+            edges, seeds = tuple(_edges(point, grid)), len(study.tuning.seeds)
+            found[source, label] = Choice(point, grid, seeds, widened, edges, shared is not None)
     return found
 
 
-def with_rates(study, chosen):
-    """The study whose arms have the rates of `choices`."""
+def with_choices(study, chosen):
+    """The study whose arms have the training fields of `choices`."""
     arms = {
         label: dataclasses.replace(
-            arm, rates={source: chosen[source, label].rate for source in arm.data}
+            arm, chosen={source: chosen[source, label].fields for source in arm.data}
         )
         for label, arm in study.arms.items()
     }
@@ -111,53 +139,95 @@ def with_rates(study, chosen):
 def losses_by_rate(records):
     """(source, arm) -> {rate: (mean, standard error)} of tuning records, for the page.
 
-    Both are inf at a rate at which a run diverged.
+    Both are inf at a rate at which a run diverged. Where other fields are tuned as well, they are
+    those of the rate's least loss.
     """
-    programs = dict.fromkeys((record["data"], record["arm"]) for record in records)
-    return {program: _losses(records, *program) for program in programs}
+    found = {}
+    for source, arm in dict.fromkeys((record["data"], record["arm"]) for record in records):
+        of_arm = _losses(records, source, arm, tuple(TRAINING))
+        rates = {}
+        for point, loss in of_arm.items():
+            rate = dict(point)[FIELD]
+            rates[rate] = min(rates.get(rate, loss), loss)
+        found[source, arm] = dict(sorted(rates.items()))
+    return found
 
 
-def _losses(records, source, label):
-    """Rate -> (mean, standard error) of the final held-out bits; inf where a run diverged."""
+def _losses(records, source, label, fields):
+    """Point -> (mean, standard error) of the final held-out bits; inf where a run diverged.
+
+    A point is a tuple of (field, value), of these fields.
+    """
     runs = {}
     for record in records:
         if (record["data"], record["arm"]) == (source, label):
             finished = record["status"] == "finished"
-            runs.setdefault(record[FIELD], []).append(record["bits"] if finished else np.inf)
+            point = _point(record, fields)
+            runs.setdefault(point, []).append(record["bits"] if finished else np.inf)
     found = {}
-    for rate, bits in sorted(runs.items()):
+    for point, bits in sorted(runs.items(), key=lambda item: _in_order(item[0])):
         if np.isinf(bits).any():
-            found[rate] = (float("inf"), float("inf"))
+            found[point] = (float("inf"), float("inf"))
         else:
             error = np.std(bits, ddof=1) / np.sqrt(len(bits)) if len(bits) > 1 else np.inf
-            found[rate] = (float(np.mean(bits)), float(error))
+            found[point] = (float(np.mean(bits)), float(error))
     return found
 
 
+def trained_with(record):
+    """The training fields of a record, those of older ones filled in: a dict."""
+    older = {name: record[name] for name in (FIELD, "batch_size") if name in record}
+    return {**TRAINING, **older, **record.get("training", {})}
+
+
+def _point(record, fields):
+    trained = trained_with(record)
+    return tuple((field, trained[field]) for field in fields)
+
+
+def _in_order(point):
+    """By numbers, and names as they stand."""
+    return [(field, isinstance(value, str), value) for field, value in point]
+
+
 def _best(losses):
-    return min(losses, key=lambda rate: losses[rate][0])  # the lowest of equals
+    return min(losses, key=lambda point: losses[point][0])  # the first of equals
 
 
 def _shared(losses, grids):
-    """The rate that lies within one standard error of each arm's best; None if there is none."""
+    """The point that lies within one standard error of each arm's best; None if there is none."""
     best = {label: _best(of_arm) for label, of_arm in losses.items()}
     common = set.intersection(*(set(of_arm) for of_arm in losses.values()))
     fit = []
-    for rate in sorted(common):
-        excess = [losses[label][rate][0] - losses[label][best[label]][0] for label in losses]
+    for point in sorted(common, key=_in_order):
+        excess = [losses[label][point][0] - losses[label][best[label]][0] for label in losses]
         near = [losses[label][best[label]][1] for label in losses]
-        # An arm that diverged at every rate has no best: inf − inf, which compares as false.
+        # An arm that diverged at every point has no best: inf − inf, which compares as false.
         if all(more <= error for more, error in zip(excess, near, strict=True)):
-            at_edge = any(rate in (grid[0], grid[-1]) for grid in grids.values())
-            fit.append((at_edge, sum(excess), rate))
-    return min(fit)[-1] if fit else None
+            at_edge = any(FIELD in _edges(dict(point), grid) for grid in grids.values())
+            fit.append((at_edge, sum(excess), point))
+    return min(fit, key=lambda each: (*each[:2], _in_order(each[2])))[-1] if fit else None
 
 
 # Grids ----------------------------------------------------------------------------------------
 
 
+def _points(grid):
+    """All points of a grid, each a tuple of (field, value)."""
+    return [tuple(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+
+
+def _edges(point, grid):
+    """The fields of a point whose value is the least or greatest number of its grid."""
+    return [
+        field
+        for field, values in grid.items()
+        if not isinstance(values[0], str) and point[field] in (values[0], values[-1])
+    ]
+
+
 def _grids(study, records):
-    """(source, label) -> (rates, how often widened), as far as the records tell.
+    """(source, label) -> (grid, how often widened), as far as the records tell.
 
     Arms of one grid are widened together, so that all of them are tried at the same rates.
     """
@@ -165,37 +235,42 @@ def _grids(study, records):
     for source in study.data:
         for label, arm in study.arms.items():
             if source in arm.data:
-                grid = tuple(study.tuning.of(label)[FIELD])
+                grid = tuple(study.tuning.of(label).items())
                 together.setdefault((source, grid), []).append(label)
     found = {}
     for (source, grid), labels in together.items():
-        wide = _widened(study, records, source, grid, labels)
+        wide = _widened(study, records, source, dict(grid), labels)
         found |= {(source, label): wide for label in labels}
     return found
 
 
 def _widened(study, records, source, grid, labels):
     runs = {
-        (record["arm"], record[FIELD], record["seed"])
+        (record["arm"], _point(record, tuple(grid)), record["seed"])
         for record in records
         if record["data"] == source
     }
-    for times in range(WIDENINGS):
+    for times in range(WIDENINGS if FIELD in grid else 0):
+        points = _points(grid)
         needed = {
-            (label, rate, seed) for label in labels for rate in grid for seed in study.tuning.seeds
+            (label, point, seed)
+            for label in labels
+            for point in points
+            for seed in study.tuning.seeds
         }
         if not needed <= runs:
             return grid, times
-        of_grid = [
-            {rate: _losses(records, source, label)[rate] for rate in grid} for label in labels
-        ]
-        best = {_best(losses) for losses in of_grid}
-        low = (_beyond(grid[0], grid[1]),) if grid[0] in best else ()
-        high = (_beyond(grid[-1], grid[-2]),) if grid[-1] in best else ()
+        best = set()
+        for label in labels:
+            losses = _losses(records, source, label, tuple(grid))
+            best.add(dict(_best({point: losses[point] for point in points}))[FIELD])
+        rates = grid[FIELD]
+        low = (_beyond(rates[0], rates[1]),) if rates[0] in best else ()
+        high = (_beyond(rates[-1], rates[-2]),) if rates[-1] in best else ()
         if not low and not high:
             return grid, times
-        grid = low + grid + high
-    return grid, WIDENINGS
+        grid = {**grid, FIELD: low + rates + high}
+    return grid, WIDENINGS if FIELD in grid else 0
 
 
 def _beyond(edge, inner):

@@ -18,6 +18,8 @@ import numpy as np
 from kzoo.errors import InputError, unknown
 from kzoo.studies import sentences
 from kzoo.studies.hypotheses import LEAST_PAIRS, Hypothesis, check_looks
+from kzoo.studies.metrics import unit
+from kzoo.studies.protocol import FAILED_RUNS
 from kzoo.studies.sentences import (
     CONFIRMED,
     DIFFERENT_WITHIN,
@@ -40,8 +42,6 @@ from kzoo.studies.statistics import (
     pairs_needed,
     sign_flip,
 )
-
-FAILED_RUNS = ("undecided", "left out")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,7 @@ class Evidence:
         post_hoc: whether it was stated after records existed.
         added_to: the numbers of seeds at which verdicts were drawn before seeds were added, where
             no looks count them.
+        unequal: what the arms have not the same amount of, in a sentence.
     """
 
     hypothesis: Hypothesis
@@ -120,6 +121,7 @@ class Evidence:
     setting: str = ""
     post_hoc: bool = False
     added_to: tuple = ()
+    unequal: str = ""
 
     def __post_init__(self):
         for label in self.hypothesis.labels:
@@ -128,8 +130,12 @@ class Evidence:
                 raise unknown(kind, label, self.values)
 
     def seeds(self):
-        """All seeds that an arm of the hypothesis ran, finished or not: a sorted list."""
-        return sorted({seed for label in self.hypothesis.labels for seed in self.values[label]})
+        """All seeds that an arm of the hypothesis ran, finished or not, or that are excluded: a
+        sorted list."""
+        labels = self.hypothesis.labels
+        facts = [self.facts[label] for label in labels if label in self.facts]
+        excluded = {seed for fact in facts for seed in fact.excluded}
+        return sorted({seed for label in labels for seed in self.values[label]} | excluded)
 
     def failures(self):
         """(arm, seed, what happened) of every run that has no value or is not to be trusted."""
@@ -143,6 +149,8 @@ class Evidence:
                     found.append((label, seed, "stalled"))
                 elif seed not in runs:
                     found.append((label, seed, "is missing"))
+                elif seed in facts.without:
+                    found.append((label, seed, f"has no {unit(self.hypothesis.metric)}"))
                 elif runs[seed] is None or not np.isfinite(runs[seed]) or seed in facts.diverged:
                     found.append((label, seed, "diverged"))
         return found
@@ -334,7 +342,9 @@ def _verdict(item, contrasts, *, outcome, finished_runs, level, ends):
     return dataclasses.replace(
         verdict,
         sentence=sentences.sentence(verdict, item.setting, item.facts),
-        notes=sentences.notes(verdict, item.facts, item.failures(), far, item.added_to),
+        notes=sentences.notes(
+            verdict, item.facts, item.failures(), far, item.added_to, item.unequal
+        ),
     )
 
 

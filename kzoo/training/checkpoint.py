@@ -25,6 +25,7 @@ from kzoo import migrations
 from kzoo.config import CHECKPOINT_BESIDES
 from kzoo.errors import InputError
 from kzoo.files import check_folder, numbered, reason, taken
+from kzoo.training import optimizer
 from kzoo.values import differences
 
 log = logging.getLogger("kzoo")
@@ -76,7 +77,7 @@ def state_variables(model):
     groups = {
         "weight": model.trainable_variables,
         "state": model.non_trainable_variables,
-        "optimizer": model.optimizer.variables,
+        "optimizer": optimizer.state_variables(model.optimizer),
         "metric": model.metrics_variables,
     }
     return {
@@ -84,6 +85,44 @@ def state_variables(model):
         for kind, variables in groups.items()
         for i, variable in enumerate(variables)
     }
+
+
+def settings_of(path):
+    """The settings that a checkpoint, a folder, was saved with: a dict.
+
+    Raises:
+        InputError: if it is damaged.
+    """
+    damage = _damage(Path(path))
+    if damage is not None:
+        raise InputError(f"the checkpoint is damaged ({damage}). Received: {path}")
+    return json.loads((Path(path) / _FACTS / "metadata").read_text())["settings"]
+
+
+def read_weights(path, model):
+    """Put the weights of a checkpoint, a folder, into a model, and nothing of what trained them.
+
+    Raises:
+        InputError: if it is damaged, or of a model with other variables. Nothing has changed then.
+    """
+    path = Path(path).absolute()
+    settings_of(path)
+    saved = json.loads((path / _FACTS / "metadata").read_text())["variables"]
+    of_weights = ("weight ", "state ")
+    variables = {n: v for n, v in state_variables(model).items() if n.startswith(of_weights)}
+    kinds = {name: _kind(variable) for name, variable in variables.items()}
+    if kinds != {name: kind for name, kind in saved.items() if name.startswith(of_weights)}:
+        other = list(differences(saved, {**saved, **kinds})) or ["it has more of them"]
+        raise InputError(
+            f"the checkpoint is of a model with other variables: {other[0]}. Received: {path}"
+        )
+    values = {name: _value(variable) for name, variable in variables.items()}
+    how = ocp.checkpoint_utils.construct_restore_args(values)
+    args = ocp.args.PyTreeRestore(values, restore_args=how, partial_restore=True)
+    with contextlib.closing(ocp.Checkpointer(ocp.PyTreeCheckpointHandler())) as reader:
+        values = reader.restore(path / _STATE, args=args)
+    for name, variable in variables.items():
+        variable.assign(values[name])
 
 
 class Store:

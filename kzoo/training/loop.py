@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -13,7 +13,14 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import unknown
-from kzoo.training.optimizer import OPTIMIZERS, SCHEDULES
+from kzoo.training.optimizer import (
+    OPTIMIZERS,
+    WARMUP,
+    VariableRate,
+    schedule_of,
+    state_variables,
+    with_variable_rate,
+)
 from kzoo.training.stream import read_ahead
 from kzoo.typing import Model
 
@@ -53,24 +60,38 @@ class Program:
         model: the task, compiled to train; it keeps no metric but the loss.
         evaluator: the same layers, compiled to measure bits per scored byte.
         optimizer_values: the optimizer's initial state.
-        schedule: the learning rate of a step, counted from 0.
+        rate: the learning rate of a step, counted from 0, a schedule of Keras.
+        config: by which checkpoints know their run; None for the model's.
     """
 
     model: keras.Model
     evaluator: keras.Model
     optimizer_values: list
-    schedule: keras.optimizers.schedules.LearningRateSchedule
+    rate: keras.optimizers.schedules.LearningRateSchedule
+    config: Mapping[str, Any] | None = None
 
-    def restart(self, fresh: Model) -> None:
+    @property
+    def schedule(self) -> keras.optimizers.schedules.LearningRateSchedule:
+        """The learning rate as a schedule of plain numbers."""
+        return self.rate.schedule if isinstance(self.rate, VariableRate) else self.rate
+
+    def restart(self, fresh: Model, learning_rate: float | None = None) -> None:
         """Take the state of `fresh`, a model of the same shape, and a new optimizer state.
 
-        The compiled steps stay, so that seeds of one arm share a compilation.
+        The compiled steps stay, so that seeds of one arm share a compilation, and so do learning
+        rates of a program that was prepared with `variable_rate`.
+
+        Args:
+            fresh: a task.
+            learning_rate: another peak of the schedule.
         """
+        if learning_rate is not None:
+            self.rate.set_peak(learning_rate)
         for name in ("trainable_variables", "non_trainable_variables"):
             pairs = zip(getattr(self.model, name), getattr(fresh, name), strict=True)
             for variable, other in pairs:
                 variable.assign(ops.convert_to_numpy(other))
-        pairs = zip(self.model.optimizer.variables, self.optimizer_values, strict=True)
+        pairs = zip(state_variables(self.model.optimizer), self.optimizer_values, strict=True)
         for variable, value in pairs:
             variable.assign(value)
 
@@ -88,13 +109,18 @@ def prepare(
     steps: int,
     optimizer: str = "adamw",
     schedule: str = "cosine",
+    *,
+    warmup: float = WARMUP,
+    variable_rate: bool = False,
 ) -> Program:
     """The `Program` of a task, compiled to train.
 
     Args:
         model: a task.
-        learning_rate, steps, schedule: as in `kzoo.training.adamw`.
+        learning_rate, steps, schedule, warmup: as in `kzoo.training.adamw`.
         optimizer: `"adamw"` or `"muon"`.
+        variable_rate: whether `Program.restart` may change the learning rate, which is then a
+            variable of the optimizer. Models that are saved with their optimizers do without.
 
     Returns:
         A `Program`. On JAX a model of less than 10 million parameters makes 16 steps in a call.
@@ -107,16 +133,23 @@ def prepare(
     """
     if optimizer not in OPTIMIZERS:
         raise unknown("optimizer", optimizer, OPTIMIZERS)
-    made = OPTIMIZERS[optimizer](learning_rate, steps, schedule)
+    made = OPTIMIZERS[optimizer](learning_rate, steps, schedule, warmup=warmup)
     made.build(model.trainable_variables)
+    values = [ops.convert_to_numpy(variable) for variable in made.variables]
+    rate = schedule_of(schedule, learning_rate, steps, warmup)
+    if variable_rate:
+
+        def make(peak):
+            return schedule_of(schedule, peak, steps, warmup)
+
+        rate = with_variable_rate(made, make, learning_rate)
     # Elsewhere Keras has its own loops, which tell of the last step only (and on torch, none).
     several = keras.backend.backend() == "jax" and model.count_params() < _SMALL
     size = STEPS_PER_EXECUTION if several else 1
     model.compile(optimizer=made, weighted_metrics=[], steps_per_execution=size)
     # Its own task over the same layers: compiled, as every task is, with its loss and bits.
     evaluator = model.twin()
-    values = [ops.convert_to_numpy(variable) for variable in made.variables]
-    return Program(model, evaluator, values, SCHEDULES[schedule](learning_rate, steps))
+    return Program(model, evaluator, values, rate)
 
 
 class _Recorder(keras.callbacks.Callback):
@@ -283,7 +316,7 @@ def train(
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.callback(checkpoints.end)
-            settings = _settings(model, splits, steps, evaluations)
+            settings = _settings(program, splits, steps, evaluations)
             _, progress = checkpoints.begin(model, settings)
             if progress is not None:
                 recorder.go_on(progress, model)
@@ -307,11 +340,12 @@ def train(
     return outcome
 
 
-def _settings(model, splits, steps, evaluations):
+def _settings(program, splits, steps, evaluations):
     """What decides on the losses of a run: a dict that JSON can hold."""
-    optimizer = keras.saving.serialize_keras_object(model.optimizer)["config"]
+    optimizer = keras.saving.serialize_keras_object(program.model.optimizer)["config"]
+    optimizer["learning_rate"] = keras.saving.serialize_keras_object(program.schedule)
     return {
-        "config": model.config,
+        "config": program.config or program.model.config,
         "optimizer": {name: value for name, value in optimizer.items() if name != "name"},
         "backend": keras.backend.backend(),
         "steps": steps,

@@ -1,19 +1,23 @@
 """Optimizers and schedules: Keras's own, with what is decayed and clipped settled."""
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from kzoo.errors import unknown
+from kzoo.errors import InputError, unknown
 from kzoo.typing import Tensor
+from kzoo.values import is_count, is_number
 
 # Biases, and the scales of norms. Every other variable is a matrix.
 _NOT_DECAYED = ("bias", "beta", "gamma", "scale")
 _LEAST = 0.1  # of the peak: where schedules end
+WARMUP = 0.1  # of the steps
 
 
-def warmup_cosine(learning_rate: float, steps: int) -> Any:
+def warmup_cosine(learning_rate: float, steps: int, warmup: float = WARMUP) -> Any:
     """Linear warmup over a tenth of the steps, then half a cosine down to a tenth of the peak.
 
     Source: Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5, without restarts.
@@ -21,6 +25,7 @@ def warmup_cosine(learning_rate: float, steps: int) -> Any:
     Args:
         learning_rate: the peak.
         steps: of the whole training.
+        warmup: the part of the steps that warm up; 0 for none.
 
     Returns:
         A `keras.optimizers.schedules.CosineDecay`.
@@ -30,17 +35,21 @@ def warmup_cosine(learning_rate: float, steps: int) -> Any:
         >>> [round(float(rate(step)), 4) for step in (0, 10, 55, 100)]
         [0.001, 0.01, 0.0055, 0.001]
     """
-    warmup = max(1, steps // 10)
+    rising = _rising(steps, warmup)
     return keras.optimizers.schedules.CosineDecay(
-        learning_rate / warmup,
-        max(1, steps - warmup),
+        learning_rate / rising,
+        max(1, steps - rising),
         alpha=_LEAST,
         warmup_target=learning_rate,
-        warmup_steps=warmup,
+        warmup_steps=rising,
     )
 
 
-def warmup_stable_decay(learning_rate: float, steps: int) -> Any:
+def _rising(steps, warmup):
+    return max(1, int(steps * warmup))
+
+
+def warmup_stable_decay(learning_rate: float, steps: int, warmup: float = WARMUP) -> Any:
     """Linear warmup over a tenth of the steps, the peak, and in the last tenth linear decay.
 
     What is trained up to the decay can be trained on, towards a later end. Source: Hu et al. 2024
@@ -49,6 +58,7 @@ def warmup_stable_decay(learning_rate: float, steps: int) -> Any:
     Args:
         learning_rate: the peak; the decay ends at a tenth of it.
         steps: of the whole training.
+        warmup: the part of the steps that warm up; 0 for none.
 
     Returns:
         A `WarmupStableDecay`.
@@ -58,8 +68,7 @@ def warmup_stable_decay(learning_rate: float, steps: int) -> Any:
         >>> [round(float(rate(step)), 4) for step in (0, 10, 90, 95, 100)]
         [0.001, 0.01, 0.01, 0.0055, 0.001]
     """
-    part = max(1, steps // 10)
-    return WarmupStableDecay(learning_rate, steps, part, part)
+    return WarmupStableDecay(learning_rate, steps, _rising(steps, warmup), max(1, steps // 10))
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -123,6 +132,7 @@ def adamw(
     steps: int,
     schedule: str = "cosine",
     *,
+    warmup: float = WARMUP,
     weight_decay: float = 0.01,
     clip: float = 1.0,
 ) -> Any:
@@ -135,6 +145,7 @@ def adamw(
         learning_rate: the peak.
         steps: of the whole training.
         schedule: `"cosine"`, which is `warmup_cosine`, or `"wsd"`, `warmup_stable_decay`.
+        warmup: the part of the steps in which the rate rises.
         weight_decay: the part of a matrix that a step takes away, times the learning rate.
         clip: the greatest norm of all gradients together; longer ones are scaled down to it.
 
@@ -142,12 +153,12 @@ def adamw(
         A `keras.optimizers.AdamW`.
 
     Raises:
-        InputError: for an unknown schedule.
+        InputError: for an unknown schedule, or a rate or steps that are not positive.
 
     Example:
         >>> model.compile(optimizer=adamw(3e-3, steps=1000, schedule="wsd"))
     """
-    rate = _schedule(schedule)(learning_rate, steps)
+    rate = schedule_of(schedule, learning_rate, steps, warmup)
     return AdamW(rate, weight_decay=weight_decay, beta_2=0.98, global_clipnorm=clip)
 
 
@@ -156,6 +167,7 @@ def muon(
     steps: int,
     schedule: str = "cosine",
     *,
+    warmup: float = WARMUP,
     weight_decay: float = 0.01,
     clip: float = 1.0,
 ) -> Any:
@@ -169,19 +181,19 @@ def muon(
     the scale.
 
     Args:
-        learning_rate, steps, schedule, weight_decay, clip: as in `adamw`.
+        learning_rate, steps, schedule, warmup, weight_decay, clip: as in `adamw`.
 
     Returns:
         A `keras.optimizers.Muon`.
 
     Raises:
-        InputError: for an unknown schedule.
+        InputError: for an unknown schedule, or a rate or steps that are not positive.
 
     Example:
         >>> model.compile(optimizer=muon(3e-3, steps=1000))
     """
     return Muon(
-        _schedule(schedule)(learning_rate, steps),
+        schedule_of(schedule, learning_rate, steps, warmup),
         weight_decay=weight_decay,
         adam_weight_decay=weight_decay,
         adam_beta_2=0.98,
@@ -194,7 +206,78 @@ def muon(
 OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
-def _schedule(name):
+def schedule_of(name: str, learning_rate: float, steps: int, warmup: float = WARMUP) -> Any:
+    """The schedule of a name; `InputError` for an unknown one, or a rate or steps that are not
+    positive."""
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
-    return SCHEDULES[name]
+    if not is_number(learning_rate) or learning_rate <= 0:
+        raise InputError(
+            f"learning_rate is a positive number, such as 0.003. Received: {learning_rate!r}"
+        )
+    if not is_count(steps):
+        raise InputError(f"steps is a positive integer, such as 1000. Received: {steps!r}")
+    return SCHEDULES[name](learning_rate, steps, warmup)
+
+
+# Rates as variables ---------------------------------------------------------------------------
+
+_RATES = ("learning_rate", "initial_learning_rate", "warmup_target")  # numbers of schedules
+
+
+class VariableRate(keras.optimizers.schedules.LearningRateSchedule):
+    """A schedule whose rates are variables of its optimizer, so that others compile nothing anew.
+
+    Every rate has the bits that it would have from the schedule itself. `state_variables` leaves
+    these variables out: they are settings, and what training changes is the same as without.
+
+    Args:
+        make: function of a peak that returns the schedule; all schedules that it makes differ
+            only in their rates.
+        learning_rate: the first peak.
+
+    Attributes:
+        schedule: the one that is followed now, with plain numbers.
+        variables: list of the variables, for the optimizer to track.
+    """
+
+    def __init__(self, make: Callable[[float], Any], learning_rate: float) -> None:
+        super().__init__()
+        self.make = make
+        self.schedule = make(learning_rate)
+        self._followed = copy.copy(self.schedule)
+        self._names = [name for name in _RATES if name in self.schedule.get_config()]
+        self.variables = [
+            keras.Variable(getattr(self.schedule, name), dtype="float32", trainable=False)
+            for name in self._names
+        ]
+        for name, variable in zip(self._names, self.variables, strict=True):
+            setattr(self._followed, name, variable)
+
+    def __call__(self, step: Any) -> Tensor:
+        return self._followed(step)
+
+    def set_peak(self, learning_rate: float) -> None:
+        """Follow the schedule with another peak."""
+        self.schedule = self.make(learning_rate)
+        for name, variable in zip(self._names, self.variables, strict=True):
+            variable.assign(getattr(self.schedule, name))
+
+    def get_config(self) -> dict[str, Any]:
+        return self.schedule.get_config()
+
+
+def with_variable_rate(optimizer: Any, make: Callable[[float], Any], learning_rate: float) -> Any:
+    """Give a built optimizer a `VariableRate`, which is returned."""
+    rate = VariableRate(make, learning_rate)
+    optimizer.learning_rate = rate
+    for variable in rate.variables:
+        optimizer._track_variable(variable)
+    return rate
+
+
+def state_variables(optimizer: Any) -> list[Any]:
+    """The variables of an optimizer that training changes."""
+    rate = getattr(optimizer, "_learning_rate", None)  # one that scales losses has none
+    settings = rate.variables if isinstance(rate, VariableRate) else ()
+    return [v for v in optimizer.variables if all(v is not setting for setting in settings)]

@@ -15,6 +15,7 @@ from kzoo.data.sources.base import Source, named, register
 
 # In the order in which messages name them.
 from kzoo.data.sources.files import Files  # isort: skip
+from kzoo.data.sources.table import Table  # isort: skip
 from kzoo.data.sources.pydoc import Pydoc  # isort: skip
 from kzoo.data.sources.tfds import Tfds  # isort: skip
 from kzoo.data.sources.synthetic import Synthetic  # isort: skip
@@ -26,6 +27,7 @@ __all__ = [
     "Pydoc",
     "Source",
     "Synthetic",
+    "Table",
     "Tfds",
     "named",
     "read",

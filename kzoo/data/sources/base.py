@@ -28,6 +28,11 @@ class Source(Part):
         raise NotImplementedError
 
     @classmethod
+    def of(cls, text: str) -> "Source":
+        """The source of what follows the colon; by default it is the first field."""
+        return cls(text)  # type: ignore[call-arg]
+
+    @classmethod
     def form(cls) -> str:
         """How a string names such a source, for messages: `"tfds:DATASET"`."""
         fields = dataclasses.fields(cls)
@@ -61,4 +66,4 @@ def named(text: str) -> Source | None:
     cls = _registry[kind]
     if bool(colon) != bool(dataclasses.fields(cls)):
         return None
-    return cls(rest) if colon else cls()
+    return cls.of(rest) if colon else cls()

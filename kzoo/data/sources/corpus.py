@@ -11,6 +11,7 @@ from typing import Any
 from kzoo.data.sources import memory
 from kzoo.data.sources.base import Source, get, named, names
 from kzoo.data.sources.files import Files
+from kzoo.data.sources.table import Table, is_table
 
 log = logging.getLogger("kzoo")
 
@@ -62,7 +63,7 @@ def _source(spec):
     """The `Source` of a string, a path or JSON; None for what holds the examples themselves."""
     if isinstance(spec, str | os.PathLike):
         name = os.fsdecode(spec)
-        return named(name) or Files(name)
+        return named(name) or (Table(name) if is_table(name) else Files(name))
     is_json = isinstance(spec, Mapping) and len(spec) == 1 and {*spec} <= {*names()}
     return get(spec) if is_json or isinstance(spec, Source) else None
 

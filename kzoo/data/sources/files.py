@@ -16,7 +16,7 @@ log = logging.getLogger("kzoo")
 # Endings of files whose lines or cells are examples, or settings: as text, a model would learn
 # their commas and quotes.
 TABLES = {".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".feather"}
-TABLES |= {".xlsx", ".xls"}
+TABLES |= {".xlsx", ".xls"}  # those of `kzoo.data.sources.table` among them
 
 # How files of known formats begin, and what makes text of them.
 FORMATS = {
@@ -93,7 +93,7 @@ def read(name):
         if os.path.isfile(path):
             texts = [_text(path)]
         else:
-            raise _missing(str(name), path)
+            raise missing(str(name), path)
     except OSError as error:
         raise InputError(
             f"the file cannot be read ({error.strerror}). Received: {str(error.filename)!r}"
@@ -132,7 +132,7 @@ def _folder(path):
     return texts
 
 
-def _missing(name, path):
+def missing(name, path):
     """The error for a path that is neither file nor folder."""
     forms = [cls.form() for cls in classes() if cls is not Files]
     others = f"Other sources: {', '.join(forms)}."
@@ -169,9 +169,9 @@ def _text(file):
     """The bytes of a text file, without a byte order mark."""
     if file.suffix.lower() in TABLES:
         raise InputError(
-            f"{file.suffix} files hold examples or cells, not running text; read them in Python "
-            "and pass a list of strings or {'prompts': [...], 'responses': [...]} as the source. "
-            f"Received: {str(file)!r}"
+            f"{file.suffix} files hold examples or cells, not running text; save them as CSV or "
+            "JSON lines ('table:FILE:SOURCE:TARGET'), or read them in Python and pass "
+            f"{{'prompts': [...], 'responses': [...]}}. Received: {str(file)!r}"
         )
     if known := _format(file):
         what, command = known
@@ -181,13 +181,13 @@ def _text(file):
     if text.startswith(BOM):
         log.info("%s: its byte order mark is left out", file)
         text = text.removeprefix(BOM)
-    _check_encoding(text, file)
+    check_encoding(text, file)
     if kind := _looks_like(text):
         log.warning("%s looks like %s: its syntax is learned as text", file, kind)
     return text
 
 
-def _check_encoding(text, file):
+def check_encoding(text, file):
     """`InputError` unless the text is UTF-8 without NUL bytes."""
     wide = next((encoding for mark, encoding in MARKS.items() if text.startswith(mark)), None)
     wide = wide or _without_mark(text[:4096])
@@ -224,7 +224,14 @@ def _without_mark(start):
     zeros = [start[i::4].count(0) / max(1, len(start) // 4) for i in range(4)]
     patterns = {"UTF-32LE": "0111", "UTF-32BE": "1110", "UTF-16LE": "0101", "UTF-16BE": "1010"}
     found = "".join("1" if part > 0.6 else "0" for part in zeros)
-    return next((name for name, pattern in patterns.items() if pattern == found), None)
+    name = next((name for name, pattern in patterns.items() if pattern == found), None)
+    if name is None:
+        return None
+    try:  # programs are full of zeros, too
+        text = start[: len(start) // 4 * 4].decode(name)
+    except UnicodeDecodeError as error:
+        text = "" if error.end >= len(start) // 4 * 4 else "\0"  # half a surrogate pair at the end
+    return None if "\0" in text else name
 
 
 def _looks_like(text):

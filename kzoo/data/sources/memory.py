@@ -1,8 +1,9 @@
 """Examples in memory: lists, arrays and columns of strings and pairs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from kzoo.data.sources.base import classes
+from kzoo.data.sources.table import columns_named
 from kzoo.errors import InputError
 
 
@@ -25,6 +26,7 @@ def examples(source):
     Raises:
         InputError: for anything else; no message shows what a text holds.
     """
+    source = _table(source)
     if isinstance(source, Mapping):
         if set(source) != {"prompts", "responses"}:
             raise InputError(f"{_wanted()}. Received: a mapping with {_names(source)}")
@@ -58,6 +60,20 @@ def examples(source):
     return [tuple(example) if paired else (None, example) for example in given]
 
 
+def _table(source):
+    """Of a table in memory (pandas, Hugging Face `datasets`) the columns of known names."""
+    if isinstance(source, Mapping) or not hasattr(source, "__getitem__"):
+        return source
+    names = getattr(source, "column_names", getattr(source, "columns", None))
+    found = [] if names is None else columns_named(list(names))
+    if not found:
+        return source
+    columns = [source[name] for name in found]
+    return (
+        columns[0] if len(found) == 1 else dict(zip(("prompts", "responses"), columns, strict=True))
+    )
+
+
 def _check(texts, i):
     if not texts[-1]:
         raise InputError(f"a text or response is empty. Received: '' (example {i})")
@@ -72,12 +88,12 @@ def _check(texts, i):
 
 def _listed(source, wanted, where=""):
     """The items of a list, a tuple, a NumPy array or a pandas Series."""
-    if isinstance(source, list | tuple):
+    if isinstance(source, Sequence) and not isinstance(source, str | bytes | bytearray):
         return list(source)
     if hasattr(source, "tolist") and getattr(source, "ndim", 0) in (1, 2):
         return source.tolist()
     hint = ""
-    if hasattr(source, "columns"):
+    if hasattr(source, "columns") or hasattr(source, "column_names"):
         hint = "; of a table, pass {'prompts': table[A], 'responses': table[B]} or table[A]"
     elif isinstance(source, Iterable) and not isinstance(source, str | bytes | bytearray):
         hint = "; list(...) makes a list of an iterable, sorted(...) of a set"

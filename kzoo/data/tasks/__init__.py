@@ -1,17 +1,32 @@
 """Synthetic tasks: generated pairs of a source and its target.
 
-A task of one's own is one class, and then the source `"synthetic:reverse"`:
+A task of one's own is one class, and then the source `"synthetic:squares"`:
 
     @kzoo.data.tasks.register
-    class Reverse(kzoo.data.tasks.Task):
-        name = "reverse"
+    class Squares(kzoo.data.tasks.Task):
+        name = "squares"
         count: int = 1000
 
         def pairs(self):
-            return [(f"{i}", f"{i}"[::-1]) for i in range(self.count)]
+            return [(f"{i}", f"{i * i}") for i in range(self.count)]
 """
 
+from kzoo.data.tasks.arithmetic import Addition
 from kzoo.data.tasks.base import Task, get, names, register
-from kzoo.data.tasks.copying import Copy
+from kzoo.data.tasks.copying import Copy, CopyVarying, Reverse, SelectiveCopy, Sort
+from kzoo.data.tasks.recall import Induction, Mapping
 
-__all__ = ["Copy", "Task", "get", "names", "register"]
+__all__ = [
+    "Addition",
+    "Copy",
+    "CopyVarying",
+    "Induction",
+    "Mapping",
+    "Reverse",
+    "SelectiveCopy",
+    "Sort",
+    "Task",
+    "get",
+    "names",
+    "register",
+]

@@ -1,25 +1,40 @@
 """What a synthetic task is."""
 
+import random
+
 from kzoo.errors import InputError
 from kzoo.registry import Part, Registry
 from kzoo.values import is_count
+
+SYMBOLS = "abcdefghijklmnopqrstuvwxyz012345"
 
 
 class Task(Part):
     """Base of the synthetic tasks; a subclass is one file, or one class in a user's script.
 
     Its fields are what can be chosen, such as lengths; from the same fields come the same pairs.
+    A subclass defines `draw`, and `sources` if there may be fewer sources than `count`; or it
+    defines `pairs` alone.
 
     Attributes:
         name: the task is the source `"synthetic:NAME"`.
     """
 
+    def draw(self, rng: random.Random) -> tuple[str, str]:
+        """One example, (source, target), drawn with `rng` and nothing else."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither draw nor pairs")
+
     def pairs(self) -> list[tuple[str, str]]:
-        """A list of (source, target), two strings each."""
-        raise NotImplementedError
+        """A list of `count` pairs (source, target) of strings, with different sources."""
+        rng = random.Random(0)
+        found: dict[str, str] = {}  # in the order in which they were drawn
+        while len(found) < self.count:  # type: ignore[attr-defined]
+            source, target = self.draw(rng)
+            found.setdefault(source, target)
+        return list(found.items())
 
 
-def check_count(task, *fields):
+def check_count(task: Task, *fields: str) -> None:
     """`InputError` unless fields of a task are positive integers."""
     for field in fields:
         value = getattr(task, field)
@@ -27,6 +42,35 @@ def check_count(task, *fields):
             raise InputError(
                 f"{field} of the task {task.name!r} is a positive integer. Received: {value!r:.60}"
             )
+
+
+def check_sources(task, sources: int) -> None:
+    """`InputError` unless a task has as many different sources as its `count` asks for.
+
+    Drawing them takes longer the fewer are left: half of them at most are asked for where there
+    are fewer than a million, or all where they are a hundred or fewer.
+
+    Args:
+        task: a `Task` with a field `count`.
+        sources: how many there are.
+    """
+    most = sources if sources <= 100 or sources >= 10**6 else sources // 2
+    if task.count > most:
+        fields = ", ".join(f"{name}={value!r}" for name, value in vars(task).items())
+        raise InputError(
+            f"the task {task.name!r} has {most} different sources of that size to give at most. "
+            f"Received: {fields}"
+        )
+
+
+def texts_of(lengths: range, symbols: int = len(SYMBOLS)) -> int:
+    """How many texts of some symbols there are, of any of some lengths.
+
+    Example:
+        >>> texts_of(range(1, 3), symbols=2)
+        6
+    """
+    return sum(symbols**length for length in lengths)
 
 
 _registry = Registry("synthetic task", Task)

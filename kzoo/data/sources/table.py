@@ -1,0 +1,273 @@
+"""Tables of examples: a column of texts, or two of sources and targets."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from kzoo.data.sources import files
+from kzoo.data.sources.base import Source, register
+from kzoo.errors import InputError, unknown
+from kzoo.values import is_integer, shown
+
+ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
+# The names by which columns are found when none are given.
+PAIRS = (
+    ("prompts", "responses"),
+    ("prompt", "response"),
+    ("source", "target"),
+    ("input", "output"),
+    ("question", "answer"),
+)
+TEXT = "text"
+
+
+@register
+class Table(Source):
+    """The rows of a file in CSV, TSV, JSON lines, JSON or Parquet, also compressed by gzip.
+
+    `"table:e2e.csv:mr:ref"` names the columns of sources and of targets, and
+    `"table:reviews.jsonl:body"` one of texts. Numbers, from 0 on, are columns of CSV or TSV without
+    a line of names. Where none are given, columns of the names `prompt` and `response`,
+    `source` and `target`, `input` and `output`, `question` and `answer`, or `text` are taken.
+
+    CSV is quoted as in RFC 4180; in TSV a quote is a character like any other.
+
+    Attributes:
+        path: of the file; `~` is the home folder.
+        target: the column of targets, or of texts: its name or number.
+        source: the column of sources, or None for texts.
+    """
+
+    path: str
+    target: str | int | None = None
+    source: str | int | None = None
+
+    name = "table"
+
+    def __post_init__(self):
+        for field in ("target", "source"):
+            column = getattr(self, field)
+            if column is not None and not (isinstance(column, str) or is_integer(column)):
+                raise InputError(
+                    f"{field} of a table is the name or the number of a column. "
+                    f"Received: {shown(column)}"
+                )
+        if self.source is not None and self.target is None:
+            raise InputError(
+                "a table with a column of sources has one of targets: source and target. "
+                f"Received: source={self.source!r} alone"
+            )
+
+    @classmethod
+    def of(cls, text: str) -> "Table":
+        path, *columns = text.rsplit(":", 2) if text.count(":") > 1 else text.split(":")
+        names = [int(column) if column.isdecimal() else column for column in columns]
+        return cls(path, *reversed(names))
+
+    @classmethod
+    def form(cls) -> str:
+        return "table:FILE:SOURCE:TARGET"
+
+    def read(self) -> list[Any]:
+        file = Path(self.path).expanduser()
+        if not file.is_file():
+            raise files.missing(self.path, file)
+        kind, content = _content(file)
+        names, rows = READERS[kind](file, content, self._numbered)
+        columns = self._columns(file, names)
+        found = [_example(file, where, [row[column] for column in columns]) for where, row in rows]
+        if not found:
+            raise _empty(file)
+        return found
+
+    @property
+    def _numbered(self):
+        return is_integer(self.target)
+
+    def _columns(self, file, names):
+        """The positions of the columns among `names`: one, or two, the source first."""
+        asked = [column for column in (self.source, self.target) if column is not None]
+        asked = asked or columns_named(names)
+        if not asked:
+            raise InputError(
+                "which columns are source and target, or the text, is to be said: "
+                f"'table:FILE:SOURCE:TARGET' or 'table:FILE:TEXT', by names or, in a table "
+                f"without a line of names, by numbers from 0. Received: {str(file)!r}, with "
+                f"{len(names)} columns"
+            )
+        for column in asked:
+            if is_integer(column) != self._numbered:
+                raise InputError(
+                    "columns are both named or both numbered. "
+                    f"Received: {self.source!r} and {self.target!r}"
+                )
+            if column not in names:
+                raise unknown(f"column of {str(file)!r}", column, names)
+        return [names.index(column) for column in asked]
+
+
+def is_table(name: str) -> bool:
+    """Whether a path is that of a table, by its ending."""
+    return name.lower().removesuffix(".gz").endswith(ENDINGS)
+
+
+def columns_named(names: Sequence[Any]) -> list[str]:
+    """The columns of the source and the target, or of the text, among some names; or none.
+
+    Example:
+        >>> columns_named(["id", "question", "answer"])
+        ['question', 'answer']
+    """
+    for columns in (*PAIRS, (TEXT,)):
+        if all(column in names for column in columns):
+            return list(columns)
+    return []
+
+
+def _example(file, where, cells):
+    """A text, or a pair of texts, of one row."""
+    for cell in cells:
+        if not isinstance(cell, str):
+            raise InputError(
+                "the columns of examples hold strings. "
+                f"Received: {type(cell).__name__} ({str(file)!r}, {where})"
+            )
+    if not cells[-1]:
+        raise InputError(f"a text or response is empty. Received: '' ({str(file)!r}, {where})")
+    return cells[0] if len(cells) == 1 else tuple(cells)
+
+
+# Reading: names of the columns, and rows with where each stands -------------------------------
+
+
+def _content(file):
+    """The ending of a table without `.gz`, and its bytes, decompressed."""
+    content, name = file.read_bytes(), file.name.lower()
+    if name.endswith(".gz"):
+        try:
+            content = gzip.decompress(content)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(
+                f"a file that ends in .gz is compressed by gzip ({error}). Received: {str(file)!r}"
+            ) from error
+    ending = os.path.splitext(name.removesuffix(".gz"))[1]
+    if ending not in ENDINGS:
+        raise InputError(
+            f"a table ends in {', '.join(ENDINGS)}, and then .gz if it is compressed. "
+            f"Received: {str(file)!r}"
+        )
+    if ending != ".parquet":
+        content = content.removeprefix(files.BOM)
+        files.check_encoding(content, file)
+    return ending, content
+
+
+def _separated(file, content, numbered):
+    """CSV or TSV."""
+    tabs = ".tsv" in file.name.lower()
+    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    reader = csv.reader(io.StringIO(content.decode(), newline=""), **style)
+    rows = _lines(file, reader)
+    where, first = next(rows, (None, None))
+    if first is None:
+        raise _empty(file)
+    if not numbered:
+        return first, rows
+    return list(range(len(first))), _with_first((where, first), rows)
+
+
+def _with_first(first, rows):
+    yield first
+    yield from rows
+
+
+def _lines(file, reader):
+    """`(where, cells)` of the lines that are not empty; all have as many cells as the first."""
+    count, start = None, 1
+    try:
+        for cells in reader:
+            where, start = f"line {start}", reader.line_num + 1
+            if not cells:
+                continue
+            count = len(cells) if count is None else count
+            if len(cells) != count:
+                raise InputError(
+                    f"all lines of a table have as many cells as its first, {count}; a cell with "
+                    f"a separator in it is quoted in CSV. Received: {len(cells)} cells "
+                    f"({str(file)!r}, {where})"
+                )
+            yield where, cells
+    except csv.Error as error:
+        raise InputError(
+            f"CSV is quoted as in RFC 4180 ({error}). Received: {str(file)!r}, line {start}"
+        ) from error
+
+
+def _json_lines(file, content, numbered):
+    """JSON lines, or one JSON list: objects with the same columns as the first."""
+    text = content.decode()
+    whole = text.lstrip().startswith("[")
+    lines = [(1, text)] if whole else enumerate(text.split("\n"), 1)
+    objects = []
+    for number, line in lines:
+        if line.strip():
+            try:
+                objects.append((f"line {number}", json.loads(line)))
+            except ValueError as error:
+                raise InputError(
+                    f"each line is one JSON object, or the file one list of them ({error}). "
+                    f"Received: {str(file)!r}, line {number}"
+                ) from error
+    if whole:
+        objects = [(f"item {i}", item) for i, item in enumerate(objects[0][1])]
+    return _of_objects(file, objects)
+
+
+def _of_objects(file, objects):
+    for where, item in objects:
+        if not isinstance(item, dict):
+            raise InputError(
+                "each example is a JSON object, whose fields are the columns. "
+                f"Received: {type(item).__name__} ({str(file)!r}, {where})"
+            )
+    if not objects:
+        raise _empty(file)
+    names = list(objects[0][1])
+    return names, ((where, [item.get(name) for name in names]) for where, item in objects)
+
+
+def _empty(file):
+    return InputError(f"there is no example in it. Received: {str(file)!r}")
+
+
+def _parquet(file, content, numbered):
+    try:
+        from pyarrow import lib, parquet
+    except ImportError as error:
+        raise InputError(
+            f"Parquet needs a package: pip install pyarrow. Received: {str(file)!r}"
+        ) from error
+    try:
+        table = parquet.read_table(io.BytesIO(content))
+    except lib.ArrowException as error:
+        raise InputError(
+            f"the file is no Parquet ({error!s:.80}). Received: {str(file)!r}"
+        ) from error
+    columns = zip(*(column.to_pylist() for column in table.columns), strict=True)
+    return table.column_names, ((f"row {i}", cells) for i, cells in enumerate(columns))
+
+
+READERS = {
+    ".csv": _separated,
+    ".tsv": _separated,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json_lines,
+    ".parquet": _parquet,
+}

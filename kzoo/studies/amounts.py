@@ -1,0 +1,118 @@
+"""What a run costs and sees: steps, tokens, FLOPs; and arms that have equal amounts of one."""
+
+import dataclasses
+import functools
+import json
+import logging
+
+import numpy as np
+
+from kzoo import data
+from kzoo.training.flops import count_flops
+
+log = logging.getLogger("kzoo")
+_COUNTED = 1024  # batches of an epoch whose tokens are counted; of more, so many evenly spaced
+_PASSES = 3  # forward, and twice as much backward
+
+
+def load_splits(study, source, config, batch_size=None):
+    """The data of a run. Arms that differ in mechanism only share them."""
+    return _load(*_key(study, source, config, batch_size))
+
+
+def tokens(study, source, config, batch_size, steps):
+    """What a run trains on: `(seen, scored)`, numbers of tokens.
+
+    Those that are seen are all but padding, of both stacks. They are counted on the first epoch,
+    which later ones resemble.
+    """
+    seen, scored = _counts(*_key(study, source, config, batch_size))
+    return tuple(round(_total(each, steps)) for each in (seen, scored))
+
+
+def flops(config, batch_size, steps):
+    """Floating-point operations of a training, by `kzoo.training.flops`: an integer."""
+    return _PASSES * sum(count_flops(config).values()) * batch_size * steps
+
+
+def with_steps(study, given):
+    """The study whose arms have the steps that its budget asks for.
+
+    Args:
+        study: a `Study`, whose arms may have training fields that a tuning chose or tries.
+        given: the study as it was given; the first arm on a source has its steps and sets the
+            amount.
+
+    Returns:
+        A `Study`.
+    """
+    if study.budget == "steps":
+        return study
+    arms = {label: dataclasses.replace(arm, steps={}) for label, arm in study.arms.items()}
+    amounts = {source: _first(given, source) for source in given.data}
+    for source, label, arm in study.runs():
+        per_step = _amount(study, source, arm, given.steps) / given.steps
+        arms[label].steps[source] = max(1, round(amounts[source] / per_step))
+    return dataclasses.replace(study, arms=arms)
+
+
+def _first(study, source):
+    arm = next(arm for of, _, arm in study.runs() if of == source)
+    return _amount(study, source, arm, study.steps)
+
+
+def _amount(study, source, arm, steps):
+    config, batch_size = arm.config(study.seeds[0]), study.training(arm, source)["batch_size"]
+    if study.budget == "flops":
+        return flops(config, batch_size, steps)
+    return tokens(study, source, config, batch_size, steps)[1]
+
+
+def planned(study):
+    """What every arm will cost: a list of dicts, one for each program of a study, of its `data`,
+    `arm`, `steps`, `batch_size`, `tokens_seen`, `tokens_scored` and `flops`."""
+    rows = []
+    for source, label, arm in study.runs():
+        config = arm.config(study.seeds[0])
+        steps, batch_size = study.steps_of(arm, source), study.training(arm, source)["batch_size"]
+        seen, scored = tokens(study, source, config, batch_size, steps)
+        of_run = {"data": source, "arm": label, "steps": steps, "batch_size": batch_size}
+        of_run |= {"tokens_seen": seen, "tokens_scored": scored}
+        rows.append({**of_run, "flops": flops(config, batch_size, steps)})
+    return rows
+
+
+def _total(counts, steps):
+    """The sum over the batches of so many steps."""
+    epochs, rest = divmod(steps, len(counts))
+    return float(epochs * counts.sum() + counts[:rest].sum())
+
+
+def _key(study, source, config, batch_size):
+    names = ("max_sequence_length", "mask", "stack", "objective")
+    fields = {name: config[name] for name in names}
+    given = json.dumps(study.given.get(source))
+    size = study.batch_size if batch_size is None else batch_size
+    return source, given, json.dumps(fields), size, study.valid, config["seed"]
+
+
+@functools.lru_cache(maxsize=16)
+def _load(source, given, fields, batch_size, valid, seed):
+    source = json.loads(given) or source
+    return data.load(source, json.loads(fields), batch_size=batch_size, valid=valid, seed=seed)
+
+
+@functools.lru_cache(maxsize=64)
+def _counts(*key):
+    """The tokens seen and scored of each batch of the first epoch: two arrays, `[batches]`."""
+    train = _load(*key).train
+    total = len(train)
+    some = np.unique(np.linspace(0, total - 1, min(total, _COUNTED)).round().astype(int))
+    seen, scored = [], []
+    for index in some:
+        x, _, weight = train[int(index)]
+        seen.append(sum((m > 0).sum() for name, m in x.items() if name.endswith("padding_mask")))
+        scored.append(weight.sum())
+    # Batches that were not counted are as the one counted before them.
+    nearest = np.searchsorted(some, np.arange(total), side="right") - 1
+    return np.array(seen, float)[nearest], np.array(scored, float)[nearest]

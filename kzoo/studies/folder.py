@@ -1,0 +1,149 @@
+"""The folder of a study: whose it is, what may be added to it, and what its records forbid."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+from kzoo import migrations
+from kzoo.errors import InputError
+from kzoo.files import found, read_json, reason, write
+from kzoo.studies import protocol
+from kzoo.studies.hypotheses import hashes
+from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, read, read_tuning
+from kzoo.values import differences, is_number
+
+
+def finished_runs(directory):
+    """The records of a study's directory by name; none if it is new."""
+    if not (Path(directory) / RESULTS_FILE).is_file():
+        return {}
+    return {record["run"]: record for record in read(directory)[1]}
+
+
+def as_begun(study, directory):
+    """The study, with what was written down where it leaves that open.
+
+    That is the learning rate where it names none, and that its tuning is made anew.
+    """
+    path = Path(directory) / STUDY_FILE
+    if not os.path.isfile(path):
+        return study
+    begun = read_json(path)
+    if not isinstance(begun, dict):
+        return study
+    rate, tuning = begun.get("learning_rate"), begun.get("tuning")
+    if study.learning_rate is None and is_number(rate):
+        study = dataclasses.replace(study, learning_rate=rate)
+    if study.tuning and study.tuning.records and isinstance(tuning, dict):
+        if "records" not in tuning:
+            study = anew(study)
+    return study
+
+
+def anew(study):
+    """The study, whose tuning uses no records that were made before."""
+    return dataclasses.replace(study, tuning=dataclasses.replace(study.tuning, records=""))
+
+
+def check_directory(study, directory):
+    """`InputError` unless the directory is new, empty, or holds this study, which may have grown.
+
+    Seeds, hypotheses, looks and exclusions may have been added to it; see
+    `kzoo.studies.protocol.grown`.
+    """
+    directory = Path(directory)
+    try:
+        known = (directory / STUDY_FILE).is_file()
+        held = found(directory) if directory.is_dir() else ""
+    except OSError as error:
+        raise InputError(
+            f"the output is a folder; {reason(error)}. Received: {directory}"
+        ) from error
+    if known:
+        saved = _saved_study(directory)
+        if isinstance(saved, dict):
+            saved = protocol.grown(saved, study.to_dict())
+        other = list(differences(saved, study.to_dict()))
+        if other:
+            raise InputError(
+                f"the output folder holds another study ({'; '.join(other):.300}); name a new one "
+                f"with --out. Received: {directory}"
+            )
+        _check_records(study, [*finished_runs(directory).values(), *read_tuning(directory)])
+    elif held:
+        raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
+
+
+def _check_records(study, records):
+    """`InputError` if what the records say forbids to go on."""
+    now = protocol.module_hashes(study.imports)
+    for record in records:
+        then = record.get("imports", {})
+        changed = [name for name in now if then.get(name) != now[name]]
+        if changed:
+            raise InputError(
+                f"modules of imports are those with which the study began; {', '.join(changed)} "
+                f"changed after the run {record['run']!r}. Name a new folder with --out. "
+                f"Received: {list(study.imports)}"
+            )
+    if study.looks:
+        from kzoo.studies.evidence import looks_taken  # which loads the statistics
+
+        runs = [record for record in records if not record.get("tuning")]
+        for number in looks_taken(study.to_dict(), runs):
+            if number not in study.looks:
+                raise InputError(
+                    f"looks hold those that were taken, here at {number} seeds. "
+                    f"Received: {list(study.looks)}"
+                )
+
+
+def check_choices(chosen, records):
+    """`InputError` where runs used other training fields than the tuning chooses now."""
+    for record in records:
+        choice = chosen.get((record["data"], record["arm"]))
+        then = record.get("rate_chosen")
+        if choice is None or then is None:
+            continue
+        now = choice.to_dict()
+        if any(then.get(field) != now.get(field) for field in ("rate", "others")):
+            raise InputError(
+                "the tuning runs of this folder choose other values than those of the run "
+                f"{record['run']!r}; put its tuning.jsonl back, or name a new folder with --out. "
+                f"Received: {now['rate']} instead of {then.get('rate')}"
+            )
+
+
+def _saved_study(directory):
+    return migrations.study(read_json(directory / STUDY_FILE))
+
+
+def write_study(study, directory):
+    """Write down what is asked, which may have grown since the study was begun."""
+    path = directory / STUDY_FILE
+    if not path.is_file() or any(differences(_saved_study(directory), study.to_dict())):
+        directory.mkdir(parents=True, exist_ok=True)
+        write(path, json.dumps(study.to_dict(), indent=2, ensure_ascii=False) + "\n")
+        (directory / RESULTS_FILE).touch()
+
+
+def about(study, directory):
+    """What each record says of the study as it stood when the run was made: a dict.
+
+    A hypothesis that was added when runs of the tuning were there is post hoc as well; those of
+    other studies, whose tuning runs are reused, do not count.
+    """
+    facts = {}
+    if study.hypotheses:
+        own = [record for record in read_tuning(directory) if "reused_from" not in record]
+        tuned = [record.get("hypotheses", {}) for record in own]
+        known = {
+            name: digest
+            for name, digest in hashes(study.hypotheses).items()
+            if all(then.get(name) == digest for then in tuned)
+        }
+        facts = {"hypotheses": known, "seeds_planned": len(study.seeds)}
+    if study.imports:
+        facts["imports"] = protocol.module_hashes(study.imports)
+    return facts

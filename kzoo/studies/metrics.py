@@ -1,0 +1,199 @@
+"""What hypotheses compare: numbers of a run, by name, each one class here or in a user's module.
+
+Nothing here loads Keras: a metric that needs the model is handed it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy.special import logsumexp
+
+from kzoo.errors import InputError
+from kzoo.registry import Part, Registry
+from kzoo.values import is_number
+
+_LEAST_POINTS = 2  # of a curve
+
+
+class Metric(Part):
+    """Base of metrics; a subclass is a frozen dataclass with a `name` and a `value`.
+
+    Attributes:
+        of_predictions: whether its values compare only where the same is predicted.
+        measured: whether a run must `measure` something for it, which its record keeps.
+        least_evaluations: how many held-out points a run needs.
+    """
+
+    of_predictions: ClassVar[bool] = True
+    measured: ClassVar[bool] = False
+    least_evaluations: ClassVar[int] = 1
+
+    @property
+    def unit(self) -> str:
+        """What the numbers count, in words."""
+        return self.name.replace("_", " ")
+
+    def value(self, record: Mapping[str, Any]) -> float | None:
+        """The metric of a finished run; None where it has none."""
+        raise NotImplementedError
+
+    def measure(self, model: Any, valid: Any) -> Any:
+        """What is measured with a trained model: a JSON value, kept in `record["metrics"]`.
+
+        Args:
+            model: a task.
+            valid: the held-out batches, `(x, y, weight)`.
+        """
+        raise NotImplementedError
+
+
+METRICS = Registry("metric", Metric)
+
+
+@METRICS.register
+class Bits(Metric):
+    """Held-out bits per scored byte at the end."""
+
+    name = "bits"
+
+    def value(self, record):
+        return record.get("bits")
+
+
+@METRICS.register
+class Seconds(Metric):
+    """Seconds of training, compilation included."""
+
+    name = "seconds"
+    of_predictions = False
+
+    def value(self, record):
+        return record.get("seconds")
+
+
+@METRICS.register
+class TokensPerSecond(Metric):
+    """Tokens that were trained on in a second."""
+
+    name = "tokens_per_second"
+    of_predictions = False
+
+    def value(self, record):
+        return record.get("tokens_per_second")
+
+
+@METRICS.register
+class StepsTo(Metric):
+    """Optimizer steps until the held-out bits fall to a threshold, between measured points by a
+    line.
+
+    Attributes:
+        bits: the threshold.
+
+    Raises:
+        InputError: for a threshold that is no positive number.
+
+    Example:
+        >>> StepsTo(2.5).value({"held_out": [[100, 3.0], [200, 2.0]]})
+        150.0
+    """
+
+    name = "steps_to"
+    least_evaluations = _LEAST_POINTS
+    bits: float
+
+    def __post_init__(self):
+        if not is_number(self.bits) or self.bits <= 0:
+            raise InputError(f"steps_to takes bits above 0. Received: {self.bits!r:.80}")
+
+    @property
+    def unit(self):
+        return f"steps to {self.bits:g} bits"
+
+    def value(self, record):
+        before = None
+        for step, bits in record["held_out"]:
+            if bits <= self.bits:
+                if before is None:
+                    return float(step)
+                part = (before[1] - self.bits) / (before[1] - bits)
+                return before[0] + part * (step - before[0])
+            before = step, bits
+        return None
+
+
+@METRICS.register
+class AreaUnderCurve(Metric):
+    """The mean of the held-out bits along training, from the first measured point to the last.
+
+    Example:
+        >>> AreaUnderCurve().value({"held_out": [[100, 3.0], [200, 2.0]]})
+        2.5
+    """
+
+    name = "area_under_curve"
+    least_evaluations = _LEAST_POINTS
+
+    def value(self, record):
+        steps, bits = np.array(record["held_out"], float).T
+        return float(np.trapezoid(bits, steps) / (steps[-1] - steps[0]))
+
+
+@METRICS.register
+class Accuracy(Metric):
+    """The part of the scored held-out tokens that are the likeliest ones of the model."""
+
+    name = "accuracy"
+    measured = True
+
+    def value(self, record):
+        return record.get("metrics", {}).get(self.name)
+
+    def measure(self, model, valid):
+        right = scored = 0.0
+        for x, y, weight in valid:
+            logits = np.asarray(model.predict_on_batch(x))
+            right += float((weight * (logits.argmax(-1) == y)).sum())
+            scored += float(weight.sum())
+        return right / scored
+
+
+def example_losses(model, valid):
+    """The loss of each held-out example: a list of `[nats, scored tokens]`, in order.
+
+    Args:
+        model: a task.
+        valid: the held-out batches, `(x, y, weight)`; examples without a scored token, which fill
+            the last batch, are left out.
+    """
+    losses = []
+    for x, y, weight in valid:
+        logits = np.asarray(model.predict_on_batch(x), "float64")
+        nats = logsumexp(logits, axis=-1) - np.take_along_axis(logits, y[..., None], -1)[..., 0]
+        for loss, scored in zip((weight * nats).sum(-1), weight.sum(-1), strict=True):
+            if scored > 0:
+                losses.append([float(loss), int(scored)])
+    return losses
+
+
+def unit(spec):
+    """What the numbers of a metric count, in words.
+
+    Example:
+        >>> unit("tokens_per_second"), unit({"steps_to": {"bits": 2.5}})
+        ('tokens per second', 'steps to 2.5 bits')
+    """
+    if isinstance(spec, str) and spec not in METRICS.names:
+        return spec.replace("_", " ")
+    return METRICS.get(spec).unit
+
+
+def measured(hypotheses):
+    """The metrics of hypotheses for which runs must measure something: a list of `Metric`."""
+    found = {}
+    for hypothesis in hypotheses:
+        metric = METRICS.get(hypothesis.metric)
+        if metric.measured:
+            found[metric.name] = metric
+    return list(found.values())

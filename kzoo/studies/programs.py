@@ -1,0 +1,50 @@
+"""Compiled programs of a process, which runs share: arms of one shape, all rates, all seeds."""
+
+import json
+import threading
+
+import keras
+
+from kzoo import presets
+from kzoo.config import count_parameters
+from kzoo.training import prepare
+
+MOST = 20_000_000  # parameters of the programs that are kept; the newest is kept whatever its size
+# Keras may change base classes of models while it makes one, which no two threads should do.
+making = threading.Lock()
+_of_thread = threading.local()  # a program stands on the device of its thread
+
+
+def program(config, training, steps):
+    """The `kzoo.training.Program` of a config, whatever its seed and its learning rate.
+
+    Args:
+        config: JSON of the model's config.
+        training: the training fields, a dict.
+        steps: optimizer steps.
+    """
+    kept = _kept()
+    size = count_parameters(config)
+    how = {name: training[name] for name in ("optimizer", "schedule", "warmup")}
+    model = {name: value for name, value in config.items() if name != "seed"}
+    policy = keras.config.dtype_policy().name
+    key = json.dumps([model, how, steps, policy], sort_keys=True)
+    if key not in kept:
+        while kept and size + sum(other for _, other in kept.values()) > MOST:
+            del kept[next(iter(kept))]
+        with making:
+            built = presets.build(config)
+            made = prepare(built, training["learning_rate"], steps, **how, variable_rate=True)
+        kept[key] = made, size
+    return kept[key][0]
+
+
+def forget():
+    """Free the programs of this thread."""
+    _kept().clear()
+
+
+def _kept():
+    if not hasattr(_of_thread, "programs"):
+        _of_thread.programs = {}
+    return _of_thread.programs

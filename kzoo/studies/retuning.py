@@ -1,0 +1,126 @@
+"""Tuning runs that were made before: which of them a study may use, and how it makes them anew."""
+
+import hashlib
+import json
+import logging
+
+from kzoo.config import Config
+from kzoo.errors import InputError
+from kzoo.studies.amounts import load_splits
+from kzoo.studies.records import TUNING_FILE, read_tuning
+from kzoo.studies.tuning import trained_with
+
+log = logging.getLogger("kzoo")
+ASIDE_FILE = "tuning-before.jsonl"  # what `--retune` set aside
+_OF_DATA = ("sha256", "row_length", "train_rows", "valid_rows")
+
+
+def known(study, asked, directory, done):
+    """The runs of a tuning that need not be made.
+
+    They are those of the folder, and those of the study's file of records. Runs of another config,
+    other training fields or other data do not count; the log says how many there are.
+
+    Args:
+        study: a `Study` with a tuning.
+        asked: what it asks, of `kzoo.studies.tuning.asked`.
+        directory: of the study's folder; None for no folder.
+        done: name -> record of the runs that are known already.
+
+    Returns:
+        `(own, others)`: two dicts of records by name. Those of the file of records say so in
+        `reused_from`, and nothing of the hypotheses of their study.
+    """
+    wanted = _wanted(asked, done)
+    if not wanted:
+        return {}, {}
+    own, stale = _fitting(read_tuning(directory) if directory else [], wanted)
+    others = {}
+    if study.tuning.records:
+        path = study.tuning.records_file()
+        of_file, more = _fitting(read_tuning(path.parent, path.name), wanted)
+        stale += more
+        others = {
+            name: _of_file(record, study.tuning.records)
+            for name, record in of_file.items()
+            if name not in own
+        }
+    if stale:
+        log.warning(
+            "%d tuning runs are of another config, other training fields or other data, and are "
+            "made anew",
+            stale,
+        )
+    return own, others
+
+
+def _of_file(record, name):
+    left_out = ("hypotheses", "seeds_planned", "imports", "checksum")
+    fields = {field: value for field, value in record.items() if field not in left_out}
+    return {**fields, "reused_from": name}
+
+
+def _wanted(asked, done):
+    """Name -> what decides on the result, of each run that is asked for and not known."""
+    wanted = {}
+    for source, label, arm in asked.runs():
+        config, training = arm.config(asked.seeds[0]), asked.training(arm, source)
+        names = {f"{source}/{label}/{seed}": seed for seed in asked.seeds}
+        if set(names) <= set(done):
+            continue
+        facts = load_splits(asked, source, config, training["batch_size"]).facts
+        steps = asked.steps_of(arm, source)
+        for name, seed in names.items():
+            if name not in done:
+                wanted[name] = inputs({**config, "seed": seed}, training, steps, facts)
+    return wanted
+
+
+def _fitting(records, wanted):
+    """The records that are what is wanted, and how many others have its names."""
+    named = {record["run"]: record for record in records if record["run"] in wanted}
+    fit = {name: record for name, record in named.items() if inputs_of(record) == wanted[name]}
+    return fit, len(named) - len(fit)
+
+
+def inputs(config, training, steps, facts):
+    """16 hexadecimal digits of what decides on a run's result, besides code and machine.
+
+    Args:
+        config: JSON of the model's config.
+        training: the training fields.
+        steps: optimizer steps.
+        facts: of the data, of `kzoo.data.Splits`.
+    """
+    complete = Config.get(config).get_config()  # fields that came later have their defaults
+    fields = {name: value for name, value in training.items() if name != "steps"}
+    of_data = {name: facts.get(name) for name in _OF_DATA}
+    text = json.dumps([complete, fields, steps, of_data], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def inputs_of(record):
+    """`inputs` of the run of a record."""
+    training = trained_with(record)
+    steps = training.get("steps", record["steps"])
+    return inputs(record["config"], training, steps, record["facts"])
+
+
+def check(study, finished):
+    """`InputError` where a tuning cannot be made anew."""
+    if not study.tuning:
+        raise InputError("a study without a tuning has none to make anew. Received: retune")
+    if finished:
+        raise InputError(
+            "rates are chosen before the runs that use them; name a new folder with --out. "
+            f"Received: retune, and {len(finished)} finished runs"
+        )
+
+
+def set_aside(directory):
+    """Move the tuning runs of a folder to those that were set aside before."""
+    path = directory / TUNING_FILE
+    if path.is_file():
+        with open(directory / ASIDE_FILE, "ab") as aside:
+            aside.write(path.read_bytes())
+        path.unlink()
