@@ -137,6 +137,9 @@ class Decaying(Linear):
 
     def _gates(self, extras, q, sequence):
         """The gates of a call; None over a second sequence."""
+        from kzoo.load_keras import ops
+        from kzoo.ops.tensors import hide
+
         if sequence.get("key_padding_mask") is not None:
             return None
         sizes = HeadSizes(q.shape[2], q.shape[2], q.shape[3])
@@ -147,6 +150,11 @@ class Decaying(Linear):
                 f"an attention that was built for a second sequence has no gates, and {self.name} "
                 f"attention of one sequence needs them. Received: no {', '.join(sorted(missing))}"
             )
+        padding_mask = sequence.get("padding_mask")
+        if padding_mask is not None:  # what stands at padding may be no number
+            real = ops.cast(padding_mask, "bool")[:, :, None]
+            projected = {n: hide(x, real) for n, x in extras.projected.items()}
+            extras = extras._replace(projected=projected)
         return self.make_gates(sizes, extras)
 
     def _step(self, extras, q):
