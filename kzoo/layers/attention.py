@@ -456,43 +456,6 @@ def _two_sequences(value, call):
     return {**call, "key_padding_mask": ops.ones((1, ops.shape(value)[1]), dtype="int32")}
 
 
-class _OneMechanism(Attention):
-    def __init__(
-        self, num_heads: int, head_dim: int, mask: MaskSpec = "bidirectional", **kwargs: Any
-    ) -> None:
-        super().__init__(num_heads, head_dim, self.only, mask, **kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        mechanism = config.pop("mechanism")
-        return config | (mechanism[self.only] if isinstance(mechanism, dict) else {})
-
-
-@keras.saving.register_keras_serializable(package="kzoo")
-class SoftmaxAttention(_OneMechanism):
-    """`Attention` with `mechanism="softmax"`: the same arguments and call.
-
-    Example:
-        >>> SoftmaxAttention(4, 16, mask="causal")(np.zeros((2, 10, 64))).shape
-        (2, 10, 64)
-    """
-
-    only = "softmax"
-
-
-@keras.saving.register_keras_serializable(package="kzoo")
-class LinearAttention(_OneMechanism):
-    """`Attention` with `mechanism="linear"`: the same arguments and call.
-
-    Example:
-        >>> layer = LinearAttention(4, 16, mask="causal", feature_map="relu")
-        >>> out, state = layer(first, return_state=True)
-        >>> out = layer(second, initial_state=state)
-    """
-
-    only = "linear"
-
-
 def kernels(model: Model, batch_shape: Mapping[str, Shape], platform: str) -> list[dict[str, Any]]:
     """Which kernel each attention layer of a model runs.
 
