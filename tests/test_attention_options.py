@@ -202,6 +202,11 @@ def test_what_cannot_be_is_refused_before_weights_are_made(options, message):
         layers.Attention(2, 4, **options)
 
 
+def test_a_state_is_not_that_of_a_convolution():
+    with pytest.raises(InputError, match="no place for the tokens before a short convolution"):
+        make("linear", "causal", short_convolution=3)(inputs(1, 4, WIDTH), return_state=True)
+
+
 def test_what_they_cost():
     sizes = mechanisms.HeadSizes(num_heads=4, kv_heads=2, head_dim=8)
     shapes = AttentionOptions(**ALL).shapes(sizes, mechanisms.get("softmax"))

@@ -386,6 +386,12 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
                 "weights are of the keys of one call, and a state is of those before it too; ask "
                 "for one of them. Received: return_attention_scores=True with a state"
             )
+        if self.options.short_convolution:
+            raise InputError(
+                "a state has no place for the tokens before a short convolution; `decode` with a "
+                "cache has. Received: a state with "
+                f"short_convolution={self.options.short_convolution}"
+            )
         if self.mechanism.state_shape(self.sizes) is None:
             raise InputError(
                 "a state needs a mechanism that has one of fixed size, as mechanism='linear' has. "
