@@ -8,9 +8,9 @@ from typing import ClassVar
 import numpy as np
 
 from kzoo.masks import Mask
+from kzoo.mechanisms import gates
 from kzoo.mechanisms.base import HeadSizes, register
 from kzoo.mechanisms.delta import Delta
-from kzoo.mechanisms.gates import softplus_gates, softplus_variables
 
 MOST_RATE = 16.0  # of the heads, drawn evenly from 0 on by the authors' layer
 
@@ -39,7 +39,7 @@ class GatedDelta(Delta):
 
     def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         """`A_log` and `dt_bias`, one for each head."""
-        return softplus_variables(sizes.num_heads, (0.0, MOST_RATE))
+        return gates.softplus_variables(sizes.num_heads, (0.0, MOST_RATE))
 
     def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
         """As without a decay, which is one product more for each entry of the state."""
@@ -47,4 +47,7 @@ class GatedDelta(Delta):
         return super().flops(sizes, heads, time) + len(heads) * time * sizes.head_dim**2
 
     def _log_decay(self, projected, variables):
-        return softplus_gates(projected["decay"], variables)
+        return gates.softplus_gates(projected["decay"], variables)
+
+    def _define_log_decay(self, extras):
+        return gates.define_softplus_gates(extras.projected["decay"], extras.variables)
