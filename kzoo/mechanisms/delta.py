@@ -33,6 +33,7 @@ class Delta(Mechanism):
     scale: float | None = None
     name = "delta"
     orders_only = True
+    own_qk_norm = "l2"
     exports_to_tensorflow = False
     sharding = {"beta/kernel": ("data", "model"), "beta/bias": ("model",)}
 

@@ -85,7 +85,7 @@ def gated_linear_attention(
             differ, as under permuted), `normalize` has no feature map, and as `linear_attention`.
 
     Example:
-        >>> gates = -0.1 * np.ones((2, 16, 4))
+        >>> gates = -0.1 * np.ones((1, 1, 2))  # of two heads, the same for all tokens
         >>> out = gated_linear_attention(q, k, v, gates, "causal")
         >>> first, state = gated_linear_attention(q, k, v, gates, return_state=True)
         >>> second = gated_linear_attention(q, k, v, gates, initial_state=state)
