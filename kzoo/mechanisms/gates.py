@@ -9,7 +9,7 @@ RATES = (1.0, 16.0)
 TIME_STEPS = (0.001, 0.1)
 
 
-def softplus_variables(heads: int) -> dict[str, np.ndarray]:
+def softplus_variables(heads: int, rates: tuple[float, float] = RATES) -> dict[str, np.ndarray]:
     """The initial `A_log` and `dt_bias` of `softplus_gates`, one for each head.
 
     They are the quantiles of the distributions that the authors draw from, so that they are the
@@ -19,7 +19,7 @@ def softplus_variables(heads: int) -> dict[str, np.ndarray]:
     low, high = np.log(TIME_STEPS)
     steps = np.exp(low + (high - low) * even[np.argsort(_bits_reversed(heads))])
     values = {
-        "A_log": np.log(RATES[0] + (RATES[1] - RATES[0]) * even),
+        "A_log": np.log(rates[0] + (rates[1] - rates[0]) * even),
         "dt_bias": steps + np.log(-np.expm1(-steps)),  # of which they are the softplus
     }
     return {name: x.astype("float32") for name, x in values.items()}

@@ -149,6 +149,7 @@ def delta(
     padding_mask=None,
     scale=None,
     initial_state=None,
+    rotary=False,
 ):
     """The delta rule: S ← exp(g) S, S ← S - β k (kᵀS) + β k vᵀ, out_i = scale Sᵀq_i, in turn.
 
@@ -165,6 +166,7 @@ def delta(
         scale: 1/√dim by default.
         initial_state: floats [batch, heads, dim, value_dim], S before each example's first
             document; 0 by default, as it is before every other.
+        rotary: rotate q and k by the position within the document.
 
     Returns:
         float64 [batch, time, heads, value_dim], exactly 0 at padding, and S after each example's
@@ -183,6 +185,8 @@ def delta(
     ids = np.ones((1, time), int) if padding_mask is None else np.asarray(padding_mask)
     ids = np.broadcast_to(ids, (batch, time))
     scale = dim**-0.5 if scale is None else scale
+    if rotary:
+        q, k = (_rotated(x, _positions(padding_mask, time)) for x in (q, k))
     out, last = (
         np.zeros((batch, time, heads, v.shape[3])),
         np.zeros((batch, heads, dim, v.shape[3])),
