@@ -19,9 +19,11 @@ from kzoo.values import is_boolean, is_number
 class Decaying(Linear):
     """Base of mechanisms that are `kzoo.ops.gated_linear_attention`; a subclass gives `make_gates`.
 
-    Over a second sequence no tokens stand between query and key, and nothing decays.
+    Over a second sequence no tokens stand between query and key: nothing decays, and there are no
+    variables of gates.
     """
 
+    across = "In cross-attention no tokens stand between query and key, so nothing decays there."
     feature_map: FeatureMap | None = None  # type: ignore[assignment]
     normalize: bool = False
     scale: float | None = None
@@ -62,6 +64,8 @@ class Decaying(Linear):
         """Each key joins the state, which decays, and each query reads it; under masks that show
         what stands behind, another state of what does."""
         features, columns = self._features(sizes), sizes.head_dim + self.normalize
+        if sizes.cross:
+            return len(tuple(heads)) * time * 4 * features * columns
         ways = sum(2 - (head.is_causal or head.time_reversed) for head in heads)
         return ways * time * 5 * features * columns
 
@@ -132,8 +136,17 @@ class Decaying(Linear):
         """The gates of a call; None over a second sequence."""
         if sequence.get("key_padding_mask") is not None:
             return None
-        return self.make_gates(HeadSizes(q.shape[2], q.shape[2], q.shape[3]), extras)
+        sizes = HeadSizes(q.shape[2], q.shape[2], q.shape[3])
+        named = {**self.projections(sizes), **self.variable_shapes(sizes)}
+        if missing := set(named) - {*extras.projected, *extras.variables}:
+            raise InputError(
+                f"an attention that was built for a second sequence has no gates, and {self.name} "
+                f"attention of one sequence needs them. Received: no {', '.join(sorted(missing))}"
+            )
+        return self.make_gates(sizes, extras)
 
     def _step(self, extras, q):
-        scale = q.shape[-1] ** -0.5 if self.scale is None else self.scale
-        return {"log_decay": self._gates(extras, q, {}), "scale": scale}
+        return {"log_decay": self._gates(extras, q, {}), "scale": self._scale(q)}
+
+    def _scale(self, q):
+        return q.shape[-1] ** -0.5 if self.scale is None else self.scale

@@ -50,11 +50,13 @@ class GatedLinear(Decaying):
 
     def projections(self, sizes: HeadSizes) -> dict[str, int]:
         """`decay`, which is a."""
-        return {"decay": sizes.num_heads}
+        return {} if sizes.cross else {"decay": sizes.num_heads}
 
     def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         own = super().variables(sizes)
-        return own | (gates.softplus_variables(sizes.num_heads) if self.gate == "softplus" else {})
+        if self.gate == "softplus" and not sizes.cross:
+            own |= gates.softplus_variables(sizes.num_heads)
+        return own
 
     def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
         from keras import ops

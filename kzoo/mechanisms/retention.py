@@ -66,7 +66,7 @@ class Retention(Decaying):
     def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         """Those of a feature map; if decays are learned, `decay_logit` of each head."""
         own = super().variables(sizes)
-        if self.log_decay == "learned":
+        if self.log_decay == "learned" and not sizes.cross:
             decay = np.exp(_retnet(sizes.num_heads))
             own["decay_logit"] = np.log(decay / (1 - decay)).astype("float32")
         return own
