@@ -280,7 +280,8 @@ def compare(mechanism: Mechanism, case: Case, dtype: str, kernel: str) -> Findin
     errors = {"values": np.abs(out - want).max() / np.abs(want).max()}
     for name, (d, wanted) in slopes.items():
         got = _by_group(mechanism, case, name, product=gradients[name] * d)
-        usual = np.sqrt((wanted**2).mean())
+        # |∂F/∂x|, of which a derivative along d is a draw, and may by chance be next to nothing.
+        usual = np.sqrt(_by_group(mechanism, case, name, product=gradients[name] ** 2).mean())
         errors[f"gradient of {name}"] = np.abs(got - wanted).max() / (usual or 1.0)
     worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
     return Finding(float(errors[worst]), TOLERANCES[dtype], worst)
