@@ -4,12 +4,14 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from kzoo import feature_maps
 from kzoo.errors import InputError
 from kzoo.feature_maps import FeatureMap
 from kzoo.masks import Mask
 from kzoo.masks.orders import not_along_time
-from kzoo.mechanisms.base import Extras, HeadSizes
+from kzoo.mechanisms.base import Extras, HeadSizes, Mechanism
 from kzoo.mechanisms.linear import Linear
 from kzoo.typing import Tensor
 from kzoo.values import is_boolean, is_number
@@ -45,19 +47,24 @@ class Decaying(Linear):
         """The logarithms of the decays, at most 0: float32 [batch or 1, time or 1, heads]."""
         raise NotImplementedError
 
+    def define_gates(self, sizes: HeadSizes, extras: Extras) -> np.ndarray:
+        """`make_gates` in NumPy and float64."""
+        raise NotImplementedError
+
     def check(self, heads: Iterable[Mask], *, bias: bool = False) -> None:
         heads = tuple(heads)
-        if reason := not_along_time(heads):
+        reason = not_along_time(heads)
+        if reason:
             raise InputError(reason)
         if self.feature_map is not None:
             super().check(heads, bias=bias)
         else:
             super(Linear, self).check(heads, bias=bias)
 
-    def variables(self, sizes):
+    def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         return {} if self.feature_map is None else super().variables(sizes)
 
-    def variable_shapes(self, sizes):
+    def variable_shapes(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]]:
         return {name: values.shape for name, values in self.variables(sizes).items()}
 
     def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
@@ -118,6 +125,29 @@ class Decaying(Linear):
         own |= {**self._options(extras, q), "log_decay": self._gates(extras, q, sequence)}
         return reference_attention(q, k, v, mask, **own, **sequence)
 
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        """Without a feature map; the oracle of this mechanism has none."""
+        if self.feature_map is not None:
+            return Mechanism.definition(self, q, k, v, extras, mask)
+        from kzoo.ops import oracle
+
+        cross = sequence.get("key_padding_mask") is not None
+        sizes = HeadSizes(q.shape[2], k.shape[2], q.shape[3])
+        own: dict[str, Any] = {"mechanism": "gated_linear", "normalize": False, "rotary": rotary}
+        own |= {"feature_map": None, "scale": self.scale}
+        own["log_decay"] = None if cross else self.define_gates(sizes, extras)
+        return oracle.attention(q, k, v, mask, **own, **sequence)[0]
+
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         from kzoo.ops import dispatch
 
@@ -138,11 +168,15 @@ class Decaying(Linear):
             return None
         sizes = HeadSizes(q.shape[2], q.shape[2], q.shape[3])
         named = {**self.projections(sizes), **self.variable_shapes(sizes)}
-        if missing := set(named) - {*extras.projected, *extras.variables}:
+        missing = set(named) - {*extras.projected, *extras.variables}
+        if missing:
             raise InputError(
                 f"an attention that was built for a second sequence has no gates, and {self.name} "
                 f"attention of one sequence needs them. Received: no {', '.join(sorted(missing))}"
             )
+        padding_mask = sequence.get("padding_mask")
+        if padding_mask is not None:  # where a projection may be no number, whose gradient is none
+            extras = extras._replace(projected=_shown(extras.projected, padding_mask))
         return self.make_gates(sizes, extras)
 
     def _step(self, extras, q):
@@ -150,3 +184,12 @@ class Decaying(Linear):
 
     def _scale(self, q):
         return q.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+
+def _shown(projected, padding_mask):
+    """Projections [batch, time, size] with zeros at padding."""
+    from kzoo.load_keras import ops
+    from kzoo.ops.tensors import hide
+
+    real = ops.cast(padding_mask, "bool")[..., None]
+    return {name: hide(x, real) for name, x in projected.items()}

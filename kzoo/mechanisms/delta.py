@@ -45,7 +45,8 @@ class Delta(Stateful):
     def check(self, heads: Iterable[Mask], *, bias: bool = False) -> None:
         heads = tuple(heads)
         super().check(heads, bias=bias)
-        if reason := not_one_way(heads):
+        reason = not_one_way(heads)
+        if reason:
             raise InputError(reason)
 
     def check_cross(self) -> None:
@@ -130,11 +131,14 @@ class Delta(Stateful):
         def unit(x):
             return x / np.sqrt((x * x).sum(-1, keepdims=True) + EPSILON)
 
-        beta = 1 / (1 + np.exp(-extras.projected["beta"]))
-        own: dict[str, Any] = {"log_decay": self._defined_decay(extras), "rotary": rotary}
-        sequence.pop("source_mask", None)
-        own |= {"scale": self.scale, **sequence}
-        return oracle.delta(unit(q), unit(k), v, beta, mask=mask, **own)[0]
+        beta = 1 / (1 + np.exp(-np.asarray(extras.projected["beta"], "float64")))
+        decay = self._define_log_decay(extras)
+        own: dict[str, Any] = {"padding_mask": sequence.get("padding_mask"), "rotary": rotary}
+        return oracle.delta(unit(q), unit(k), v, beta, decay, mask, scale=self.scale, **own)[0]
+
+    def _define_log_decay(self, extras):
+        """The gates of `definition`, in NumPy; None where nothing decays."""
+        return None
 
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         from kzoo.ops import dispatch
@@ -199,8 +203,4 @@ class Delta(Stateful):
 
     def _log_decay(self, projected, variables):
         """The gates of a call, of tensors that are shown; None where nothing decays."""
-        return None
-
-    def _defined_decay(self, extras):
-        """The same, in NumPy and float64."""
         return None

@@ -50,6 +50,5 @@ class GatedDelta(Delta):
     def _log_decay(self, projected, variables):
         return gates.softplus_gates(projected["decay"], variables)
 
-    def _defined_decay(self, extras):
-        rate, bias = (extras.variables[name] for name in ("A_log", "dt_bias"))
-        return -np.exp(rate) * np.logaddexp(0, extras.projected["decay"] + bias)
+    def _define_log_decay(self, extras):
+        return gates.define_softplus_gates(extras.projected["decay"], extras.variables)

@@ -59,9 +59,15 @@ class GatedLinear(Decaying):
         return own
 
     def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         logits = ops.cast(extras.projected["decay"], "float32")
         if self.gate == "softplus":
             return gates.softplus_gates(logits, extras.variables)
         return ops.log_sigmoid(logits) / 16
+
+    def define_gates(self, sizes: HeadSizes, extras: Extras) -> np.ndarray:
+        logits = np.asarray(extras.projected["decay"], "float64")
+        if self.gate == "softplus":
+            return gates.define_softplus_gates(logits, extras.variables)
+        return -np.logaddexp(0, -logits) / 16
