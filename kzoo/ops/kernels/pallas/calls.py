@@ -9,7 +9,6 @@ walk before each pass makes the states of the other side.
 
 import functools
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
