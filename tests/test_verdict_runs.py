@@ -371,8 +371,7 @@ def test_other_fields_are_tuned_beside_the_rate(made, tmp_path):
     )
 
 
-def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, monkeypatch):
     made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
     go(Study.from_dict(TUNED), tmp_path / "first")
     (tmp_path / "first" / "tuning.jsonl").rename(tmp_path / "mine.jsonl")
