@@ -189,11 +189,8 @@ def unit(spec):
     return METRICS.get(spec).unit
 
 
-def measured(hypotheses):
-    """The metrics of hypotheses for which runs must measure something: a list of `Metric`."""
-    found = {}
-    for hypothesis in hypotheses:
-        metric = METRICS.get(hypothesis.metric)
-        if metric.measured:
-            found[metric.name] = metric
+def measured(study):
+    """The metrics of a study for which runs must measure something: a list of `Metric`."""
+    asked = [*study.metrics, *(hypothesis.metric for hypothesis in study.hypotheses)]
+    found = {metric.name: metric for metric in map(METRICS.get, asked) if metric.measured}
     return list(found.values())

@@ -368,7 +368,7 @@ class Trainer:
 
     def _of_the_model(self, splits, finite):
         """What is measured with the trained model, if its weights are numbers."""
-        metrics = measured(self.study.hypotheses)
+        metrics = measured(self.study)
         if not finite:
             return {"spectrum": []}
         model = self.program.model
