@@ -27,7 +27,7 @@ from kzoo.ops.context import here
 DTYPES = ("float32", "bfloat16")
 # Of the largest value, and of the usual size of a derivative. A product in TF32 or bfloat16 where
 # float32 is promised is off by 5e-4 or more.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
+TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
 DIM = 64
 STEP = 1e-4
 LONG = 2**16  # tokens, at which "auto" may take another kernel
@@ -301,7 +301,8 @@ def value_and_gradients(
     tensors = {name: convert(x.astype("float32"), dtype=dtype) for name, x in floats.items()}
     cotangent = convert(cotangent.astype("float32"), dtype=dtype)
     out, gradients = _BY_BACKEND[keras.backend.backend()](function, tensors, cotangent)
-    return _numpy(out), {name: _numpy(x) for name, x in gradients.items()}
+    zeros = {name: np.zeros(x.shape) for name, x in floats.items()}  # of what changes nothing
+    return _numpy(out), zeros | {n: _numpy(x) for n, x in gradients.items() if x is not None}
 
 
 def _jax(function, tensors, cotangent):

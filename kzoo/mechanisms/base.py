@@ -242,7 +242,7 @@ class Mechanism(Part):
             float64 [batch, query_time, num_heads, head_dim].
         """
         raise InputError(
-            f"{self.name} attention states no `definition` in NumPy. Received: {self.get_config()!r}"
+            f"{self.name} attention states no `definition` here. Received: {self.get_config()!r}"
         )
 
     def kernel(self, spec: Any, implementation: str = "auto") -> str:

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from kzoo import feature_maps
 from kzoo.errors import InputError
 from kzoo.feature_maps import FeatureMap
@@ -47,17 +49,18 @@ class Decaying(Linear):
 
     def check(self, heads: Iterable[Mask], *, bias: bool = False) -> None:
         heads = tuple(heads)
-        if reason := not_along_time(heads):
+        reason = not_along_time(heads)
+        if reason:
             raise InputError(reason)
         if self.feature_map is not None:
             super().check(heads, bias=bias)
         else:
             super(Linear, self).check(heads, bias=bias)
 
-    def variables(self, sizes):
+    def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         return {} if self.feature_map is None else super().variables(sizes)
 
-    def variable_shapes(self, sizes):
+    def variable_shapes(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]]:
         return {name: values.shape for name, values in self.variables(sizes).items()}
 
     def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
@@ -138,7 +141,8 @@ class Decaying(Linear):
             return None
         sizes = HeadSizes(q.shape[2], q.shape[2], q.shape[3])
         named = {**self.projections(sizes), **self.variable_shapes(sizes)}
-        if missing := set(named) - {*extras.projected, *extras.variables}:
+        missing = set(named) - {*extras.projected, *extras.variables}
+        if missing:
             raise InputError(
                 f"an attention that was built for a second sequence has no gates, and {self.name} "
                 f"attention of one sequence needs them. Received: no {', '.join(sorted(missing))}"

@@ -41,7 +41,8 @@ class Delta(Mechanism):
     def check(self, heads: Iterable[Mask], *, bias: bool = False) -> None:
         heads = tuple(heads)
         super().check(heads, bias=bias)
-        if reason := not_one_way(heads):
+        reason = not_one_way(heads)
+        if reason:
             raise InputError(reason)
 
     def check_cross(self) -> None:
@@ -101,7 +102,7 @@ class Delta(Mechanism):
         **sequence: Any,
     ) -> tuple[Tensor, Tensor]:
         """The output is a sum of values: its weights are the outputs of unit vectors as values."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         batch, time, kv_heads, _ = ops.shape(v)
         one = ops.eye(time, dtype="float64" if "float64" in str(v.dtype) else "float32")
@@ -117,7 +118,7 @@ class Delta(Mechanism):
 
     def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict[str, Tensor]:
         """The state of no tokens, whose size does not depend on the time."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         shapes = self.state_shape(sizes) or {}
         return {name: ops.zeros((batch, *shape), "float32") for name, shape in shapes.items()}
@@ -135,7 +136,7 @@ class Delta(Mechanism):
         rotary: bool = False,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         queries = window.queries()
         if window.size == 1:
@@ -185,8 +186,7 @@ class Delta(Mechanism):
 
         Zeros come first: what stands there may be no number, of which no derivative is finite.
         """
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.tensors import hide
 
         real = None if padding_mask is None else ops.cast(padding_mask, "bool")

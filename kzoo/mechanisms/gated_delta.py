@@ -58,7 +58,7 @@ class GatedDelta(Delta):
         return super().flops(sizes, heads, time) + len(heads) * time * sizes.head_dim**2
 
     def _log_decay(self, projected, variables):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         rate, bias = (ops.cast(variables[name], "float32") for name in ("A_log", "dt_bias"))
         return -ops.exp(rate) * ops.softplus(projected["decay"] + bias)

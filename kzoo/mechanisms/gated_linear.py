@@ -59,7 +59,7 @@ class GatedLinear(Decaying):
         return own
 
     def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         logits = ops.cast(extras.projected["decay"], "float32")
         if self.gate == "softplus":

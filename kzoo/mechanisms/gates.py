@@ -32,7 +32,7 @@ def softplus_gates(logits, variables):
         logits: a, floats [batch, time, heads].
         variables: `A_log` and `dt_bias`, floats [heads] each, by name.
     """
-    from keras import ops
+    from kzoo.load_keras import ops
 
     rate, bias = (ops.cast(variables[name], "float32") for name in ("A_log", "dt_bias"))
     return -ops.exp(rate) * ops.softplus(ops.cast(logits, "float32") + bias)

@@ -72,7 +72,7 @@ class Retention(Decaying):
         return own
 
     def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         if self.log_decay == "learned":
             logit = ops.cast(extras.variables["decay_logit"], "float32")
