@@ -24,6 +24,7 @@ from kzoo.studies.notebook import Results
 from kzoo.studies.prediction import Prediction
 from kzoo.studies.provenance import built_from
 from kzoo.studies.records import read, read_tuning
+from kzoo.studies.retuning import pack
 from kzoo.studies.tuning import losses_by_rate
 
 SMALL = {
@@ -295,6 +296,8 @@ def test_arms_without_a_common_rate_take_their_own_and_grids_widen(made, tmp_pat
     made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.09]))
     records = go(Study.from_dict(TUNED), tmp_path)
     assert rates(records) == {"softmax": 0.01, "linear": 0.09}
+    count = len(Made.made)
+    assert go(Study.from_dict(TUNED), tmp_path) == records and len(Made.made) == count
     choice = records[-1]["rate_chosen"]
     assert choice["grid"] == [0.003, 0.01, 0.03, 0.09, 0.27]
     assert choice["widened"] == 2 and not choice["at_edge"] and not choice["shared"]
@@ -382,7 +385,10 @@ def test_other_fields_are_tuned_beside_the_rate(made, tmp_path):
 def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, monkeypatch):
     made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
     go(Study.from_dict(TUNED), tmp_path / "first")
-    (tmp_path / "first" / "tuning.jsonl").rename(tmp_path / "mine.jsonl")
+    assert pack(tmp_path / "first", tmp_path / "mine.jsonl") == 12
+    with pytest.raises(InputError, match="is there already"):
+        pack(tmp_path / "first", tmp_path / "mine.jsonl")
+    assert "train_loss" not in (tmp_path / "mine.jsonl").read_text()
     (tmp_path / "study.json").write_text(
         json.dumps({**TUNED, "tuning": {**TUNED["tuning"], "records": "mine.jsonl"}})
     )

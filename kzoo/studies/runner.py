@@ -178,8 +178,7 @@ def _tune(study, directory, facts, bars, work, clock):
         return {**tuning.as_record(record), **facts}
 
     def left():
-        asked = amounts.with_steps(tuning.asked(study, list(done.values())), study)
-        own, others = retuning.known(study, asked, directory, done)
+        asked, own, others = retuning.known(study, directory, list(done.values()))
         copied = {name: append(directory, run, TUNING_FILE) for name, run in others.items()}
         done.update({**own, **copied})
         return asked, jobs_left(asked, done)
