@@ -551,7 +551,7 @@ def test_an_edited_record_is_detected(made, tmp_path):
 def test_metrics_are_told_from_records():
     record = {"held_out": [[100, 3.0], [200, 2.0], [300, 1.8]], "bits": 1.8}
     metric = METRICS.get({"steps_to": {"bits": 2.5}})
-    assert metric.value(record) == 150 and metric.unit == "steps to 2.5 bits"
+    assert metric.value(record) == 150 and metric.about == "steps to 2.5 bits"
     assert METRICS.get({"steps_to": {"bits": 4}}).value(record) == 100
     assert METRICS.get({"steps_to": {"bits": 1}}).value(record) is None
     assert METRICS.get("area_under_curve").value(record) == pytest.approx(2.2)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 
 from kzoo.studies.hypotheses import LEAST_PAIRS
-from kzoo.studies.metrics import unit
+from kzoo.studies.metrics import words
 from kzoo.studies.statistics import MOST_PAIRS
 
 CONFIRMED = "confirmed"
@@ -141,11 +141,12 @@ def subject(hypothesis):
         about = f"{', '.join(parts[:-1])} and {parts[-1]} over {hypothesis.factor}"
     else:
         about = " against ".join(parts)
-    return about if hypothesis.metric == "bits" else f"{about} in {_unit(hypothesis)}"
+    what, _ = words(hypothesis.metric)
+    return about if hypothesis.metric == "bits" else f"{about} in {what}"
 
 
 def _unit(hypothesis):
-    return unit(hypothesis.metric)
+    return words(hypothesis.metric)[1]
 
 
 def margin_said(hypothesis):
