@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from kzoo.errors import InputError
 from kzoo.masks import Mask
 from kzoo.masks.orders import not_one_way
@@ -110,6 +112,30 @@ class Delta(Mechanism):
         weights = self.attend(q, k, one, extras, mask, rotary=rotary, **sequence)
         out = self.attend(q, k, v, extras, mask, rotary=rotary, **sequence)
         return out, ops.transpose(weights, (0, 2, 1, 3))
+
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        from kzoo.ops import oracle
+
+        def unit(x):
+            return x / np.sqrt((x * x).sum(-1, keepdims=True) + EPSILON)
+
+        beta = 1 / (1 + np.exp(-np.asarray(extras.projected["beta"], "float64")))
+        decay = self._define_log_decay(extras)
+        own: dict[str, Any] = {"padding_mask": sequence.get("padding_mask"), "rotary": rotary}
+        return oracle.delta(unit(q), unit(k), v, beta, decay, mask, scale=self.scale, **own)[0]
+
+    def _define_log_decay(self, extras):
+        return None
 
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         from kzoo.ops import dispatch

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from kzoo.masks import Mask
+from kzoo.mechanisms import gates
 from kzoo.mechanisms.base import HeadSizes, register
 from kzoo.mechanisms.delta import Delta
 
@@ -62,6 +63,9 @@ class GatedDelta(Delta):
 
         rate, bias = (ops.cast(variables[name], "float32") for name in ("A_log", "dt_bias"))
         return -ops.exp(rate) * ops.softplus(projected["decay"] + bias)
+
+    def _define_log_decay(self, extras):
+        return gates.define_softplus_gates(extras.projected["decay"], extras.variables)
 
 
 def _bits_reversed(count):

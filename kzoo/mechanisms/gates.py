@@ -38,6 +38,12 @@ def softplus_gates(logits, variables):
     return -ops.exp(rate) * ops.softplus(ops.cast(logits, "float32") + bias)
 
 
+def define_softplus_gates(logits, variables):
+    """`softplus_gates` in NumPy and float64."""
+    rate, bias = (np.asarray(variables[name], "float64") for name in ("A_log", "dt_bias"))
+    return -np.exp(rate) * np.logaddexp(0, np.asarray(logits, "float64") + bias)
+
+
 def _bits_reversed(count):
     """Each integer below `count` with its bits in reverse order, which spreads neighbours."""
     bits = max(1, (count - 1).bit_length())
