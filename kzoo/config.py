@@ -396,7 +396,8 @@ def count_parameters(config: Any) -> int:
     stacks = layers * own + final_norm + relative
     if config.stack != "single":
         stacks *= 1 if config.stack == "encoder_decoder_shared" else 2
-        stacks += layers * (attention + norm)  # the decoder's cross-attention
+        cross = mixers.sequence_mixer(config, cross=True).parameters()
+        stacks += layers * (cross + norm)  # the decoder's cross-attention
     embeddings = v * d * (1 if config.tie_embeddings else 2) + config.num_segments * d
     embeddings += config.max_sequence_length * d * (config.positions == "learned")
     embeddings += norm * config.embedding_norm

@@ -17,9 +17,9 @@ from kzoo.mechanisms import HeadSizes, Mechanism
 DATA, MODEL = "data", "model"  # the axes of a mesh of devices
 
 
-def sequence_mixer(config):
-    """The `Attention` of every block of a complete config."""
-    heads = HeadSizes(config.num_heads, config.kv_heads, config.head_dim)
+def sequence_mixer(config, cross=False):
+    """The `Attention` of every block of a complete config; with `cross` that over the encoder."""
+    heads = HeadSizes(config.num_heads, config.kv_heads, config.head_dim, cross)
     return Attention(config.hidden_dim, heads, config.mechanism, config.use_bias)
 
 

@@ -180,6 +180,7 @@ def test_a_mask_token_predicts_the_token_at_its_position(mechanism):
     "family, overrides",
     [
         once("t5", {"positions": "learned"}),
+        once("t5_mixed_encoder", {"mechanism": "gated_linear"}),
         ("t5_mixed_encoder", {"mechanism": "linear", "kv_heads": 1}),
         ("t5_shared", {**RELATIVE, "draw": 1}),
     ],
@@ -224,8 +225,16 @@ def test_it_equals_a_pass_for_every_token(gpt):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
-@pytest.mark.parametrize("family", ["gpt", "unilm"])
+@pytest.mark.parametrize(
+    "family, mechanism",
+    [
+        *[(family, name) for family in ("gpt", "unilm") for name in ("softmax", "linear")],
+        ("gpt", {"gated_linear": {"gate": "softplus"}}),
+        ("unilm", {"retention": {"log_decay": "learned"}}),
+        ("unilm", {"gated_linear": {"feature_map": "elu1", "normalize": True}}),
+    ],
+    ids=str,
+)
 def test_extending_in_parts_equals_one_pass(family, mechanism):
     model = load(family, mechanism=mechanism)
     start, source_end, time = np.array([0, 4]), np.array([8, 8]), 16

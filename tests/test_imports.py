@@ -50,7 +50,8 @@ BELOW["training"] = BELOW["presets"] | {"presets", "data"}
 BELOW["analysis"] = BELOW["training"] | {"training"}
 BELOW["bench"] = BELOW["presets"] | {"presets"}
 BELOW["studies"] = BELOW["training"] | {"training", "analysis", "compilation_cache"}
-BELOW["cli"] = BELOW["studies"] | {"studies", "bench"}
+BELOW["doctor"] = BELOW["presets"] | {"presets"}
+BELOW["cli"] = BELOW["studies"] | {"studies", "bench", "doctor"}
 BELOW["__main__"] = {"cli"}
 KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 # Rooms that answer without Keras, so that names and mistakes are told at once.

@@ -279,8 +279,12 @@ def test_compare_in_a_notebook(tmp_path):
         evaluations=1,
     )
     assert list(results.table()["arm"]) == ["softmax", "linear"]
-    assert results.plot().axes
+    assert results.plot().alternative.startswith("every next byte on synthetic:copy: Held-out")
     assert "<html" in results.report().read_text()
+    assert repr(results) == f"Results(2 arms, 2 runs, directory={str(tmp_path / 'out')!r})"
+    assert "<td>linear</td>" in results._repr_html_() and "2 runs in" in results._repr_html_()
+    assert results.to_csv().count("\n") == 3 and results.to_csv(tmp_path / "runs.csv") is None
+    assert (tmp_path / "runs.csv").read_text() == results.to_csv()
     with pytest.raises(InputError, match="arms are"):
         kzoo.compare("gpt_nano")
 

@@ -134,7 +134,8 @@ def test_a_study_ends_in_the_sentences_of_its_verdicts(made, tmp_path):
     results = Results(records, tmp_path)
     assert [str(verdict) for verdict in results.verdicts()] == [sentence]
     page = report(tmp_path).read_text()
-    assert page.index("Q1: confirmed") < page.index("What is held equal")
+    verdict = page.index('Q1: <span class="outcome">confirmed</span>')
+    assert verdict < page.index('<h2 id="results">') < page.index('<h2 id="equal">')
     assert "draws no verdicts" not in page and "+0.500 bits" in page
 
 

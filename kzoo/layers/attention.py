@@ -142,6 +142,7 @@ class Attention(Decodes, keras.layers.Layer):
         self.cross = value_shape is not None
         if self.cross:
             self.mechanism.check_cross()
+        self.sizes = dataclasses.replace(self.sizes, cross=self.cross)
         if self.query is not None:  # another's
             return
         width, inner = query_shape[-1], self.num_heads * self.head_dim
@@ -165,6 +166,7 @@ class Attention(Decodes, keras.layers.Layer):
                 name=name,
                 shape=values.shape,
                 initializer=lambda shape, dtype, values=values: ops.cast(values, dtype),
+                autocast=values.ndim > 1,  # one number of each head, as of a decay, is float32
             )
             for name, values in self.mechanism.variables(self.sizes).items()
         }

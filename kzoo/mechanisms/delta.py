@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from kzoo.errors import InputError
 from kzoo.masks import Mask
 from kzoo.masks.orders import not_one_way
@@ -41,7 +43,8 @@ class Delta(Mechanism):
     def check(self, heads: Iterable[Mask], *, bias: bool = False) -> None:
         heads = tuple(heads)
         super().check(heads, bias=bias)
-        if reason := not_one_way(heads):
+        reason = not_one_way(heads)
+        if reason:
             raise InputError(reason)
 
     def check_cross(self) -> None:
@@ -101,7 +104,7 @@ class Delta(Mechanism):
         **sequence: Any,
     ) -> tuple[Tensor, Tensor]:
         """The output is a sum of values: its weights are the outputs of unit vectors as values."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         batch, time, kv_heads, _ = ops.shape(v)
         one = ops.eye(time, dtype="float64" if "float64" in str(v.dtype) else "float32")
@@ -110,6 +113,30 @@ class Delta(Mechanism):
         out = self.attend(q, k, v, extras, mask, rotary=rotary, **sequence)
         return out, ops.transpose(weights, (0, 2, 1, 3))
 
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        from kzoo.ops import oracle
+
+        def unit(x):
+            return x / np.sqrt((x * x).sum(-1, keepdims=True) + EPSILON)
+
+        beta = 1 / (1 + np.exp(-np.asarray(extras.projected["beta"], "float64")))
+        decay = self._define_log_decay(extras)
+        own: dict[str, Any] = {"padding_mask": sequence.get("padding_mask"), "rotary": rotary}
+        return oracle.delta(unit(q), unit(k), v, beta, decay, mask, scale=self.scale, **own)[0]
+
+    def _define_log_decay(self, extras):
+        return None
+
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         from kzoo.ops import dispatch
 
@@ -117,7 +144,7 @@ class Delta(Mechanism):
 
     def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict[str, Tensor]:
         """The state of no tokens, whose size does not depend on the time."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         shapes = self.state_shape(sizes) or {}
         return {name: ops.zeros((batch, *shape), "float32") for name, shape in shapes.items()}
@@ -135,7 +162,7 @@ class Delta(Mechanism):
         rotary: bool = False,
         bias: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         queries = window.queries()
         if window.size == 1:
@@ -185,8 +212,7 @@ class Delta(Mechanism):
 
         Zeros come first: what stands there may be no number, of which no derivative is finite.
         """
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.tensors import hide
 
         real = None if padding_mask is None else ops.cast(padding_mask, "bool")

@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from kzoo.masks import Mask
+from kzoo.mechanisms import gates
 from kzoo.mechanisms.base import HeadSizes, register
 from kzoo.mechanisms.delta import Delta
 
@@ -58,10 +59,13 @@ class GatedDelta(Delta):
         return super().flops(sizes, heads, time) + len(heads) * time * sizes.head_dim**2
 
     def _log_decay(self, projected, variables):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         rate, bias = (ops.cast(variables[name], "float32") for name in ("A_log", "dt_bias"))
         return -ops.exp(rate) * ops.softplus(projected["decay"] + bias)
+
+    def _define_log_decay(self, extras):
+        return gates.define_softplus_gates(extras.projected["decay"], extras.variables)
 
 
 def _bits_reversed(count):

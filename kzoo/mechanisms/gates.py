@@ -32,10 +32,16 @@ def softplus_gates(logits, variables):
         logits: a, floats [batch, time, heads].
         variables: `A_log` and `dt_bias`, floats [heads] each, by name.
     """
-    from keras import ops
+    from kzoo.load_keras import ops
 
     rate, bias = (ops.cast(variables[name], "float32") for name in ("A_log", "dt_bias"))
     return -ops.exp(rate) * ops.softplus(ops.cast(logits, "float32") + bias)
+
+
+def define_softplus_gates(logits, variables):
+    """`softplus_gates` in NumPy and float64."""
+    rate, bias = (np.asarray(variables[name], "float64") for name in ("A_log", "dt_bias"))
+    return -np.exp(rate) * np.logaddexp(0, np.asarray(logits, "float64") + bias)
 
 
 def _bits_reversed(count):

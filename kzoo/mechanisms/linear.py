@@ -188,12 +188,15 @@ class Linear(Mechanism):
         if self.feature_map is not None:
             weights = self._map(extras, q)["feature_weights"]
             features = self.feature_map.query(features, weights)
-        scale = self._step(Extras(), q).get("scale")
-        return linear_read(features, features, cache, scale)
+        return linear_read(features, features, cache, self._scale(q))
 
     def _step(self, extras, q):
         """What the step of one token takes besides, as `kzoo.ops.decoding.linear_step`."""
         return {}
+
+    def _scale(self, q):
+        """The factor on what a query reads in a state that nothing normalises."""
+        return None
 
     def _map(self, extras, q):
         """The feature map and its weights, as the ops take them."""

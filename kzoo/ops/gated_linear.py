@@ -98,7 +98,8 @@ def gated_linear_attention(
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
     check_shapes(q, k, v)
     if log_decay is not None:
-        if reason := not_along_time(mask.per_head(q.shape[2])):
+        reason = not_along_time(mask.per_head(q.shape[2]))
+        if reason:
             raise InputError(reason)
         log_decay = gates.given(log_decay, q)
     by_token = {

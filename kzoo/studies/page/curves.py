@@ -93,7 +93,7 @@ def figure(name, records, styles, kind):
     base = _base(data, factors, arms, styles)
     layers = _layers(base, arms, styles, f"hover_{name.replace('-', '_')}", kind == "held-out")
     if any(row[-1] for row in rows):
-        cross = base.mark_point(shape="cross", angle=45, size=110, strokeWidth=2)
+        cross = base.mark_point(shape="cross", angle=45, size=110, filled=True, opacity=1)
         layers.append(cross.transform_filter("datum.diverged == 1"))
     if kind == "held-out":
         layers += _levels(entropies(records[0]))

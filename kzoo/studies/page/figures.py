@@ -90,7 +90,7 @@ def _forest(rows, seeds, hypothesis):
         .mark_bar(color=style.colour("same"), opacity=0.14)
         .encode(x=altair.X("minus:Q"), x2="margin:Q"),
         zero.mark_rule(color=soft, strokeWidth=1).encode(x="at:Q"),
-        dots.encode(
+        dots.mark_point(filled=True, size=16, yOffset=14).encode(
             y=y,
             x="value:Q",
             color=altair.value(soft),
@@ -130,7 +130,8 @@ def _forest_in_words(rows):
     for row in rows:
         at = ""
         if "low" in row:
-            at = f", {row['estimate']:+.3f} with an interval of {row['low']:+.3f} to {row['high']:+.3f}"
+            ends = f"{row['low']:+.3f} to {row['high']:+.3f}"
+            at = f", {row['estimate']:+.3f} with an interval of {ends}"
         margin = f", margin {row['margin']:g}" if "margin" in row else ""
         said.append(f"{row['label']} is {row['outcome']}{at}{margin}")
     return f"Paired contrasts and their intervals: {'; '.join(said)}.".replace("-", "−")
@@ -204,7 +205,7 @@ def _rates(values, arms, styles, ticks, title):
     ]
     if any(row["diverged"] for row in values):
         cross = base.transform_filter("datum.diverged").mark_point(
-            shape="cross", angle=45, size=90, strokeWidth=2
+            shape="cross", angle=45, size=90, filled=True, opacity=1
         )
         layers.append(cross.encode(y=altair.value(6), tooltip=tooltip[:2]))
     return (
@@ -245,7 +246,12 @@ def spectrum(name, rows, styles, measure):
     solid = altair.Fill("arm:N", scale=colour, legend=None)
     fill = altair.condition("datum.solid", solid, altair.value(style.colour("card")))
     dots = base.mark_point(size=46, strokeWidth=1.3, opacity=0.9, yOffset=7).encode(
-        x=altair.X("value:Q", title=measure, scale=altair.Scale(domain=[0, 1])),
+        x=altair.X(
+            "value:Q",
+            title=measure,
+            scale=altair.Scale(domain=[0, 1]),
+            axis=altair.Axis(tickCount=5, format="~g"),
+        ),
         y=y,
         yOffset=altair.YOffset(
             "layer:N", sort=layers, scale=altair.Scale(paddingOuter=0.75, domain=layers)

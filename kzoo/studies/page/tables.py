@@ -12,12 +12,16 @@ from kzoo.training.flops import count_flops
 from kzoo.values import is_number
 
 _OF_AN_ARM = ("group", "measure", "arm", "mask", "mechanism", "objective", "parameters")
-_OF_A_VERDICT = ("outcome", "estimate", "low", "high", "level", "pairs", "spread", "p")
-_OF_A_VERDICT += ("p_sign_flip", "p_equivalence", "pairs_needed", "post_hoc")
+_OF_A_VERDICT = (
+    *("outcome", "estimate", "low", "high", "level", "pairs", "spread", "p"),
+    *("p_sign_flip", "p_equivalence", "pairs_needed", "post_hoc"),
+)
 # Of a run's record as they are; what later records add in numbers follows.
-_OF_A_RUN = ("run", "data", "group", "measure", "arm", "seed", "status", "bits", "steps")
-_OF_A_RUN += ("parameters", "scored_tokens", "seconds", "tokens_per_second", "learning_rate")
-_OF_A_RUN += ("batch_size",)
+_OF_A_RUN = (
+    *("run", "data", "group", "measure", "arm", "seed", "status", "bits", "steps"),
+    *("parameters", "scored_tokens", "seconds", "tokens_per_second", "learning_rate"),
+    "batch_size",
+)
 
 
 def table(records: list[dict[str, Any]]) -> pandas.DataFrame:
@@ -161,7 +165,7 @@ def spectra(records: list[dict[str, Any]]) -> pandas.DataFrame:
 
 
 def costs(records: list[dict[str, Any]]) -> pandas.DataFrame:
-    """What every arm cost on a source, means over its runs, one row per source and arm.
+    """What every arm cost on a source, means over its finished runs, one row per source and arm.
 
     Returns:
         A `pandas.DataFrame` with the columns `data`, `arm`, `parameters`, `learning_rate`,
@@ -172,7 +176,8 @@ def costs(records: list[dict[str, Any]]) -> pandas.DataFrame:
     rows = []
     for data, of_data in labels.by(records, "data").items():
         for arm, of_arm in labels.by(of_data, "arm").items():
-            each = pandas.DataFrame([_cost(run) for run in of_arm])
+            finished = [run for run in of_arm if run["status"] == "finished"]
+            each = pandas.DataFrame([_cost(run) for run in finished or of_arm])
             rows.append({"data": data, "arm": arm, **each.mean().to_dict()})
     columns = ["data", "arm", "parameters", "learning_rate", "batch_size", "steps"]
     columns += ["tokens", "flops", "seconds", "scored_tokens"]
