@@ -103,7 +103,7 @@ def figure(name, records, styles, kind):
             x=altair.X(
                 "x:Q",
                 title=AXES["steps"],
-                scale=altair.Scale(zero=True, nice=False),
+                scale=altair.Scale(zero=kind == "training", nice=False),
                 axis=altair.Axis(grid=False, tickCount=6),
             ),
             y=altair.Y("mean:Q", title=title, scale=altair.Scale(zero=False)),
@@ -186,13 +186,14 @@ def _levels(entropies):
         {"name": f"{name} entropy {level:.2f}", "level": level} for name, level in entropies.items()
     ]
     base = altair.Chart(altair.InlineData(values=rows)).encode(y="level:Q")
-    name = {"align": "right", "dy": -6, "fontSize": 11, "color": style.colour("soft")}
-    return [
-        base.mark_rule(color=style.colour("soft"), strokeWidth=0.8, opacity=0.7).encode(
-            x=altair.value(0), x2=altair.value("width")
-        ),
-        base.mark_text(**name).encode(x=altair.value("width"), text="name:N"),
-    ]
+    soft, parts = style.colour("soft"), []
+    # Where curves, which fall to the right, are not.
+    for name, align, x in (("unigram", "right", "width"), ("bigram", "left", 2)):
+        mark = {"align": align, "dy": -6, "fontSize": 11, "color": soft}
+        text = base.transform_filter(f"indexof(datum.name, '{name}') == 0").mark_text(**mark)
+        parts.append(text.encode(x=altair.value(x), text="name:N"))
+    rule = base.mark_rule(color=soft, strokeWidth=0.8, opacity=0.7)
+    return [rule.encode(x=altair.value(0), x2=altair.value("width")), *parts]
 
 
 def _in_words(title, arms, kind):

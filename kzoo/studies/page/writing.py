@@ -132,7 +132,7 @@ def plot(records: list[dict[str, Any]]) -> Figure:
     for number, (group, runs) in enumerate(labels.by(records, "group").items(), 1):
         figure = curves.figure(f"curves-{number}", runs, styles, "held-out")
         if figure is not None:
-            chart = figure.chart.properties(width=360, title=short(group))
+            chart = figure.chart.properties(width=420, title=short(group))
             panels.append((chart, f"{short(group)}: {figure.alternative}"))
     if not panels:
         raise InputError(f"curves need a run with a point. Received: {len(records)} runs")
