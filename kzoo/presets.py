@@ -303,9 +303,19 @@ def _saved_config(directory):
 
 
 def _load_weights(model, directory):
-    model.backbone.load_weights(directory / WEIGHTS_FILE)
+    _load(model.backbone.load_weights, directory / WEIGHTS_FILE)
     if (directory / HEAD_FILE).is_file() or model.has_task_weights():
-        model.load_task_weights(directory / HEAD_FILE)
+        _load(model.load_task_weights, directory / HEAD_FILE)
+
+
+def _load(weights, path):
+    try:
+        weights(path)
+    except OSError as error:  # HDF5 does not name the file
+        raise InputError(
+            "the weights cannot be read: the file is cut short, damaged or missing "
+            f"({error}). Received: {path}"
+        ) from error
 
 
 def _saved_dtype(directory, dtype):

@@ -135,7 +135,7 @@ def test_programs_in_processes_of_their_own_give_the_same_records(finished, tmp_
 def test_a_process_that_fails_stops_the_study(tmp_path):
     jobs = [("synthetic:copy", "no such arm", [0])]
     with pytest.raises(RuntimeError, match="KeyError: 'no such arm'"):
-        in_processes(study(), tmp_path, jobs, print, 1)
+        in_processes(runner_module.run_program, study(), tmp_path, jobs, print, 1)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from kzoo.studies import amounts, control, programs, retuning, tuning
 from kzoo.studies.amounts import load_splits
 from kzoo.studies.bars import Bars
 from kzoo.studies.clock import Clock, TimeOver
+from kzoo.studies.cluster import on_cluster
 from kzoo.studies.folder import (
     about,
     anew,
@@ -59,6 +60,7 @@ def run(
     at_once: int | None = None,
     minutes: float | None = None,
     retune: bool = False,
+    ray: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not yet there, appending a record to `results.jsonl` after each run.
 
@@ -78,6 +80,8 @@ def run(
             more than one are processes with a share of the cores each.
         minutes: after which it stops, between two runs where it can; started again, it goes on.
         retune: whether the tuning is made anew; what there is of it is kept beside.
+        ray: the address of a Ray cluster on whose devices the runs are made, as in
+            `kzoo.studies.cluster.on_cluster`; None for none.
 
     Returns:
         The records of all runs that are there, a list of dicts in the order of the study. A study
@@ -109,7 +113,8 @@ def run(
         if at_step_0:
             _write_json(directory / CONTROL_FILE, at_step_0)
         with Bars(progress, len(study.runs()) * len(study.seeds), len(done)) as bars:
-            _work_through(study, directory, done, bars, clock, at_once)
+            work = functools.partial(_work_off, at_once=at_once, ray=ray)
+            _work_through(study, directory, done, bars, clock, work)
         shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     except TimeOver:
         log.warning("the minutes are over; the same command goes on")
@@ -120,9 +125,8 @@ def run(
     return [done[name] for name in names if name in done]
 
 
-def _work_through(study, directory, done, bars, clock, at_once):
+def _work_through(study, directory, done, bars, clock, work):
     """All runs of the tuning and of the study, as far as they are not there."""
-    work = functools.partial(_work_off, at_once=at_once)
     facts, chosen = about(study, directory), {}
     if study.tuning:
         chosen = _tune(study, directory, facts, bars, work, clock)
@@ -201,8 +205,11 @@ def _places(study, at_once):
     return places, min(at_once, len(study.runs()))
 
 
-def _work_off(study, directory, jobs, say, at_once):
-    """All jobs (source, label, seeds): on several devices, in processes, or one by one."""
+def _work_off(study, directory, jobs, say, at_once, ray=None):
+    """All jobs (source, label, seeds): in a cluster, on devices, in processes, or one by one."""
+    if ray is not None:
+        on_cluster(run_program, study, directory, jobs, say, ray, at_once)
+        return
     places, at_once = _places(study, at_once)
 
     def work(job, say):
@@ -211,7 +218,7 @@ def _work_off(study, directory, jobs, say, at_once):
     if len(places) > 1:
         in_threads(work, share_out(jobs, len(places)), say, places)
     elif at_once > 1 and jobs:
-        in_processes(study, directory, jobs, say, at_once)
+        in_processes(run_program, study, directory, jobs, say, at_once)
     else:
         for job in jobs:
             work(job, say)
