@@ -9,7 +9,7 @@ import pandas
 from kzoo import objectives
 from kzoo.studies.page import labels, style
 from kzoo.studies.page.figure import Figure
-from kzoo.studies.page.tables import costs
+from kzoo.training.flops import count_flops
 
 MOST = 400  # points of a band; each takes in the points between it and the next
 HEIGHT = 280
@@ -122,11 +122,24 @@ def _ended(runs, step, kind):
 
 
 def _per_step(records):
-    """What a step takes, by arm: rows of tokens, FLOPs and seconds."""
-    frame = costs(records).set_index("arm")
-    per_step = frame[["tokens", "flops", "seconds"]].div(frame["steps"].clip(lower=1), axis=0)
-    frame = per_step.reset_index().fillna(0.0)
-    return frame.to_dict("records")
+    """What a step takes, by arm, means over its runs: rows of tokens, FLOPs and seconds."""
+    rows = []
+    for arm, runs in labels.by(records, "arm").items():
+        each = [_amounts(run) for run in runs if run["steps"]]
+        means = np.mean(each, axis=0).tolist() if each else [0.0] * 3
+        rows.append({"arm": arm, **dict(zip(list(AXES)[1:], means, strict=True))})
+    return rows
+
+
+def _amounts(run):
+    """Tokens, FLOPs and seconds of a step. Older records count no tokens but those of the rate,
+    with padding, and no FLOPs."""
+    steps = run["steps"]
+    seen = run.get("tokens_seen", run["tokens_per_second"] * run["seconds"])
+    flops = run.get("flops")
+    if flops is None:  # three times the forward pass
+        flops = 3 * sum(count_flops(run["config"]).values()) * run.get("batch_size", 1) * steps
+    return seen / steps, flops / steps, run["seconds"] / steps
 
 
 def _csv(rows, columns):

@@ -11,12 +11,12 @@ import altair
 import jinja2
 
 from kzoo.errors import InputError
-from kzoo.files import write
+from kzoo.files import read_json, write
 from kzoo.studies.page import curves, labels, style
-from kzoo.studies.page.contents import COSTS, content, is_missing, joined
+from kzoo.studies.page.contents import content, is_missing, joined
 from kzoo.studies.page.figure import Figure, bundle
 from kzoo.studies.page.reading import checked
-from kzoo.studies.records import REPORT_FILE, read, read_tuning
+from kzoo.studies.records import CONTROL_FILE, REPORT_FILE, read, read_tuning
 
 HERE = Path(__file__).parent
 INDEX_FILE = "studies.html"
@@ -45,8 +45,10 @@ def report(directory: Path) -> Path:
     """
     directory = Path(directory)
     study, records = _read(directory)
-    shown, figures, frames = content(study, records, read_tuning(directory))
-    values = {**shown, "costs_shown": COSTS, "frames": list(frames), "folder": FILES}
+    path = directory / CONTROL_FILE
+    control = read_json(path) if path.is_file() else None
+    shown, figures, frames = content(study, records, read_tuning(directory), control)
+    values = {**shown, "frames": list(frames), "folder": FILES}
     text = _render("page.html.jinja", values, figures)
     folder = directory / FILES
     folder.mkdir(exist_ok=True)
