@@ -9,8 +9,9 @@ import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.studies.hypotheses import LEAST_PAIRS
+from kzoo.studies.metrics import words
 from kzoo.studies.page import curves, figures, labels, style, tables
-from kzoo.studies.records import programs
+from kzoo.studies.records import programs, run_name
 
 _LONGEST_STUDY = 50_000  # characters of a study's JSON that the page carries
 _SIZES = ("train_bytes", "valid_bytes", "train_rows", "valid_rows", "row_length")
@@ -41,7 +42,8 @@ def content(study, records, tuned):
     """
     short = labels.shortener(study["data"])
     verdicts, drawn = verdicts_of(study, records)
-    entries = [(verdict.hypothesis.name, verdict, records) for verdict in drawn]
+    judged = _judged(study, records)
+    entries = [(verdict.hypothesis.name, verdict, judged) for verdict in drawn]
     styles, found = style.arm_styles([*records, *tuned]), {}
     finished = [record for record in records if record["status"] == "finished"]
     planned = programs(study)
@@ -52,7 +54,7 @@ def content(study, records, tuned):
         "forests": forests(entries, found),
         "runs": len(planned) * len(study["seeds"]),
         "finished": len(finished),
-        "missing": _missing(planned, records, verdicts["seeds"]),
+        "missing": _missing(planned, records, verdicts["seeds"], study),
         "nan": [record for record in records if record["status"] == "nan"],
         "excluded": _excluded(study, records),
         "equal": _equal_fields(records),
@@ -100,7 +102,8 @@ def joined(studies, links, found):
         name = study["name"]
         if names.count(name) > 1:
             name = f"{name} ({directory})"
-        entries += [(f"{name}: {verdict.hypothesis.name}", verdict, records) for verdict in drawn]
+        judged = _judged(study, records)
+        entries += [(f"{name}: {verdict.hypothesis.name}", verdict, judged) for verdict in drawn]
         outcomes = [verdict.outcome for verdict in drawn]
         said.append(
             {
@@ -186,7 +189,7 @@ def forests(entries, found):
     together = {}
     for label, verdict, records in entries:
         of = verdict.hypothesis
-        key = of.metric, of.scale, of.factor
+        key = words(of.metric), of.scale, of.factor
         together.setdefault(key, []).append((label, verdict, records))
     names = []
     for number, some in enumerate(together.values(), 1):
@@ -199,14 +202,19 @@ def forests(entries, found):
 # Runs -------------------------------------------------------------------------------------
 
 
-def _missing(planned, records, seeds):
-    done = {(record["data"], record["arm"], record["seed"]) for record in records}
+def _missing(planned, records, seeds, study):
+    done = {record["run"] for record in records} | set(study.get("excluded") or ())
     rows = []
     for data, arm in planned:
-        left = [seed for seed in seeds if (data, arm, seed) not in done]
+        left = [seed for seed in seeds if run_name(data, arm, seed) not in done]
         if left:
             rows.append({"arm": arm, "data": data, "seeds": left})
     return rows
+
+
+def _judged(study, records):
+    """The runs that verdicts are drawn from: those that are not excluded."""
+    return [record for record in records if record["run"] not in (study.get("excluded") or ())]
 
 
 def _excluded(study, records):

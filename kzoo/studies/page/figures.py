@@ -6,6 +6,7 @@ import altair
 import numpy as np
 
 from kzoo.analysis.pictures import mask_squares
+from kzoo.studies.metrics import METRICS, words
 from kzoo.studies.page import style
 from kzoo.studies.page.curves import KEY
 from kzoo.studies.page.figure import Figure
@@ -49,11 +50,11 @@ def forest(name, entries):
 
 def paired_contrasts(hypothesis, records):
     """Seed -> the contrast of the runs with that seed, where those of all arms finished."""
-    values = {label: {} for label in hypothesis.labels}
+    values, metric = {label: {} for label in hypothesis.labels}, METRICS.get(hypothesis.metric)
     for run in records:
-        value = run.get(hypothesis.metric)
         mine = run["arm"] in values and run["data"] == hypothesis.data
-        if mine and run["status"] == "finished" and value is not None and math.isfinite(value):
+        value = metric.value(run) if mine and run["status"] == "finished" else None
+        if value is not None and math.isfinite(value):
             values[run["arm"]][run["seed"]] = value
     seeds = sorted(set.intersection(*map(set, values.values())))
     if not seeds:
@@ -110,7 +111,7 @@ def _forest(rows, seeds, hypothesis):
 
 
 def _forest_title(hypothesis):
-    unit = hypothesis.metric.replace("_", " ")
+    _, unit = words(hypothesis.metric)
     per = f" per unit of {hypothesis.factor}" if hypothesis.kind == "trend" else ""
     return f"ratio of {unit}{per}" if hypothesis.scale == "ratio" else f"contrast, {unit}{per}"
 
