@@ -153,7 +153,9 @@ def test_seeds_can_be_added_which_is_said(made, tmp_path):
     assert len(records) == 12 and len(Made.made) == 12
     (sentence,) = said(tmp_path)
     assert "6 paired seeds" in sentence and "Post hoc" not in sentence
-    assert "Seeds were added after verdicts at 5 seeds, a look that the interval" in sentence
+    assert "99.167% interval" in sentence  # a sixth of 5% for the sixth seed
+    assert "added after verdicts at 5 seeds, which counts as a look: the interval is" in sentence
+    assert "the error of all together up to 5.8%." in sentence
     for other in (study(), study(seeds=[1, 2, 3, 4, 5, 6]), study(seeds=6, hypotheses=[EQUAL])):
         with pytest.raises(InputError, match="holds another study"):
             go(other, tmp_path)

@@ -20,7 +20,7 @@ def draw(study, records):
     """The verdicts of a study at the seeds that are there.
 
     They are drawn once all runs of the study are there; with looks, at the last look whose runs
-    all are.
+    all are. Where seeds were added to a finished study, its verdicts then count as looks.
 
     Args:
         study: the JSON of a study.
@@ -42,9 +42,12 @@ def draw(study, records):
     if not seeds:
         return []
     runs = [record for record in records if record["seed"] in seeds]
+    looks = tuple(study.get("looks", ()))
+    if not looks and (taken := looks_taken(study, records)):  # seeds were added
+        looks = (*taken, len(seeds))
     return verdicts(
         [_evidence(hypothesis, {**study, "seeds": list(seeds)}, runs) for hypothesis in found],
-        looks=tuple(study.get("looks", ())),
+        looks=looks,
         failed_runs=study.get("failed_runs", "undecided"),
     )
 
