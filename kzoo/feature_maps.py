@@ -34,12 +34,14 @@ class FeatureMap(Part):
         name: the name in JSON.
         whole_sequence: whether a key's features depend on all keys of its document.
         learned: whether it takes weights.
+        elementwise: whether each feature depends on one entry alone, the same way for all.
         of_products: whether φ(q)·φ(k) is about a function of q·k, so that rotary positions turn
             q and k before the map, as under softmax, and not its features.
     """
 
     whole_sequence = False
     learned = False
+    elementwise = False
     of_products = False
 
     def size(self, dim: int) -> int:
@@ -147,6 +149,7 @@ class Elu1(FeatureMap):
     """
 
     name = "elu1"
+    elementwise = True
 
     def _query(self, x):
         from kzoo.load_keras import ops
@@ -166,6 +169,7 @@ class Relu(FeatureMap):
     """
 
     name = "relu"
+    elementwise = True
 
     def _query(self, x):
         from kzoo.load_keras import ops
@@ -184,6 +188,7 @@ class SquaredRelu(FeatureMap):
     """
 
     name = "squared_relu"
+    elementwise = True
 
     def _query(self, x):
         from kzoo.load_keras import ops

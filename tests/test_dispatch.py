@@ -33,8 +33,10 @@ def test_it_depends_on_nothing_but_the_spec():
     for changes, softmax, linear in (
         ({"backend": "tensorflow"}, "dense", "chunked"),
         ({"backend": "torch"}, "sdpa", "chunked"),
-        ({"platform": "tpu"}, "splash", "chunk_scan"),
+        ({"platform": "tpu"}, "splash", "pallas"),
+        ({"platform": "tpu", "features": 20}, "splash", "chunk_scan"),
         ({"platform": "gpu"}, "dense", "chunk_scan"),
+        ({"platform": "gpu", "query_time": 2048, "key_time": 2048}, "blockwise", "chunk_scan"),
         ({"platform": "gpu", "dtype": "bfloat16"}, "cudnn", "chunk_scan"),
         ({"ahead_of_time": True}, "blockwise", "chunk_scan"),
         ({"ahead_of_time": True, "batch": None}, "dense", "chunk_scan"),

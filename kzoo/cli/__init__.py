@@ -30,8 +30,7 @@ def main(arguments=None):
 
     Returns:
         The exit status: 0; 1 where `doctor` finds something wrong; 2 for wrong input, or where the
-        system refuses; 75 after SIGTERM or
-        SIGHUP; 130 after Ctrl-C.
+        system refuses; 75 after SIGTERM or SIGHUP; 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):

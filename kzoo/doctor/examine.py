@@ -52,7 +52,8 @@ def examine(
         spare = (os.cpu_count() or 1) // 2
         threads = max(1, min(spare, MOST_THREADS)) if keras.backend.backend() == "jax" else 1
     with _quick_to_compile(), ThreadPoolExecutor(threads) as pool:
-        for entry in pool.map(row, checks() if chosen is None else chosen):
+        each = pool.map if threads > 1 else map  # not every backend likes a thread of its own
+        for entry in each(row, checks() if chosen is None else chosen):
             report["rows"].append(entry)
             report["off"] += entry["result"] in ("off", "raised")
             report["seconds"] = round(time.perf_counter() - begin, 1)

@@ -36,11 +36,13 @@ class HeadSizes:
         num_heads: number of heads of queries.
         kv_heads: number of heads of keys and values, a divisor of `num_heads`.
         head_dim: size of a head of queries, keys and values.
+        cross: whether keys and values are those of a second sequence.
     """
 
     num_heads: int
     kv_heads: int
     head_dim: int
+    cross: bool = False
 
 
 class Extras(NamedTuple):
@@ -71,6 +73,8 @@ class Mechanism(Part):
         name: the name in JSON.
         orders_only: whether it follows orders alone (`kzoo.masks.Order`), not any mask of pairs.
         takes_bias: whether a bias is added to scores of its own (relative positions).
+        across: what is different over a second sequence, a sentence for the user; None for nothing.
+        own_qk_norm: the `qk_norm` that the mechanism has of itself and needs; None for none.
         exports_to_tensorflow: whether its program can be exported by the TensorFlow backend.
         sharding: of its variables and of the kernels and biases of its projections: the end of
             the path below the attention, a regular expression, to the mesh axes ("model", "data"
@@ -79,6 +83,8 @@ class Mechanism(Part):
 
     orders_only: ClassVar[bool] = False
     takes_bias: ClassVar[bool] = False
+    across: ClassVar[str | None] = None
+    own_qk_norm: ClassVar[str | None] = None
     exports_to_tensorflow: ClassVar[bool] = True
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
 
@@ -238,7 +244,7 @@ class Mechanism(Part):
             float64 [batch, query_time, num_heads, head_dim].
         """
         raise InputError(
-            f"{self.name} attention states no `definition` in NumPy. Received: {self.get_config()!r}"
+            f"{self.name} attention states no `definition` here. Received: {self.get_config()!r}"
         )
 
     def kernel(self, spec: Any, implementation: str = "auto") -> str:

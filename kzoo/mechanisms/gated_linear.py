@@ -50,16 +50,24 @@ class GatedLinear(Decaying):
 
     def projections(self, sizes: HeadSizes) -> dict[str, int]:
         """`decay`, which is a."""
-        return {"decay": sizes.num_heads}
+        return {} if sizes.cross else {"decay": sizes.num_heads}
 
     def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         own = super().variables(sizes)
-        return own | (gates.softplus_variables(sizes.num_heads) if self.gate == "softplus" else {})
+        if self.gate == "softplus" and not sizes.cross:
+            own |= gates.softplus_variables(sizes.num_heads)
+        return own
 
     def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         logits = ops.cast(extras.projected["decay"], "float32")
         if self.gate == "softplus":
             return gates.softplus_gates(logits, extras.variables)
         return ops.log_sigmoid(logits) / 16
+
+    def define_gates(self, sizes: HeadSizes, extras: Extras) -> np.ndarray:
+        logits = np.asarray(extras.projected["decay"], "float64")
+        if self.gate == "softplus":
+            return gates.define_softplus_gates(logits, extras.variables)
+        return -np.logaddexp(0, -logits) / 16

@@ -66,23 +66,31 @@ class Retention(Decaying):
     def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         """Those of a feature map; if decays are learned, `decay_logit` of each head."""
         own = super().variables(sizes)
-        if self.log_decay == "learned":
+        if self.log_decay == "learned" and not sizes.cross:
             decay = np.exp(_retnet(sizes.num_heads))
             own["decay_logit"] = np.log(decay / (1 - decay)).astype("float32")
         return own
 
     def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         if self.log_decay == "learned":
             logit = ops.cast(extras.variables["decay_logit"], "float32")
             return ops.log_sigmoid(logit)[None, None]
-        heads = sizes.num_heads
+        return ops.convert_to_tensor(self._fixed(sizes.num_heads).astype("float32"))
+
+    def define_gates(self, sizes: HeadSizes, extras: Extras) -> np.ndarray:
+        if self.log_decay == "learned":
+            return -np.logaddexp(0, -np.asarray(extras.variables["decay_logit"]))[None, None]
+        return self._fixed(sizes.num_heads)
+
+    def _fixed(self, heads):
+        """The decays that are no variables: [1, 1, heads]."""
         schedules: Any = {"retnet": _retnet, "lightning": _lightning}
         fixed = self.log_decay
         if isinstance(fixed, str):
             fixed = schedules[fixed](heads)
-        return ops.convert_to_tensor(np.asarray(fixed, "float32")[None, None])
+        return np.asarray(fixed, "float64")[None, None]
 
 
 def _retnet(heads):

@@ -139,7 +139,8 @@ def delta_step(q, k, v, beta, log_decay, state, scale=None):
 
 
 def _check(heads, stateful):
-    if reason := not_one_way(heads):
+    reason = not_one_way(heads)
+    if reason:
         raise InputError(reason)
     for head in heads:
         if stateful and not head.is_causal:

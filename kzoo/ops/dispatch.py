@@ -4,10 +4,13 @@
 |--------------|-----------------|------------------------------|-----------------------------|
 | `dense`      | softmax         | everywhere                   | all; quadratic memory       |
 | `native`     | softmax, linear | JAX on CPU, one device       | orders, no bias             |
+|              | gated_linear    | JAX on CPU, one device       | orders along time           |
 | `blockwise`  | softmax         | JAX                          | all, no bias                |
 | `splash`     | softmax         | JAX on TPU                   | orders, no bias             |
 | `cudnn`      | softmax         | JAX on GPU, 16-bit floats    | all, no bias                |
 | `sdpa`       | softmax         | torch                        | all                         |
+| `pallas`     | linear          | JAX on TPU                   | orders; no states           |
+|              | gated_linear    | JAX on TPU                   | orders along time; no states|
 | `chunk_scan` | linear          | JAX                          | orders                      |
 |              | gated_linear    | JAX                          | orders along time           |
 | `chunked`    | linear          | everywhere                   | orders                      |
@@ -46,10 +49,13 @@ _OURS = {
     "jax": (
         "native.softmax",
         "native.linear",
+        "native.gated_linear",
         "splash",
         "cudnn",
         "blockwise",
         "dense",
+        "pallas.linear",
+        "pallas.gated_linear",
         "chunk_scan",
         "chunked",
         "delta_scan",
@@ -79,6 +85,8 @@ class Spec:
         bias: whether a bias is added to the scores.
         dtype: of the layer's computation.
         features: of a head, in linear attention.
+        normalize: whether there is a denominator, in linear attention.
+        state: whether a state is given or asked for, in linear attention.
         batch: examples; None where not known, as in a program that is exported for any number.
         backend: `"jax"`, `"tensorflow"` or `"torch"`.
         platform: `"cpu"`, `"gpu"` or `"tpu"`.
@@ -98,6 +106,8 @@ class Spec:
     bias: bool = False
     dtype: str = "float32"
     features: int | None = None
+    normalize: bool = True
+    state: bool = False
     batch: int | None = 1
     backend: str = "jax"
     platform: str = "cpu"
@@ -181,7 +191,7 @@ def kernels(mechanism: str, backend: str) -> dict[str, Any]:
 
     Example:
         >>> list(kernels("linear", "jax"))
-        ['native', 'chunk_scan', 'chunked']
+        ['native', 'pallas', 'chunk_scan', 'chunked']
     """
     theirs = [k for k in reversed(_registered.values()) if mechanism in _computed(k)]
     return {kernel.NAME: kernel for kernel in (*theirs, *_ours(mechanism, backend))}

@@ -32,7 +32,7 @@ def given(log_decay, q):
 
 
 def of_tokens(gates, q, queries, keys):
-    """The gates in the dtype of q, exactly 0 at padding.
+    """The gates in float32, or float64 where q is, exactly 0 at padding.
 
     Args:
         gates: floats [batch or 1, time, heads].
@@ -48,7 +48,8 @@ def of_tokens(gates, q, queries, keys):
             "queries that are fewer than the keys, log_decay is None, and nothing decays. "
             f"Received: log_decay for {q.shape[1]} queries of another sequence than the keys"
         )
-    gates = ops.cast(gates, q.dtype)
+    wide = "float64" if "float64" in str(q.dtype) else "float32"
+    gates = ops.cast(gates, wide)
     if queries.segment is not None:
         gates = ops.where(queries.segment[:, :, None] != 0, gates, ops.zeros_like(gates))
     known = concrete(gates)

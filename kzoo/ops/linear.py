@@ -12,11 +12,11 @@ from keras import ops
 from kzoo import feature_maps, masks
 from kzoo.errors import InputError
 from kzoo.ops import gates
-from kzoo.ops.context import current_mesh
+from kzoo.ops.context import current_mesh, platform
 from kzoo.ops.dispatch import kernel_for, kernels, spec_of
 from kzoo.ops.features import features_of
 from kzoo.ops.linear_orders import Core, from_all_keys, one_sequence, two_sequences
-from kzoo.ops.qkv import check_batch, check_state, nothing, prepare, widened
+from kzoo.ops.qkv import check_batch, check_state, cleaned, nothing, prepare, widened
 from kzoo.ops.tensors import zero_padding
 from kzoo.precision import float32_products
 from kzoo.sequence import concrete
@@ -26,6 +26,7 @@ from kzoo.values import is_count, is_integer, plain
 log = logging.getLogger("kzoo")
 
 CHUNKS = (64, 256)  # the least and the largest that is chosen
+TPU_LANES = 128
 
 
 def linear_attention(
@@ -49,7 +50,9 @@ def linear_attention(
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j, in linear time.
 
     Products and sums are in float32 whatever the dtype of q, k and v, on a TPU in six passes
-    (`kzoo.precision`), since states are sums that are multiplied again. Under `native`
+    (`kzoo.precision`), since states are sums that are multiplied again. The kernel `pallas` alone
+    takes bfloat16 q, k and v as they are and forms products of what bfloat16 holds, as softmax
+    attention does; its sums and states are in float32 too. Under `native`
     derivatives past the gradient, and forward mode, take memory quadratic in time.
     Source: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 to 9; with `rotary`,
     Su et al. 2021, arXiv:2104.09864, equation 19.
@@ -214,8 +217,14 @@ def _attend(
     dtype, phi = ops.convert_to_tensor(v).dtype, options.phi
     stateful = return_state or initial_state is not None
     offset = 0 if stateful else query_offset
-    q, k, v, mask, queries, keys = prepare(q, k, v, options.mask, query_offset=offset, **by_token)
-    q, k, v = widened(q, k, v)
+    q, k, v, mask, queries, keys = prepare(
+        q, k, v, options.mask, query_offset=offset, clean=False, **by_token
+    )
+    kernel = _kernel(options, q, k, v, queries, keys, stateful)
+    raw = getattr(kernel, "RAW", False)
+    if not raw or (phi is not None and not phi.elementwise):  # of NaN the gradient is NaN
+        q, k, v = cleaned(q, k, v, queries, keys)
+    q, k, v = widened(q, k, v, dtype if raw else None)
     if stateful:
         query_offset = _offsets(query_offset, by_token["key_padding_mask"] is not None)
     heads = mask.per_head(q.shape[2])
@@ -225,11 +234,10 @@ def _attend(
     _check(options, heads, stateful, one_state or queries is keys)
     if log_decay is not None:
         log_decay = gates.of_tokens(log_decay, q, queries, keys)
-    kernel = _kernel(options, q, k, v)
     sizes = options.sizes(q, v)
     features, q, k = features_of(phi, options.rotary, q, k, weights, keys.segment)
-    chunk = options.chunk_size or choose_chunk(*sizes)
-    core = Core(features, chunk, kernel, options.gated, options.normalize)
+    chunk = options.chunk_size or choose_chunk(*sizes, platform())
+    core = Core(features, chunk, kernel, options.gated, options.normalize, options.scale)
     if one_state:
         out, state = from_all_keys(core, q, k, v, weights, queries, keys)
     elif queries is not keys:
@@ -242,9 +250,12 @@ def _attend(
         if stateful and not (isinstance(query_offset, int) and query_offset == 0):
             check_batch("query_offset", ops.convert_to_tensor(query_offset), q.shape[0])
             position, bound = _shifted(queries, query_offset), None
-        sin_cos = features.sin_cos(position, q.shape[3], q.dtype, bound)
+        wide = "float32" if raw else q.dtype
+        sin_cos = features.sin_cos(position, q.shape[3], wide, bound)
         own = q, k, v, weights, heads, queries, sin_cos, state, log_decay
         out, state = one_sequence(core, *own)
+    if raw:  # what is left to do here, the kernel has done
+        return out
     out = out if options.scale is None else out * options.scale
     out = ops.cast(zero_padding(out, queries), dtype)
     if not return_state:
@@ -253,17 +264,34 @@ def _attend(
     return out, {name: x for name, x in named if x is not None}
 
 
-def _kernel(options, q, k, v):
-    dtype = keras.backend.standardize_dtype(q.dtype)
-    features = options.sizes(q, v)[0]
-    spec = spec_of(q, k, v, options.mask, dtype=dtype, features=features)
+def _kernel(options, q, k, v, queries, keys, stateful):
+    spec = spec_of(
+        q,
+        k,
+        v,
+        options.mask,
+        padded=keys.segment is not None,
+        same_sequence=queries is keys,
+        dtype=_dtype(q, v),
+        features=options.sizes(q, v)[0],
+        normalize=options.normalize,
+        state=stateful,
+    )
     name = kernel_for(options.kernels_of, spec, options.implementation)
     return kernels(options.kernels_of, spec.backend)[name]
 
 
-def choose_chunk(features, value_dim):
-    """The chunk at which products inside and states between cost about the same memory."""
+def _dtype(q, v):
+    """The dtype of the call: float64 where q is, else that of v."""
+    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in (q, v)]
+    return dtypes[0] if dtypes[0] == "float64" else dtypes[1]
+
+
+def choose_chunk(features, value_dim, platform="cpu"):
+    """The chunk at which products inside and states between cost about the same memory; on a TPU
+    no less than the 128 lanes of a tile."""
     least, largest = CHUNKS
+    least = TPU_LANES if platform == "tpu" else least
     return min(max(2 ** round(math.log2(features * value_dim) / 2), least), largest)
 
 

@@ -22,6 +22,7 @@ class Core(NamedTuple):
         kernel: a kernel of linear attention, or of gated linear attention (`kzoo.ops.dispatch`).
         gated: whether it is one of gated linear attention.
         normalize: whether there is a denominator; only a gated one can do without.
+        scale: a factor on the output that is applied later, unless the kernel is `raw`.
     """
 
     features: object
@@ -29,6 +30,13 @@ class Core(NamedTuple):
     kernel: object
     gated: bool = False
     normalize: bool = True
+    scale: float | None = None
+
+    @property
+    def raw(self):
+        """Whether the kernel takes q, k and v as they come, in the dtype of the layer, and does all
+        else: zeros at padding, the scale, the dtype of the output."""
+        return getattr(self.kernel, "RAW", False)
 
     @property
     def any_direction(self):
@@ -38,6 +46,7 @@ class Core(NamedTuple):
     def __call__(self, q, k, v, weights, tokens, state, reverse=False, log_decay=None):
         arrays = q, k, v, self.features, weights, tokens, state
         own = {"log_decay": log_decay, "normalize": self.normalize} if self.gated else {}
+        own |= {"scale": self.scale} if self.raw else {}
         return self.kernel.run(*arrays, chunk_size=self.chunk_size, reverse=reverse, **own)
 
 
@@ -59,7 +68,7 @@ def one_sequence(core, q, k, v, weights, heads, sequence, sin_cos, state, log_de
     """
 
     def kind(order):  # what one pass can do
-        if not in_time(order):
+        if not in_time(order) or (order.grouped and getattr(core.kernel, "ONE_ORDER", False)):
             return order
         return None if core.any_direction else (order.grouped, backwards(order))
 
@@ -105,8 +114,8 @@ def _same_kind(core, qkv, weights, heads, sequence, sin_cos, state, log_decay=No
     sin_cos = None if sin_cos is None else tuple(forth(x) for x in sin_cos)
     tokens = Tokens(document, level, sin_cos, forth(shown))
     qkv = [forth(x) for x in qkv]
-    full = all(head.is_full for head in heads) and log_decay is None
-    if document is None and full and not core.any_direction:
+    every = document is None and log_decay is None and all(head.is_full for head in heads)
+    if every and not core.any_direction and not core.raw:
         q, k, v = qkv
         return every_key(core, *core.features(q, k, weights, tokens.sin_cos, shown), v, state)
     out, state = core(*qkv, weights, tokens, state, reverse, forth(log_decay))

@@ -21,6 +21,7 @@ def prepare(
     source_mask=None,
     key_padding_mask=None,
     query_offset=0,
+    clean=True,
 ):
     """Check and clean q, k and v.
 
@@ -32,6 +33,7 @@ def prepare(
         k: floats [batch, key_time, kv_heads, dim], heads a multiple of kv_heads.
         v: floats [batch, key_time, kv_heads, value_dim].
         mask: a mask spec or `Mask`; the rest as in `Mask.dense`.
+        clean: False leaves what stands at padding to the kernel.
 
     Returns:
         q, k, v, as tensors of the same shapes and dtypes; the mask; the `SequenceInfo` of queries
@@ -60,9 +62,14 @@ def prepare(
         query_offset=query_offset,
         **by_token,
     )
-    q = zero_padding(q, queries)
-    k, v = (zero_padding(x, keys) for x in (k, v))
+    if clean:
+        q, k, v = cleaned(q, k, v, queries, keys)
     return q, k, v, mask, queries, keys
+
+
+def cleaned(q, k, v, queries, keys):
+    """q, k and v with exact zeros at padding."""
+    return zero_padding(q, queries), zero_padding(k, keys), zero_padding(v, keys)
 
 
 def widened(q, k, v, dtype=None):

@@ -28,10 +28,11 @@ HIDDEN = -1e30
 
 
 def preferred(spec):
-    """Whether "auto" takes it: on a CPU, for more than one block of scores."""
-    return spec.platform == "cpu" and (
-        not spec.sizes_known or spec.query_time * spec.key_time > SHORT**2
-    )
+    """Whether "auto" takes it: on a CPU for more than one block of scores, on a GPU for more than
+    its memory should hold of every head."""
+    if spec.platform == "cpu":
+        return not spec.sizes_known or spec.query_time * spec.key_time > SHORT**2
+    return spec.platform == "gpu" and spec.sizes_known and spec.query_time * spec.key_time > LONG**2
 
 
 def unsupported_reason(spec) -> str | None:

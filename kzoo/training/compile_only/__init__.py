@@ -16,12 +16,14 @@ from kzoo.errors import unknown
 from kzoo.layers import kernels as kernels_of
 from kzoo.ops.context import compiling_for
 from kzoo.training import hlo
+from kzoo.training.compile_only.attention import attention_costs
 from kzoo.training.compile_only.program import decoding, model_of_shapes, on_a_chip, train_step
 from kzoo.training.compile_only.suggestions import other_suggestions, smaller_batches
 from kzoo.training.compile_only.table import table
 from kzoo.training.compile_only.target import target_of
 from kzoo.training.distribution import DATA
 from kzoo.training.flops import count_flops
+from kzoo.training.roofline import program_work
 
 __all__ = ["compile_only", "table"]
 
@@ -60,6 +62,7 @@ def compile_only(
             for one token, and a step of one token.
         quick: compile without XLA's optimizations, in a fraction of the time. The program takes
             more memory: a little more with softmax and up to twice as much with linear attention.
+            Attentions are not compiled alone then.
         **overrides: config fields, as in `kzoo.presets.load`.
 
     Returns:
@@ -71,9 +74,13 @@ def compile_only(
           `temporaries`, `code`, their `total`, and what the `chip` has;
         - if it does not fit, `over`, the missing bytes, and `suggestions`, a list of sentences;
         - `flops`: `needed` by all chips (`count_flops`), the share of `a_chip`, and `compiled`,
-          what XLA counts in a chip's program outside of kernels; `seconds` at a chip's peak;
+          those of the matrix products in a chip's program, loops by their lengths and kernels by
+          their grids; `seconds` at a chip's peak;
+        - `bytes`: what a chip's program moves to and from its memory, counted alike, and
+          `roofline_seconds`, the time of its products or of its bytes, whichever is longer;
         - `collectives`: for each kind `count` and `bytes` of results on a chip;
-        - `attention`: for each layer the `kernel`, and how many Pallas `calls` the program has;
+        - `attention`: for each layer the `kernel`, how many Pallas `calls` the program has and,
+          of a train step, its `alone`: what `attention_costs` says;
         - `seconds`: of tracing and compiling.
 
     Raises:
@@ -95,6 +102,10 @@ def compile_only(
     with _optimization("O0" if quick else "UNKNOWN"):
         for part, program in lower(model, config, target, batch).items():
             programs[part] = report = _report(part, program, model, config, target, batch)
+            if part == "train_step" and report["fits"] and not quick:
+                costs = attention_costs(model, target, batch, config["max_sequence_length"])
+                for path, found in report["attention"].items():
+                    found["alone"] = costs[path]
             if not report["fits"]:
                 half = None
                 if batch % (2 * target.sizes[DATA]) == 0:
@@ -138,7 +149,8 @@ def _report(part, make, model, config, target, batch):
     begin = time.perf_counter()
     with compiling_for("tpu", target.mesh):
         program, arguments = make()
-        lowered = program.lower(*arguments)
+        program = program.trace(*arguments)
+        lowered = program.lower()
     traced = time.perf_counter()
     log.info("compiling %s for %d chips, %d examples", part, target.mesh.size, batch)
     needed = _flops(part, config, batch)
@@ -163,9 +175,12 @@ def _report(part, make, model, config, target, batch):
         "code": stats.generated_code_size_in_bytes,
     }
     total = sum(memory.values()) - 2 * memory["donated"]
-    flops["compiled"] = compiled.cost_analysis()["flops"]
+    work = program_work(program.jaxpr, text, target.mesh.size)
+    flops["compiled"] = work.flops
     return {
         **report,
+        "bytes": work.bytes,
+        "roofline_seconds": target.chip.seconds(work),
         "memory": {**memory, "total": total, "chip": target.chip.memory},
         "collectives": hlo.totals(hlo.collectives(text)),
         "attention": _attention(part, model, config, batch, hlo.kernels(text)),
@@ -208,9 +223,9 @@ def _attention(part, model, config, batch, calls):
     chosen = kernels_of(model, (batch, config["max_sequence_length"]), "tpu")
     if part != "train_step":
         # No kernel reads a cache; splash computes prompts, which begin with an empty one.
-        steps = {"splash": "dense"}
+        steps = {"splash": "dense", "pallas": "chunk_scan"}
         if part == "token":
-            steps["chunk_scan"] = "recurrent"
+            steps |= dict.fromkeys(("pallas", "chunk_scan"), "recurrent")
         chosen = {path: steps.get(kernel, kernel) for path, kernel in chosen.items()}
     found = {}
     for path, kernel in chosen.items():
@@ -219,7 +234,7 @@ def _attention(part, model, config, batch, calls):
         count = sum(f"/{path}/" in call for call in calls)
         if part == "prefill" and count:
             kernel = "splash"
-        if (kernel == "splash") != (count > 0):
+        if (kernel in ("splash", "pallas")) != (count > 0):
             log.warning("%s was to run %s; the program has %d kernels", path, kernel, count)
         found[path] = {"kernel": kernel, "calls": count}
     return found

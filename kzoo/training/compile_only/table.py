@@ -29,20 +29,38 @@ def _lines(program):
         parts = ("arguments", "temporaries", "outputs", "donated", "code")
         parts = ", ".join(f"{name} {in_units(memory[name])}" for name in parts)
         yield "memory", f"{total}: {parts}"
-    compiled = f"; XLA counts {flops['compiled']:.3g} a chip" if "compiled" in flops else ""
+    compiled = f"; the program has {flops['compiled']:.3g}" if "compiled" in flops else ""
     yield "FLOPs", f"{flops['needed']:.3g} needed, {flops['a_chip']:.3g} a chip{compiled}"
     yield "at the chips' peak", f"{flops['seconds'] * 1e3:.3g} ms, which no step can beat"
     if not program["fits"]:
         return
+    moved, least = in_units(program["bytes"]), program["roofline_seconds"]
+    yield "at the roofline", f"{least * 1e3:.3g} ms, with {moved} to and from memory"
     for kind, found in program["collectives"].items():
         yield kind, f"{found['count']} of {in_units(found['bytes'])} together"
     by_kernel = {}
     for path, found in program["attention"].items():
-        by_kernel.setdefault((found["kernel"], found["calls"]), []).append(path)
-    for (kernel, calls), paths in by_kernel.items():
+        alone = tuple(found.get("alone", {}).items())
+        by_kernel.setdefault((found["kernel"], found["calls"], alone), []).append(path)
+    for (kernel, calls, alone), paths in by_kernel.items():
         layers = paths[0] if len(paths) == 1 else f"{len(paths)} layers ({paths[0]}, …)"
         yield "attention", f"{kernel}, {calls} Pallas calls each: {layers}"
+        if alone:
+            yield "  one alone", _alone(dict(alone))
     yield "compiled in", f"{program['seconds']['compile']} s"
+
+
+def _alone(cost):
+    """What one attention takes on a chip, its projections aside."""
+    least = f"{in_units(cost['least_bytes'])} at least"
+    if not cost["fits"]:
+        return f"{least}; does not fit into a chip without the others"
+    times = cost["bytes"] / cost["least_bytes"]
+    return (
+        f"moves {in_units(cost['bytes'])}, {times:.2f} times its {least}; "
+        f"{cost['roofline_seconds'] * 1e3:.3g} ms at the roofline; "
+        f"temporaries {in_units(cost['temporaries'])}"
+    )
 
 
 def in_units(count):

@@ -21,6 +21,7 @@ class Chip(NamedTuple):
     Attributes:
         memory: bytes.
         peak: multiplications and additions of bfloat16 a second.
+        bandwidth: bytes a second between its memory and its cores.
         shapes: of its slices.
         accelerator: its name for libtpu, with the number of chips (v5p: of cores) behind it.
         cores: a chip's.
@@ -28,17 +29,22 @@ class Chip(NamedTuple):
 
     memory: int
     peak: float
+    bandwidth: float
     shapes: tuple
     accelerator: str
     cores: int = 1
+
+    def seconds(self, work):
+        """The least time of a `kzoo.training.roofline` `Work`: of its products or its bytes."""
+        return max(work.unit_flops / self.peak, work.bytes / self.bandwidth)
 
 
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16")
 CHIPS = {
-    "v5e": Chip(16 * GIB, 197e12, _FLAT, "v5litepod"),
-    "v5p": Chip(95 * GIB, 459e12, _CUBES, "v5p", 2),
-    "v6e": Chip(32 * GIB, 918e12, _FLAT, "v6e"),
+    "v5e": Chip(16 * GIB, 197e12, 819e9, _FLAT, "v5litepod"),
+    "v5p": Chip(95 * GIB, 459e12, 2765e9, _CUBES, "v5p", 2),
+    "v6e": Chip(32 * GIB, 918e12, 1640e9, _FLAT, "v6e"),
 }
 TOPOLOGIES = [f"{name}:{shape}" for name, chip in CHIPS.items() for shape in chip.shapes]
 
