@@ -12,7 +12,8 @@ from kzoo.mechanisms import gates
 from kzoo.mechanisms.base import HeadSizes, register
 from kzoo.mechanisms.delta import Delta
 
-MOST_RATE = 16.0  # of the heads, drawn evenly from 0 on by the authors' layer
+# The authors' layer draws rates from zero on (`GatedDeltaNet` of fla-org/flash-linear-attention).
+RATES = (0.0, 16.0)
 
 
 @register
@@ -39,7 +40,7 @@ class GatedDelta(Delta):
 
     def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         """`A_log` and `dt_bias`, one for each head."""
-        return gates.softplus_variables(sizes.num_heads, (0.0, MOST_RATE))
+        return gates.softplus_variables(sizes.num_heads, RATES)
 
     def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
         """As without a decay, which is one product more for each entry of the state."""

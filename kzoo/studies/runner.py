@@ -178,8 +178,7 @@ def _tune(study, directory, facts, bars, work, clock):
         return {**tuning.as_record(record), **facts}
 
     def left():
-        asked = amounts.with_steps(tuning.asked(study, list(done.values())), study)
-        own, others = retuning.known(study, asked, directory, done)
+        asked, own, others = retuning.known(study, directory, list(done.values()))
         copied = {name: append(directory, run, TUNING_FILE) for name, run in others.items()}
         done.update({**own, **copied})
         return asked, jobs_left(asked, done)
@@ -218,10 +217,24 @@ def _work_off(study, directory, jobs, say, at_once, ray=None):
     if len(places) > 1:
         in_threads(work, share_out(jobs, len(places)), say, places)
     elif at_once > 1 and jobs:
-        in_processes(run_program, study, directory, jobs, say, at_once)
+        in_processes(run_programs, study, directory, _grouped(study, jobs, at_once), say, at_once)
     else:
         for job in jobs:
             work(job, say)
+
+
+def _grouped(study, jobs, count):
+    """Jobs whose runs share a compiled program, together: a list of `(jobs,)`.
+
+    There are as many groups as `count` processes need, if there are as many jobs.
+    """
+    groups = {}
+    for job in jobs:
+        source, arm = job[0], study.arms[job[1]]
+        of_arm = study.training(arm, source), study.steps_of(arm, source)
+        groups.setdefault(programs.shape(arm.config(0), *of_arm), []).append(job)
+    parts = -(-count // len(groups))
+    return [(group[i::parts],) for group in groups.values() for i in range(min(parts, len(group)))]
 
 
 def _all_decided(study, done):
@@ -282,6 +295,12 @@ def run_program(study, directory, source, label, seeds, say):
         record = {"run": name, "arm": label, "data": source, "seed": seed}
         record |= trainer.run(seed, path, functools.partial(say, "step", name))
         say("record", name, record)
+
+
+def run_programs(study, directory, jobs, say):
+    """`run_program` for each of several jobs."""
+    for job in jobs:
+        run_program(study, directory, *job, say)
 
 
 class Trainer:
@@ -348,7 +367,7 @@ class Trainer:
 
     def _of_the_model(self, splits, finite):
         """What is measured with the trained model, if its weights are numbers."""
-        metrics = measured(self.study.hypotheses)
+        metrics = measured(self.study)
         if not finite:
             return {"spectrum": []}
         model = self.program.model
