@@ -26,7 +26,11 @@ def made():
 def test_every_order_packed_and_padded_equals_the_definition(time, chunk):
     arrays, sequence, cotangent = case(time, **LARGE)
     value, gradients = assert_equals_the_definition(
-        arrays, cotangent, ours={**NATIVE, "chunk_size": chunk}, mask=masks.heads(*ORDERS), **sequence
+        arrays,
+        cotangent,
+        ours={**NATIVE, "chunk_size": chunk},
+        mask=masks.heads(*ORDERS),
+        **sequence,
     )
     padded = sequence["padding_mask"] == 0
     for x in (value, *gradients):
