@@ -10,6 +10,7 @@ examples/quick/figure.png).
 """
 
 import argparse
+import io
 import os
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
+from matplotlib.image import imread, imsave
 from matplotlib.patches import Patch
 
 from kzoo import masks
@@ -27,7 +28,7 @@ from kzoo.analysis.pictures import COLOURS, HIDDEN, SOURCE, VISIBLE
 from kzoo.studies.page import plot
 from kzoo.studies.records import read
 
-DPI = 100
+DPI = 160  # of the masks; the curves have two pixels for each of their own
 TIME, SOURCE_TIME = 18, 6  # tokens of a mask's drawing, and the source tokens of a prefix mask
 
 
@@ -110,8 +111,8 @@ if __name__ == "__main__":
     options = parser.parse_args()
 
     study, records = read(options.study)
-    curves = plot(records)
-    above = strip(study, records, curves.get_figwidth())
+    curves = np.uint8(255 * imread(io.BytesIO(plot(records).png())))
+    above = strip(study, records, curves.shape[1] / DPI)
     options.picture.parent.mkdir(parents=True, exist_ok=True)
-    imsave(options.picture, np.vstack([pixels(above), pixels(curves)]))
+    imsave(options.picture, np.vstack([pixels(above), curves]))
     print(options.picture)

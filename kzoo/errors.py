@@ -3,7 +3,7 @@
 import difflib
 
 # What is installed under another name than it is imported.
-_PACKAGES = {extra: f"'kzoo[{extra}]'" for extra in ("torch", "tensorflow")}
+_PACKAGES = {extra: f"'kzoo[{extra}]'" for extra in ("torch", "tensorflow", "ray")}
 _PACKAGES |= {"libtpu": "'kzoo[tpu]'", "tensorboardX": "'kzoo[tensorboard]'"}
 _PACKAGES["orbax"] = "orbax-checkpoint"
 MOST_NAMES = 24  # of a longer list the message shows the beginning

@@ -91,8 +91,7 @@ class FeatureMap(Part):
                 )
 
     def _features(self, x, weights, kernel, features):
-        import keras
-        from keras import ops
+        from kzoo.load_keras import keras, ops
 
         x = ops.convert_to_tensor(x)
         dtype = keras.backend.standardize_dtype(x.dtype)
@@ -153,7 +152,7 @@ class Elu1(FeatureMap):
     elementwise = True
 
     def _query(self, x):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         # Not elu(x) + 1, which rounds exp(x) to 0 below -17; the inner `where` keeps the branch
         # that is not taken, and its gradient, finite.
@@ -173,7 +172,7 @@ class Relu(FeatureMap):
     elementwise = True
 
     def _query(self, x):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.relu(x)
 
@@ -192,7 +191,7 @@ class SquaredRelu(FeatureMap):
     elementwise = True
 
     def _query(self, x):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.square(ops.relu(x))
 
@@ -209,12 +208,12 @@ class Exp(FeatureMap):
     name = "exp"
 
     def _query(self, x):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.softmax(x, axis=-1)
 
     def _key(self, x, segment):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.exp(x)
 
@@ -233,12 +232,12 @@ class Softmax(FeatureMap):
     whole_sequence = True
 
     def _query(self, x):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.softmax(x, axis=-1)
 
     def _key(self, x, segment):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.softmax(x, axis=1) if segment is None else _softmax_of_documents(x, segment)
 
@@ -261,7 +260,7 @@ class Taylor2(FeatureMap):
         return 1 + dim + dim * (dim + 1) // 2
 
     def _query(self, x):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         y = x * x.shape[-1] ** -0.25
         # Products that choose the entries, since the gradient of indexing is a slow scatter.
@@ -303,19 +302,19 @@ class Favor(FeatureMap):
         return _directions(self.features, dim, self.seed).copy()
 
     def _query(self, x):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.softmax(self._project(x)[0], axis=-1)  # |y|² and √features cancel
 
     def _key(self, x, segment):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         projected, y = self._project(x)
         shift = (ops.sum(ops.square(y), axis=-1, keepdims=True) + math.log(self.features)) / 2
         return ops.exp(projected - shift)
 
     def _project(self, x):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         y = x * x.shape[-1] ** -0.25
         return ops.matmul(y, ops.cast(self.directions(y.shape[-1]).T, y.dtype)), y
@@ -339,7 +338,7 @@ class Hedgehog(FeatureMap):
         return dict.fromkeys(("query_kernel", "key_kernel"), (num_heads, dim, dim))
 
     def _query(self, x, kernel):
-        from keras import ops
+        from kzoo.load_keras import ops
 
         x = ops.einsum("bthd,hdf->bthf", x, kernel)
         return ops.concatenate([ops.softmax(x, axis=-1), ops.softmax(-x, axis=-1)], axis=-1)
@@ -353,7 +352,7 @@ class Hedgehog(FeatureMap):
 
 def _softmax_of_documents(x, segment):
     """Softmax over the time of each document; x [batch, time, ..], padding becomes 0."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     segment = ops.cast(segment, "int32")
     segment = segment + ops.zeros((ops.shape(x)[0], 1), dtype="int32")

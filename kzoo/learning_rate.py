@@ -1,5 +1,8 @@
 """The learning rate that `fit`, `train` and `compare` take by default."""
 
+from kzoo.errors import InputError
+from kzoo.values import is_count
+
 _AT_WIDTH_1 = 0.4
 _MOST = 0.01
 
@@ -23,8 +26,13 @@ def learning_rate(width: int) -> float:
     Returns:
         A float.
 
+    Raises:
+        InputError: for what is no width.
+
     Example:
         >>> learning_rate(128)
         0.0031
     """
+    if not is_count(width):
+        raise InputError(f"a width is a positive integer, such as 64. Received: {width!r}")
     return float(f"{min(_AT_WIDTH_1 / width, _MOST):.1e}")

@@ -116,7 +116,7 @@ def _check_flags(order, level, source):
 
 def _level(order, position, source):
     """The levels of tokens at `position`, int64 [time]; the first `source` are a source."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     in_source = None if source is None else position < source
     with _eagerly():
@@ -140,7 +140,7 @@ def _level(order, position, source):
 
 def _eagerly():
     """Operations inside are computed now, also where a program is being traced."""
-    import keras
+    from kzoo.load_keras import keras
 
     if keras.backend.backend() == "jax":
         import jax
@@ -163,7 +163,7 @@ def scattered(position, seed):
     The 32-bit finalizer of MurmurHash3 (A. Appleby): a bijection, so that no two positions tie,
     and the order of two positions is the same whatever stands around.
     """
-    from keras import ops
+    from kzoo.load_keras import ops
 
     def fold(x, shift):
         low_bits = 2 ** (32 - shift) - 1  # makes the shift of a signed integer logical

@@ -27,7 +27,7 @@ def float32_products(dtype="float32"):
         >>> with float32_products():
         ...     scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
     """
-    import keras
+    from kzoo.load_keras import keras
 
     wide = keras.backend.standardize_dtype(dtype) in ("float32", "float64")
     if not wide or keras.backend.backend() != "jax":

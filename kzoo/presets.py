@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kzoo import migrations, objectives
-from kzoo.config import BackboneConfig, Config, HeadConfig, tokenizer_kind
+from kzoo.config import TOKENIZERS, BackboneConfig, Config, HeadConfig, tokenizer_kind
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json, whole_folder
+from kzoo.values import is_integer
 
 log = logging.getLogger("kzoo")
 TASK_FILE, CONFIG_FILE, WEIGHTS_FILE = "task.json", "config.json", "model.weights.h5"
@@ -96,7 +97,9 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
             config: a directory is loaded with the `dtype` and `remat` that are given here,
             whatever it was trained with. Quantised weights alone keep the dtypes that they were
             saved with.
-        **overrides: config fields that replace the preset's or the saved ones. What `save`
+        **overrides: config fields that replace the preset's or the saved ones. Of a preset
+            `tokenizer` can be the path of a `tokenizer.json` (`kzoo.data.train_tokenizer`), which
+            then gives `vocabulary_size`. What `save`
             wrote must fit the resulting model exactly. Other checkpoints must not lose a
             weight; what the model has besides gets initial values and is named in the log.
 
@@ -116,6 +119,7 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
     kind = _kind(name)
     tokenizer = head_dtype = None
     if kind == "preset":
+        tokenizer, overrides = _own_tokenizer(overrides)
         complete = config(name, **overrides)
     elif kind == "saved":
         complete = _resolved(_saved_config(Path(name)), overrides)
@@ -236,10 +240,26 @@ def build(
     return task(backbone, preprocessor, objective=config.objective, **head)
 
 
+def _own_tokenizer(overrides):
+    """The tokenizer whose path stands in overrides, if any, and the overrides with its size."""
+    path = overrides.get("tokenizer", "bytes")
+    if not isinstance(path, str | Path) or path in TOKENIZERS:
+        return None, overrides
+    from kzoo.models.tokenizer_file import read_file
+
+    tokenizer = read_file(path)
+    size = overrides.get("vocabulary_size", tokenizer.vocabulary.size)
+    if is_integer(size) and size < tokenizer.vocabulary.size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocabulary.size} ids, and the model has as many or "
+            f"more. Received: vocabulary_size={size}"
+        )
+    return tokenizer, {**overrides, "tokenizer": "file", "vocabulary_size": size}
+
+
 def _undone():
     """Whether the compiler takes remat out again."""
-    import keras
-
+    from kzoo.load_keras import keras
     from kzoo.ops.context import platform
 
     on_cpu = keras.backend.backend() == "jax" and platform() == "cpu"
@@ -304,9 +324,19 @@ def _saved_config(directory):
 
 
 def _load_weights(model, directory):
-    model.backbone.load_weights(directory / WEIGHTS_FILE)
+    _load(model.backbone.load_weights, directory / WEIGHTS_FILE)
     if (directory / HEAD_FILE).is_file() or model.has_task_weights():
-        model.load_task_weights(directory / HEAD_FILE)
+        _load(model.load_task_weights, directory / HEAD_FILE)
+
+
+def _load(weights, path):
+    try:
+        weights(path)
+    except OSError as error:  # HDF5 does not name the file
+        raise InputError(
+            "the weights cannot be read: the file is cut short, damaged or missing "
+            f"({error}). Received: {path}"
+        ) from error
 
 
 def _saved_dtype(directory, dtype):
@@ -321,7 +351,7 @@ def _saved_dtype(directory, dtype):
             "quantised weights are loaded in the dtypes that they were saved with; leave dtype "
             f"out. Received: dtype={dtype!r} for {directory}"
         )
-    import keras
+    from kzoo.load_keras import keras
 
     return keras.dtype_policies.get(policy), head and keras.dtype_policies.get(head)
 
@@ -360,8 +390,24 @@ def _find(name):
         return _family(file), _sizes()[size]
     family, _, size = str(name).rpartition("_")
     if family not in _families() or size not in _sizes():
-        raise unknown("preset", name, names())
+        raise _no_such_preset(name)
     return _families()[family], _sizes()[size]
+
+
+def _no_such_preset(name):
+    """An `InputError` for a name that is no preset: a path, a family alone, or a slip."""
+    if not isinstance(name, str) or Path(name).name != name:
+        return InputError(
+            "no such folder of a model; presets are named by family and size, such as "
+            f"'unilm_nano'. Received: {str(name)!r}"
+        )
+    if name in _families():
+        sizes = ", ".join(_sizes())
+        return InputError(
+            f"a preset is a family and a size, such as '{name}_nano'. Sizes: {sizes}. "
+            f"Received: {name!r}"
+        )
+    return unknown("preset", name, names())
 
 
 def _family(file):

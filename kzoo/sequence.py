@@ -134,7 +134,7 @@ def concrete(x):
     """`x` as a NumPy array if its values are known now, None for one of a program being made."""
     if isinstance(x, np.ndarray | np.generic | numbers.Number | list | tuple):
         return np.asarray(x)
-    import keras
+    from kzoo.load_keras import keras
 
     backend = keras.backend.backend()
     if backend == "jax":
@@ -168,7 +168,7 @@ def sequence_info(
     key_padding_mask=None,
 ):
     """The `SequenceInfo` of queries and of keys; arguments and errors as in `Mask.dense`."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     same = key_time is None or (is_integer(key_time) and key_time == query_time)
     key_time = query_time if key_time is None else key_time
@@ -217,7 +217,7 @@ def sequence_info(
 
 def _window(keys, query_time, key_time, offset):
     """The `SequenceInfo` of `query_time` queries, the first of which stands at the key `offset`."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     if keys.segment is None and keys.in_source is None:
         position = ops.arange(query_time, dtype="int32")[None] + offset
@@ -242,7 +242,7 @@ def _offset(offset):
     Raises:
         InputError: for one that is known to be negative, or is no single integer.
     """
-    from keras import ops
+    from kzoo.load_keras import ops
 
     known = concrete(offset)
     if known is not None:
@@ -267,7 +267,7 @@ def _is_zero(offset):
 
 def _ids(name, mask):
     """A padding mask as a tensor of int32; None for None."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     if mask is None:
         return None
@@ -277,7 +277,7 @@ def _ids(name, mask):
 
 def _sequence_info(time, segment=None, source_mask=None, *, numbered=True):
     """The `SequenceInfo` of one sequence; `numbered` as its `segment` is of one sequence alone."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     clock = ops.arange(time, dtype="int32")[None]
     document, position, start = None, clock, 0
@@ -302,7 +302,7 @@ def _documents(segment):
 
     Padding has the document before it, and the position of the token that it stands before.
     """
-    from keras import ops
+    from kzoo.load_keras import ops
 
     real = segment != 0
     before = _before(_filled(segment), 0)  # the id of the last token before each
@@ -319,7 +319,7 @@ def _cumulative(x, reduce=None, empty=-1):
 
     In two or three steps with a fused loop in each; a scan is a tower of slices to compile.
     """
-    from keras import ops
+    from kzoo.load_keras import ops
 
     reduce = reduce or ops.max
     time = x.shape[-1]
@@ -334,7 +334,7 @@ def _cumulative(x, reduce=None, empty=-1):
 
 def _filled(x):
     """`x` [.., time], each 0 replaced by the last number before it that is not 0."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     time = x.shape[-1]
     if not is_integer(time) or time <= BLOCK:  # unknown while a program is exported
@@ -348,7 +348,7 @@ def _filled(x):
 
 def _blocks(x, empty):
     """[.., time] as [.., blocks, BLOCK], the end filled with `empty`."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     time = x.shape[-1]
     blocks = -(-time // BLOCK)
@@ -358,14 +358,14 @@ def _blocks(x, empty):
 
 def _whole(x, time):
     """What `_blocks` cut."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     return ops.reshape(x, (-1, x.shape[-2] * x.shape[-1]))[:, :time]
 
 
 def _before(x, empty):
     """`x` [.., time] one step later: `empty` before the first."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     return ops.concatenate([ops.full_like(x[..., :1], empty), x[..., :-1]], axis=-1)
 

@@ -43,6 +43,19 @@ def is_count(value, least=1):
     return is_integer(value) and least <= value <= LARGEST
 
 
+def check_batch_size(batch_size):
+    """`InputError` unless a batch has an example.
+
+    Example:
+        >>> check_batch_size(16)
+    """
+    if not is_count(batch_size):
+        raise InputError(
+            "a batch has at least 1 example: batch_size is a positive integer. "
+            f"Received: batch_size={batch_size!r:.60}"
+        )
+
+
 def interval(every):
     """The interval between two checkpoints: `(steps, None)` or `(None, seconds)`.
 

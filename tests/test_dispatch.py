@@ -17,12 +17,12 @@ def spec(**changes):
 
 
 @pytest.mark.parametrize("backend", dispatch._OURS)
-@pytest.mark.parametrize("mechanism", ["softmax", "linear"])
+@pytest.mark.parametrize("mechanism", ["softmax", "linear", "gated_linear"])
 def test_a_kernel_is_a_module_with_these_parts(mechanism, backend):
     if backend == "jax":
         pytest.importorskip("jax")
     for name, kernel in kernels(mechanism, backend).items():
-        assert name == kernel.NAME and mechanism in np.atleast_1d(kernel.MECHANISM)
+        assert name == kernel.NAME and mechanism in dispatch._computed(kernel)
         assert name in kernel.__name__.split(".")
         assert all(hasattr(kernel, part) for part in dispatch._PARTS)
         assert mechanism == "softmax" or isinstance(kernel.ANY_DIRECTION, bool)

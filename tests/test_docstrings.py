@@ -25,6 +25,7 @@ SKIPPED = {
     "kzoo.convert.huggingface:to_huggingface": NETWORK,
     "kzoo.models.exporting:Exports.export": "loads TensorFlow",
     "kzoo.models.tokenizer_file:FileTokenizer": NETWORK,
+    "kzoo.studies.analysis:analyse_study": TRAINS,
     "kzoo.studies.notebook:compare": TRAINS,
     "kzoo.studies.notebook:predict": TRAINS,
     "kzoo.studies.prediction:predict": TRAINS,

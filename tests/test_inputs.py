@@ -1,5 +1,6 @@
 """What `fit`, `evaluate` and `predict` are given, in every form that other libraries give it."""
 
+import functools
 import logging
 
 import grain
@@ -244,6 +245,14 @@ def test_sample_weight_of_another_shape_is_refused(model, weights):
             attempt(TEXTS, sample_weight=weights, verbose=0)
     with pytest.raises(InputError, match="sample_weight"):
         model.fit(TEXTS, validation_data=(TEXTS, None, weights), verbose=0)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "4"])
+def test_a_batch_has_an_example(model, size):
+    fit = functools.partial(model.fit, verbose=0)
+    for attempt in (fit, model.evaluate, model.predict, model.score):
+        with pytest.raises(InputError, match="batch_size is a positive integer"):
+            attempt(TEXTS, batch_size=size)
 
 
 # Errors ---------------------------------------------------------------------------------------

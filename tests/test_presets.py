@@ -93,7 +93,8 @@ def test_overrides():
     [
         ("gpt_nan", {}, "did you mean 'gpt_nano'?"),
         ("bert_mixed_head_tiny", {}, "did you mean 'bert_mixed_heads_tiny'?"),
-        ("gpt", {}, "unknown preset"),
+        ("gpt", {}, "a family and a size, such as 'gpt_nano'"),
+        ("runs/nothing", {}, "no such folder of a model"),
         ("gpt_nano", {"num_layer": 2}, "did you mean 'num_layers'?"),
         ("gpt_nano", {"mechanism": "lineal"}, "did you mean 'linear'?"),
         ("gpt_nano", {"mechanism": None}, "linear, softmax"),

@@ -275,6 +275,17 @@ def test_checkpoints_bring_lora_back(tmp_path):
 # Without a tokenizer ----------------------------------------------------------------------------
 
 
+def test_weights_that_are_cut_short_are_named(tmp_path):
+    presets.save(presets.load("gpt_nano", num_layers=1), tmp_path)
+    path = tmp_path / "model.weights.h5"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="cut short.*Received: .*model.weights.h5"):
+        presets.load(tmp_path)
+    path.unlink()
+    with pytest.raises(InputError, match="missing.*Received: .*model.weights.h5"):
+        presets.load(tmp_path)
+
+
 def test_a_model_without_a_tokenizer_comes_back_without_one(tmp_path):
     with_bytes = load("gpt")
     x, *_ = tokens(with_bytes)

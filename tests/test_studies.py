@@ -46,7 +46,7 @@ def finished(tmp_path_factory):
 
 
 def without_clock(record):
-    timed = ("seconds", "tokens_per_second", "provenance")
+    timed = ("seconds", "tokens_per_second", "provenance", "checksum")
     return {name: value for name, value in record.items() if name not in timed}
 
 
@@ -135,7 +135,7 @@ def test_programs_in_processes_of_their_own_give_the_same_records(finished, tmp_
 def test_a_process_that_fails_stops_the_study(tmp_path):
     jobs = [("synthetic:copy", "no such arm", [0])]
     with pytest.raises(RuntimeError, match="KeyError: 'no such arm'"):
-        in_processes(study(), tmp_path, jobs, print, 1)
+        in_processes(runner_module.run_program, study(), tmp_path, jobs, print, 1)
 
 
 @pytest.mark.slow
@@ -219,6 +219,8 @@ NO_VALUES += [{"a": 1}, "a\nb", "../../evil", ".", "x" * 500]
 # Which of them a field takes.
 TAKEN = {
     "learning_rate": [None, 1.5, 10**30],
+    "warmup": [0],
+    "examples": [True],
     "name": ["7"],
     "description": ["", "7", "a\nb", "../../evil", ".", "x" * 500],
     "data": ["7", "a\nb", "../../evil", ".", "x" * 500],
@@ -277,8 +279,12 @@ def test_compare_in_a_notebook(tmp_path):
         evaluations=1,
     )
     assert list(results.table()["arm"]) == ["softmax", "linear"]
-    assert results.plot().axes
+    assert results.plot().alternative.startswith("every next byte on synthetic:copy: Held-out")
     assert "<html" in results.report().read_text()
+    assert repr(results) == f"Results(2 arms, 2 runs, directory={str(tmp_path / 'out')!r})"
+    assert "<td>linear</td>" in results._repr_html_() and "2 runs in" in results._repr_html_()
+    assert results.to_csv().count("\n") == 3 and results.to_csv(tmp_path / "runs.csv") is None
+    assert (tmp_path / "runs.csv").read_text() == results.to_csv()
     with pytest.raises(InputError, match="arms are"):
         kzoo.compare("gpt_nano")
 

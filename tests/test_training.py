@@ -278,3 +278,17 @@ def test_unknown_optimizers_and_schedules_are_refused():
         adamw(0.01, 100, "cosin")
     with pytest.raises(InputError, match="did you mean 'muon'"):
         prepare(None, 0.01, 100, "muon2")
+
+
+@pytest.mark.parametrize(
+    "attempt, said",
+    [
+        (lambda: adamw(-1, 100), "learning_rate is a positive number"),
+        (lambda: muon(float("nan"), 100), "learning_rate is a positive number"),
+        (lambda: adamw(0.01, 0), "steps is a positive integer"),
+        (lambda: learning_rate(0), "a width is a positive integer"),
+    ],
+)
+def test_rates_and_steps_are_positive(attempt, said):
+    with pytest.raises(InputError, match=f"{said}.*Received: "):
+        attempt()

@@ -1,21 +1,30 @@
 """Studies with hypotheses, from their files to their verdicts; mostly on made-up records."""
 
 import hashlib
+import importlib.util
 import json
 import math
+import shutil
+import subprocess
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from kzoo.data.pipeline import Splits
 from kzoo.errors import InputError
-from kzoo.studies import Study, report, run
-from kzoo.studies import amounts
+from kzoo.studies import Study, amounts, planning, report, run
 from kzoo.studies import runner as runner_module
-from kzoo.studies.evidence import arm_facts
+from kzoo.studies.clock import Clock
+from kzoo.studies.evidence import arm_facts, draw
+from kzoo.studies.metrics import METRICS
 from kzoo.studies.notebook import Results
+from kzoo.studies.prediction import Prediction
+from kzoo.studies.provenance import built_from
 from kzoo.studies.records import read, read_tuning
+from kzoo.studies.retuning import pack
 from kzoo.studies.tuning import losses_by_rate
 
 SMALL = {
@@ -89,6 +98,7 @@ class Made:
                 "dirty": None,
                 "versions": {},
                 "kernels": [],
+                "processor": "EPYC",
                 "started": "2026",
             },
             **self.changes,
@@ -132,7 +142,8 @@ def test_a_study_ends_in_the_sentences_of_its_verdicts(made, tmp_path):
     results = Results(records, tmp_path)
     assert [str(verdict) for verdict in results.verdicts()] == [sentence]
     page = report(tmp_path).read_text()
-    assert page.index("Q1: confirmed") < page.index("What is held equal")
+    verdict = page.index('Q1: <span class="outcome">confirmed</span>')
+    assert verdict < page.index('<h2 id="results">') < page.index('<h2 id="equal">')
     assert "draws no verdicts" not in page and "+0.500 bits" in page
 
 
@@ -285,6 +296,8 @@ def test_arms_without_a_common_rate_take_their_own_and_grids_widen(made, tmp_pat
     made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.09]))
     records = go(Study.from_dict(TUNED), tmp_path)
     assert rates(records) == {"softmax": 0.01, "linear": 0.09}
+    count = len(Made.made)
+    assert go(Study.from_dict(TUNED), tmp_path) == records and len(Made.made) == count
     choice = records[-1]["rate_chosen"]
     assert choice["grid"] == [0.003, 0.01, 0.03, 0.09, 0.27]
     assert choice["widened"] == 2 and not choice["at_edge"] and not choice["shared"]
@@ -317,19 +330,284 @@ def test_arms_that_diverge_at_every_rate_do_not_share_one():
         ({**TUNED, "learning_rate": 0.01}, "names a learning_rate or tunes it"),
         ({"tuning": {**TUNED["tuning"], "seeds": [7]}, "learning_rate": None}, "needs two seeds"),
         (
-            {"tuning": {"seeds": [7, 8], "grid": {"batch_size": [4, 8]}}, "learning_rate": None},
-            "chooses the learning_rate and no other field",
+            {"hypotheses": [{**DIFFERENCE, "metric": "acuracy"}]},
+            "'Q1': unknown metric; did you mean 'accuracy'",
         ),
-        ({"budget": "flops"}, "the budgets 'scored_tokens' and 'flops' are not there yet"),
         (
-            {"hypotheses": [{**DIFFERENCE, "metric": "accuracy"}]},
-            "unknown metric of the hypothesis",
+            {"hypotheses": [{**DIFFERENCE, "metric": {"steps_to": {"bits": -1}}}]},
+            "'Q1': steps_to takes bits above 0",
         ),
+        (
+            {"hypotheses": [{**DIFFERENCE, "metric": {"steps_to": {"bits": 2.5}}}]},
+            "needs 2 evaluations or more",
+        ),
+        ({"excluded": {"synthetic:copy/linear/9": "why"}}, "did you mean 'synthetic:copy/linear/"),
+        ({"excluded": {"synthetic:copy/linear/1": ""}}, "names of runs and reasons"),
+        ({"metrics": ["acc"]}, "unknown metric; did you mean 'accuracy'"),
+        ({"failed_runs": "ignored"}, "unknown failed_runs"),
     ],
 )
-def test_what_does_not_act_is_refused(changes, message):
+def test_what_cannot_decide_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         study(**changes)
+
+
+def both(field, values, **more):
+    """The study, tuned over rates and another field."""
+    grid = {"learning_rate": [0.003, 0.01, 0.03], field: values}
+    return Study.from_dict({**TUNED, "tuning": {"seeds": [7, 8], "grid": grid}, **more})
+
+
+def test_other_fields_are_tuned_beside_the_rate(made, tmp_path):
+    class Trainer(tuned_by([0.01, 0.01])):
+        def run(self, *arguments):
+            record = super().run(*arguments)
+            better = record["training"]["schedule"] == "wsd"
+            return {**record, "bits": record["bits"] - 0.3 * better}
+
+    made.setattr(runner_module, "Trainer", Trainer)
+    records = go(both("schedule", ["cosine", "wsd"]), tmp_path)
+    assert len(read_tuning(tmp_path)) == 2 * 2 * 3 * 2
+    assert {record["training"]["schedule"] for record in records} == {"wsd"}
+    others = records[0]["rate_chosen"]["others"]
+    assert others == {
+        "schedule": {"value": "wsd", "grid": ["cosine", "wsd"], "at_edge": False},
+    }
+    assert "schedule wsd chosen from {cosine, wsd})" in said(tmp_path)[0]
+    assert losses_by_rate(read_tuning(tmp_path))["synthetic:copy", "softmax"][0.01][0] < 3.0
+    records = go(both("batch_size", [2, 4]), tmp_path / "sizes")
+    assert (
+        records[0]["batch_size"] == 2
+        and "batch_size chosen, 2, is at the edge" in said(tmp_path / "sizes")[0]
+    )
+
+
+def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, monkeypatch):
+    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
+    go(Study.from_dict(TUNED), tmp_path / "first")
+    assert pack(tmp_path / "first", tmp_path / "mine.jsonl") == 12
+    with pytest.raises(InputError, match="is there already"):
+        pack(tmp_path / "first", tmp_path / "mine.jsonl")
+    assert "train_loss" not in (tmp_path / "mine.jsonl").read_text()
+    (tmp_path / "study.json").write_text(
+        json.dumps({**TUNED, "tuning": {**TUNED["tuning"], "records": "mine.jsonl"}})
+    )
+    asked = Study.from_json(tmp_path / "study.json")
+    Made.made.clear()
+    records = go(asked, tmp_path / "second")
+    assert len(Made.made) == len(records) == 10 and rates(records)["linear"] == 0.01
+    assert all(run["reused_from"] == "mine.jsonl" for run in read_tuning(tmp_path / "second"))
+    (sentence,) = said(tmp_path / "second")
+    assert "The runs that chose them were made before, on EPYC (mine.jsonl)." in sentence
+    assert "Post hoc" not in sentence
+    assert go(asked, tmp_path / "second") == records
+    # Other data: all of them are made anew.
+    changed = Splits(DATA.train, DATA.valid, {"sha256": "cd"})
+    monkeypatch.setattr(amounts, "_load", lambda *key: changed)
+    made.setattr(Made, "changes", {"facts": {"sha256": "cd", "bigram_entropy": 3.5}})
+    Made.made.clear()
+    go(asked, tmp_path / "third")
+    assert len(Made.made) == 22
+    assert not any("reused_from" in run for run in read_tuning(tmp_path / "third"))
+    missing = {**TUNED, "tuning": {**TUNED["tuning"], "records": "nowhere.jsonl"}}
+    with pytest.raises(InputError, match="a file beside the study's, or one of kzoo's own"):
+        go(Study.from_dict(missing), tmp_path / "fourth")
+    assert not (tmp_path / "fourth").exists()
+
+
+def test_tuning_is_made_anew(made, tmp_path):
+    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
+    asked = Study.from_dict(TUNED)
+    go(asked, tmp_path)
+    with pytest.raises(InputError, match="before the runs that use them"):
+        run(asked, tmp_path, progress=False, at_once=1, retune=True)
+    (tmp_path / "results.jsonl").write_text("")
+    Made.made.clear()
+    records = run(asked, tmp_path, progress=False, at_once=1, retune=True)
+    assert len(Made.made) == 22
+    assert len((tmp_path / "tuning-before.jsonl").read_text().splitlines()) == 12
+    # Were its runs lost, others might choose another rate.
+    (tmp_path / "tuning.jsonl").unlink()
+    made.setattr(runner_module, "Trainer", tuned_by([0.003, 0.003]))
+    with pytest.raises(InputError, match="choose other values than those of the run"):
+        go(asked, tmp_path)
+    assert len(records) == 10
+    with pytest.raises(InputError, match="without a tuning"):
+        run(study(), tmp_path / "untuned", progress=False, retune=True)
+
+
+def test_arms_have_training_fields_of_their_own_which_are_declared(made, tmp_path):
+    arms = {**STUDY["arms"], "linear": {**STUDY["arms"]["linear"], "training": {"batch_size": 2}}}
+    with pytest.raises(InputError, match="differ in \\['mechanism', 'batch_size'\\]"):
+        study(arms=arms)
+    declared = {**DIFFERENCE, "differ_in": ["mechanism", "batch_size"]}
+    asked = study(arms=arms, hypotheses=[declared])
+    assert Study.from_dict(asked.to_dict()) == asked
+    records = go(asked, tmp_path)
+    assert {r["arm"]: r["batch_size"] for r in records} == {"softmax": 4, "linear": 2}
+    arms["linear"] = {**arms["linear"], "training": {"rate": 3}}
+    with pytest.raises(InputError, match="unknown training field of the arm 'linear'"):
+        study(arms=arms)
+    arms["linear"] = {**arms["linear"], "training": {"optimizer": "sgd"}}
+    with pytest.raises(InputError, match="unknown optimizer. Valid: adamw, muon"):
+        study(arms=arms)
+    arms["linear"] = {**arms["linear"], "training": {"learning_rate": 0.1}}
+    declared = {**DIFFERENCE, "differ_in": ["mechanism", "learning_rate"]}
+    with pytest.raises(InputError, match="'linear' names its learning_rate or tunes it"):
+        Study.from_dict({**TUNED, "arms": arms, "hypotheses": [declared]})
+
+
+def test_a_budget_gives_arms_their_steps(made, tmp_path):
+    arms = {**STUDY["arms"], "linear": {**STUDY["arms"]["linear"], "training": {"batch_size": 2}}}
+    declared = {**DIFFERENCE, "differ_in": ["mechanism", "batch_size"]}
+    asked = study(arms=arms, hypotheses=[declared], budget="flops", steps=10)
+    plan = {row["arm"]: row for row in amounts.planned(amounts.with_steps(asked, asked))}
+    assert plan["softmax"]["steps"] == 10 and 18 <= plan["linear"]["steps"] <= 24
+    ratio = plan["linear"]["flops"] / plan["softmax"]["flops"]
+    assert abs(ratio - 1) < 0.03
+    go(asked, tmp_path)
+    assert "at equal FLOPs (" in said(tmp_path)[0]
+    # Three batches of 4 × 9 scored tokens an epoch.
+    assert amounts.tokens(asked, "synthetic:copy", asked.arms["softmax"].config(0), 4, 7) == (
+        7 * 36,
+        7 * 36,
+    )
+
+
+def test_what_is_not_equal_is_said(made, tmp_path):
+    class Trainer(Made):
+        def run(self, *arguments):
+            linear = self.arm.overrides.get("mechanism") == "linear"
+            return {**super().run(*arguments), "flops": 3e9 if linear else 4e9, "tokens_seen": 10}
+
+    made.setattr(runner_module, "Trainer", Trainer)
+    records = go(study(), tmp_path)
+    note = "At equal steps these are not equal: FLOPs (linear 3e+09, softmax 4e+09)."
+    assert said(tmp_path)[0].endswith(note)
+    table = Results(records, tmp_path).table()
+    assert dict(zip(table["arm"], table["flops"], strict=True)) == {"softmax": 4e9, "linear": 3e9}
+    assert list(table["tokens_seen"]) == [10, 10] and table["steps"].tolist() == [2, 2]
+
+
+def test_a_run_is_excluded_by_name_with_a_reason(made, tmp_path):
+    go(study(seeds=6), tmp_path)
+    excluded = {"synthetic:copy/linear/2": "its machine failed"}
+    go(study(seeds=6, excluded=excluded), tmp_path)
+    assert "5 paired seeds" in said(tmp_path)[0]
+    assert "linear: seed 2 is excluded (its machine failed)." in said(tmp_path)[0]
+    assert "its machine failed" in report(tmp_path).read_text()
+    Made.made.clear()
+    go(study(seeds=6, excluded=excluded), tmp_path / "new")
+    assert (True, 2) not in Made.made and len(Made.made) == 11
+    assert "5 paired seeds" in said(tmp_path / "new")[0]
+
+
+def test_failed_runs_may_be_left_out(made, tmp_path):
+    class Trainer(Made):
+        def run(self, seed, *arguments):
+            record = super().run(seed, *arguments)
+            return {**record, "status": "nan", "bits": None} if seed == 3 else record
+
+    made.setattr(runner_module, "Trainer", Trainer)
+    go(study(seeds=6), tmp_path / "strict")
+    assert (
+        "undecided, since runs failed; the finished runs alone: confirmed"
+        in said(tmp_path / "strict")[0]
+    )
+    go(study(seeds=6, failed_runs="left out"), tmp_path / "lenient")
+    assert ": confirmed, higher (" in said(tmp_path / "lenient")[0]
+    assert (
+        "Failed runs: seed 3 of linear diverged; seed 3 of softmax" in said(tmp_path / "lenient")[0]
+    )
+
+
+def test_a_study_stops_after_its_minutes_and_goes_on(made, tmp_path):
+    now = iter(range(0, 10_000, 60))  # a minute at each question
+    made.setattr(runner_module, "Clock", lambda minutes: Clock(minutes, lambda: next(now)))
+    records = run(study(), tmp_path, progress=False, at_once=1, minutes=9)
+    assert 0 < len(records) < 10 and said(tmp_path) == []
+    made.setattr(runner_module, "Clock", Clock)
+    assert len(go(study(), tmp_path)) == len(Made.made) == 10
+    assert len(said(tmp_path)) == 1
+
+
+def test_an_edited_record_is_detected(made, tmp_path):
+    go(study(), tmp_path)
+    path = tmp_path / "results.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace('"bits": 3.0,', '"bits": 2.0,'))
+    with pytest.raises(InputError, match="records stay what was written.*line 1") as error:
+        go(study(), tmp_path)
+    assert "\n" not in str(error.value)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    older = [{k: v for k, v in line.items() if k != "checksum"} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*older[:3], *lines[3:]]))
+    assert len(go(study(), tmp_path)) == 10  # older records have none
+    path.write_text("".join(json.dumps(line) + "\n" for line in [*lines[:3], *older[3:]]))
+    with pytest.raises(InputError, match="line 4"):
+        read(tmp_path)
+
+
+def test_metrics_are_told_from_records():
+    record = {"held_out": [[100, 3.0], [200, 2.0], [300, 1.8]], "bits": 1.8}
+    metric = METRICS.get({"steps_to": {"bits": 2.5}})
+    assert metric.value(record) == 150 and metric.about == "steps to 2.5 bits"
+    assert METRICS.get({"steps_to": {"bits": 4}}).value(record) == 100
+    assert METRICS.get({"steps_to": {"bits": 1}}).value(record) is None
+    assert METRICS.get("area_under_curve").value(record) == pytest.approx(2.2)
+    asked = study(evaluations=2, hypotheses=[{**DIFFERENCE, "metric": {"steps_to": {"bits": 1}}}])
+    runs = [
+        {"run": f"{arm}{seed}", "arm": arm, "data": "synthetic:copy", "seed": seed, **record}
+        | {"status": "finished", "group": "g", "train_loss": [], "facts": {}}
+        for arm in ("softmax", "linear")
+        for seed in range(5)
+    ]
+    (verdict,) = draw(asked.to_dict(), runs)
+    assert "linear against softmax in steps to 1 bits" in str(verdict)
+    assert "seeds 0, 1, 2, 3, 4 of linear have no steps to 1 bits" in str(verdict)
+
+
+def test_a_wheel_says_its_commit(tmp_path, monkeypatch):
+    (tmp_path / "_build.json").write_text('{"commit": "abc", "dirty": false}')
+    assert built_from(tmp_path / "_build.json") == {"commit": "abc", "dirty": False}
+    assert built_from(tmp_path / "none") == {"commit": None, "dirty": None}
+    interface = types.ModuleType("hatchling.builders.hooks.plugin.interface")
+    interface.BuildHookInterface = object
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    for name in ("hatchling", "hatchling.builders", "hatchling.builders.hooks"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    plugin = types.ModuleType("hatchling.builders.hooks.plugin")
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("build_commit", root / "build_commit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    hook = module.CommitHook()
+    hook.root, data = str(root), {"force_include": {}}
+    hook.initialize("standard", data)
+    if shutil.which("git") is None or not (root / ".git").exists():
+        assert data == {"force_include": {}}
+        return
+    ((written, place),) = data["force_include"].items()
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert place == "kzoo/_build.json"
+    assert built_from(written)["commit"] == head.stdout.strip()
+    shutil.rmtree(Path(written).parent)
+
+
+def test_a_plan_tells_what_seeds_detect(made, tmp_path):
+    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
+    asked = Study.from_dict({**TUNED, "hypotheses": [DIFFERENCE, EQUAL]})
+    made.setattr(planning.prediction, "predict", lambda *arguments: Prediction(2.0, 22, 1, {}))
+    blind = planning.plan(asked, tmp_path)
+    assert blind.tuning_runs == 12 and not list(tmp_path.iterdir())
+    assert "5 paired seeds see 1.68 times the standard deviation" in str(blind)
+    go(asked, tmp_path)
+    known = planning.plan(asked, tmp_path)
+    assert known.tuning_runs == 0 and known.effects["Q1"]["spread"] == pytest.approx(
+        np.std(NOISE[:5], ddof=1)
+    )
+    assert json.loads(json.dumps(known.to_dict()))["effects"]["Q1"]["unit"] == "bits"
 
 
 @pytest.mark.slow

@@ -25,7 +25,7 @@ def attention_maps(model: Model, batch: Any, example: int = 0) -> list[dict[str,
         InputError: as `attention_spectrum`, or for an example that the batch has not.
 
     Example:
-        >>> attention_maps(model, valid[0])[0]["weights"].sum(axis=1)[:2]
+        >>> attention_maps(model, valid[0])[0]["weights"].sum(axis=1).round(6)[:2]
         array([1., 1.])
     """
     found = []

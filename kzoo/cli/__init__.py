@@ -1,4 +1,4 @@
-"""The command line: kzoo list, show, train, generate, compare, report, analyse, compile, bench.
+"""The command line: list, show, train, generate, compare, report, analyse, compile, bench, doctor.
 
 Compare attention masks and mechanisms with all else equal. Wrong input, and a disk or folder that
 cannot be written, are answered with one line on standard error and exit status 2. On SIGTERM and
@@ -15,22 +15,22 @@ import sys
 
 from kzoo import __version__
 from kzoo.backend import BACKENDS, VARIABLE, chosen
-from kzoo.cli import analyse, bench, compare, compile, generate, look, quiet, train
+from kzoo.cli import analyse, bench, compare, compile, doctor, generate, look, quiet, train
 from kzoo.cli.arguments import Parser, need
 from kzoo.compilation_cache import use_compilation_cache
 from kzoo.errors import InputError, Preempted, missing_package, unknown
 from kzoo.files import reason
 
 EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
-COMMANDS = (look, train, generate, compare, analyse, compile, bench)
+COMMANDS = (look, train, generate, compare, analyse, compile, bench, doctor)
 
 
 def main(arguments=None):
     """Run the command line.
 
     Returns:
-        The exit status: 0; 2 for wrong input, or where the system refuses; 75 after SIGTERM or
-        SIGHUP; 130 after Ctrl-C.
+        The exit status: 0; 1 where `doctor` finds something wrong; 2 for wrong input, or where the
+        system refuses; 75 after SIGTERM or SIGHUP; 130 after Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -40,7 +40,7 @@ def main(arguments=None):
         options = _parser().parse_args(arguments)
         _set_up(options)
         with _ending(options):
-            options.run(options)
+            status = options.run(options)
         sys.stdout.flush()
     except InputError as error:
         return _say(str(error), 2)
@@ -60,7 +60,7 @@ def main(arguments=None):
         if error.name is None or error.name.partition(".")[0] == "kzoo":
             raise
         return _say(str(missing_package(error.name, "this command")), 2)
-    return 0
+    return status or 0
 
 
 def _parser():

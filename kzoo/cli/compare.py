@@ -8,7 +8,9 @@ from kzoo.cli.arguments import (
     leave_tensorflow,
     load_backend,
     minutes,
+    need,
     path,
+    positive,
     print_json,
     say_backend,
 )
@@ -37,6 +39,17 @@ def add(commands):
         action="store_true",
         help="make the runs on which rates are chosen anew; of a study without finished runs",
     )
+    compare.add_argument(
+        "--jobs", type=positive, metavar="N", help="the most runs at once; default: by the cores"
+    )
+    compare.add_argument(
+        "--ray",
+        nargs="?",
+        const="",
+        metavar="ADDRESS",
+        help="a run on each device of a Ray cluster; default: the one that RAY_ADDRESS names or "
+        "that runs on this machine, else one that is started here",
+    )
     add_running(compare)
 
     help = "write the page of a study's folder again, or those of several and one that joins them"
@@ -61,6 +74,11 @@ def _read(options):
 def _compare(options):
     study, directory = _read(options)
     leave_tensorflow(study.data)
+    if options.ray is not None:
+        from kzoo.studies.cluster import keep_accelerators_free
+
+        need("ray", "--ray")
+        keep_accelerators_free()
     load_backend()
 
     from kzoo.ops.context import platform
@@ -69,17 +87,19 @@ def _compare(options):
     from kzoo.studies.runner import check, run
     from kzoo.studies.workers import processes
 
-    at_once = processes() if platform() == "cpu" else None
+    at_once = options.jobs
+    if at_once is None and options.ray is None and platform() == "cpu":
+        at_once = processes()
     check(as_begun(study, directory), directory, at_once)
     say_backend(options)
     if options.dry_run:
         _plan(study, directory, options)
         return
-    if study.budget != "steps":
+    if study.budget != "steps" and not options.json:
         _print_plan_of_arms(study)
-    how = {"minutes": options.minutes, "retune": options.retune}
+    how = {"minutes": options.minutes, "retune": options.retune, "ray": options.ray}
     records = run(study, directory, at_once=at_once, **how)
-    if not records:
+    if not records and not options.json:
         print(f"no run is finished yet; the same command goes on in {directory}")
         return
     page = report(directory)

@@ -43,7 +43,7 @@ def _list(options):
 
 
 def _show(options):
-    from kzoo import presets
+    from kzoo import mechanisms, presets
     from kzoo.config import count_parameters
 
     if options.png and not options.masks:
@@ -54,6 +54,9 @@ def _show(options):
         print(f"{options.preset}: {about['description']}\n{about['paper']}")
         print(f"{count_parameters(config):,} parameters, weights random (seed {config['seed']})")
         print(json.dumps(config, indent=2))
+        across = mechanisms.get(config["mechanism"]).across
+        if across and config["stack"] != "single":
+            print(across)
         return
     if options.png:
         check_folder(options.png.parent)

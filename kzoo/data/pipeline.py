@@ -15,7 +15,7 @@ from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
 from kzoo.typing import ObjectiveSpec
-from kzoo.values import is_count, is_number
+from kzoo.values import check_batch_size, is_count, is_number
 
 log = logging.getLogger("kzoo")
 
@@ -174,11 +174,7 @@ def _check(config, batch_size, valid, seed):
             "a sequence has at least 4 tokens. "
             f"Received: max_sequence_length={config['max_sequence_length']!r}"
         )
-    if not is_count(batch_size):
-        raise InputError(
-            "a batch has at least 1 example: batch_size is a positive integer. "
-            f"Received: batch_size={batch_size!r:.60}"
-        )
+    check_batch_size(batch_size)
     if not is_count(seed, least=0):
         raise InputError(f"seed is an integer in [0, 2^31). Received: {seed!r:.60}")
     if not is_number(valid) or not 0 < valid < 1:

@@ -95,7 +95,7 @@ class Mask:
         self, queries: SequenceInfo, keys: SequenceInfo, num_heads: int | None = None
     ) -> Tensor:
         """`dense` for the `SequenceInfo` of queries and of keys."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         heads = _pattern(self) if num_heads is None else self.per_head(num_heads)
         heads = heads[:1] if len(set(heads)) == 1 else heads
@@ -183,7 +183,7 @@ class And(_Several):
         return sum((mask.orders() for mask in self.masks), ())
 
     def visible(self, queries: SequenceInfo, keys: SequenceInfo) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         first, *others = (mask.visible(queries, keys) for mask in self.masks)
         for other in others:

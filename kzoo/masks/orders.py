@@ -64,7 +64,7 @@ class Order(Mask):
 
     def levels(self, sequence: SequenceInfo) -> Tensor:
         """`level` as int32, of the shape of `sequence.position`."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.cast(self.level(sequence), "int32") + ops.zeros_like(sequence.position)
 
@@ -93,6 +93,19 @@ def not_one_way(heads: Iterable[Mask]) -> str | None:
                 "the delta rule goes through time in one direction, so each head is causal or "
                 "reversed; mask='half_heads' has heads of both, mask='alternating' layers of both. "
                 f"Received: {head!r}"
+            )
+    return None
+
+
+def not_along_time(heads: Iterable[Mask]) -> str | None:
+    """Why what decays with the tokens between two cannot follow the masks of heads, in words for
+    its user; None if it can."""
+    for head in heads:
+        if not (isinstance(head, Order) and (head.ascending or head.descending)):
+            return (
+                "a decay counts the tokens between query and key, so it needs a mask that goes "
+                "through time (bidirectional, causal, reversed, prefix, block); use softmax or "
+                f"linear attention. Received: {head!r}"
             )
     return None
 
@@ -145,7 +158,7 @@ class Prefix(Order):
     needs_source = True
 
     def level(self, sequence: SequenceInfo) -> Tensor:
-        from keras import ops
+        from kzoo.load_keras import ops
 
         return ops.where(sequence.in_source, 0, sequence.position + 1)
 

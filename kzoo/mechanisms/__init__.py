@@ -16,7 +16,9 @@ from kzoo.mechanisms.base import (
 )
 from kzoo.mechanisms.delta import Delta
 from kzoo.mechanisms.gated_delta import GatedDelta
+from kzoo.mechanisms.gated_linear import GatedLinear
 from kzoo.mechanisms.linear import Linear
+from kzoo.mechanisms.retention import Retention
 from kzoo.mechanisms.softmax import Softmax
 
 __all__ = [
@@ -24,9 +26,11 @@ __all__ = [
     "Delta",
     "Extras",
     "GatedDelta",
+    "GatedLinear",
     "HeadSizes",
     "Linear",
     "Mechanism",
+    "Retention",
     "Softmax",
     "get",
     "names",

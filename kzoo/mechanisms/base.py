@@ -36,11 +36,13 @@ class HeadSizes:
         num_heads: number of heads of queries.
         kv_heads: number of heads of keys and values, a divisor of `num_heads`.
         head_dim: size of a head of queries, keys and values.
+        cross: whether keys and values are those of a second sequence.
     """
 
     num_heads: int
     kv_heads: int
     head_dim: int
+    cross: bool = False
 
 
 class Extras(NamedTuple):
@@ -71,6 +73,8 @@ class Mechanism(Part):
         name: the name in JSON.
         orders_only: whether it follows orders alone (`kzoo.masks.Order`), not any mask of pairs.
         takes_bias: whether a bias is added to scores of its own (relative positions).
+        across: what is different over a second sequence, a sentence for the user; None for nothing.
+        own_qk_norm: the `qk_norm` that the mechanism has of itself and needs; None for none.
         exports_to_tensorflow: whether its program can be exported by the TensorFlow backend.
         sharding: of its variables and of the kernels and biases of its projections: the end of
             the path below the attention, a regular expression, to the mesh axes ("model", "data"
@@ -79,6 +83,8 @@ class Mechanism(Part):
 
     orders_only: ClassVar[bool] = False
     takes_bias: ClassVar[bool] = False
+    across: ClassVar[str | None] = None
+    own_qk_norm: ClassVar[str | None] = None
     exports_to_tensorflow: ClassVar[bool] = True
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
 
@@ -215,6 +221,32 @@ class Mechanism(Part):
         """`attend`, and its dense weights: floats [batch, num_heads, query_time, key_time]."""
         raise InputError(f"{self.name} attention gives no weights. Received: a call that asks them")
 
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        """What `attend` computes, by its definition: in NumPy and float64, without a kernel.
+
+        `kzoo doctor` compares what the machine's devices compute with it. A mechanism without one
+        is not compared.
+
+        Args:
+            q, k, v, extras, mask, rotary, **sequence: as of `attend`, NumPy arrays.
+
+        Returns:
+            float64 [batch, query_time, num_heads, head_dim].
+        """
+        raise InputError(
+            f"{self.name} attention states no `definition` here. Received: {self.get_config()!r}"
+        )
+
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         """The name of the kernel that computes a call; `"ops"` where it has no kernels.
 
@@ -238,7 +270,7 @@ class Mechanism(Part):
             time: the most tokens of one.
             dtype: of keys and values.
         """
-        from keras import ops
+        from kzoo.load_keras import ops
 
         heads = (batch, time, sizes.kv_heads, sizes.head_dim)
         cache = {name: ops.zeros(heads, dtype) for name in ("key", "value")}
@@ -276,8 +308,7 @@ class Mechanism(Part):
         Returns:
             Floats [batch, window.size, num_heads, head_dim], and the cache with the new columns.
         """
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.rotary import rotate
 
         queries = window.queries()
@@ -323,7 +354,7 @@ class Mechanism(Part):
             mask: the layer's `Mask`.
             key_padding_mask: integers [batch, key_time], 0 for padding.
         """
-        from keras import ops
+        from kzoo.load_keras import ops
 
         padding_mask = ops.cast(key_padding_mask, "int32")
         cache = {"key": k, "value": v, **extras.projected}
@@ -417,7 +448,7 @@ def visible_pairs(order: masks.Mask, time: int) -> int:
 
 def masks_of(sequence, mask):
     """The `padding_mask` and `source_mask` of a `SequenceInfo`, as a call takes them."""
-    from keras import ops
+    from kzoo.load_keras import ops
 
     source = ops.cast(sequence.in_source, "int32") if mask.needs_source else None
     return {"padding_mask": sequence.segment, "source_mask": source}

@@ -10,13 +10,14 @@ import numpy as np
 from kzoo import feature_maps
 from kzoo.feature_maps import Elu1, FeatureMap
 from kzoo.masks import Mask
-from kzoo.mechanisms.base import Extras, HeadSizes, Mechanism, masks_of, register
+from kzoo.mechanisms.base import Extras, HeadSizes, register
+from kzoo.mechanisms.stateful import Stateful
 from kzoo.typing import Tensor
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Linear(Mechanism):
+class Linear(Stateful):
     """out_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j (equations 5 to 9),
     in linear time; under every order.
 
@@ -94,54 +95,46 @@ class Linear(Mechanism):
         own = {"rotary": rotary, "return_weights": True, **self._map(extras, q)}
         return reference_attention(q, k, v, mask, mechanism="linear", **own, **sequence)
 
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        """Of the feature map elu1; the oracle has no other."""
+        if self.feature_map != Elu1():
+            return super().definition(q, k, v, extras, mask, rotary=rotary, **sequence)
+        from kzoo.ops import oracle
+
+        own: dict[str, Any] = {"mechanism": "linear", "rotary": rotary}
+        return oracle.attention(q, k, v, mask, **own, **sequence)[0]
+
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         features = self.feature_map.size(spec.dim)
         return super().kernel(dataclasses.replace(spec, features=features), implementation)
 
-    def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict[str, Tensor]:
-        """The state of no keys, whose size does not depend on the time."""
-        from keras import ops
-
-        shapes = self.state_shape(sizes) or {}
-        return {name: ops.zeros((batch, *shape), "float32") for name, shape in shapes.items()}
-
-    def decode(
+    def decode_token(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         extras: Extras,
-        mask: Mask,
         cache: Mapping[str, Tensor],
         window: Any,
-        *,
-        rotary: bool = False,
-        bias: Tensor | None = None,
+        rotary: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        from keras import ops
-
         from kzoo.ops.decoding import linear_step
         from kzoo.ops.features import Features
 
-        queries = window.queries()
-        if window.size == 1:
-            features = Features(self.feature_map, rotary)
-            weights = self._map(extras, q)["feature_weights"]
-            step = weights, queries.position, window.writes(), cache
-            return linear_step(features, q, k, v, *step)
-        beginning = isinstance(window.index, int) and window.index == 0
-        return self.attend(
-            q,
-            k,
-            v,
-            extras,
-            mask,
-            rotary=rotary,
-            query_offset=0 if beginning else ops.maximum(window.index - window.start, 0),
-            initial_state=None if beginning else cache,
-            return_state=True,
-            **masks_of(queries, mask),
-        )
+        features = Features(self.feature_map, rotary)
+        weights = self._map(extras, q)["feature_weights"]
+        step = weights, window.queries().position, window.writes(), cache
+        return linear_step(features, q, k, v, *step, **self._step(extras, q))
 
     def init_cross_cache(
         self,
@@ -153,7 +146,7 @@ class Linear(Mechanism):
         key_padding_mask: Tensor,
     ) -> dict[str, Tensor]:
         """The state of all keys, which every query reads."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         # A state is made of keys and values alone; one query of zeros stands for all.
         q = ops.zeros((ops.shape(k)[0], 1, sizes.num_heads, sizes.head_dim), k.dtype)
@@ -163,21 +156,31 @@ class Linear(Mechanism):
     def cross_attend(
         self, q: Tensor, extras: Extras, mask: Mask, cache: Mapping[str, Tensor]
     ) -> Tensor:
-        from keras import ops
-
+        from kzoo.load_keras import ops
         from kzoo.ops.decoding import linear_read
 
-        weights = self._map(extras, q)["feature_weights"]
-        features = self.feature_map.query(ops.cast(q, "float32"), weights)
-        return linear_read(features, features, cache)
+        features = ops.cast(q, "float32")
+        if self.feature_map is not None:
+            weights = self._map(extras, q)["feature_weights"]
+            features = self.feature_map.query(features, weights)
+        return linear_read(features, features, cache, self._scale(q))
+
+    def _step(self, extras, q):
+        """What the step of one token takes besides, as `kzoo.ops.decoding.linear_step`."""
+        return {}
+
+    def _scale(self, q):
+        """The factor on what a query reads in a state that nothing normalises."""
+        return None
 
     def _map(self, extras, q):
         """The feature map and its weights, as the ops take them."""
-        from keras import ops
+        from kzoo.load_keras import ops
 
         heads, dim = q.shape[2:]
         weights = {
             name.removeprefix("feature_map_"): ops.reshape(matrix, (heads, dim, -1))
             for name, matrix in extras.variables.items()
+            if name.startswith("feature_map_")
         }
         return {"feature_map": self.feature_map, "feature_weights": weights or None}

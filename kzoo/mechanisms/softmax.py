@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from kzoo.errors import InputError
 from kzoo.masks import Mask
 from kzoo.mechanisms.base import Extras, Mechanism, register
@@ -67,6 +69,22 @@ class Softmax(Mechanism):
         return reference_attention(
             q, k, v, mask, mechanism="softmax", return_weights=True, **own, **sequence
         )
+
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        from kzoo.ops import oracle
+
+        own: dict[str, Any] = {"mechanism": "softmax", "scale": self.scale, "rotary": rotary}
+        return oracle.attention(q, k, v, mask, **own, **sequence)[0]
 
     def attend_to_cache(
         self,

@@ -11,6 +11,7 @@ from kzoo.models import devices
 from kzoo.models.reading import check_ids, is_running_text, is_tokens
 from kzoo.models.streams import held_out_parts, is_stream, mapped, slices
 from kzoo.sequence import check_documents, check_no_gaps
+from kzoo.values import check_batch_size
 
 log = logging.getLogger("kzoo")
 
@@ -94,6 +95,8 @@ class ReadsText:
             )
 
     def _check_devices(self, x, batch_size):
+        if batch_size is not None:
+            check_batch_size(batch_size)
         devices.check_placed(self)
         self._distribution = keras.distribution.distribution()  # threads that read do not see it
         if is_tokens(x):

@@ -10,6 +10,7 @@ from keras import ops
 from kzoo import objectives
 from kzoo.errors import InputError
 from kzoo.models.reading import read
+from kzoo.values import check_batch_size
 from kzoo.vocabulary import NUM_BYTES
 
 
@@ -50,12 +51,14 @@ class ScoresTexts:
             those of both together.
 
         Raises:
-            InputError: for an empty text, or a pair that does not fit in a sequence.
+            InputError: for an empty text, a pair that does not fit in a sequence, or a batch of
+                no example.
 
         Example:
             >>> model.score(["Call me Ishmael."], end_token=False)["bits_per_byte"]
         """
         self._check_predicts_next()
+        check_batch_size(batch_size)
         sources, targets = self._reader().tokenized(*read(x))
         if not all(len(target) for target in targets):
             raise InputError("a text to score has at least one token. Received: an empty text")

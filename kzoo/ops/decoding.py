@@ -49,6 +49,31 @@ class Window:
         """How many of `time` cached columns there are to look at, an integer."""
         return self.index + self.size if isinstance(self.index, int) else time
 
+    def after(self, tail, new):
+        """The last columns and the new ones after them, as a convolution over time needs them.
+
+        Args:
+            tail: floats [batch, columns, ..], the last columns that were written.
+            new: floats [batch, size, ..].
+
+        Returns:
+            [batch, time, ..] whose last `size` columns are the new ones, their documents, integers
+            [batch, time], and the tail with the new columns. A single column below `length` is the
+            last of the tail already.
+        """
+        count, new = tail.shape[1], ops.cast(new, tail.dtype)
+        if self.size == 1:
+            moved = ops.concatenate([tail[:, 1:], new], axis=1)
+            columns = ops.where(ops.reshape(self.writes(), (-1, 1, 1)), moved, tail)
+            column = ops.arange(1 - count, 1, dtype="int32") + self.index
+            return columns, self._sequence_info(column).segment, columns
+        columns = ops.concatenate([tail, new], axis=1)
+        column = ops.arange(-count, self.size, dtype="int32") + self.index
+        written = ops.clip(self.end - self.index, 0, self.size)  # the rest is padding
+        last = written[:, None] + ops.arange(count, dtype="int32")
+        tail = ops.take_along_axis(columns, last[:, :, None], axis=1)
+        return columns, self._sequence_info(column).segment, tail
+
     def write(self, cached, new):
         """`cached` [batch, time, ..] with the new columns [batch, size, ..].
 
@@ -102,7 +127,7 @@ def softmax_step(q, k, v, visible, scale=None, bias=None):
 
 
 @float32_products()
-def linear_step(features, q, k, v, weights, position, writes, state):
+def linear_step(features, q, k, v, weights, position, writes, state, log_decay=None, scale=None):
     """Linear attention of one token: its key joins the state, which its query reads.
 
     Args:
@@ -112,7 +137,10 @@ def linear_step(features, q, k, v, weights, position, writes, state):
         weights: of a learned feature map, by name, or None.
         position: integers [batch, 1], within the document.
         writes: booleans [batch]; where False, the state holds the token already.
-        state: `{"kv_state", "k_sum"}`, as `kzoo.ops.linear_attention` returns it.
+        state: `{"kv_state", "k_sum"}`, as `kzoo.ops.linear_attention` returns it; without a
+            `"k_sum"` nothing is normalised.
+        log_decay: floats [batch or 1, 1, heads], by which the state decays first; None for none.
+        scale: factor on what is read, where nothing is normalised.
 
     Returns:
         [batch, 1, heads, dim] in the dtype of v, computed in float32, and the state.
@@ -125,24 +153,30 @@ def linear_step(features, q, k, v, weights, position, writes, state):
     sin_cos = features.sin_cos(position, q.shape[3])
     q, k, q_norm, k_norm = features(q, k, weights, sin_cos, writes[:, None])
     q_norm, k_norm = (q, k) if q_norm is None else (q_norm, k_norm)
-    state = {
-        "kv_state": state["kv_state"] + k[:, 0, :, :, None] * v[:, 0, :, None, :],
-        "k_sum": state["k_sum"] + k_norm[:, 0],
-    }
-    return ops.cast(linear_read(q, q_norm, state), dtype), state
+    if log_decay is not None:
+        decay = ops.exp(ops.where(writes[:, None], log_decay[:, 0], 0.0))  # [batch, heads]
+        state = {
+            name: x * ops.reshape(decay, (*ops.shape(decay), *[1] * (len(x.shape) - 2)))
+            for name, x in state.items()
+        }
+    new = {"kv_state": k[:, 0, :, :, None] * v[:, 0, :, None, :], "k_sum": k_norm[:, 0]}
+    state = {name: x + new[name] for name, x in state.items()}
+    return ops.cast(linear_read(q, q_norm, state, scale), dtype), state
 
 
 @float32_products()
-def linear_read(q, q_norm, state):
+def linear_read(q, q_norm, state, scale=None):
     """What queries find in a state: [batch, queries, heads, value_dim].
 
     Args:
         q, q_norm: features of queries for numerator and denominator, [batch, queries, heads,
             features].
-        state: as in `linear_step`.
+        state, scale: as in `linear_step`.
     """
-    total = ops.einsum("bqhd,bhd->bqh", q_norm, state["k_sum"])[..., None]
-    return ratio(ops.einsum("bqhd,bhde->bqhe", q, state["kv_state"]), total)
+    read = ops.einsum("bqhd,bhde->bqhe", q, state["kv_state"])
+    if "k_sum" not in state:
+        return read if scale is None else read * scale
+    return ratio(read, ops.einsum("bqhd,bhd->bqh", q_norm, state["k_sum"])[..., None])
 
 
 def _grouped(x, groups):

@@ -78,12 +78,13 @@ def delta_attention(
             reversed, queries and keys are two sequences, or a state is asked of reversed heads.
 
     Example:
-        >>> beta = np.full((2, 16, 4), 0.5)
+        >>> beta = np.full(q.shape[:3], 0.5)  # of each token and head
         >>> out = delta_attention(q, k, v, beta, mask="half_heads")
         >>> first, state = delta_attention(q, k, v, beta, return_state=True)
-        >>> second = delta_attention(q, k, v, beta, initial_state=state)
+        >>> second = delta_attention(q2, k2, v2, beta, initial_state=state)
     """
-    if (zeros := nothing(q, k, v)) is not None:
+    zeros = nothing(q, k, v)
+    if zeros is not None:
         state = initial_state or {"kv_state": _no_state(q, v)}
         return (zeros, state) if return_state else zeros
     dtype = ops.convert_to_tensor(v).dtype
@@ -138,7 +139,8 @@ def delta_step(q, k, v, beta, log_decay, state, scale=None):
 
 
 def _check(heads, stateful):
-    if reason := not_one_way(heads):
+    reason = not_one_way(heads)
+    if reason:
         raise InputError(reason)
     for head in heads:
         if stateful and not head.is_causal:

@@ -4,6 +4,7 @@
 |--------------|-----------------|------------------------------|-----------------------------|
 | `dense`      | softmax         | everywhere                   | all; quadratic memory       |
 | `native`     | softmax, linear | JAX on CPU, one device       | orders, no bias             |
+|              | gated_linear    | JAX on CPU, one device       | orders along time           |
 | `blockwise`  | softmax         | JAX                          | all, no bias                |
 | `splash`     | softmax         | JAX on TPU                   | orders, no bias             |
 | `cudnn`      | softmax         | JAX on GPU, 16-bit floats    | all, no bias                |
@@ -48,6 +49,7 @@ _OURS = {
     "jax": (
         "native.softmax",
         "native.linear",
+        "native.gated_linear",
         "splash",
         "cudnn",
         "blockwise",
@@ -192,6 +194,20 @@ def kernels(mechanism: str, backend: str) -> dict[str, Any]:
     return {kernel.NAME: kernel for kernel in (*theirs, *_ours(mechanism, backend))}
 
 
+def names(backend: str) -> tuple[str, ...]:
+    """The names of all kernels on a backend, whatever they compute: a tuple.
+
+    Args:
+        backend: `"jax"`, `"tensorflow"` or `"torch"`.
+
+    Example:
+        >>> names("tensorflow")
+        ('dense', 'chunked')
+    """
+    every = (*reversed(_registered.values()), *_modules(backend))
+    return tuple(dict.fromkeys(kernel.NAME for kernel in every))
+
+
 def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
     """The name of the kernel that computes an attention, one of `kernels`.
 
@@ -223,9 +239,9 @@ def kernel_for(mechanism: str, spec: Spec, implementation: str = "auto") -> str:
             f"Received: {spec.mask!r}; {reasons}"
         )
     if implementation not in found:
-        for backend, names in _OURS.items():
+        for backend, modules in _OURS.items():
             here_too = backend == spec.backend
-            if not here_too and implementation in {name.partition(".")[0] for name in names}:
+            if not here_too and implementation in {name.partition(".")[0] for name in modules}:
                 raise InputError(
                     f"the kernel {implementation!r} runs on the {backend} backend, not on "
                     f"{spec.backend}. Received: implementation={implementation!r}"

@@ -6,10 +6,10 @@ from keras import ops
 
 from kzoo import feature_maps, masks
 from kzoo.errors import InputError
+from kzoo.masks.orders import not_along_time
 from kzoo.ops import gates
 from kzoo.ops.linear import Options, attend
 from kzoo.ops.qkv import check_shapes
-from kzoo.ops.sorting import in_time
 from kzoo.ops.tensors import softmax_scale
 from kzoo.typing import FeatureMapSpec, MaskSpec, Tensor
 from kzoo.values import is_count, is_integer, plain
@@ -86,7 +86,7 @@ def gated_linear_attention(
             differ, as under permuted), `normalize` has no feature map, and as `linear_attention`.
 
     Example:
-        >>> gates = -0.1 * np.ones((2, 16, 4))
+        >>> gates = -0.1 * np.ones((1, 1, 2))  # of two heads, the same for all tokens
         >>> out = gated_linear_attention(q, k, v, gates, "causal")
         >>> first, state = gated_linear_attention(q, k, v, gates, return_state=True)
         >>> second = gated_linear_attention(q, k, v, gates, initial_state=state)
@@ -99,7 +99,9 @@ def gated_linear_attention(
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
     check_shapes(q, k, v)
     if log_decay is not None:
-        check_along_time(mask.per_head(q.shape[2]))
+        reason = not_along_time(mask.per_head(q.shape[2]))
+        if reason:
+            raise InputError(reason)
         log_decay = gates.given(log_decay, q)
     by_token = {
         "padding_mask": padding_mask,
@@ -120,17 +122,6 @@ def gated_linear_attention(
     states = {"initial_state": initial_state, "return_state": return_state}
     own = {"query_offset": query_offset, **states}
     return attend(options, q, k, v, by_token, feature_weights, log_decay, **own)
-
-
-def check_along_time(heads):
-    """`InputError` unless the masks of heads, where a decay is asked for, are orders along time."""
-    for head in heads:
-        if not (head.is_order and in_time(head)):
-            raise InputError(
-                "a decay counts the tokens between query and key, so it needs a mask that goes "
-                "through time (bidirectional, causal, reversed, prefix, block); use softmax or "
-                f"linear attention. Received: {head!r}"
-            )
 
 
 def check_normalize(normalize, feature_map):

@@ -155,7 +155,8 @@ def attend(
 ):
     """`linear_attention` or `gated_linear_attention` of what they take: the masks of each token by
     name, the weights of a feature map, the gates of each token and head or None, and the rest."""
-    if (zeros := nothing(q, k, v)) is not None:
+    zeros = nothing(q, k, v)
+    if zeros is not None:
         return (zeros, initial_state or _no_state(options, q, v)) if return_state else zeros
     if initial_state is not None or return_state:
         states = initial_state, return_state

@@ -85,7 +85,8 @@ def reference_attention(
     if mechanism not in known:
         raise unknown("mechanism", mechanism, known)
     phi = None if feature_map is None else feature_maps.get(feature_map)
-    if (zeros := nothing(q, k, v)) is not None:
+    zeros = nothing(q, k, v)
+    if zeros is not None:
         shape = (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
         return (zeros, ops.zeros(shape, zeros.dtype)) if return_weights else zeros
     q, k, v, whole, queries, keys = prepare(

@@ -56,7 +56,8 @@ def softmax_attention(
     Example:
         >>> out = softmax_attention(q, k, v, {"heads": ["causal", "reversed"]})
     """
-    if (zeros := nothing(q, k, v)) is not None:
+    zeros = nothing(q, k, v)
+    if zeros is not None:
         return zeros
     dtype = keras.backend.standardize_dtype(ops.convert_to_tensor(v).dtype)
     q, k, v, mask, queries, keys = prepare(

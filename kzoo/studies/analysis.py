@@ -40,7 +40,7 @@ def analyse_study(
         InputError: as `kzoo.analysis.analyse`, or if the directory holds no study.
 
     Example:
-        >>> found = analyse_study("runs/quick", measures=["spectrum"])  # doctest: +SKIP
+        >>> found = analyse_study("runs/quick", measures=["spectrum"])
     """
     directory, measures = Path(directory), check(measures, examples, length)
     read(directory)  # refuses what is no study

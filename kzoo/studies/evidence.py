@@ -230,6 +230,7 @@ def arm_facts(runs, study):
         widened=chosen.get("widened", 0),
         at_edge=chosen.get("at_edge", False),
         others=chosen.get("others", {}),
+        reused=chosen.get("reused", {}),
         diverged=tuple(run["seed"] for run in runs if run["status"] != "finished"),
         stalled=tuple(run["seed"] for run in finished if _stalled(run)),
         above_bigram=bool(finished) and float(np.mean([_above(run) for run in finished])) > 0,

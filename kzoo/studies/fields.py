@@ -1,6 +1,7 @@
 """Checks of a study's fields: each returns the value as it is kept, or raises `InputError`."""
 
 import re
+from typing import Any
 
 from kzoo.errors import InputError, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_number, shown
@@ -8,7 +9,7 @@ from kzoo.values import LARGEST, is_boolean, is_count, is_number, shown
 # The names that `kzoo.training.prepare` takes, which loads Keras.
 OPTIMIZERS, SCHEDULES = ("adamw", "muon"), ("cosine", "wsd")
 # How an arm is trained, with the defaults. A learning rate of None is that of the arm's width.
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "learning_rate": None,
     "batch_size": 16,
     "optimizer": "adamw",
@@ -103,8 +104,12 @@ def switch(field, value):
 
 def reasons(field, value):
     """Names of runs and why each is left out: `{"pydoc/GPT/3": "the machine failed"}`."""
-    lines = isinstance(value, dict) and all(
-        isinstance(text, str) and text.strip() and text.isprintable() for text in value.values()
+    lines = (
+        isinstance(value, dict)
+        and value
+        and all(
+            isinstance(text, str) and text.strip() and text.isprintable() for text in value.values()
+        )
     )
     if lines:
         return value

@@ -15,10 +15,10 @@ from kzoo.errors import InputError
 from kzoo.files import write
 from kzoo.studies import prediction
 from kzoo.studies.page import plot, report, table
-from kzoo.studies.page.tables import runs
+from kzoo.studies.page.tables import costs, runs
 from kzoo.studies.records import read
 from kzoo.studies.runner import run
-from kzoo.studies.study import Study
+from kzoo.studies.study import ARM_FIELDS, Study
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,15 @@ class Results:
         return f"<ul>{verdicts}</ul>{rows}<p>{html.escape(about)}</p>"
 
     def table(self) -> Any:
-        """One row per arm and group, a `pandas.DataFrame`; see `kzoo.studies.page.table`."""
-        return table(self.records)
+        """One row per arm and group, a `pandas.DataFrame`.
+
+        Its columns are those of `kzoo.studies.page.table`, and what each arm takes: those of
+        `kzoo.studies.page.tables.costs`.
+        """
+        rows = table(self.records)
+        more = costs(self.records)
+        new = [name for name in more if name not in rows or name in ("group", "arm")]
+        return rows.merge(more[new], on=["group", "arm"], how="left")
 
     def plot(self) -> Any:
         """Held-out bits along training, shown inline; see `kzoo.studies.page.plot`.
@@ -117,24 +124,36 @@ def compare(
     seeds: int | Sequence[int] = 2,
     steps: int = 300,
     directory: Path | None = None,
+    hypotheses: Any = None,
+    tuning: Any = None,
+    looks: Any = None,
+    budget: str | None = None,
+    minutes: float | None = None,
     progress: bool = True,
     **settings: Any,
 ) -> Results:
     """Train several models under equal conditions, in this process.
 
     Args:
-        arms: list of preset names, or `{label: (name, overrides)}`.
+        arms: list of preset names, or `{label: (name, overrides)}`; instead of the pair a dict
+            `{"preset": name, "overrides": {...}, "training": {...}}`, whose `training` replaces
+            training fields of the study, such as `learning_rate`, for that arm.
         data: a source as `kzoo.data.load` takes it, by name or in memory (texts, pairs, or
             `{"prompts": [...], "responses": [...]}`), or a list of such sources.
         seeds: a number of seeds, or a list of them.
         steps: optimizer steps of each run.
         directory: where the files go; a new temporary folder by default. A directory that
             holds the same study is gone on with; seeds, hypotheses and looks may be added.
+        hypotheses: what the study asks, and ends in verdicts on: a list of dicts or of
+            `kzoo.studies.hypotheses.Hypothesis`.
+        tuning: how training fields are chosen for each arm, on other seeds: `{"seeds": [...],
+            "grid": {"learning_rate": [...]}}`.
+        looks: the numbers of seeds at which verdicts are drawn, where it may stop.
+        budget: what all arms have the same amount of: `"steps"`, `"scored_tokens"` or `"flops"`.
+        minutes: after which it stops, between two runs where it can.
         progress: whether to show progress bars.
-        **settings: further fields of `kzoo.studies.Study`: `batch_size`, `learning_rate`,
-            `valid`, `evaluations`, `name`, `description`; and what makes it end in verdicts:
-            `hypotheses` (a list of dicts or of `kzoo.studies.hypotheses.Hypothesis`), `looks`,
-            `imports`.
+        **settings: further fields of `kzoo.studies.Study`, such as `batch_size`,
+            `learning_rate`, `valid`, `evaluations`, `name`, `imports`.
 
     Returns:
         `Results`.
@@ -149,9 +168,11 @@ def compare(
         >>> sorted(results.table()["arm"])
         ['linear', 'softmax']
     """
+    protocol = {"hypotheses": hypotheses, "tuning": tuning, "looks": looks, "budget": budget}
+    settings |= {name: value for name, value in protocol.items() if value is not None}
     study = _study(arms, data, seeds, steps, settings)
     directory = Path(directory or tempfile.mkdtemp(prefix="kzoo-"))
-    return Results(run(study, directory, progress=progress), directory)
+    return Results(run(study, directory, progress=progress, minutes=minutes), directory)
 
 
 def predict(
@@ -194,8 +215,14 @@ def _study(arms, data, seeds, steps, settings):
     fields = {}
     for label, arm in arms.items():
         arm = (arm, {}) if isinstance(arm, str) else arm
+        if isinstance(arm, Mapping):
+            fields[label] = dict(arm)
+            continue
         if not isinstance(arm, tuple | list) or len(arm) != 2:
-            raise InputError(f"the arm {label!r} is a pair (name, overrides). Received: {arm!r}")
+            raise InputError(
+                f"the arm {label!r} is a pair (name, overrides), or a dict of "
+                f"{', '.join(ARM_FIELDS)}. Received: {arm!r:.120}"
+            )
         fields[label] = {"preset": arm[0], "overrides": arm[1]}
     names, given = _sources(data)
     settings = {**settings, "given": given} if given else settings

@@ -16,8 +16,7 @@ from kzoo.ops import context
 
 BUILD_FILE = Path(__file__).parents[1] / "_build.json"  # which `build_commit.py` writes
 PACKAGES = ("kzoo", "keras", "keras-hub", "numpy", "grain")
-BACKEND_BUILD_FILE = Path(__file__).parents[1] / "_build.json"  # which `build_commit.py` writes
-PACKAGES = {"jax": ("jax", "jaxlib"), "torch": ("torch",), "tensorflow": ("tensorflow",)}
+BACKEND_PACKAGES = {"jax": ("jax", "jaxlib"), "torch": ("torch",), "tensorflow": ("tensorflow",)}
 
 
 def provenance(model, time):

@@ -19,6 +19,7 @@ from kzoo.studies import amounts, control, programs, retuning, tuning
 from kzoo.studies.amounts import load_splits
 from kzoo.studies.bars import Bars
 from kzoo.studies.clock import Clock, TimeOver
+from kzoo.studies.cluster import on_cluster
 from kzoo.studies.folder import (
     about,
     anew,
@@ -59,6 +60,7 @@ def run(
     at_once: int | None = None,
     minutes: float | None = None,
     retune: bool = False,
+    ray: str | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not yet there, appending a record to `results.jsonl` after each run.
 
@@ -78,6 +80,8 @@ def run(
             more than one are processes with a share of the cores each.
         minutes: after which it stops, between two runs where it can; started again, it goes on.
         retune: whether the tuning is made anew; what there is of it is kept beside.
+        ray: the address of a Ray cluster on whose devices the runs are made, as in
+            `kzoo.studies.cluster.on_cluster`; None for none.
 
     Returns:
         The records of all runs that are there, a list of dicts in the order of the study. A study
@@ -109,7 +113,8 @@ def run(
         if at_step_0:
             _write_json(directory / CONTROL_FILE, at_step_0)
         with Bars(progress, len(study.runs()) * len(study.seeds), len(done)) as bars:
-            _work_through(study, directory, done, bars, clock, at_once)
+            work = functools.partial(_work_off, at_once=at_once, ray=ray)
+            _work_through(study, directory, done, bars, clock, work)
         shutil.rmtree(directory / CHECKPOINTS, ignore_errors=True)
     except TimeOver:
         log.warning("the minutes are over; the same command goes on")
@@ -120,9 +125,8 @@ def run(
     return [done[name] for name in names if name in done]
 
 
-def _work_through(study, directory, done, bars, clock, at_once):
+def _work_through(study, directory, done, bars, clock, work):
     """All runs of the tuning and of the study, as far as they are not there."""
-    work = functools.partial(_work_off, at_once=at_once)
     facts, chosen = about(study, directory), {}
     if study.tuning:
         chosen = _tune(study, directory, facts, bars, work, clock)
@@ -174,8 +178,7 @@ def _tune(study, directory, facts, bars, work, clock):
         return {**tuning.as_record(record), **facts}
 
     def left():
-        asked = amounts.with_steps(tuning.asked(study, list(done.values())), study)
-        own, others = retuning.known(study, asked, directory, done)
+        asked, own, others = retuning.known(study, directory, list(done.values()))
         copied = {name: append(directory, run, TUNING_FILE) for name, run in others.items()}
         done.update({**own, **copied})
         return asked, jobs_left(asked, done)
@@ -201,8 +204,11 @@ def _places(study, at_once):
     return places, min(at_once, len(study.runs()))
 
 
-def _work_off(study, directory, jobs, say, at_once):
-    """All jobs (source, label, seeds): on several devices, in processes, or one by one."""
+def _work_off(study, directory, jobs, say, at_once, ray=None):
+    """All jobs (source, label, seeds): in a cluster, on devices, in processes, or one by one."""
+    if ray is not None:
+        on_cluster(run_program, study, directory, jobs, say, ray, at_once)
+        return
     places, at_once = _places(study, at_once)
 
     def work(job, say):
@@ -211,10 +217,24 @@ def _work_off(study, directory, jobs, say, at_once):
     if len(places) > 1:
         in_threads(work, share_out(jobs, len(places)), say, places)
     elif at_once > 1 and jobs:
-        in_processes(study, directory, jobs, say, at_once)
+        in_processes(run_programs, study, directory, _grouped(study, jobs, at_once), say, at_once)
     else:
         for job in jobs:
             work(job, say)
+
+
+def _grouped(study, jobs, count):
+    """Jobs whose runs share a compiled program, together: a list of `(jobs,)`.
+
+    There are as many groups as `count` processes need, if there are as many jobs.
+    """
+    groups = {}
+    for job in jobs:
+        source, arm = job[0], study.arms[job[1]]
+        of_arm = study.training(arm, source), study.steps_of(arm, source)
+        groups.setdefault(programs.shape(arm.config(0), *of_arm), []).append(job)
+    parts = -(-count // len(groups))
+    return [(group[i::parts],) for group in groups.values() for i in range(min(parts, len(group)))]
 
 
 def _all_decided(study, done):
@@ -275,6 +295,12 @@ def run_program(study, directory, source, label, seeds, say):
         record = {"run": name, "arm": label, "data": source, "seed": seed}
         record |= trainer.run(seed, path, functools.partial(say, "step", name))
         say("record", name, record)
+
+
+def run_programs(study, directory, jobs, say):
+    """`run_program` for each of several jobs."""
+    for job in jobs:
+        run_program(study, directory, *job, say)
 
 
 class Trainer:
@@ -341,7 +367,7 @@ class Trainer:
 
     def _of_the_model(self, splits, finite):
         """What is measured with the trained model, if its weights are numbers."""
-        metrics = measured(self.study.hypotheses)
+        metrics = measured(self.study)
         if not finite:
             return {"spectrum": []}
         model = self.program.model

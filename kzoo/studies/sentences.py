@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 
 from kzoo.studies.hypotheses import LEAST_PAIRS
-from kzoo.studies.metrics import unit
+from kzoo.studies.metrics import words
 from kzoo.studies.statistics import MOST_PAIRS
 
 CONFIRMED = "confirmed"
@@ -27,6 +27,8 @@ class ArmFacts:
         widened: how many times the grid was widened to have the best rate inside.
         at_edge: whether that rate is still at the edge of the grid.
         others: field -> what a tuning chose besides the rate: its `value`, `grid`, `at_edge`.
+        reused: of tuning runs that were made before, the file they are `from`, and their
+            `processors`.
         diverged: seeds whose run diverged.
         stalled: seeds whose run stopped learning.
         without: seeds whose run finished and has no value of the metric.
@@ -41,6 +43,7 @@ class ArmFacts:
     widened: int = 0
     at_edge: bool = False
     others: Mapping = dataclasses.field(default_factory=dict)
+    reused: Mapping = dataclasses.field(default_factory=dict)
     diverged: tuple = ()
     stalled: tuple = ()
     without: tuple = ()
@@ -138,11 +141,12 @@ def subject(hypothesis):
         about = f"{', '.join(parts[:-1])} and {parts[-1]} over {hypothesis.factor}"
     else:
         about = " against ".join(parts)
-    return about if hypothesis.metric == "bits" else f"{about} in {_unit(hypothesis)}"
+    what, _ = words(hypothesis.metric)
+    return about if hypothesis.metric == "bits" else f"{about} in {what}"
 
 
 def _unit(hypothesis):
-    return unit(hypothesis.metric)
+    return words(hypothesis.metric)[1]
 
 
 def margin_said(hypothesis):
@@ -292,6 +296,10 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=(), unequal="
     known = [facts[label] for label in verdict.hypothesis.labels if label in facts]
     if any(fact.grid or fact.others for fact in known):
         found.append("The interval leaves out the uncertainty of choosing the rates.")
+    for file in dict.fromkeys(fact.reused["from"] for fact in known if fact.reused):
+        where = {p for fact in known for p in fact.reused.get("processors", ())}
+        machines = " and ".join(sorted(where))
+        found.append(f"The runs that chose them were made before, on {machines} ({file}).")
     found += [unequal] if unequal else []
     return tuple(found)
 

@@ -6,6 +6,7 @@ Nothing here imports Keras: a process sets what it needs in its environment firs
 import logging
 import multiprocessing
 import os
+import pkgutil
 import queue
 import signal
 import sys
@@ -24,10 +25,45 @@ def processes():
     return min(_cores(), MOST)
 
 
-def in_processes(study, directory, jobs, say, count):
-    """`kzoo.studies.runner.run_program` for each job, in up to `count` processes.
+def named(function):
+    """The name by which another process finds a function of a module: `load` takes it."""
+    return f"{function.__module__}:{function.__qualname__}"
+
+
+def load(name, imports=()):
+    """The function that `named` has named, after the modules of a study's `imports`."""
+    from kzoo.studies import protocol
+
+    if imports:
+        protocol.imports("imports", imports)
+    return pkgutil.resolve_name(name)
+
+
+def prepare(backend, without_tensorflow, threads=None):
+    """Set what Keras and its backend read when they are imported, in a process that has not.
 
     Args:
+        backend: of Keras.
+        without_tensorflow: whether nothing is to load TensorFlow.
+        threads: of the CPU; None for all.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
+    logging.getLogger("kzoo.preemption").setLevel(logging.ERROR)  # and says what is saved
+    os.environ["KERAS_BACKEND"] = backend
+    if threads is not None:
+        os.environ["NPROC"] = str(threads)  # of XLA's pool
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    if uses_compilation_cache():
+        use_compilation_cache()  # those for that number of threads
+    if without_tensorflow:
+        sys.modules.setdefault("tensorflow", None)
+
+
+def in_processes(work, study, directory, jobs, say, count):
+    """`work(study, directory, *job, say)` for each job, in up to `count` processes.
+
+    Args:
+        work: such as `kzoo.studies.runner.run_program`, a function of a module.
         study, directory: as in `kzoo.studies.runner.run`.
         jobs: list of (source, label, seeds).
         say: as in `run_program`; called in this process.
@@ -46,7 +82,16 @@ def in_processes(study, directory, jobs, say, count):
     threads = max(1, _cores() // count)
     count = min(count, len(jobs))
     backend = sys.modules["keras"].config.backend()  # which a script may have chosen itself
-    arguments = (study, directory, waiting, messages, threads, without_tensorflow, backend)
+    arguments = (
+        named(work),
+        study,
+        directory,
+        waiting,
+        messages,
+        threads,
+        without_tensorflow,
+        backend,
+    )
     workers = [context.Process(target=_work, args=arguments, daemon=True) for _ in range(count)]
     for worker in workers:
         worker.start()
@@ -77,23 +122,10 @@ def in_processes(study, directory, jobs, say, count):
             worker.join()
 
 
-def _work(study, directory, waiting, messages, threads, without_tensorflow, backend):
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends this process
-    logging.getLogger("kzoo.preemption").setLevel(logging.ERROR)  # and says what is saved
-    os.environ["NPROC"] = str(threads)  # of XLA's pool
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    os.environ["KERAS_BACKEND"] = backend
-    if uses_compilation_cache():
-        use_compilation_cache()  # those for that number of threads
-    if without_tensorflow:
-        sys.modules["tensorflow"] = None
+def _work(work, study, directory, waiting, messages, threads, without_tensorflow, backend):
+    prepare(backend, without_tensorflow, threads)
     try:
-        from kzoo.studies.protocol import imports
-        from kzoo.studies.runner import run_program
-
-        if study.imports:
-            imports("imports", study.imports)
-
+        run_program = load(work, study.imports)
         said, parent = 0.0, os.getppid()
 
         def say(kind, *what):

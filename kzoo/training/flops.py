@@ -1,7 +1,6 @@
 """The multiplications and additions that a training step cannot do without."""
 
 import collections
-import itertools
 from typing import Any
 
 from kzoo import masks, mixers
@@ -31,11 +30,12 @@ def count_flops(config: Any) -> dict[str, int]:
     """
     config = Config.get(config)
     time, layers = config.max_sequence_length, config.num_layers
-    stacks = [masks.per_layer(config.mask, layers)]
-    if config.stack != "single":  # the decoder attends to itself, and to the encoder
-        stacks += [[masks.causal()] * layers, [masks.bidirectional()] * layers]
     mixer, flops = mixers.sequence_mixer(config), collections.Counter()
-    for mask in itertools.chain(*stacks):
+    stacks = [(mixer, mask) for mask in masks.per_layer(config.mask, layers)]
+    if config.stack != "single":  # the decoder attends to itself, and to the encoder
+        cross = mixers.sequence_mixer(config, cross=True)
+        stacks += [(mixer, masks.causal()), (cross, masks.bidirectional())] * layers
+    for mixer, mask in stacks:
         flops.update(mixer.flops(time, mask.per_head(config.num_heads)))
     for _ in range(layers * (1 if config.stack == "single" else 2)):
         flops.update(mixers.channel_mixer(config).flops(time))

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from kzoo.errors import unknown
+from kzoo.errors import InputError, unknown
 from kzoo.typing import Tensor
+from kzoo.values import is_count, is_number
 
 # Biases, and the scales of norms. Every other variable is a matrix.
 _NOT_DECAYED = ("bias", "beta", "gamma", "scale")
@@ -152,7 +153,7 @@ def adamw(
         A `keras.optimizers.AdamW`.
 
     Raises:
-        InputError: for an unknown schedule.
+        InputError: for an unknown schedule, or a rate or steps that are not positive.
 
     Example:
         >>> model.compile(optimizer=adamw(3e-3, steps=1000, schedule="wsd"))
@@ -186,7 +187,7 @@ def muon(
         A `keras.optimizers.Muon`.
 
     Raises:
-        InputError: for an unknown schedule.
+        InputError: for an unknown schedule, or a rate or steps that are not positive.
 
     Example:
         >>> model.compile(optimizer=muon(3e-3, steps=1000))
@@ -206,9 +207,16 @@ OPTIMIZERS = {"adamw": adamw, "muon": muon}
 
 
 def schedule_of(name: str, learning_rate: float, steps: int, warmup: float = WARMUP) -> Any:
-    """The schedule of a name; `InputError` for an unknown one."""
+    """The schedule of a name; `InputError` for an unknown one, or a rate or steps that are not
+    positive."""
     if name not in SCHEDULES:
         raise unknown("schedule", name, SCHEDULES)
+    if not is_number(learning_rate) or learning_rate <= 0:
+        raise InputError(
+            f"learning_rate is a positive number, such as 0.003. Received: {learning_rate!r}"
+        )
+    if not is_count(steps):
+        raise InputError(f"steps is a positive integer, such as 1000. Received: {steps!r}")
     return SCHEDULES[name](learning_rate, steps, warmup)
 
 

@@ -224,7 +224,14 @@ def _without_mark(start):
     zeros = [start[i::4].count(0) / max(1, len(start) // 4) for i in range(4)]
     patterns = {"UTF-32LE": "0111", "UTF-32BE": "1110", "UTF-16LE": "0101", "UTF-16BE": "1010"}
     found = "".join("1" if part > 0.6 else "0" for part in zeros)
-    return next((name for name, pattern in patterns.items() if pattern == found), None)
+    name = next((name for name, pattern in patterns.items() if pattern == found), None)
+    if name is None:
+        return None
+    try:  # programs are full of zeros, too
+        text = start[: len(start) // 4 * 4].decode(name)
+    except UnicodeDecodeError as error:
+        text = "" if error.end >= len(start) // 4 * 4 else "\0"  # half a surrogate pair at the end
+    return None if "\0" in text else name
 
 
 def _looks_like(text):

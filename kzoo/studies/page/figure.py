@@ -42,7 +42,7 @@ class Figure:
 
     @functools.cached_property
     def _styled(self):
-        return self.chart.configure(**style.config()).to_dict()
+        return self.chart.configure(**style.config()).to_dict(validate=False)
 
     def spec(self) -> dict[str, Any]:
         """The Vega-Lite spec, complete: its data, its colours, its legend and its width."""
@@ -110,4 +110,5 @@ def _without_legends(spec):
 @functools.cache
 def bundle() -> str:
     """The JavaScript of Vega, Vega-Lite and Vega-Embed: it needs no network."""
-    return vl_convert.javascript_bundle(vl_version=VERSION).replace("</script", "<\\/script")
+    named = "window.vegaEmbed = vegaEmbed;"
+    return vl_convert.javascript_bundle(named, vl_version=VERSION).replace("</script", "<\\/script")

@@ -6,6 +6,7 @@ import altair
 import numpy as np
 
 from kzoo.analysis.pictures import mask_squares
+from kzoo.studies.metrics import METRICS, unit
 from kzoo.studies.page import style
 from kzoo.studies.page.curves import KEY
 from kzoo.studies.page.figure import Figure
@@ -16,9 +17,7 @@ ROW = 58  # pixels of a verdict
 # Of a row, above its marks, where it has the whole width; longer ones end in an ellipsis.
 _NAME = {"align": "left", "baseline": "middle", "fontSize": 11.5, "limit": altair.expr("width")}
 LOOKS = dict(zip(OUTCOMES, ("yes", "no", "same", "same", "open"), strict=True))
-SHAPES = dict(
-    zip(OUTCOMES, ("circle", "diamond", "triangle-up", "square", "cross"), strict=True)
-)
+SHAPES = dict(zip(OUTCOMES, ("circle", "diamond", "triangle-up", "square", "cross"), strict=True))
 
 
 def forest(name, entries):
@@ -53,10 +52,11 @@ def paired_contrasts(hypothesis, records):
     """Seed -> the contrast of the runs with that seed, where those of all arms finished."""
     values = {label: {} for label in hypothesis.labels}
     for run in records:
-        value = run.get(hypothesis.metric)
         mine = run["arm"] in values and run["data"] == hypothesis.data
-        if mine and run["status"] == "finished" and value is not None and math.isfinite(value):
-            values[run["arm"]][run["seed"]] = value
+        if mine and run["status"] == "finished":
+            value = METRICS.get(hypothesis.metric).value(run)
+            if value is not None and math.isfinite(value):
+                values[run["arm"]][run["seed"]] = value
     seeds = sorted(set.intersection(*map(set, values.values())))
     if not seeds:
         return {}
@@ -83,14 +83,16 @@ def _forest(rows, seeds, hypothesis):
     )
     tooltip = [altair.Tooltip("about:N", title="hypothesis")]
     tooltip += [altair.Tooltip(f"{at}:Q", format="+.4f") for at in ("estimate", "low", "high")]
-    dots = altair.Chart(altair.InlineData(values=seeds)).mark_point(filled=True, size=16, yOffset=14)
+    dots = altair.Chart(altair.InlineData(values=seeds)).mark_point(
+        filled=True, size=16, yOffset=14
+    )
     zero = altair.Chart(altair.InlineData(values=[{"at": 1.0 if ratio else 0.0}]))
     layers = [
         base.transform_filter("isValid(datum.margin)")
         .mark_bar(color=style.colour("same"), opacity=0.14)
         .encode(x=altair.X("minus:Q"), x2="margin:Q"),
         zero.mark_rule(color=soft, strokeWidth=1).encode(x="at:Q"),
-        dots.encode(
+        dots.mark_point(filled=True, size=16, yOffset=14).encode(
             y=y,
             x="value:Q",
             color=altair.value(soft),
@@ -110,9 +112,9 @@ def _forest(rows, seeds, hypothesis):
 
 
 def _forest_title(hypothesis):
-    unit = hypothesis.metric.replace("_", " ")
+    of = unit(hypothesis.metric)
     per = f" per unit of {hypothesis.factor}" if hypothesis.kind == "trend" else ""
-    return f"ratio of {unit}{per}" if hypothesis.scale == "ratio" else f"contrast, {unit}{per}"
+    return f"ratio of {of}{per}" if hypothesis.scale == "ratio" else f"contrast, {of}{per}"
 
 
 def _forest_scale(rows, seeds, ratio):
@@ -130,7 +132,8 @@ def _forest_in_words(rows):
     for row in rows:
         at = ""
         if "low" in row:
-            at = f", {row['estimate']:+.3f} with an interval of {row['low']:+.3f} to {row['high']:+.3f}"
+            ends = f"{row['low']:+.3f} to {row['high']:+.3f}"
+            at = f", {row['estimate']:+.3f} with an interval of {ends}"
         margin = f", margin {row['margin']:g}" if "margin" in row else ""
         said.append(f"{row['label']} is {row['outcome']}{at}{margin}")
     return f"Paired contrasts and their intervals: {'; '.join(said)}.".replace("-", "−")
@@ -204,7 +207,7 @@ def _rates(values, arms, styles, ticks, title):
     ]
     if any(row["diverged"] for row in values):
         cross = base.transform_filter("datum.diverged").mark_point(
-            shape="cross", angle=45, size=90, strokeWidth=2
+            shape="cross", angle=45, size=90, filled=True, opacity=1
         )
         layers.append(cross.encode(y=altair.value(6), tooltip=tooltip[:2]))
     return (
@@ -245,7 +248,12 @@ def spectrum(name, rows, styles, measure):
     solid = altair.Fill("arm:N", scale=colour, legend=None)
     fill = altair.condition("datum.solid", solid, altair.value(style.colour("card")))
     dots = base.mark_point(size=46, strokeWidth=1.3, opacity=0.9, yOffset=7).encode(
-        x=altair.X("value:Q", title=measure, scale=altair.Scale(domain=[0, 1])),
+        x=altair.X(
+            "value:Q",
+            title=measure,
+            scale=altair.Scale(domain=[0, 1]),
+            axis=altair.Axis(tickCount=5, format="~g"),
+        ),
         y=y,
         yOffset=altair.YOffset(
             "layer:N", sort=layers, scale=altair.Scale(paddingOuter=0.75, domain=layers)
@@ -324,4 +332,3 @@ def _stretches(row):
     """(start, end, kind) of each run of equal kinds, keys that stand alone where they alternate."""
     starts = [0, *(i for i in range(1, len(row)) if row[i] != row[i - 1]), len(row)]
     return [(a, b, row[a]) for a, b in zip(starts, starts[1:], strict=False)]
-

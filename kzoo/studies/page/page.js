@@ -2,6 +2,10 @@
 (() => {
   const specs = JSON.parse(document.getElementById("specs").textContent);
   const views = new Map();
+  // The log is of errors only (1): that nothing is left to draw, with all arms hidden, is no news.
+  const OPTIONS = {
+    actions: false, renderer: "svg", mode: "vega-lite", logLevel: 1, tooltip: { theme: "custom" },
+  };
 
   // A spec as the controls beside its figure ask for it.
   function asked(name, controls) {
@@ -13,7 +17,8 @@
       if (axis.value !== "steps") spec.encoding.x.axis.format = "~s";
       for (const channel of ["x", "y"]) {
         if (controls.querySelector(`[data-log=${channel}]`).checked) {
-          spec.encoding[channel].scale.type = "log";
+          const { zero, ...scale } = spec.encoding[channel].scale;
+          spec.encoding[channel].scale = { ...scale, type: "log" };
         }
       }
     }
@@ -35,8 +40,7 @@
     const name = chart.dataset.figure;
     views.get(name)?.finalize();
     try {
-      const options = { actions: false, renderer: "svg", mode: "vega-lite", tooltip: { theme: "custom" } };
-      views.set(name, await vegaEmbed(chart, asked(name, controlsOf(chart)), options));
+      views.set(name, await vegaEmbed(chart, asked(name, controlsOf(chart)), OPTIONS));
       chart.dataset.drawn = "yes";
     } catch (error) {
       chart.textContent = `This figure could not be drawn: ${error.message}`;
