@@ -65,8 +65,9 @@ def on_cluster(work, study, directory, jobs, say, address="", at_once=None):
                     job = waiting.popleft()
                     running[task.remote(job, *fixed)] = job
                 done, _ = ray.wait([*running], timeout=_PAUSE)
-                for message in messages.get_nowait_batch(messages.qsize()):
-                    hears(*message)
+                with contextlib.suppress(ray.exceptions.RayError):  # progress, and no more
+                    for message in messages.get_nowait_batch(messages.qsize()):
+                        hears(*message)
                 for run in done:
                     job = running.pop(run)
                     for message in _result(ray, run, job):
@@ -125,7 +126,7 @@ def _messages(ray):
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     try:
         yield queue
@@ -191,7 +192,8 @@ def _work(job, work, study, directory, environment, messages):
             last.append((kind, *what))
         elif kind != "step" or time.monotonic() - said > STEP_SECONDS:
             said = time.monotonic()
-            messages.put((kind, *what))
+            with contextlib.suppress(ray.exceptions.RayError):
+                messages.put((kind, *what))
 
     with _folder(directory) as folder:
         load(work, environment["imports"])(study, folder, *job, say)

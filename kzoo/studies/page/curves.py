@@ -9,7 +9,7 @@ import pandas
 from kzoo import objectives
 from kzoo.studies.page import labels, style
 from kzoo.studies.page.figure import Figure
-from kzoo.studies.page.tables import costs
+from kzoo.training.flops import count_flops
 
 MOST = 400  # points of a band; each takes in the points between it and the next
 HEIGHT = 280
@@ -103,7 +103,7 @@ def figure(name, records, styles, kind):
             x=altair.X(
                 "x:Q",
                 title=AXES["steps"],
-                scale=altair.Scale(zero=True, nice=False),
+                scale=altair.Scale(zero=kind == "training", nice=False),
                 axis=altair.Axis(grid=False, tickCount=6),
             ),
             y=altair.Y("mean:Q", title=title, scale=altair.Scale(zero=False)),
@@ -122,11 +122,24 @@ def _ended(runs, step, kind):
 
 
 def _per_step(records):
-    """What a step takes, by arm: rows of tokens, FLOPs and seconds."""
-    frame = costs(records).set_index("arm")
-    per_step = frame[["tokens", "flops", "seconds"]].div(frame["steps"].clip(lower=1), axis=0)
-    frame = per_step.reset_index().fillna(0.0)
-    return frame.to_dict("records")
+    """What a step takes, by arm, means over its runs: rows of tokens, FLOPs and seconds."""
+    rows = []
+    for arm, runs in labels.by(records, "arm").items():
+        each = [_amounts(run) for run in runs if run["steps"]]
+        means = np.mean(each, axis=0).tolist() if each else [0.0] * 3
+        rows.append({"arm": arm, **dict(zip(list(AXES)[1:], means, strict=True))})
+    return rows
+
+
+def _amounts(run):
+    """Tokens, FLOPs and seconds of a step. Older records count no tokens but those of the rate,
+    with padding, and no FLOPs."""
+    steps = run["steps"]
+    seen = run.get("tokens_seen", run["tokens_per_second"] * run["seconds"])
+    flops = run.get("flops")
+    if flops is None:  # three times the forward pass
+        flops = 3 * sum(count_flops(run["config"]).values()) * run.get("batch_size", 1) * steps
+    return seen / steps, flops / steps, run["seconds"] / steps
 
 
 def _csv(rows, columns):
@@ -186,13 +199,14 @@ def _levels(entropies):
         {"name": f"{name} entropy {level:.2f}", "level": level} for name, level in entropies.items()
     ]
     base = altair.Chart(altair.InlineData(values=rows)).encode(y="level:Q")
-    name = {"align": "right", "dy": -6, "fontSize": 11, "color": style.colour("soft")}
-    return [
-        base.mark_rule(color=style.colour("soft"), strokeWidth=0.8, opacity=0.7).encode(
-            x=altair.value(0), x2=altair.value("width")
-        ),
-        base.mark_text(**name).encode(x=altair.value("width"), text="name:N"),
-    ]
+    soft, parts = style.colour("soft"), []
+    # Where curves, which fall to the right, are not.
+    for name, align, x in (("unigram", "right", "width"), ("bigram", "left", 2)):
+        mark = {"align": align, "dy": -6, "fontSize": 11, "color": soft}
+        text = base.transform_filter(f"indexof(datum.name, '{name}') == 0").mark_text(**mark)
+        parts.append(text.encode(x=altair.value(x), text="name:N"))
+    rule = base.mark_rule(color=soft, strokeWidth=0.8, opacity=0.7)
+    return [rule.encode(x=altair.value(0), x2=altair.value("width")), *parts]
 
 
 def _in_words(title, arms, kind):

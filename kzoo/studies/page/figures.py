@@ -6,7 +6,7 @@ import altair
 import numpy as np
 
 from kzoo.analysis.pictures import mask_squares
-from kzoo.studies.metrics import METRICS, words
+from kzoo.studies.metrics import METRICS, unit
 from kzoo.studies.page import style
 from kzoo.studies.page.curves import KEY
 from kzoo.studies.page.figure import Figure
@@ -50,12 +50,13 @@ def forest(name, entries):
 
 def paired_contrasts(hypothesis, records):
     """Seed -> the contrast of the runs with that seed, where those of all arms finished."""
-    values, metric = {label: {} for label in hypothesis.labels}, METRICS.get(hypothesis.metric)
+    values = {label: {} for label in hypothesis.labels}
     for run in records:
         mine = run["arm"] in values and run["data"] == hypothesis.data
-        value = metric.value(run) if mine and run["status"] == "finished" else None
-        if value is not None and math.isfinite(value):
-            values[run["arm"]][run["seed"]] = value
+        if mine and run["status"] == "finished":
+            value = METRICS.get(hypothesis.metric).value(run)
+            if value is not None and math.isfinite(value):
+                values[run["arm"]][run["seed"]] = value
     seeds = sorted(set.intersection(*map(set, values.values())))
     if not seeds:
         return {}
@@ -111,9 +112,9 @@ def _forest(rows, seeds, hypothesis):
 
 
 def _forest_title(hypothesis):
-    _, unit = words(hypothesis.metric)
+    of = unit(hypothesis.metric)
     per = f" per unit of {hypothesis.factor}" if hypothesis.kind == "trend" else ""
-    return f"ratio of {unit}{per}" if hypothesis.scale == "ratio" else f"contrast, {unit}{per}"
+    return f"ratio of {of}{per}" if hypothesis.scale == "ratio" else f"contrast, {of}{per}"
 
 
 def _forest_scale(rows, seeds, ratio):

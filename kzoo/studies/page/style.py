@@ -79,7 +79,7 @@ def config():
             **{"gridColor": line, "domainColor": line, "tickColor": line, "titleFontWeight": 400},
             **{"labelLimit": 200, "labelOverlap": "greedy"},
         },
-        "legend": {**text, "title": None, "orient": "bottom", "labelLimit": 300, "columns": 3},
+        "legend": {**text, "title": None, "orient": "bottom", "labelLimit": 300, "columns": 2},
         "title": {
             **{"color": ink, "fontSize": 12, "fontWeight": 600, "anchor": "start"},
             **{"subtitleColor": soft, "subtitleFontSize": 11},
