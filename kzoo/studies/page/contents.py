@@ -207,7 +207,7 @@ def forests(entries, found):
     together = {}
     for label, verdict, records in entries:
         of = verdict.hypothesis
-        key = words(of.metric), of.scale, of.factor
+        key = words(of.metric)[1], of.scale, of.factor
         together.setdefault(key, []).append((label, verdict, records))
     names = []
     for number, some in enumerate(together.values(), 1):

@@ -108,7 +108,7 @@ def _chart(rows, seeds, hypothesis):
 
 
 def _title(hypothesis):
-    of = ", ".join(dict.fromkeys(words(hypothesis.metric)))
+    of = words(hypothesis.metric)[1]
     per = f" per unit of {hypothesis.factor}" if hypothesis.kind == "trend" else ""
     return f"ratio of {of}{per}" if hypothesis.scale == "ratio" else f"contrast, {of}{per}"
 
