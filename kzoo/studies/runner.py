@@ -137,6 +137,11 @@ def _work_through(study, directory, done, bars, clock, work):
         check_choices(chosen, done.values())
     settled = amounts.with_steps(tuning.with_choices(study, chosen) if chosen else study, study)
 
+    if study.budget != "steps":
+        each = settled.runs()
+        given = [f"{label} {settled.steps_of(arm, source):,}" for source, label, arm in each]
+        log.info("steps at equal %s: %s", study.budget.replace("_", " "), ", ".join(given))
+
     def complete(record):
         choice = chosen.get((record["data"], record["arm"]))
         return {**record, **facts, **({"rate_chosen": choice.to_dict()} if choice else {})}
