@@ -1,4 +1,4 @@
-"""Linear attention on a TPU: a kernel that reads each array once, forward and backward."""
+"""Linear and gated linear attention on a TPU: each array is read once, forward and backward."""
 
 import jax.numpy as jnp
 
@@ -6,7 +6,7 @@ from kzoo.ops.features import Features
 from kzoo.ops.kernels.derivatives import by_hand
 from kzoo.ops.kernels.pallas.plain import plain
 
-NAME, MECHANISM = "pallas", "linear"
+NAME, MECHANISM = "pallas", ("linear", "gated_linear")
 ANY_DIRECTION = False
 RAW = True  # it takes q, k and v as they come: in the layer's dtype, whatever stands at padding
 ONE_ORDER = True  # heads of other levels are other calls
