@@ -115,9 +115,13 @@ def test_no_cluster_and_no_ray(tmp_path, monkeypatch, capsys):
     def refuse(*args, **kwargs):
         raise ConnectionError("Failed to connect\nto GCS")
 
+    for address in ("nowhere.invalid:6379", "127.0.0.1:1", "ray://127.0.0.1:1"):
+        with pytest.raises(InputError, match=f"that answers .*Received: '{address}'"):
+            run(Study.from_dict(STUDY), tmp_path / "out", progress=False, ray=address)
+    assert not (tmp_path / "out").exists()  # nothing is written
     monkeypatch.setattr(ray, "init", refuse)
-    with pytest.raises(InputError, match="answers .Failed to connect to GCS.*'nowhere:6379'"):
-        cluster.on_cluster(None, None, tmp_path, [("a", "b", [0])], print, "nowhere:6379")
+    with pytest.raises(InputError, match="answers .Failed to connect to GCS.*Received: ''"):
+        cluster.on_cluster(None, None, tmp_path, [("a", "b", [0])], print)
     monkeypatch.setattr("kzoo.backend.importlib.util.find_spec", lambda name: name != "ray" or None)
     assert main(["compare", "--ray", "--out", str(tmp_path / "out")]) == 2
     assert "--ray needs a package: pip install 'kzoo[ray]'" in capsys.readouterr().err

@@ -1,14 +1,9 @@
 """The kernel in C++ of gated linear attention against the definition."""
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 from test_gated_linear import FORMS, ORDERS, assert_equals_the_definition, case
 
 from kzoo import masks
-from kzoo.ops import gated_linear_attention, oracle
-from kzoo.ops.dispatch import Spec, kernel_for
 from kzoo.ops.kernels.native import library
 
 NATIVE = {"implementation": "native"}
@@ -26,7 +21,11 @@ def made():
 def test_every_order_packed_and_padded_equals_the_definition(time, chunk):
     arrays, sequence, cotangent = case(time, **LARGE)
     value, gradients = assert_equals_the_definition(
-        arrays, cotangent, ours={**NATIVE, "chunk_size": chunk}, mask=masks.heads(*ORDERS), **sequence
+        arrays,
+        cotangent,
+        ours={**NATIVE, "chunk_size": chunk},
+        mask=masks.heads(*ORDERS),
+        **sequence,
     )
     padded = sequence["padding_mask"] == 0
     for x in (value, *gradients):

@@ -153,7 +153,9 @@ def test_seeds_can_be_added_which_is_said(made, tmp_path):
     assert len(records) == 12 and len(Made.made) == 12
     (sentence,) = said(tmp_path)
     assert "6 paired seeds" in sentence and "Post hoc" not in sentence
-    assert "Seeds were added after verdicts at 5 seeds, a look that the interval" in sentence
+    assert "99.167% interval" in sentence  # a sixth of 5% for the sixth seed
+    assert "added after verdicts at 5 seeds, which counts as a look: the interval is" in sentence
+    assert "the error of all together up to 5.8%." in sentence
     for other in (study(), study(seeds=[1, 2, 3, 4, 5, 6]), study(seeds=6, hypotheses=[EQUAL])):
         with pytest.raises(InputError, match="holds another study"):
             go(other, tmp_path)
@@ -500,6 +502,8 @@ def test_a_run_is_excluded_by_name_with_a_reason(made, tmp_path):
     go(study(seeds=6, excluded=excluded), tmp_path / "new")
     assert (True, 2) not in Made.made and len(Made.made) == 11
     assert "5 paired seeds" in said(tmp_path / "new")[0]
+    page = report(tmp_path / "new").read_text()
+    assert "its machine failed" in page and "study is incomplete" not in page
 
 
 def test_failed_runs_may_be_left_out(made, tmp_path):
@@ -593,6 +597,15 @@ def test_a_wheel_says_its_commit(tmp_path, monkeypatch):
     assert place == "kzoo/_build.json"
     assert built_from(written)["commit"] == head.stdout.strip()
     shutil.rmtree(Path(written).parent)
+
+
+def test_the_page_shows_verdicts_on_every_metric(made, tmp_path):
+    made.setattr(Made, "changes", {"held_out": [[1, 5.0], [2, 3.0]]})
+    metrics = [{"steps_to": {"bits": 4}}, "area_under_curve", "bits"]
+    asked = [{**DIFFERENCE, "name": f"M{i}", "metric": each} for i, each in enumerate(metrics)]
+    go(study(evaluations=2, hypotheses=asked), tmp_path)
+    page = report(tmp_path).read_text()
+    assert "linear against softmax in steps to 4 bits" in page and "in area under curve" in page
 
 
 def test_a_plan_tells_what_seeds_detect(made, tmp_path):

@@ -4,7 +4,7 @@ Sequence Length, arXiv:2406.06484)."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +33,6 @@ class Delta(Stateful):
 
     scale: float | None = None
     name = "delta"
-    own_qk_norm: ClassVar = "l2"
     orders_only = True
     own_qk_norm = "l2"
     exports_to_tensorflow = False

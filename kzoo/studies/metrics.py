@@ -187,6 +187,11 @@ def example_losses(model, valid):
     return losses
 
 
+def name_of(spec):
+    """The name in the JSON of a metric."""
+    return spec if isinstance(spec, str) else next(iter(spec), "")
+
+
 def words(spec):
     """What a metric is, and what its numbers count, in words: two strings.
 
@@ -194,8 +199,8 @@ def words(spec):
         >>> words("tokens_per_second"), words({"steps_to": {"bits": 2.5}})
         (('tokens per second', 'tokens per second'), ('steps to 2.5 bits', 'steps'))
     """
-    if isinstance(spec, str) and spec not in METRICS.names:
-        return (spec.replace("_", " "),) * 2
+    if name_of(spec) not in METRICS.names:
+        return (name_of(spec).replace("_", " "),) * 2
     metric = METRICS.get(spec)
     return metric.about, metric.unit
 

@@ -1,5 +1,6 @@
 """Runs a study: one program per arm and data, one run per seed, records as they come."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,7 +20,7 @@ from kzoo.studies import amounts, control, programs, retuning, tuning
 from kzoo.studies.amounts import load_splits
 from kzoo.studies.bars import Bars
 from kzoo.studies.clock import Clock, TimeOver
-from kzoo.studies.cluster import on_cluster
+from kzoo.studies.cluster import joined, on_cluster
 from kzoo.studies.folder import (
     about,
     anew,
@@ -105,6 +106,8 @@ def run(
         retuning.check(study, finished_runs(directory))
     check(study, directory, at_once)
     done, clock = finished_runs(directory), Clock(minutes)
+    leaving = contextlib.ExitStack()
+    leaving.enter_context(joined(ray))
     try:
         if retune:
             retuning.set_aside(directory)
@@ -120,6 +123,7 @@ def run(
         log.warning("the minutes are over; the same command goes on")
     finally:
         programs.forget()
+        leaving.close()
     _write_verdicts(study, directory, list(done.values()))
     names = [run_name(*of[:2], seed) for of in study.runs() for seed in study.seeds]
     return [done[name] for name in names if name in done]
@@ -132,6 +136,11 @@ def _work_through(study, directory, done, bars, clock, work):
         chosen = _tune(study, directory, facts, bars, work, clock)
         check_choices(chosen, done.values())
     settled = amounts.with_steps(tuning.with_choices(study, chosen) if chosen else study, study)
+
+    if study.budget != "steps":
+        each = settled.runs()
+        given = [f"{label} {settled.steps_of(arm, source):,}" for source, label, arm in each]
+        log.info("steps at equal %s: %s", study.budget.replace("_", " "), ", ".join(given))
 
     def complete(record):
         choice = chosen.get((record["data"], record["arm"]))

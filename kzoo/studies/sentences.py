@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from kzoo.studies.hypotheses import LEAST_PAIRS
 from kzoo.studies.metrics import words
-from kzoo.studies.statistics import MOST_PAIRS
+from kzoo.studies.statistics import MOST_PAIRS, error_of_additions
 
 CONFIRMED = "confirmed"
 REFUTED = "refuted"
@@ -280,15 +280,13 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=(), unequal="
         facts: arm -> `ArmFacts`.
         failures: (arm, seed, what happened) of runs without a trustworthy value.
         far_from_normal: p of a test of normality that failed, else None.
-        added_to: numbers of seeds at which verdicts were drawn before, which no look counts.
+        added_to: where seeds were added to a finished study, the numbers of seeds at which its
+            verdicts were drawn, the present one last.
         unequal: what the arms have not the same amount of, in a sentence.
     """
     found = [_failures(failures)] if failures else []
     if added_to:
-        found.append(
-            f"Seeds were added after verdicts at {' and '.join(map(str, added_to))} seeds, a look "
-            "that the interval does not count."
-        )
+        found.append(_added(added_to))
     found += _on_the_outcome(verdict)
     found += _on_the_spread(verdict, far_from_normal)
     for label in verdict.hypothesis.labels:
@@ -302,6 +300,16 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=(), unequal="
         found.append(f"The runs that chose them were made before, on {machines} ({file}).")
     found += [unequal] if unequal else []
     return tuple(found)
+
+
+def _added(looks):
+    """That seeds were added, and what error that makes."""
+    *before, _ = looks
+    error = 100 * error_of_additions(looks)
+    return (
+        f"Seeds were added after verdicts at {' and '.join(map(str, before))} seeds, which counts "
+        f"as a look: the interval is wider, and the error of all together up to {error:.1f}%."
+    )
 
 
 def _seeds(seeds):

@@ -1,7 +1,6 @@
 """What the page of a study says, as plain values for its template."""
 
 import json
-import math
 import shlex
 from urllib.parse import quote
 
@@ -9,7 +8,7 @@ import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.studies.hypotheses import LEAST_PAIRS
-from kzoo.studies.metrics import unit
+from kzoo.studies.metrics import words
 from kzoo.studies.page import curves, figures, labels, style, tables
 from kzoo.studies.records import programs, run_name
 from kzoo.studies.tuning import trained_with
@@ -46,7 +45,8 @@ def content(study, records, tuned, control):
     """
     short = labels.shortener(study["data"])
     verdicts, drawn = verdicts_of(study, records)
-    entries = [(verdict.hypothesis.name, verdict, judged(study, records)) for verdict in drawn]
+    runs = judged(study, records) if drawn else []
+    entries = [(verdict.hypothesis.name, verdict, runs) for verdict in drawn]
     styles, found = style.arm_styles([*records, *tuned]), {}
     finished = [record for record in records if record["status"] == "finished"]
     planned = programs(study)
@@ -106,7 +106,7 @@ def joined(studies, links, found):
         name = study["name"]
         if names.count(name) > 1:
             name = f"{name} ({directory})"
-        runs = judged(study, records)
+        runs = judged(study, records) if drawn else []
         entries += [(f"{name}: {verdict.hypothesis.name}", verdict, runs) for verdict in drawn]
         outcomes = [verdict.outcome for verdict in drawn]
         said.append(
@@ -152,13 +152,15 @@ def verdicts_of(study, records):
         of_a_look = "of a look " if said["looks"] else ""
         why = f"They are drawn when all runs {of_a_look}are there."
         return {**said, "why_none": why}, []
+    from kzoo.studies.page.forest import LOOKS
+
     stopped = decided(drawn) and len(seeds) < len(study["seeds"])
     said["drawn"] = [
         {
             "name": verdict.hypothesis.name,
             "question": verdict.hypothesis.question,
             "outcome": verdict.outcome,
-            "look": figures.LOOKS[verdict.outcome],
+            "look": LOOKS[verdict.outcome],
             "sentence": verdict.sentence,
             "notes": verdict.notes,
             "post_hoc": verdict.post_hoc,
@@ -171,7 +173,7 @@ def verdicts_of(study, records):
 
 def judged(study, records):
     """The records that verdicts are drawn from: of the seeds of the last look, none excluded."""
-    from kzoo.studies.evidence import seeds_drawn
+    from kzoo.studies.evidence import seeds_drawn  # which loads the statistics
 
     seeds, excluded = seeds_drawn(study, records), study.get("excluded", ())
     return [run for run in records if run["seed"] in seeds and run["run"] not in excluded]
@@ -198,15 +200,19 @@ def forests(entries, found):
     Returns:
         Their names.
     """
+    if not entries:
+        return []
+    from kzoo.studies.page.forest import forest  # which loads the statistics
+
     together = {}
     for label, verdict, records in entries:
         of = verdict.hypothesis
-        key = unit(of.metric), of.scale, of.factor
+        key = words(of.metric)[1], of.scale, of.factor
         together.setdefault(key, []).append((label, verdict, records))
     names = []
     for number, some in enumerate(together.values(), 1):
         name = "verdicts" if number == 1 else f"verdicts-{number}"
-        found[name] = figures.forest(name, some)
+        found[name] = forest(name, some)
         names.append(name)
     return names
 
@@ -418,4 +424,4 @@ def _again(study, records):
 
 def is_missing(value):
     """Whether a number is none: None, NaN or an infinity."""
-    return value is None or not np.isfinite(value) or math.isnan(value)
+    return value is None or not np.isfinite(value)

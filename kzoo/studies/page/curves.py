@@ -165,12 +165,7 @@ def _base(data, factors, arms, styles):
 
 
 def _layers(base, arms, styles, hover, points):
-    """Bands, lines, and the points of which the nearest to the pointer is told."""
-    nearest = altair.selection_point(
-        name=hover,
-        fields=["arm", "step"],
-        **{"on": "pointerover", "nearest": True, "empty": False, "clear": "pointerout"},
-    )
+    """Bands, lines and points; each point is told where the pointer comes near it."""
     tooltip = [
         altair.Tooltip("arm:N"),
         altair.Tooltip("step:Q", format=","),
@@ -181,13 +176,16 @@ def _layers(base, arms, styles, hover, points):
     line = base.mark_line(strokeWidth=1.8).encode(
         strokeDash=altair.StrokeDash("arm:N", scale=dash, legend=KEY)
     )
-    seen = altair.condition(nearest, altair.value(1), altair.value(1 if points else 0))
-    size = altair.condition(nearest, altair.value(70), altair.value(18))
-    dots = base.mark_point(filled=True).encode(opacity=seen, size=size, tooltip=tooltip)
+    under = altair.selection_point(
+        name=hover, fields=["arm", "step"], on="pointerover", clear="pointerout", empty=False
+    )
+    seen = altair.condition(under, altair.value(1), altair.value(0))
+    near = base.mark_point(filled=True, size=90).encode(opacity=seen, tooltip=tooltip)
     return [
         base.mark_area(opacity=0.16).encode(y="least:Q", y2="greatest:Q"),
         line,
-        dots.add_params(nearest),
+        *([base.mark_point(filled=True, size=20, opacity=1)] if points else []),
+        near.add_params(under),
     ]
 
 
@@ -199,14 +197,16 @@ def _levels(entropies):
         {"name": f"{name} entropy {level:.2f}", "level": level} for name, level in entropies.items()
     ]
     base = altair.Chart(altair.InlineData(values=rows)).encode(y="level:Q")
-    soft, parts = style.colour("soft"), []
-    # Where curves, which fall to the right, are not.
-    for name, align, x in (("unigram", "right", "width"), ("bigram", "left", 2)):
-        mark = {"align": align, "dy": -6, "fontSize": 11, "color": soft}
-        text = base.transform_filter(f"indexof(datum.name, '{name}') == 0").mark_text(**mark)
-        parts.append(text.encode(x=altair.value(x), text="name:N"))
-    rule = base.mark_rule(color=soft, strokeWidth=0.8, opacity=0.7)
-    return [rule.encode(x=altair.value(0), x2=altair.value("width")), *parts]
+    name = {"align": "right", "dy": -6, "fontSize": 11, "color": style.colour("soft")}
+    halo = {"stroke": style.colour("card"), "strokeWidth": 3, "strokeJoin": "round"}
+    at_the_end = {"x": altair.value("width"), "text": "name:N"}
+    return [
+        base.mark_rule(color=style.colour("soft"), strokeWidth=0.8, opacity=0.7).encode(
+            x=altair.value(0), x2=altair.value("width")
+        ),
+        base.mark_text(**name, **halo).encode(**at_the_end),
+        base.mark_text(**name).encode(**at_the_end),
+    ]
 
 
 def _in_words(title, arms, kind):
