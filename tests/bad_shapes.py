@@ -137,7 +137,8 @@ def main(path):
             wrong += [(shapes + shapes[:1], results, 2, flags), (shapes[:-1], results, 2, flags)]
         for dims in ((8, 16), (16, 24), (0, 16), (16, 0)):
             odd = arrays_of(name, *size[:4], *dims, norms)
-            wrong.append((*odd, 2, flags))
+            if any(0 not in shape for shape in odd[1]):  # XLA calls nothing for empty results
+                wrong.append((*odd, 2, flags))
         for arguments in wrong:
             assert is_refused(name, *arguments), (name, arguments)
             refused += 1

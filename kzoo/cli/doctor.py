@@ -1,6 +1,7 @@
 """kzoo doctor: whether this machine's devices compute what they should."""
 
 import json
+import logging
 from pathlib import Path
 
 from kzoo.cli.arguments import add_command, add_running, leave_tensorflow, path, print_json
@@ -23,6 +24,7 @@ def add(commands):
 
 def _doctor(options):
     check_folder(options.out.parent)
+    logging.getLogger("kzoo").setLevel(logging.WARNING)  # the models that it makes are nobody's
     leave_tensorflow([])
     from rich.console import Console
 

@@ -27,7 +27,7 @@ from kzoo.ops.context import here
 DTYPES = ("float32", "bfloat16")
 # Of the largest value, and of the usual size of a derivative. A product in TF32 or bfloat16 where
 # float32 is promised is off by 5e-4 or more.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
+TOLERANCES = {"float32": 1e-4, "bfloat16": 2e-2}
 DIM = 64
 STEP = 1e-4
 LONG = 2**16  # tokens, at which "auto" may take another kernel
@@ -223,7 +223,9 @@ def expected(mechanism: Mechanism, case: Case) -> tuple[np.ndarray, dict]:
     def define(floats):
         extras = _extras(mechanism, case.sizes, floats)
         own = {"rotary": case.rotary, **given.sequence}
-        return mechanism.definition(floats["q"], floats["k"], floats["v"], extras, case.mask, **own)
+        with np.errstate(invalid="ignore"):  # of what stands in padding
+            q, k, v = (floats[name] for name in "qkv")
+            return mechanism.definition(q, k, v, extras, case.mask, **own)
 
     try:
         out = define(given.floats)
@@ -280,7 +282,9 @@ def compare(mechanism: Mechanism, case: Case, dtype: str, kernel: str) -> Findin
     errors = {"values": np.abs(out - want).max() / np.abs(want).max()}
     for name, (d, wanted) in slopes.items():
         got = _by_group(mechanism, case, name, product=gradients[name] * d)
-        usual = np.sqrt((wanted**2).mean())
+        # Along a random direction a derivative has the size of the gradient, on average.
+        size = _by_group(mechanism, case, name, product=gradients[name] ** 2)
+        usual = max(np.sqrt(np.mean(wanted**2)), np.sqrt(np.mean(size)))
         errors[f"gradient of {name}"] = np.abs(got - wanted).max() / (usual or 1.0)
     worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
     return Finding(float(errors[worst]), TOLERANCES[dtype], worst)

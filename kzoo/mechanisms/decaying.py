@@ -11,7 +11,7 @@ from kzoo.errors import InputError
 from kzoo.feature_maps import FeatureMap
 from kzoo.masks import Mask
 from kzoo.masks.orders import not_along_time
-from kzoo.mechanisms.base import Extras, HeadSizes
+from kzoo.mechanisms.base import Extras, HeadSizes, Mechanism
 from kzoo.mechanisms.linear import Linear
 from kzoo.typing import Tensor
 from kzoo.values import is_boolean, is_number
@@ -45,6 +45,10 @@ class Decaying(Linear):
 
     def make_gates(self, sizes: HeadSizes, extras: Extras) -> Tensor:
         """The logarithms of the decays, at most 0: float32 [batch or 1, time or 1, heads]."""
+        raise NotImplementedError
+
+    def define_gates(self, sizes: HeadSizes, extras: Extras) -> np.ndarray:
+        """`make_gates` in NumPy and float64."""
         raise NotImplementedError
 
     def check(self, heads: Iterable[Mask], *, bias: bool = False) -> None:
@@ -121,6 +125,29 @@ class Decaying(Linear):
         own |= {**self._options(extras, q), "log_decay": self._gates(extras, q, sequence)}
         return reference_attention(q, k, v, mask, **own, **sequence)
 
+    def definition(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        extras: Extras,
+        mask: Mask,
+        *,
+        rotary: bool = False,
+        **sequence: Any,
+    ) -> np.ndarray:
+        """Without a feature map; the oracle of this mechanism has none."""
+        if self.feature_map is not None:
+            return Mechanism.definition(self, q, k, v, extras, mask)
+        from kzoo.ops import oracle
+
+        cross = sequence.get("key_padding_mask") is not None
+        sizes = HeadSizes(q.shape[2], k.shape[2], q.shape[3])
+        own: dict[str, Any] = {"mechanism": "gated_linear", "normalize": False, "rotary": rotary}
+        own |= {"feature_map": None, "scale": self.scale}
+        own["log_decay"] = None if cross else self.define_gates(sizes, extras)
+        return oracle.attention(q, k, v, mask, **own, **sequence)[0]
+
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
         from kzoo.ops import dispatch
 
@@ -147,6 +174,9 @@ class Decaying(Linear):
                 f"an attention that was built for a second sequence has no gates, and {self.name} "
                 f"attention of one sequence needs them. Received: no {', '.join(sorted(missing))}"
             )
+        padding_mask = sequence.get("padding_mask")
+        if padding_mask is not None:  # where a projection may be no number, whose gradient is none
+            extras = extras._replace(projected=_shown(extras.projected, padding_mask))
         return self.make_gates(sizes, extras)
 
     def _step(self, extras, q):
@@ -154,3 +184,12 @@ class Decaying(Linear):
 
     def _scale(self, q):
         return q.shape[-1] ** -0.5 if self.scale is None else self.scale
+
+
+def _shown(projected, padding_mask):
+    """Projections [batch, time, size] with zeros at padding."""
+    from kzoo.load_keras import ops
+    from kzoo.ops.tensors import hide
+
+    real = ops.cast(padding_mask, "bool")[..., None]
+    return {name: hide(x, real) for name, x in projected.items()}

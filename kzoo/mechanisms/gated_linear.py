@@ -65,3 +65,9 @@ class GatedLinear(Decaying):
         if self.gate == "softplus":
             return gates.softplus_gates(logits, extras.variables)
         return ops.log_sigmoid(logits) / 16
+
+    def define_gates(self, sizes: HeadSizes, extras: Extras) -> np.ndarray:
+        logits = np.asarray(extras.projected["decay"], "float64")
+        if self.gate == "softplus":
+            return gates.define_softplus_gates(logits, extras.variables)
+        return -np.logaddexp(0, -logits) / 16

@@ -77,12 +77,20 @@ class Retention(Decaying):
         if self.log_decay == "learned":
             logit = ops.cast(extras.variables["decay_logit"], "float32")
             return ops.log_sigmoid(logit)[None, None]
-        heads = sizes.num_heads
+        return ops.convert_to_tensor(self._fixed(sizes.num_heads).astype("float32"))
+
+    def define_gates(self, sizes: HeadSizes, extras: Extras) -> np.ndarray:
+        if self.log_decay == "learned":
+            return -np.logaddexp(0, -np.asarray(extras.variables["decay_logit"]))[None, None]
+        return self._fixed(sizes.num_heads)
+
+    def _fixed(self, heads):
+        """The decays that are no variables: [1, 1, heads]."""
         schedules: Any = {"retnet": _retnet, "lightning": _lightning}
         fixed = self.log_decay
         if isinstance(fixed, str):
             fixed = schedules[fixed](heads)
-        return ops.convert_to_tensor(np.asarray(fixed, "float32")[None, None])
+        return np.asarray(fixed, "float64")[None, None]
 
 
 def _retnet(heads):

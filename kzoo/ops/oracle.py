@@ -130,11 +130,10 @@ def _sums_between(gates, padding_mask, batch, time):
     if padding_mask is not None:
         gates = np.where(np.asarray(padding_mask)[:, :, None] != 0, gates, 0)
     sums = np.zeros((batch, gates.shape[2], time, time))
+    gates = np.swapaxes(gates, 1, 2)
     for i in range(time):
-        for j in range(i - 1, -1, -1):
-            sums[:, :, i, j] = sums[:, :, i, j + 1] + gates[:, j + 1]
-        for j in range(i + 1, time):
-            sums[:, :, i, j] = sums[:, :, i, j - 1] + gates[:, j - 1]
+        sums[:, :, i, :i] = np.cumsum(gates[:, :, i:0:-1], axis=-1)[:, :, ::-1]
+        sums[:, :, i, i + 1 :] = np.cumsum(gates[:, :, i:-1], axis=-1)
     return sums
 
 
@@ -148,6 +147,7 @@ def delta(
     *,
     padding_mask=None,
     scale=None,
+    rotary=False,
     initial_state=None,
 ):
     """The delta rule: S ← exp(g) S, S ← S - β k (kᵀS) + β k vᵀ, out_i = scale Sᵀq_i, in turn.
@@ -163,6 +163,7 @@ def delta(
             tokens come in the order in which they see more and more.
         padding_mask: as in `Mask.dense`.
         scale: 1/√dim by default.
+        rotary: rotate q and k by the position within the document.
         initial_state: floats [batch, heads, dim, value_dim], S before each example's first
             document; 0 by default, as it is before every other.
 
@@ -176,6 +177,8 @@ def delta(
     q, k, v, beta = (np.asarray(x, "float64") for x in (q, k, v, beta))
     g = np.zeros(beta.shape) if log_decay is None else np.asarray(log_decay, "float64")
     batch, time, heads, dim = q.shape
+    if rotary:
+        q, k = (_rotated(x, _positions(padding_mask, time)) for x in (q, k))
     k, v = (np.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
     masks_of = {"num_heads": heads, "padding_mask": padding_mask}
     visible = np.asarray(masks.get(mask).dense(time, **masks_of))
