@@ -35,7 +35,7 @@ BELOW = {
     "objectives": LEAVES,
     "encoder": LEAVES | {"objectives"},
     "config": LEAVES | {"masks", "mechanisms", "mixers", "objectives", "attention_options"},
-    "data": LEAVES | {"masks", "objectives", "encoder", "config"},
+    "data": LEAVES | {"masks", "objectives", "encoder", "config", "compilation_cache"},
     "ops": LEAVES
     | {"load_keras", "sequence", "masks", "compilation_cache", "precision", "feature_maps"},
 }

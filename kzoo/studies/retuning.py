@@ -15,8 +15,8 @@ from kzoo.studies.tuning import trained_with
 log = logging.getLogger("kzoo")
 ASIDE_FILE = "tuning-before.jsonl"  # what `--retune` set aside
 # What a packed record has: of the run, and of its provenance.
-_PACKED = ("run", "arm", "data", "seed", "group", "measure", "status", "steps", "bits")
-_PACKED += ("learning_rate", "batch_size", "training", "config", "tuning")
+_PACKED: tuple[str, ...] = ("run", "arm", "data", "seed", "group", "measure", "status", "steps")
+_PACKED += ("bits", "learning_rate", "batch_size", "training", "config", "tuning")
 _OF_ORIGIN = ("commit", "dirty", "versions", "platform", "processor", "kernels", "started")
 _OF_DATA = ("sha256", "row_length", "train_rows", "valid_rows")
 
