@@ -98,6 +98,8 @@ NEEDED = [
     "huggingface_hub>=1.0",
     "jinja2>=3.1",
     "matplotlib>=3.9",
+    "altair>=6.0",
+    "vl-convert-python>=1.9",
     "pandas>=2.2",
     # What keras-hub needs besides, without TensorFlow
     "absl-py",

@@ -9,7 +9,7 @@ import functools
 import textwrap
 from typing import Any, Self
 
-from kzoo import masks, mechanisms, migrations, mixers, names, objectives
+from kzoo import attention_options, masks, mechanisms, migrations, mixers, names, objectives
 from kzoo.errors import InputError, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain
 from kzoo.vocabulary import VOCABULARY_SIZE
@@ -177,6 +177,29 @@ class BackboneConfig(Fields):
         "how attention is computed, a spec or object of `kzoo.mechanisms`.",
         "softmax",
     )
+    qk_norm: str = _field(
+        _one_of(attention_options.QK_NORMS),
+        "how each head of queries and keys is normalised: default (as the mechanism needs it), "
+        "none, l2 or rms, as in `kzoo.attention_options`.",
+        "default",
+    )
+    output_norm: bool = _field(
+        _boolean, "whether each head of an attention's output has an RMS norm.", False
+    )
+    output_gate: bool = _field(
+        _boolean, "whether an attention's output is multiplied by silu of a projection.", False
+    )
+    short_convolution: int = _field(
+        attention_options.taps,
+        "how many tokens a convolution of queries, keys and values over time takes, which follows "
+        "the mask; 0 for none.",
+        0,
+    )
+    short_convolution_activation: str = _field(
+        _one_of(attention_options.CONVOLUTION_ACTIVATIONS),
+        "after a short convolution: " + ", ".join(attention_options.CONVOLUTION_ACTIVATIONS) + ".",
+        "silu",
+    )
     identity_mix: float = _field(
         _number, "ε in (1-ε)A + εI, which the attention weights A become.", 0.0, below=1
     )
@@ -238,6 +261,8 @@ class BackboneConfig(Fields):
         """`InputError` unless the mechanism can follow the mask of a layer."""
         heads = mask.per_head(self.num_heads)
         self.mechanism.check(heads, bias=self.positions == "relative")
+        options = attention_options.AttentionOptions.of(self)
+        options.check(self.mechanism, heads, heads, self.kv_heads or self.num_heads)
 
     def _resolve_heads(self):
         heads, width = self.num_heads, self.hidden_dim

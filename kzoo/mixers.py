@@ -7,10 +7,12 @@ devices need no table of their own: a mixer of another kind is one class here an
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import ClassVar
 
 from kzoo import mechanisms, names
+from kzoo.attention_options import AttentionOptions
 from kzoo.masks import Mask
 from kzoo.mechanisms import HeadSizes, Mechanism
 
@@ -20,7 +22,8 @@ DATA, MODEL = "data", "model"  # the axes of a mesh of devices
 def sequence_mixer(config, cross=False):
     """The `Attention` of every block of a complete config; with `cross` that over the encoder."""
     heads = HeadSizes(config.num_heads, config.kv_heads, config.head_dim, cross)
-    return Attention(config.hidden_dim, heads, config.mechanism, config.use_bias)
+    options = AttentionOptions.of(config)
+    return Attention(config.hidden_dim, heads, config.mechanism, config.use_bias, options)
 
 
 def channel_mixer(config):
@@ -38,6 +41,7 @@ class Attention:
         heads: a `HeadSizes`.
         mechanism: a `Mechanism`.
         use_bias: whether projections have biases.
+        options: an `AttentionOptions`.
         sharding: the end of a variable's path, a regular expression, to the mesh axes of its
             dimensions; "data" where parameters are split over it too.
     """
@@ -46,11 +50,13 @@ class Attention:
     heads: HeadSizes
     mechanism: Mechanism
     use_bias: bool = True
+    options: AttentionOptions = AttentionOptions()
     # Queries, keys and values come out split by heads, so nothing is exchanged until the output
     # projection sums over them.
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {
-        r"(query|key|value)/kernel": (DATA, MODEL),
-        r"(query|key|value)/bias": (MODEL,),
+        r"(query|key|value|output_gate)/kernel": (DATA, MODEL),
+        r"(query|key|value|output_gate)/bias": (MODEL,),
+        r"(query|key|value)_convolution": (None, MODEL),
         r"(query|value)/lora_kernel_b": (None, MODEL),
         r"output_dense/kernel": (MODEL, DATA),
     }
@@ -61,6 +67,9 @@ class Attention:
         projected = (self.width + self.use_bias) * (query + 2 * key)
         output = (query + self.use_bias) * self.width
         own = self.mechanism.parameters(self.heads, self.width, self.use_bias)
+        shapes = self.options.shapes(self.heads, self.mechanism).values()
+        own += sum(math.prod(shape) for shape in shapes)
+        own += (self.width + self.use_bias) * query * self.options.output_gate
         return projected + output + own
 
     def flops(self, time: int, masks: Iterable[Mask]) -> dict[str, int]:
@@ -75,7 +84,8 @@ class Attention:
         """
         query, key = self._inner
         extra = sum(self.mechanism.projections(self.heads).values())
-        weights = self.width * (2 * query + 2 * key + extra)
+        weights = self.width * (2 * query + 2 * key + extra + query * self.options.output_gate)
+        weights += self.options.short_convolution * (query + 2 * key)
         attention = self.mechanism.flops(self.heads, masks, time)
         return {"matmul": 2 * weights * time, "attention": attention}
 

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from kzoo import migrations, objectives
-from kzoo.config import BackboneConfig, Config, HeadConfig, tokenizer_kind
+from kzoo.config import TOKENIZERS, BackboneConfig, Config, HeadConfig, tokenizer_kind
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json, whole_folder
+from kzoo.values import is_integer
 
 log = logging.getLogger("kzoo")
 TASK_FILE, CONFIG_FILE, WEIGHTS_FILE = "task.json", "config.json", "model.weights.h5"
@@ -96,7 +97,9 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
             config: a directory is loaded with the `dtype` and `remat` that are given here,
             whatever it was trained with. Quantised weights alone keep the dtypes that they were
             saved with.
-        **overrides: config fields that replace the preset's or the saved ones. What `save`
+        **overrides: config fields that replace the preset's or the saved ones. Of a preset
+            `tokenizer` can be the path of a `tokenizer.json` (`kzoo.data.train_tokenizer`), which
+            then gives `vocabulary_size`. What `save`
             wrote must fit the resulting model exactly. Other checkpoints must not lose a
             weight; what the model has besides gets initial values and is named in the log.
 
@@ -116,6 +119,7 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
     kind = _kind(name)
     tokenizer = head_dtype = None
     if kind == "preset":
+        tokenizer, overrides = _own_tokenizer(overrides)
         complete = config(name, **overrides)
     elif kind == "saved":
         complete = _resolved(_saved_config(Path(name)), overrides)
@@ -236,6 +240,23 @@ def build(
     return task(backbone, preprocessor, objective=config.objective, **head)
 
 
+def _own_tokenizer(overrides):
+    """The tokenizer whose path stands in overrides, if any, and the overrides with its size."""
+    path = overrides.get("tokenizer", "bytes")
+    if not isinstance(path, str | Path) or path in TOKENIZERS:
+        return None, overrides
+    from kzoo.models.tokenizer_file import read_file
+
+    tokenizer = read_file(path)
+    size = overrides.get("vocabulary_size", tokenizer.vocabulary.size)
+    if is_integer(size) and size < tokenizer.vocabulary.size:
+        raise InputError(
+            f"the tokenizer has {tokenizer.vocabulary.size} ids, and the model has as many or "
+            f"more. Received: vocabulary_size={size}"
+        )
+    return tokenizer, {**overrides, "tokenizer": "file", "vocabulary_size": size}
+
+
 def _undone():
     """Whether the compiler takes remat out again."""
     from kzoo.load_keras import keras
@@ -288,7 +309,7 @@ def _saved_config(directory):
     task = read_json(path)
     try:
         own = migrations.config(task["config"])
-        backbone = migrations.config(own["backbone"]["config"])
+        backbone = migrations.config(own["backbone"]["config"], complete=True)
         return {
             **{field: backbone[field] for field in BackboneConfig.field_names()},
             **{field: own[field] for field in (*HeadConfig.field_names(), "objective")},

@@ -1,7 +1,7 @@
 """README and guides as programs: their code blocks, and a process that runs them in order.
 
 A block is run unless an HTML comment directly before it says why not: `<!-- not run: why -->`.
-A block of JSON is written to the file that such a comment names: `<!-- file: my_study.json -->`.
+A block is written to the file that such a comment names: `<!-- file: my_study.json -->`.
 All documents run in one folder, each with names of its own. `python tests/guides.py DOCUMENT ...`
 does so, in the folder that it is started in.
 """
@@ -106,10 +106,10 @@ def cut(text):
 def run(block, namespace):
     """Run one block; an exception says what is wrong with it."""
     text = cut(block.text)
-    if block.language == "python":
-        exec(compile(text, str(block), "exec"), namespace)
-    elif block.language == "json":
+    if block.comment and block.comment[0] == "file":
         Path(block.comment[1]).write_text(text, encoding="utf-8")
+    elif block.language == "python":
+        exec(compile(text, str(block), "exec"), namespace)
     else:
         from kzoo.cli import main
 

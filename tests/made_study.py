@@ -8,6 +8,7 @@ import numpy as np
 from kzoo.config import count_parameters
 from kzoo.studies.hypotheses import hashes
 from kzoo.studies.study import Study, measure
+from kzoo.training.flops import count_flops
 
 ARMS = {
     "GPT": {"preset": "gpt_nano", "overrides": {"objective": "prefix_lm"}},
@@ -104,6 +105,8 @@ def _run(asked, source, label, arm, seed, rate=None):
             [int(step), float(bits)] for step, bits in zip(_points(asked), held_out, strict=True)
         ],
         **{"scored_tokens": 30989, "parameters": count_parameters(config)},
+        **{"tokens_seen": 900 * asked.steps, "tokens_scored": 600 * asked.steps},
+        **{"flops": 3 * sum(count_flops(config).values()) * asked.batch_size * asked.steps},
         **{"seconds": seconds, "tokens_per_second": 64 * 16 * asked.steps / seconds},
         **{"learning_rate": rate or 0.01, "batch_size": asked.batch_size},
         **{"config": config, "overrides": arm.overrides},

@@ -27,11 +27,19 @@ SMALL = {
 }
 TEXTS = [f"{i} and {i + 1} make {2 * i + 1}" for i in range(200)]
 PAIRS = [tuple(text.split(" make ")) for text in TEXTS]
-# By what runs in them: blockwise softmax with the cross-entropy in rows, chunked linear attention,
-# heads that differ and learn their features, a look at an encoder with a bias on the scores.
+# By what runs in them: blockwise softmax with the cross-entropy in rows, gated linear attention
+# and all that may stand around it, heads that differ and learn features, a look at an encoder with
+# a bias on the scores.
 MODELS = {
     "gpt": {"loss_tokens": 64},
-    "unilm": {"mechanism": "linear", "use_bias": False, "tie_embeddings": False},
+    "unilm": {
+        "mechanism": {"gated_linear": {"gate": "softplus"}},
+        "output_norm": True,
+        "output_gate": True,
+        "short_convolution": 3,
+        "use_bias": False,
+        "tie_embeddings": False,
+    },
     "bert_mixed_heads": {"mechanism": {"linear": {"feature_map": "hedgehog"}}, "use_bias": False},
     "t5_shared": {"loss_tokens": 64, "positions": "relative", "activation": "swiglu"},
 }

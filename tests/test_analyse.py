@@ -355,7 +355,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
     assert main([*command, "--examples=2", "--measures=spectrum,gradients"]) == 0
     said = capsys.readouterr().out
     assert "step 0, initial  0      bidirectional" in said
-    assert "3 files in runs/bert_nano-analysis: analysis.json, spectrum.csv" in said
+    assert "4 files in runs/bert_nano-analysis: analysis.json, spectrum.csv" in said
+    assert (tmp_path / "runs/bert_nano-analysis/spectrum.svg").read_text().startswith("<svg")
     for wrong, message in (
         (["--measures=spectra"], "unknown measure; did you mean 'spectrum'?"),
         (["--measures=reuse"], "generates no text"),

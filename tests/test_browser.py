@@ -55,6 +55,13 @@ const title = (chart) => all("g.role-axis-title text", chart).map((text) => text
   const means = () => [...table.tBodies[0].rows].map((row) => row.cells[1].textContent);
   button.click(); found.up = means(); found.sorted = button.closest("th").ariaSort;
   button.click(); found.down = means();
+  const point = all("g.mark-symbol path[opacity='0']", held)[1];  // seen once it is pointed at
+  const { left, top } = point.getBoundingClientRect();
+  const at = { clientX: left + 4, clientY: top + 4, bubbles: true };
+  point.dispatchEvent(new PointerEvent("pointerover", at));
+  point.dispatchEvent(new PointerEvent("pointermove", at));
+  await wait(200);
+  found.told = document.getElementById("vg-tooltip-element")?.textContent;
   found.requests = performance.getEntriesByType("resource").map((entry) => entry.name);
   found.heard = heard;
   const out = document.createElement("pre");
@@ -110,6 +117,10 @@ def test_every_figure_is_drawn_without_an_error_or_a_request(found):
 def test_arms_can_be_hidden_and_stay_so_on_another_axis(found):
     assert found["lines"] == [[3, 3], [2, 2], [2, 2], [3, 3]]
     assert found["title"] == "tokens seen"
+
+
+def test_a_point_is_told_under_the_pointer(found):
+    assert re.search(r"arm(UniLM|GPT linear|一个因果模型).*mean\d\.\d{4}least", found["told"])
 
 
 def test_the_table_sorts_by_a_column(found):

@@ -39,6 +39,17 @@ def test_list_names_every_preset(capsys):
     assert [line.split()[0] for line in lines[1:]] == presets.names()
 
 
+def test_list_names_every_mechanism_and_its_masks(capsys):
+    assert main(["list", "mechanisms"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    masks = lines[0][1:-1]
+    ours = {name: dict(zip(masks, follows, strict=False)) for name, *follows in lines[1:]}
+    assert {*ours} >= {"softmax", "linear", "retention", "gated_linear", "delta", "gated_delta"}
+    assert {*ours["softmax"].values()} == {"yes"}
+    refused = {name for name in masks if ours["retention"][name] == "no"}
+    assert refused == {"permuted", "custom"}
+
+
 def test_show_prints_the_config(capsys):
     assert main(["show", "unilm_base", "--set", "mechanism=linear", "--set", "num_layers=2"]) == 0
     out = capsys.readouterr().out

@@ -62,6 +62,8 @@ def test_no_two_variables_share_their_draws(reference):
         {"normalization": "rms_norm"},
         {"norm_placement": "post"},
         {"dropout": 0.1},
+        {"qk_norm": "rms", "output_norm": True, "output_gate": True, "short_convolution": 3},
+        {"mechanism": {"gated_linear": {"gate": "softplus"}}},
         {"max_sequence_length": 128},
     ],
     ids=str,

@@ -267,3 +267,23 @@ def test_what_computes_it():
 def test_of_no_tokens_the_state_is_zeros():
     out, state = delta_attention(Q[:, :0], Q[:, :0], Q[:, :0], BETA[:, :0], return_state=True)
     assert out.shape == (2, 0, HEADS, DIM) and not np.any(state["kv_state"])
+
+
+@pytest.mark.once
+def test_derivatives_past_the_first_are_those_of_the_plain_form():
+    import jax
+
+    arrays = {name: x for name, x in operands(6, batch=1).items() if name != "state"}
+    given = tuple(np.asarray(x, "float32") for x in arrays.values())
+
+    @jax.jit
+    def second(given):
+        def slopes(implementation):
+            run = ours([*arrays], "half_heads", None, implementation=implementation)
+            total = jax.grad(lambda given: (run(*given) ** 3).sum())
+            return jax.jvp(total, (given,), (given,))
+
+        return slopes("chunk_scan"), slopes("chunked")
+
+    for got, want in zip(*map(jax.tree.leaves, second(given)), strict=True):
+        np.testing.assert_allclose(got, want, atol=1e-4)

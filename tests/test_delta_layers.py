@@ -48,6 +48,9 @@ def test_a_layer_computes_the_rule_of_its_projections(name):
     given = unit(q), unit(k), v, 1 / (1 + np.exp(-own["beta"])), gate
     want, _ = oracle.delta(*given, "half_heads", padding_mask=PADDING)
     np.testing.assert_allclose(out, want, atol=2e-5)
+    given = q, k, v, mechanisms.Extras(own, own), layer.mask
+    defined = layer.mechanism.definition(*given, padding_mask=PADDING)
+    np.testing.assert_allclose(defined, want, atol=1e-5)
     real = np.where(PADDING[..., None, None] == 0, 0, np.repeat(v, 2, axis=2))
     np.testing.assert_allclose(np.einsum("bhij,bjhd->bihd", weights, real), out, atol=2e-6)
     hidden = np.asarray(masks.half_heads().dense(TIME, num_heads=HEADS, padding_mask=PADDING))

@@ -175,8 +175,9 @@ def test_losses_are_those_of_one_device(eight, family):
         mesh = {"model": sizes.get("model", 1)}
         mesh["data"] = 8 // mesh["model"]
         for path, found in run["parts"].items():
-            # Everything but vectors as wide as the hidden states, the positions' included.
-            expected = mesh["model"] if not re.search(r"norm/|output_dense/bias", path) else 1
+            # Everything but vectors as wide as hidden states or one head, the positions' included.
+            whole = re.search(r"norm/|_norm$|output_dense/bias", path)
+            expected = 1 if whole else mesh["model"]
             matrix = re.search(r"(kernel|embeddings)$", path) and "relative" not in path
             expected *= mesh["data"] if sizes.get("fsdp") and matrix else 1
             assert found == [expected] * 2, (how, path)  # the variable, and AdamW's momentum

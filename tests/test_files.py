@@ -221,7 +221,7 @@ def test_a_record_is_written_whole_or_not(full):
         )
     )
     line = {"run": "r", "data": "d", "arm": "a", "seed": 0}
-    append(full, line)
+    line = append(full, line)
     before = everything(full)
     with pytest.raises(OSError, match="No space left"):
         append(full, {**line, "run": "s", "more": "x" * 100_000})

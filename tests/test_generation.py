@@ -111,6 +111,7 @@ MODELS = [
         marks=pytest.mark.torch,
     ),
 ]
+AROUND = {"qk_norm": "rms", "output_norm": True, "output_gate": True, "short_convolution": 3}
 RELATIVE = {"positions": "relative", "relative_buckets": 8, "relative_distance": 12}
 OPTIONS = [
     ("unilm", {"mask": {"layers": ["causal", "prefix"]}, "kv_heads": 1, "identity_mix": 0.3}),
@@ -180,7 +181,7 @@ def test_a_mask_token_predicts_the_token_at_its_position(mechanism):
     "family, overrides",
     [
         once("t5", {"positions": "learned"}),
-        once("t5_mixed_encoder", {"mechanism": "gated_linear"}),
+        once("t5_mixed_encoder", {"mechanism": "gated_linear", **AROUND}),
         ("t5_mixed_encoder", {"mechanism": "linear", "kv_heads": 1}),
         ("t5_shared", {**RELATIVE, "draw": 1}),
     ],
@@ -232,11 +233,13 @@ def test_it_equals_a_pass_for_every_token(gpt):
         ("gpt", {"gated_linear": {"gate": "softplus"}}),
         ("unilm", {"retention": {"log_decay": "learned"}}),
         ("unilm", {"gated_linear": {"feature_map": "elu1", "normalize": True}}),
+        ("unilm", "options"),
     ],
     ids=str,
 )
 def test_extending_in_parts_equals_one_pass(family, mechanism):
-    model = load(family, mechanism=mechanism)
+    overrides = {"mechanism": mechanism} if mechanism != "options" else AROUND
+    model = load(family, **overrides)
     start, source_end, time = np.array([0, 4]), np.array([8, 8]), 16
     ids = np.random.default_rng(0).integers(256, size=(2, time)).astype("int32")
     column = np.arange(time)

@@ -34,14 +34,15 @@ BELOW = {
     "feature_maps": LEAVES | {"load_keras", "precision", "sequence"},
     "objectives": LEAVES,
     "encoder": LEAVES | {"objectives"},
-    "config": LEAVES | {"masks", "mechanisms", "mixers", "objectives"},
-    "data": LEAVES | {"masks", "objectives", "encoder", "config"},
+    "config": LEAVES | {"masks", "mechanisms", "mixers", "objectives", "attention_options"},
+    "data": LEAVES | {"masks", "objectives", "encoder", "config", "compilation_cache"},
     "ops": LEAVES
     | {"load_keras", "sequence", "masks", "compilation_cache", "precision", "feature_maps"},
 }
 BELOW["mechanisms"] = BELOW["ops"] | {"ops"}
-BELOW["mixers"] = LEAVES | {"masks", "mechanisms"}
-BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms"}
+BELOW["attention_options"] = LEAVES | {"masks"}
+BELOW["mixers"] = LEAVES | {"masks", "mechanisms", "attention_options"}
+BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms", "attention_options"}
 BELOW["models"] = BELOW["layers"] | {"layers", "mixers", "objectives", "encoder", "config"}
 BELOW["models"] |= {"load_keras_hub", "backend", "learning_rate"}
 BELOW["convert"] = BELOW["models"] | {"models"}
@@ -58,7 +59,7 @@ KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 LIGHT = (
     *sorted(LEAVES),
     *("backend", "learning_rate", "precision", "masks", "feature_maps", "mechanisms", "mixers"),
-    *("objectives", "encoder", "config", "data", "presets", "cli"),
+    *("objectives", "encoder", "attention_options", "config", "data", "presets", "cli"),
 )
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -96,6 +97,11 @@ def test_a_study_without_a_protocol_stays_as_it_was_saved():
         ({"tuning": {**TUNING, "arms": ["GPT"]}}, "arms of tuning are a JSON object"),
         ({"budget": "tokens"}, "unknown budget; did you mean 'scored_tokens'?"),
         ({"budget": ["steps"]}, "unknown budget"),
+        ({"tuning": {**TUNING, "records": 3}}, "records of tuning is the name of a file"),
+        ({"tuning": {**TUNING, "grid": {"optimizer": ["muon", "muon"]}}}, "has distinct values"),
+        ({"tuning": {**TUNING, "grid": {"optimizer": ["muon", "sgd"]}}}, "Valid: adamw, muon"),
+        ({"tuning": {**TUNING, "grid": {"warmup": [0, 1]}}}, "from 0 up to 1"),
+        ({"metrics": []}, "metrics are a list"),
         ({"imports": ["no such module"]}, "names of Python modules"),
         ({"imports": ["no_such_module"]}, "No module named 'no_such_module'"),
         ({"imports": [1]}, "names of Python modules"),
@@ -106,6 +112,13 @@ def test_what_a_protocol_refuses(changes, message):
         Study.from_dict({**STUDY, **changes})
     assert message in str(error.value) and "Received" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_the_study_of_verdicts_in_examples_is_one():
+    study = Study.from_json(Path(__file__).parents[1] / "examples/studies/quick_verdicts.json")
+    assert len(study.seeds) == 6 and len(study.tuning.seeds) == 5
+    assert {hypothesis.question for hypothesis in study.hypotheses} == {"Q1", "Q4", "Q5", "copying"}
+    assert all("learning_rate" not in arm.training for arm in study.arms.values())
 
 
 def test_looks_are_at_hypotheses():

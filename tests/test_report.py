@@ -218,7 +218,7 @@ def panels(figure):
         found[panel["title"]] = (
             dict(zip(arms, colours, strict=True)),
             dict(zip(arms, line["strokeDash"]["scale"]["range"], strict=True)),
-            [row["name"] for text in texts for row in spec["datasets"][text["data"]["name"]]],
+            [row["name"] for row in spec["datasets"][texts[0]["data"]["name"]]] if texts else [],
         )
     return found
 

@@ -7,7 +7,7 @@ import pytest
 from kzoo.errors import InputError
 from kzoo.studies import Study, control, programs, tuning
 from kzoo.studies.metrics import example_losses
-from kzoo.studies.runner import Trainer
+from kzoo.studies.runner import Trainer, _grouped, jobs_left
 
 SMALL = {
     "num_layers": 1,
@@ -85,6 +85,16 @@ def test_rates_and_seeds_share_one_program(tmp_path):
     bits = losses[:, 0].sum() / np.log(2) / scored_bytes
     assert bits == pytest.approx(again["bits"], rel=1e-4)
     programs.forget()
+
+
+def test_processes_take_the_runs_of_a_program_together():
+    grid = {"seeds": [7, 8], "grid": {"learning_rate": [0.001, 0.01, 0.1]}}
+    asked = tuning.asked(study(tuning=grid), [])
+    jobs = jobs_left(asked, {})
+    (softmax,), (linear,) = _grouped(asked, jobs, 2)
+    assert len(softmax) == len(linear) == 3 and softmax + linear == jobs
+    assert len(_grouped(asked, jobs, 4)) == 4
+    assert sum((group for (group,) in _grouped(asked, jobs[:3], 8)), []) == jobs[:3]
 
 
 def test_arms_are_compared_at_step_0(monkeypatch):

@@ -1,9 +1,14 @@
 """Studies with hypotheses, from their files to their verdicts; mostly on made-up records."""
 
 import hashlib
+import importlib.util
 import json
 import math
+import shutil
+import subprocess
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +22,9 @@ from kzoo.studies.evidence import arm_facts, draw
 from kzoo.studies.metrics import METRICS
 from kzoo.studies.notebook import Results
 from kzoo.studies.prediction import Prediction
+from kzoo.studies.provenance import built_from
 from kzoo.studies.records import read, read_tuning
+from kzoo.studies.retuning import pack
 from kzoo.studies.tuning import losses_by_rate
 
 SMALL = {
@@ -91,6 +98,7 @@ class Made:
                 "dirty": None,
                 "versions": {},
                 "kernels": [],
+                "processor": "EPYC",
                 "started": "2026",
             },
             **self.changes,
@@ -145,7 +153,9 @@ def test_seeds_can_be_added_which_is_said(made, tmp_path):
     assert len(records) == 12 and len(Made.made) == 12
     (sentence,) = said(tmp_path)
     assert "6 paired seeds" in sentence and "Post hoc" not in sentence
-    assert "Seeds were added after verdicts at 5 seeds, a look that the interval" in sentence
+    assert "99.167% interval" in sentence  # a sixth of 5% for the sixth seed
+    assert "added after verdicts at 5 seeds, which counts as a look: the interval is" in sentence
+    assert "the error of all together up to 5.8%." in sentence
     for other in (study(), study(seeds=[1, 2, 3, 4, 5, 6]), study(seeds=6, hypotheses=[EQUAL])):
         with pytest.raises(InputError, match="holds another study"):
             go(other, tmp_path)
@@ -288,6 +298,8 @@ def test_arms_without_a_common_rate_take_their_own_and_grids_widen(made, tmp_pat
     made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.09]))
     records = go(Study.from_dict(TUNED), tmp_path)
     assert rates(records) == {"softmax": 0.01, "linear": 0.09}
+    count = len(Made.made)
+    assert go(Study.from_dict(TUNED), tmp_path) == records and len(Made.made) == count
     choice = records[-1]["rate_chosen"]
     assert choice["grid"] == [0.003, 0.01, 0.03, 0.09, 0.27]
     assert choice["widened"] == 2 and not choice["at_edge"] and not choice["shared"]
@@ -333,6 +345,7 @@ def test_arms_that_diverge_at_every_rate_do_not_share_one():
         ),
         ({"excluded": {"synthetic:copy/linear/9": "why"}}, "did you mean 'synthetic:copy/linear/"),
         ({"excluded": {"synthetic:copy/linear/1": ""}}, "names of runs and reasons"),
+        ({"metrics": ["acc"]}, "unknown metric; did you mean 'accuracy'"),
         ({"failed_runs": "ignored"}, "unknown failed_runs"),
     ],
 )
@@ -371,11 +384,13 @@ def test_other_fields_are_tuned_beside_the_rate(made, tmp_path):
     )
 
 
-def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("logging.Logger.propagate", True, raising=False)
+def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, monkeypatch):
     made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
     go(Study.from_dict(TUNED), tmp_path / "first")
-    (tmp_path / "first" / "tuning.jsonl").rename(tmp_path / "mine.jsonl")
+    assert pack(tmp_path / "first", tmp_path / "mine.jsonl") == 12
+    with pytest.raises(InputError, match="is there already"):
+        pack(tmp_path / "first", tmp_path / "mine.jsonl")
+    assert "train_loss" not in (tmp_path / "mine.jsonl").read_text()
     (tmp_path / "study.json").write_text(
         json.dumps({**TUNED, "tuning": {**TUNED["tuning"], "records": "mine.jsonl"}})
     )
@@ -384,7 +399,9 @@ def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, caplog, 
     records = go(asked, tmp_path / "second")
     assert len(Made.made) == len(records) == 10 and rates(records)["linear"] == 0.01
     assert all(run["reused_from"] == "mine.jsonl" for run in read_tuning(tmp_path / "second"))
-    assert "Post hoc" not in said(tmp_path / "second")[0]
+    (sentence,) = said(tmp_path / "second")
+    assert "The runs that chose them were made before, on EPYC (mine.jsonl)." in sentence
+    assert "Post hoc" not in sentence
     assert go(asked, tmp_path / "second") == records
     # Other data: all of them are made anew.
     changed = Splits(DATA.train, DATA.valid, {"sha256": "cd"})
@@ -485,6 +502,8 @@ def test_a_run_is_excluded_by_name_with_a_reason(made, tmp_path):
     go(study(seeds=6, excluded=excluded), tmp_path / "new")
     assert (True, 2) not in Made.made and len(Made.made) == 11
     assert "5 paired seeds" in said(tmp_path / "new")[0]
+    page = report(tmp_path / "new").read_text()
+    assert "its machine failed" in page and "study is incomplete" not in page
 
 
 def test_failed_runs_may_be_left_out(made, tmp_path):
@@ -536,7 +555,7 @@ def test_an_edited_record_is_detected(made, tmp_path):
 def test_metrics_are_told_from_records():
     record = {"held_out": [[100, 3.0], [200, 2.0], [300, 1.8]], "bits": 1.8}
     metric = METRICS.get({"steps_to": {"bits": 2.5}})
-    assert metric.value(record) == 150 and metric.unit == "steps to 2.5 bits"
+    assert metric.value(record) == 150 and metric.about == "steps to 2.5 bits"
     assert METRICS.get({"steps_to": {"bits": 4}}).value(record) == 100
     assert METRICS.get({"steps_to": {"bits": 1}}).value(record) is None
     assert METRICS.get("area_under_curve").value(record) == pytest.approx(2.2)
@@ -550,6 +569,43 @@ def test_metrics_are_told_from_records():
     (verdict,) = draw(asked.to_dict(), runs)
     assert "linear against softmax in steps to 1 bits" in str(verdict)
     assert "seeds 0, 1, 2, 3, 4 of linear have no steps to 1 bits" in str(verdict)
+
+
+def test_a_wheel_says_its_commit(tmp_path, monkeypatch):
+    (tmp_path / "_build.json").write_text('{"commit": "abc", "dirty": false}')
+    assert built_from(tmp_path / "_build.json") == {"commit": "abc", "dirty": False}
+    assert built_from(tmp_path / "none") == {"commit": None, "dirty": None}
+    interface = types.ModuleType("hatchling.builders.hooks.plugin.interface")
+    interface.BuildHookInterface = object
+    monkeypatch.setitem(sys.modules, interface.__name__, interface)
+    for name in ("hatchling", "hatchling.builders", "hatchling.builders.hooks"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    plugin = types.ModuleType("hatchling.builders.hooks.plugin")
+    monkeypatch.setitem(sys.modules, plugin.__name__, plugin)
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("build_commit", root / "build_commit.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    hook = module.CommitHook()
+    hook.root, data = str(root), {"force_include": {}}
+    hook.initialize("standard", data)
+    if shutil.which("git") is None or not (root / ".git").exists():
+        assert data == {"force_include": {}}
+        return
+    ((written, place),) = data["force_include"].items()
+    head = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True)
+    assert place == "kzoo/_build.json"
+    assert built_from(written)["commit"] == head.stdout.strip()
+    shutil.rmtree(Path(written).parent)
+
+
+def test_the_page_shows_verdicts_on_every_metric(made, tmp_path):
+    made.setattr(Made, "changes", {"held_out": [[1, 5.0], [2, 3.0]]})
+    metrics = [{"steps_to": {"bits": 4}}, "area_under_curve", "bits"]
+    asked = [{**DIFFERENCE, "name": f"M{i}", "metric": each} for i, each in enumerate(metrics)]
+    go(study(evaluations=2, hypotheses=asked), tmp_path)
+    page = report(tmp_path).read_text()
+    assert "linear against softmax in steps to 4 bits" in page and "in area under curve" in page
 
 
 def test_a_plan_tells_what_seeds_detect(made, tmp_path):

@@ -1,6 +1,7 @@
 """Time and memory of attention, forward and backward, by length, beside Keras and torch."""
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -26,7 +27,9 @@ from kzoo.bench.measure import (
     ratio,
 )
 from kzoo.errors import unknown
+from kzoo.mechanisms.gates import softplus_gates
 from kzoo.ops.context import here
+from kzoo.ops.delta import CHUNK
 from kzoo.ops.dispatch import Spec
 from kzoo.ops.linear import choose_chunk
 
@@ -40,7 +43,7 @@ class Work(NamedTuple):
     """What a contestant computes.
 
     Attributes:
-        mechanism: `"linear"` or `"softmax"`.
+        mechanism: the name of a mechanism.
         mask: a mask spec.
         implementation: of kzoo's attention; None for other libraries.
     """
@@ -56,11 +59,16 @@ CONTESTANTS = {
     "linear_prefix": Work("linear", "prefix"),
     "linear_half_heads": Work("linear", "half_heads"),
     "linear_bidirectional": Work("linear", "bidirectional"),
+    "delta_causal": Work("delta", "causal"),
+    "gated_delta_causal": Work("gated_delta", "causal"),
+    "gated_delta_half_heads": Work("gated_delta", "half_heads"),
     "softmax_causal": Work("softmax", "causal"),
     "softmax_dense": Work("softmax", "causal", "dense"),
     "keras_attention": Work("softmax", "causal", None),
     "torch_sdpa": Work("softmax", "causal", None),
+    "keras_hub_gated_delta": Work("gated_delta", "causal", None),
 }
+PEER_CHUNK, PEER_LENGTH = 64, 4096  # tokens of a chunk of keras-hub's; above, it compiles too long
 
 
 class Size(NamedTuple):
@@ -84,10 +92,11 @@ def bench_attention(
 ):
     """Time attention forward and backward, for random q, k, v and a random cotangent.
 
-    Contestants: kzoo's linear attention under five masks (the source of prefix is the first half)
-    and its softmax attention, with the kernel that "auto" chooses and dense;
+    Contestants: kzoo's linear attention under five masks (the source of prefix is the first half),
+    its delta rule, and its softmax attention, with the kernel that "auto" chooses and dense;
     `keras.ops.dot_product_attention`, the core of `keras.layers.MultiHeadAttention`; torch's
-    `scaled_dot_product_attention`. All return output and gradients. They take turns, after one
+    `scaled_dot_product_attention`; keras-hub's chunked gated delta rule. All return output and
+    gradients, of gates too. They take turns, after one
     call each that is not counted.
 
     A contestant is skipped, with the reason, if one call is expected to take more than 20 s (by
@@ -160,8 +169,15 @@ def multiply_adds(work, size):
     and q · state; k vᵀ again, and the gradients of q, k, v and state. Bidirectional attention is
     one sum without chunks, which is not computed again: 6 · dim² for each token. Prefix counts
     the source as bidirectional and the rest as causal.
+
+    The delta rule, in chunks of c = `kzoo.ops.delta.CHUNK`, has for each token four products inside
+    chunks, c · dim, and three with the state, dim². The backward pass computes three and one of
+    them again, and two gradients for each. The inverse of a chunk doubles its blocks log2(c / 2)
+    times, by two products of c².
     """
     tokens, dim = size.batch * size.heads * size.time, size.dim
+    if "delta" in work.mechanism:
+        return tokens * (15 * CHUNK * dim + 10 * dim**2 + 2 * int(math.log2(CHUNK / 2)) * CHUNK**2)
     if not _has_state(work, size):
         return tokens * (size.time + 1) // 2 * 7 * dim
     chunked = 7 * min(choose_chunk(dim, dim), size.time) * dim + 7 * dim**2
@@ -193,7 +209,9 @@ def _entry(name, work, size, dtype, tensors, known):
                 raise Skip(f"one call would take about {expected:.0f} s")
         if name == "torch_sdpa":
             return _torch(size, dtype, tensors)
-        return _compiled(_function(work), tensors)
+        if name == "keras_hub_gated_delta":
+            return _compiled(_keras_hub(work, size), tensors, _gates(work, size, dtype))
+        return _compiled(_function(work, size), tensors, _gates(work, size, dtype))
 
     return prepare
 
@@ -206,22 +224,60 @@ def _kernel(work, size):
     return mechanisms.get(work.mechanism).kernel(spec, work.implementation)
 
 
-def _function(work):
-    def attend(q, k, v, source):
+def _function(work, size):
+    mechanism, mask = mechanisms.get(work.mechanism), masks.get(work.mask)
+    variables = mechanism.variables(_heads(size))
+
+    def attend(q, k, v, gates, source):
         if work.implementation is None:
             return keras.ops.dot_product_attention(q, k, v, is_causal=True)
-        mechanism, mask = mechanisms.get(work.mechanism), masks.get(work.mask)
         own = {"source_mask": source if mask.needs_source else None}
         own |= {"implementation": work.implementation}
-        return mechanism.attend(q, k, v, mechanisms.Extras(), mask, **own)
+        return mechanism.attend(q, k, v, mechanisms.Extras(gates, variables), mask, **own)
 
     return attend
 
 
+def _keras_hub(work, size):
+    """keras-hub's function of the same tensors: it normalises q and k too."""
+    if size.time % PEER_CHUNK or size.time > PEER_LENGTH:
+        raise Skip(
+            f"keras-hub's takes chunks of {PEER_CHUNK} tokens, and compiles for minutes beyond "
+            f"{PEER_LENGTH}, since its loop over them is unrolled"
+        )
+    try:
+        from keras_hub.src.models.qwen3_5 import qwen3_5_gated_delta_net as peer
+    except ImportError as error:
+        raise Skip("the installed keras-hub has no gated delta rule") from error
+    variables = mechanisms.get(work.mechanism).variables(_heads(size))
+
+    def attend(q, k, v, gates, source):
+        log_decay = softplus_gates(gates["decay"], variables)
+        beta = keras.ops.sigmoid(gates["beta"])
+        return peer._chunk_gated_delta_rule(q, k, v, log_decay, beta)[0]
+
+    return attend
+
+
+def _heads(size):
+    return mechanisms.HeadSizes(size.heads, size.heads, size.dim)
+
+
+def _gates(work, size, dtype):
+    """What the mechanism projects tokens to besides, at random, by name."""
+    import jax.numpy as jnp
+
+    random = np.random.default_rng(1)
+    projections = mechanisms.get(work.mechanism).projections(_heads(size))
+    return {
+        name: jnp.asarray(random.normal(size=(size.batch, size.time, width)), dtype)
+        for name, width in projections.items()
+    }
+
+
 def _has_state(work, size):
     """Whether the mechanism has a state, so that its time is linear in the length."""
-    heads = mechanisms.HeadSizes(size.heads, size.heads, size.dim)
-    return mechanisms.get(work.mechanism).state_shape(heads) is not None
+    return mechanisms.get(work.mechanism).state_shape(_heads(size)) is not None
 
 
 def _random_inputs(size, dtype):
@@ -234,12 +290,14 @@ def _random_inputs(size, dtype):
     return *tensors, jnp.asarray(np.tile(source, (size.batch, 1)), "int32")
 
 
-def _compiled(attend, tensors):
+def _compiled(attend, tensors, gates):
     import jax
 
-    def both(q, k, v, cotangent, source):
-        out, pull = jax.vjp(lambda q, k, v: attend(q, k, v, source), q, k, v)
+    def both(q, k, v, cotangent, source, gates):
+        out, pull = jax.vjp(lambda *floats: attend(*floats, source), q, k, v, gates)
         return out, pull(cotangent)
+
+    tensors = *tensors, gates
 
     begin = time.perf_counter()
     program = jax.jit(both).lower(*tensors).compile()

@@ -37,6 +37,7 @@ ARMS = {
     "softmax_prefix": Arm("unilm", "softmax"),
     "linear_causal": Arm("gpt", "linear"),
     "linear_prefix": Arm("unilm", "linear"),
+    "gated_delta_causal": Arm("gpt", "gated_delta"),
     "softmax_encoder_decoder": Arm("t5", "softmax"),
     "linear_encoder_decoder": Arm("t5", "linear"),
 }
@@ -75,7 +76,7 @@ def bench_generate(
         `ratio`, of the median to that at the shortest length. `turns` has a dict for each
         contestant and `turn`: `context` (tokens of its prompt), `reused` of them, and
         `median_seconds`, `iqr_seconds` and `seconds` to its first token. `bar` is the greatest
-        ratio that linear contestants may have.
+        ratio that contestants with a state of fixed size may have.
 
     Raises:
         InputError: for a number that is no positive integer, fewer than two lengths, or another

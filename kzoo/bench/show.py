@@ -104,7 +104,7 @@ def _generate(result):
         f"{_label(row)}: a step after {longest} tokens takes {row['ratio']:.2f} of one after "
         f"{shortest}, above the bar of {result['bar']}"
         for row in result["rows"]
-        if row["contestant"].startswith("linear") and row["ratio"] > result["bar"]
+        if not row["contestant"].startswith("softmax") and row["ratio"] > result["bar"]
     ]
     return [table, "", talk, *missed]
 

@@ -68,7 +68,7 @@ def add(commands):
         "--out",
         type=Path,
         metavar="DIR",
-        help="for JSON and CSV; default: MODEL/analysis, of a preset runs/MODEL-analysis",
+        help="for JSON, CSV and figures; default: MODEL/analysis, of a preset runs/MODEL-analysis",
     )
     add_overrides(analyse)
     add_running(analyse)
@@ -89,6 +89,8 @@ def _analyse(options):
     say_backend(options)
     sizes = {"examples": options.examples, "length": options.length}
     measures = options.measures.split(",")
+    from kzoo.studies import analysis_figures
+
     if study:
         from kzoo.studies.analysis import analyse_study
 
@@ -98,7 +100,7 @@ def _analyse(options):
 
         own = overrides(options.set)
         analysis = analyse(options.model, text, measures=measures, **sizes, **own)
-    files = [str(file) for file in analysis.save(out)]
+    files = [str(file) for file in [*analysis.save(out), *analysis_figures.save(analysis, out)]]
     if options.json:
         counts = {measure: len(found) for measure, found in analysis.records.items()}
         print_json({"model": options.model, "records": counts, "files": files})

@@ -95,11 +95,11 @@ def _compare(options):
     if options.dry_run:
         _plan(study, directory, options)
         return
-    if study.budget != "steps":
+    if study.budget != "steps" and not options.json:
         _print_plan_of_arms(study)
     how = {"minutes": options.minutes, "retune": options.retune, "ray": options.ray}
     records = run(study, directory, at_once=at_once, **how)
-    if not records:
+    if not records and not options.json:
         print(f"no run is finished yet; the same command goes on in {directory}")
         return
     page = report(directory)

@@ -1,5 +1,6 @@
 """kzoo list, kzoo show: presets from their JSON, without Keras."""
 
+import dataclasses
 import json
 import sys
 
@@ -11,7 +12,9 @@ WORDS = ("mask", "objective")
 
 
 def add(commands):
-    add_command(commands, "list", "list the presets: their sizes, masks and objectives", _list)
+    help = "list the presets: their sizes, masks and objectives; or the mechanisms and their masks"
+    listed = add_command(commands, "list", help, _list)
+    listed.add_argument("what", nargs="?", choices=("presets", "mechanisms"), default="presets")
     help = "print a preset's complete config, or draw its masks"
     show = add_command(commands, "show", help, _show)
     show.add_argument("preset", metavar="NAME", help="of a preset, or FILE.json:SIZE")
@@ -22,6 +25,41 @@ def add(commands):
 
 def _list(options):
     from rich.console import Console
+
+    table = _mechanisms() if options.what == "mechanisms" else _presets()
+    # A pipe has no width; do not wrap lines, so that `grep` finds whole ones.
+    console = Console(markup=False, width=None if sys.stdout.isatty() else 200)
+    console.print(table)
+
+
+def _mechanisms():
+    """The masks that each mechanism follows, and its fields."""
+    from rich.table import Table
+
+    from kzoo import masks, mechanisms
+
+    kinds = [masks.bidirectional(), masks.causal(), masks.reversed(), masks.prefix()]
+    kinds += [masks.block(16), masks.permuted(), masks.custom(max)]
+    table = Table(box=None, pad_edge=False)
+    names = (getattr(kind, "name", "custom") for kind in kinds)
+    for column in ("mechanism", *names, "fields"):
+        table.add_column(column, no_wrap=True)
+    for name in mechanisms.names():
+        cls = mechanisms.REGISTRY[name]
+        fields = ", ".join(field.name for field in dataclasses.fields(cls))
+        table.add_row(name, *(_follows(cls, kind) for kind in kinds), fields)
+    return table
+
+
+def _follows(cls, mask):
+    try:
+        cls().check([mask])
+    except (InputError, TypeError):  # or a mechanism of somebody's has fields without a default
+        return "no"
+    return "yes"
+
+
+def _presets():
     from rich.table import Table
 
     from kzoo import presets
@@ -37,9 +75,7 @@ def _list(options):
         sizes = (config[field] for field in ("num_layers", "hidden_dim", "max_sequence_length"))
         words = (config[f] if isinstance(config[f], str) else json.dumps(config[f]) for f in WORDS)
         table.add_row(name, f"{count_parameters(config):,}", *map(str, sizes), *words)
-    # A pipe has no width; do not wrap lines, so that `grep` finds whole ones.
-    console = Console(markup=False, width=None if sys.stdout.isatty() else 200)
-    console.print(table)
+    return table
 
 
 def _show(options):

@@ -8,11 +8,11 @@ import importlib
 
 from kzoo.data import sources, tasks
 
-_OF_PIPELINE = ("Splits", "load")
-__all__ = [*_OF_PIPELINE, "sources", "tasks"]
+_LATER = {"Splits": "pipeline", "load": "pipeline", "train_tokenizer": "tokenizer_training"}
+__all__ = [*_LATER, "sources", "tasks"]
 
 
 def __getattr__(name):
-    if name in _OF_PIPELINE:
-        return getattr(importlib.import_module("kzoo.data.pipeline"), name)
+    if name in _LATER:
+        return getattr(importlib.import_module(f"kzoo.data.{_LATER[name]}"), name)
     raise AttributeError(f"module 'kzoo.data' has no attribute {name!r}")

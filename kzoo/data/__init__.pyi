@@ -3,3 +3,4 @@ from kzoo.data import sources as sources
 from kzoo.data import tasks as tasks
 from kzoo.data.pipeline import Splits as Splits
 from kzoo.data.pipeline import load as load
+from kzoo.data.tokenizer_training import train_tokenizer as train_tokenizer

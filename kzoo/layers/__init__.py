@@ -1,22 +1,34 @@
 """Keras layers over `kzoo.ops`: attention, positions, feed-forward, block, embedding."""
 
 import kzoo.load_keras  # noqa: F401
-from kzoo.layers.attention import Attention, LinearAttention, SoftmaxAttention, kernels
+from kzoo.layers.attention import Attention, kernels
 from kzoo.layers.block import Block
 from kzoo.layers.embedding import SegmentEmbedding, TokenEmbedding
 from kzoo.layers.feed_forward import FeedForward
 from kzoo.layers.head import Head
 from kzoo.layers.initializers import SeededNormal, derive_seed
+from kzoo.layers.named import (
+    DeltaAttention,
+    GatedDeltaAttention,
+    GatedLinearAttention,
+    LinearAttention,
+    RetentionAttention,
+    SoftmaxAttention,
+)
 from kzoo.layers.positions import LearnedPositions, RelativeBias, SinusoidalPositions
 
 __all__ = [
     "Attention",
     "Block",
+    "DeltaAttention",
     "FeedForward",
+    "GatedDeltaAttention",
+    "GatedLinearAttention",
     "Head",
     "LearnedPositions",
     "LinearAttention",
     "RelativeBias",
+    "RetentionAttention",
     "SeededNormal",
     "SegmentEmbedding",
     "SinusoidalPositions",

@@ -8,13 +8,14 @@ import keras
 from keras import ops
 
 from kzoo import masks, mechanisms
+from kzoo.attention_options import AttentionOptions
 from kzoo.errors import InputError, unknown
+from kzoo.layers.attention_options import HasOptions, check_shapes
 from kzoo.layers.decoding import Decodes
 from kzoo.layers.initializers import by_token, dense
 from kzoo.layers.keras_arguments import counted, narrowed, refuse
 from kzoo.ops.context import here
 from kzoo.ops.dispatch import Spec
-from kzoo.ops.sharding import shard_batch
 from kzoo.typing import FeatureMapSpec, MaskSpec, MechanismSpec, Model, Shape, Stddev, Tensor
 from kzoo.values import is_count
 
@@ -22,7 +23,7 @@ MASKS_OF_KEYS = ("key_padding_mask", "value_mask", "key_mask")
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class Attention(Decodes, keras.layers.Layer):
+class Attention(Decodes, HasOptions, keras.layers.Layer):
     """Multi-head attention under any mask, of one sequence or over a second one.
 
     The layer has the projections, the options that every mechanism can have, and the output; the
@@ -49,6 +50,10 @@ class Attention(Decodes, keras.layers.Layer):
         use_bias: whether the projections have biases.
         stddev: of initial kernels, as in `kzoo.layers.initializers.dense`.
         shares: a built `Attention` whose projections and variables this one uses.
+        qk_norm, output_norm, output_gate, short_convolution, short_convolution_activation: as in
+            `kzoo.attention_options.AttentionOptions`.
+        query_order, key_order: of cross-attention with a short convolution, the masks that those of
+            queries, and of keys and values, follow; by default `mask`.
         seed: integer from which the initial values derive.
 
     Call arguments:
@@ -111,6 +116,13 @@ class Attention(Decodes, keras.layers.Layer):
         identity_mix: float = 0.0,
         use_bias: bool = True,
         stddev: Stddev = None,
+        qk_norm: str = "default",
+        output_norm: bool = False,
+        output_gate: bool = False,
+        short_convolution: int = 0,
+        short_convolution_activation: str = "silu",
+        query_order: MaskSpec | None = None,
+        key_order: MaskSpec | None = None,
         shares: Any = None,
         seed: int = 0,
         **kwargs: Any,
@@ -122,6 +134,17 @@ class Attention(Decodes, keras.layers.Layer):
         self.sizes = mechanisms.HeadSizes(num_heads, kv_heads, head_dim)
         self.mask = masks.get(mask)
         self.mechanism.check(self.mask.per_head(num_heads), bias=relative)
+        self.query_order, self.key_order = (
+            None if order is None else masks.get(order) for order in (query_order, key_order)
+        )
+        self.options = AttentionOptions(
+            qk_norm, output_norm, output_gate, short_convolution, short_convolution_activation
+        )
+        queries, keys = (
+            (self.mask if order is None else order).per_head(num_heads)
+            for order in (self.query_order, self.key_order)
+        )
+        self.options.check(self.mechanism, queries, keys, kv_heads)
         self.num_heads = num_heads
         self.head_dim = head_dim
         self.kv_heads = kv_heads
@@ -161,6 +184,7 @@ class Attention(Decodes, keras.layers.Layer):
             name: project(key_width, size, name)
             for name, size in self.mechanism.projections(self.sizes).items()
         }
+        self._build_options(project, width)
         self.extra_variables = {
             name: self.add_weight(
                 name=name,
@@ -185,7 +209,7 @@ class Attention(Decodes, keras.layers.Layer):
     def compute_output_shape(
         self, query_shape: Shape, value_shape: Shape | None = None, key_shape: Shape | None = None
     ) -> Any:
-        _check_shapes(query_shape, value_shape, key_shape)
+        check_shapes(query_shape, value_shape, key_shape)
         return tuple(query_shape)
 
     def compute_output_spec(
@@ -252,15 +276,15 @@ class Attention(Decodes, keras.layers.Layer):
             arguments["mask"] = narrowed(self.mask, self.num_heads, self.mechanism, sizes, **hides)
         if return_attention_scores:
             x, weights = self._attend_with_weights(query, value, key, **arguments)
-            return self._output(x), ops.cast(weights, self.compute_dtype)
+            return self._output(x, query), ops.cast(weights, self.compute_dtype)
         if attention_mask is not None:
             arguments["implementation"] = "dense"  # others take a mask apart by positions
         states = {"initial_state": initial_state, "return_state": return_state}
         x = self.attend(query, value, key, **arguments, **states)
         if not return_state:
-            return self._output(x)
+            return self._output(x, query)
         x, state = x
-        return self._output(x), state
+        return self._output(x, query), state
 
     def attend(
         self,
@@ -275,8 +299,9 @@ class Attention(Decodes, keras.layers.Layer):
         Further arguments are those of `Mechanism.attend`; a `mask` stands in for the layer's own.
         """
         mask = self.mask if mask is None else mask
-        q, k, v, extras = self._project(query, value, key)
         kwargs = _two_sequences(value, kwargs)
+        padding = kwargs.get("padding_mask"), kwargs.get("key_padding_mask")
+        q, k, v, extras = self._project(query, value, key, mask, *padding)
         x = self.mechanism.attend(q, k, v, extras, mask, rotary=self.rotary, **kwargs)
         if not self.identity_mix:
             return x
@@ -325,13 +350,14 @@ class Attention(Decodes, keras.layers.Layer):
     def _attend_with_weights(self, query, value, key, mask=None, dtype=None, **kwargs):
         """`attend`, and the weights [batch, heads, query_time, key_time], densely."""
         mask = self.mask if mask is None else mask
-        q, k, v, extras = self._project(query, value, key)
+        kwargs = _two_sequences(value, kwargs)
+        padding = kwargs.get("padding_mask"), kwargs.get("key_padding_mask")
+        q, k, v, extras = self._project(query, value, key, mask, *padding)
         if dtype is not None:
             q, k, v = (ops.cast(x, dtype) for x in (q, k, v))
             extras = mechanisms.Extras(
                 *({name: ops.cast(x, dtype) for name, x in group.items()} for group in extras)
             )
-        kwargs = _two_sequences(value, kwargs)
         x, weights = self.mechanism.attend_with_weights(
             q, k, v, extras, mask, rotary=self.rotary, **kwargs
         )
@@ -360,25 +386,17 @@ class Attention(Decodes, keras.layers.Layer):
                 "weights are of the keys of one call, and a state is of those before it too; ask "
                 "for one of them. Received: return_attention_scores=True with a state"
             )
+        if self.options.short_convolution:
+            raise InputError(
+                "a state has no place for the tokens before a short convolution; `decode` with a "
+                "cache has. Received: a state with "
+                f"short_convolution={self.options.short_convolution}"
+            )
         if self.mechanism.state_shape(self.sizes) is None:
             raise InputError(
                 "a state needs a mechanism that has one of fixed size, as mechanism='linear' has. "
                 f"Received: mechanism={self.mechanism.get_config()!r} with a state"
             )
-
-    def _project(self, query, value=None, key=None):
-        """q, k and v by heads, and what the mechanism has besides."""
-        _check_shapes(*(None if x is None else x.shape for x in (query, value, key)))
-        q = self._heads(by_token(self.query, query), self.num_heads)
-        return q, *self._project_keys(query if value is None else value, key)
-
-    def _project_keys(self, value, key=None):
-        key = value if key is None else key
-        return (
-            self._heads(by_token(self.key, key), self.kv_heads),
-            self._heads(by_token(self.value, value), self.kv_heads),
-            self._extras(key),
-        )
 
     def _extras(self, key=None):
         layers = {} if key is None else self.extra_projections
@@ -387,11 +405,6 @@ class Attention(Decodes, keras.layers.Layer):
 
     def _heads(self, x, heads):
         return ops.reshape(x, (*ops.shape(x)[:2], heads, self.head_dim))
-
-    def _output(self, x):
-        """What the heads gathered, [batch, time, heads, head_dim], projected."""
-        x = ops.reshape(x, (*ops.shape(x)[:2], self.num_heads * self.head_dim))
-        return shard_batch(by_token(self.output_dense, ops.cast(x, self.compute_dtype)))
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -406,6 +419,9 @@ class Attention(Decodes, keras.layers.Layer):
             "identity_mix": self.identity_mix,
             "use_bias": self.use_bias,
             "stddev": self.stddev,
+            **dataclasses.asdict(self.options),
+            "query_order": None if self.query_order is None else self.query_order.get_config(),
+            "key_order": None if self.key_order is None else self.key_order.get_config(),
             "seed": self.seed,
         }
 
@@ -419,7 +435,10 @@ class Attention(Decodes, keras.layers.Layer):
 
 
 # What a layer takes over from the one whose projections it shares.
-_SHARED = ("query", "key", "value", "output_dense", "extra_projections", "extra_variables")
+_SHARED = (
+    *("query", "key", "value", "output_dense", "extra_projections", "extra_variables"),
+    *("gate", "option_variables"),
+)
 
 
 def _check_heads(num_heads, head_dim, kv_heads, rotary):
@@ -441,53 +460,6 @@ def _two_sequences(value, call):
     if value is None or call.get("key_padding_mask") is not None:
         return call
     return {**call, "key_padding_mask": ops.ones((1, ops.shape(value)[1]), dtype="int32")}
-
-
-def _check_shapes(*shapes):
-    named = dict(zip(("query", "value", "key"), shapes, strict=False))
-    named = {name: tuple(shape) for name, shape in named.items() if shape is not None}
-    if any(len(shape) != 3 for shape in named.values()):
-        raise InputError(
-            "query, value and key have the shape [batch, time, width]; "
-            f"keras.layers.TimeDistributed takes one axis more. Received: {named}"
-        )
-
-
-class _OneMechanism(Attention):
-    def __init__(
-        self, num_heads: int, head_dim: int, mask: MaskSpec = "bidirectional", **kwargs: Any
-    ) -> None:
-        super().__init__(num_heads, head_dim, self.only, mask, **kwargs)
-
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        mechanism = config.pop("mechanism")
-        return config | (mechanism[self.only] if isinstance(mechanism, dict) else {})
-
-
-@keras.saving.register_keras_serializable(package="kzoo")
-class SoftmaxAttention(_OneMechanism):
-    """`Attention` with `mechanism="softmax"`: the same arguments and call.
-
-    Example:
-        >>> SoftmaxAttention(4, 16, mask="causal")(np.zeros((2, 10, 64))).shape
-        (2, 10, 64)
-    """
-
-    only = "softmax"
-
-
-@keras.saving.register_keras_serializable(package="kzoo")
-class LinearAttention(_OneMechanism):
-    """`Attention` with `mechanism="linear"`: the same arguments and call.
-
-    Example:
-        >>> layer = LinearAttention(4, 16, mask="causal", feature_map="relu")
-        >>> out, state = layer(first, return_state=True)
-        >>> out = layer(second, initial_state=state)
-    """
-
-    only = "linear"
 
 
 def kernels(model: Model, batch_shape: Mapping[str, Shape], platform: str) -> list[dict[str, Any]]:

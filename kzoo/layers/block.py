@@ -230,8 +230,10 @@ class Block(keras.layers.Layer):
             return x
 
         def cross_attend(x):
+            own = cache["cross_attention"]
             with keras.name_scope(self.cross_attention.name):
-                return self.cross_attention.cross_attend(x, cache["cross_attention"])
+                x, added["cross_attention"] = self.cross_attention.cross_attend(x, own, window)
+            return x
 
         return self.assemble(inputs, attend, cross_attend), {**cache, **added}
 

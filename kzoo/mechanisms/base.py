@@ -74,6 +74,7 @@ class Mechanism(Part):
         orders_only: whether it follows orders alone (`kzoo.masks.Order`), not any mask of pairs.
         takes_bias: whether a bias is added to scores of its own (relative positions).
         across: what is different over a second sequence, a sentence for the user; None for nothing.
+        own_qk_norm: the `qk_norm` that the mechanism has of itself and needs; None for none.
         exports_to_tensorflow: whether its program can be exported by the TensorFlow backend.
         sharding: of its variables and of the kernels and biases of its projections: the end of
             the path below the attention, a regular expression, to the mesh axes ("model", "data"
@@ -83,6 +84,7 @@ class Mechanism(Part):
     orders_only: ClassVar[bool] = False
     takes_bias: ClassVar[bool] = False
     across: ClassVar[str | None] = None
+    own_qk_norm: ClassVar[str | None] = None
     exports_to_tensorflow: ClassVar[bool] = True
     sharding: ClassVar[Mapping[str, tuple[str | None, ...]]] = {}
 

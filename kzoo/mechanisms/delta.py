@@ -11,7 +11,8 @@ import numpy as np
 from kzoo.errors import InputError
 from kzoo.masks import Mask
 from kzoo.masks.orders import not_one_way
-from kzoo.mechanisms.base import Extras, HeadSizes, Mechanism, masks_of, register
+from kzoo.mechanisms.base import Extras, HeadSizes, register
+from kzoo.mechanisms.stateful import Stateful
 from kzoo.typing import Tensor
 from kzoo.values import is_number
 
@@ -20,7 +21,7 @@ EPSILON = 1e-6  # added to the squared length of q and k
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Delta(Mechanism):
+class Delta(Stateful):
     """out_i = scale · Sᵀq_i where each token has S ← S - β k (kᵀS) + β k vᵀ, in linear time
     (arXiv:2406.06484, equation 1); under causal and reversed masks, by head and by layer too.
 
@@ -33,6 +34,7 @@ class Delta(Mechanism):
     scale: float | None = None
     name = "delta"
     orders_only = True
+    own_qk_norm = "l2"
     exports_to_tensorflow = False
     sharding = {"beta/kernel": ("data", "model"), "beta/bias": ("model",)}
 
@@ -135,6 +137,7 @@ class Delta(Mechanism):
         return oracle.delta(unit(q), unit(k), v, beta, decay, mask, scale=self.scale, **own)[0]
 
     def _define_log_decay(self, extras):
+        """The gates of `definition`, in NumPy; None where nothing decays."""
         return None
 
     def kernel(self, spec: Any, implementation: str = "auto") -> str:
@@ -142,55 +145,23 @@ class Delta(Mechanism):
 
         return dispatch.kernel_for("delta", spec, implementation)  # one with and without a decay
 
-    def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict[str, Tensor]:
-        """The state of no tokens, whose size does not depend on the time."""
-        from kzoo.load_keras import ops
-
-        shapes = self.state_shape(sizes) or {}
-        return {name: ops.zeros((batch, *shape), "float32") for name, shape in shapes.items()}
-
-    def decode(
+    def decode_token(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         extras: Extras,
-        mask: Mask,
         cache: Mapping[str, Tensor],
         window: Any,
-        *,
-        rotary: bool = False,
-        bias: Tensor | None = None,
+        rotary: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        from kzoo.load_keras import ops
-
-        queries = window.queries()
-        if window.size == 1:
-            return self._step(q, k, v, extras, cache, window, queries.position if rotary else None)
-        beginning = isinstance(window.index, int) and window.index == 0
-        return self.attend(
-            q,
-            k,
-            v,
-            extras,
-            mask,
-            rotary=rotary,
-            query_offset=0 if beginning else ops.maximum(window.index - window.start, 0),
-            initial_state=None if beginning else cache,
-            return_state=True,
-            **masks_of(queries, mask),
-        )
-
-    def _step(self, q, k, v, extras, cache, window, position):
-        """One token, which reads and does not write where the state holds it already."""
-
         from kzoo.ops.delta import delta_step
         from kzoo.ops.rotary import rotate
         from kzoo.ops.tensors import hide
 
         q, k, *gates = self._gated(q, k, extras, None)
-        if position is not None:
-            q, k = (rotate(x, position) for x in (q, k))
+        if rotary:
+            q, k = (rotate(x, window.queries().position) for x in (q, k))
         writes = window.writes()[:, None, None]
         beta, log_decay = (None if x is None else hide(x, writes) for x in gates)
         return delta_step(q, k, v, beta, log_decay, cache, self.scale)
@@ -231,4 +202,5 @@ class Delta(Mechanism):
         return unit(shown(q)), unit(shown(k)), beta, self._log_decay(projected, extras.variables)
 
     def _log_decay(self, projected, variables):
+        """The gates of a call, of tensors that are shown; None where nothing decays."""
         return None

@@ -12,10 +12,8 @@ from kzoo.mechanisms import gates
 from kzoo.mechanisms.base import HeadSizes, register
 from kzoo.mechanisms.delta import Delta
 
-# Of which the initial rates and time steps of heads are the quantiles, as those of Mamba-2 (Dao and
-# Gu 2024, arXiv:2405.21060) and of the authors' layer are drawn: evenly, and evenly in logarithms.
-MOST_RATE = 16.0
-TIME_STEPS = (0.001, 0.1)
+# The authors' layer draws rates from zero on (`GatedDeltaNet` of fla-org/flash-linear-attention).
+RATES = (0.0, 16.0)
 
 
 @register
@@ -42,16 +40,7 @@ class GatedDelta(Delta):
 
     def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:
         """`A_log` and `dt_bias`, one for each head."""
-        heads = sizes.num_heads
-        even = (np.arange(heads) + 0.5) / heads
-        low, high = np.log(TIME_STEPS)
-        # Time steps rise in another order than rates, so that no head has the least of both.
-        steps = np.exp(low + (high - low) * even[np.argsort(np.argsort(_bits_reversed(heads)))])
-        values = {
-            "A_log": np.log(MOST_RATE * even),
-            "dt_bias": steps + np.log(-np.expm1(-steps)),  # whose softplus they are
-        }
-        return {name: x.astype("float32") for name, x in values.items()}
+        return gates.softplus_variables(sizes.num_heads, RATES)
 
     def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
         """As without a decay, which is one product more for each entry of the state."""
@@ -59,16 +48,7 @@ class GatedDelta(Delta):
         return super().flops(sizes, heads, time) + len(heads) * time * sizes.head_dim**2
 
     def _log_decay(self, projected, variables):
-        from kzoo.load_keras import ops
-
-        rate, bias = (ops.cast(variables[name], "float32") for name in ("A_log", "dt_bias"))
-        return -ops.exp(rate) * ops.softplus(projected["decay"] + bias)
+        return gates.softplus_gates(projected["decay"], variables)
 
     def _define_log_decay(self, extras):
         return gates.define_softplus_gates(extras.projected["decay"], extras.variables)
-
-
-def _bits_reversed(count):
-    """Each integer below `count` with its bits in reverse order, which spreads neighbours."""
-    bits = max(1, (count - 1).bit_length())
-    return [int(f"{i:0{bits}b}"[::-1], 2) for i in range(count)]

@@ -9,17 +9,22 @@ RATES = (1.0, 16.0)
 TIME_STEPS = (0.001, 0.1)
 
 
-def softplus_variables(heads: int) -> dict[str, np.ndarray]:
+def softplus_variables(heads: int, rates: tuple[float, float] = RATES) -> dict[str, np.ndarray]:
     """The initial `A_log` and `dt_bias` of `softplus_gates`, one for each head.
 
     They are the quantiles of the distributions that the authors draw from, so that they are the
-    same for every seed; time steps rise in another order than rates.
+    same for every seed; time steps rise in another order than rates, so that no head has the least
+    of both.
+
+    Args:
+        heads: number of heads.
+        rates: the least and the most.
     """
     even = (np.arange(heads) + 0.5) / heads
     low, high = np.log(TIME_STEPS)
-    steps = np.exp(low + (high - low) * even[np.argsort(_bits_reversed(heads))])
+    steps = np.exp(low + (high - low) * even[np.argsort(np.argsort(_bits_reversed(heads)))])
     values = {
-        "A_log": np.log(RATES[0] + (RATES[1] - RATES[0]) * even),
+        "A_log": np.log(rates[0] + (rates[1] - rates[0]) * even),
         "dt_bias": steps + np.log(-np.expm1(-steps)),  # of which they are the softplus
     }
     return {name: x.astype("float32") for name, x in values.items()}
@@ -29,13 +34,13 @@ def softplus_gates(logits, variables):
     """-exp(A_log) · softplus(a + dt_bias), in float32.
 
     Args:
-        logits: a, floats [batch, time, heads].
+        logits: a, float32 [batch, time, heads].
         variables: `A_log` and `dt_bias`, floats [heads] each, by name.
     """
     from kzoo.load_keras import ops
 
     rate, bias = (ops.cast(variables[name], "float32") for name in ("A_log", "dt_bias"))
-    return -ops.exp(rate) * ops.softplus(ops.cast(logits, "float32") + bias)
+    return -ops.exp(rate) * ops.softplus(logits + bias)
 
 
 def define_softplus_gates(logits, variables):

@@ -10,13 +10,14 @@ import numpy as np
 from kzoo import feature_maps
 from kzoo.feature_maps import Elu1, FeatureMap
 from kzoo.masks import Mask
-from kzoo.mechanisms.base import Extras, HeadSizes, Mechanism, masks_of, register
+from kzoo.mechanisms.base import Extras, HeadSizes, register
+from kzoo.mechanisms.stateful import Stateful
 from kzoo.typing import Tensor
 
 
 @register
 @dataclasses.dataclass(frozen=True)
-class Linear(Mechanism):
+class Linear(Stateful):
     """out_i = Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j (equations 5 to 9),
     in linear time; under every order.
 
@@ -117,49 +118,23 @@ class Linear(Mechanism):
         features = self.feature_map.size(spec.dim)
         return super().kernel(dataclasses.replace(spec, features=features), implementation)
 
-    def init_cache(self, sizes: HeadSizes, batch: int, time: int, dtype: str) -> dict[str, Tensor]:
-        """The state of no keys, whose size does not depend on the time."""
-        from kzoo.load_keras import ops
-
-        shapes = self.state_shape(sizes) or {}
-        return {name: ops.zeros((batch, *shape), "float32") for name, shape in shapes.items()}
-
-    def decode(
+    def decode_token(
         self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
         extras: Extras,
-        mask: Mask,
         cache: Mapping[str, Tensor],
         window: Any,
-        *,
-        rotary: bool = False,
-        bias: Tensor | None = None,
+        rotary: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        from kzoo.load_keras import ops
         from kzoo.ops.decoding import linear_step
         from kzoo.ops.features import Features
 
-        queries = window.queries()
-        if window.size == 1:
-            features = Features(self.feature_map, rotary)
-            weights = self._map(extras, q)["feature_weights"]
-            step = weights, queries.position, window.writes(), cache
-            return linear_step(features, q, k, v, *step, **self._step(extras, q))
-        beginning = isinstance(window.index, int) and window.index == 0
-        return self.attend(
-            q,
-            k,
-            v,
-            extras,
-            mask,
-            rotary=rotary,
-            query_offset=0 if beginning else ops.maximum(window.index - window.start, 0),
-            initial_state=None if beginning else cache,
-            return_state=True,
-            **masks_of(queries, mask),
-        )
+        features = Features(self.feature_map, rotary)
+        weights = self._map(extras, q)["feature_weights"]
+        step = weights, window.queries().position, window.writes(), cache
+        return linear_step(features, q, k, v, *step, **self._step(extras, q))
 
     def init_cross_cache(
         self,

@@ -1,5 +1,6 @@
 """What backbones are made of: the embedding of tokens, and stacks of blocks."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -8,6 +9,7 @@ import keras_hub
 from keras import ops
 
 from kzoo import masks, migrations
+from kzoo.attention_options import AttentionOptions
 from kzoo.config import BackboneConfig, check_split
 from kzoo.errors import InputError
 from kzoo.layers import (
@@ -316,13 +318,14 @@ class Stack:
         shares=None,
     ):
         layers = masks.per_layer(mask, config.num_layers)
+        encoder = masks.per_layer(config.mask, config.num_layers)
         self.blocks = [
             _block(
                 config,
                 layer_mask,
                 f"{prefix}block_{i}",
                 dtype,
-                cross_attention=cross_attention,
+                cross_attention=encoder[i] if cross_attention else None,
                 shares=shares and shares.blocks[i],
                 remat=remat,
             )
@@ -370,8 +373,14 @@ class Stack:
 
 
 def _block(config, mask, name, dtype, *, cross_attention, shares, remat):
-    """One `Block` of a stack, made of the layers that a config describes."""
+    """One `Block` of a stack, made of the layers that a config describes.
+
+    `cross_attention` is the mask of the encoder's block beside it; None in a stack without.
+    """
     seed = derive_seed(config.seed, name)
+    orders = {}
+    if cross_attention is not None and config.short_convolution:
+        orders = {"query_order": mask, "key_order": cross_attention}
     stddev = stddevs(config.initialization, config.num_layers)
     common = {"use_bias": config.use_bias, "stddev": stddev, "dtype": dtype}
 
@@ -381,6 +390,7 @@ def _block(config, mask, name, dtype, *, cross_attention, shares, remat):
             config.head_dim,
             mechanism=config.mechanism,
             kv_heads=config.kv_heads,
+            **dataclasses.asdict(AttentionOptions.of(config)),
             seed=derive_seed(seed, name),
             name=name,
             **own,
@@ -401,7 +411,9 @@ def _block(config, mask, name, dtype, *, cross_attention, shares, remat):
             shares=shares and shares.attention,
         ),
         feed_forward("feed_forward") if shares is None else shares.feed_forward,
-        cross_attention=attention("cross_attention") if cross_attention else None,
+        cross_attention=(
+            None if cross_attention is None else attention("cross_attention", **orders)
+        ),
         normalization=config.normalization,
         epsilon=config.norm_epsilon,
         norm_placement=config.norm_placement,

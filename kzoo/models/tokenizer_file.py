@@ -14,6 +14,7 @@ import numpy as np
 from kzoo.encoder import ids as ids_of
 from kzoo.encoder import utf8
 from kzoo.errors import InputError
+from kzoo.files import read_json
 from kzoo.models.reading import strings
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.vocabulary import Vocabulary
@@ -27,6 +28,59 @@ ROLES = {
     "eos": ("eos_token", "sep_token"),
     "mask": ("mask_token",),
 }
+
+
+# The names by which a file without a tokenizer_config.json is asked for its special tokens.
+USUAL = {
+    "pad_token": ("[PAD]", "<pad>", "<|pad|>", "<|padding|>"),
+    "bos_token": ("[BOS]", "<s>", "<bos>", "<|begin_of_text|>"),
+    "cls_token": ("[CLS]",),
+    "sep_token": ("[SEP]", "<sep>"),
+    "eos_token": ("[EOS]", "</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>"),
+    "mask_token": ("[MASK]", "<mask>"),
+    "unk_token": ("[UNK]", "<unk>"),
+}
+MODES = ("[R]", "[S]", "[X]")  # of UL2
+
+
+def read_file(path: str | Path) -> "FileTokenizer":
+    """The tokenizer of a `tokenizer.json`, or of the folder that holds one.
+
+    Its special tokens are those that a `tokenizer_config.json` beside it states, else those of the
+    usual names.
+
+    Args:
+        path: of the file or its folder; `~` is the home folder.
+
+    Raises:
+        InputError: where there is no such file, or it is no tokenizer with an end or a separator.
+
+    Example:
+        >>> read_file(kzoo.data.train_tokenizer("pydoc", size=512)).vocabulary.size
+        512
+    """
+    file = Path(path).expanduser()
+    file = file / FILE if file.is_dir() else file
+    if not file.is_file():
+        raise InputError(
+            f"a tokenizer is the path of a {FILE}, as kzoo.data.train_tokenizer returns it, or of "
+            f"its folder. Received: {str(path)!r}"
+        )
+    try:
+        content = file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{FILE} is UTF-8 ({error}). Received: {str(file)!r}") from error
+    known = parse(content).get_vocab(with_added_tokens=True)
+    beside = file.with_name("tokenizer_config.json")
+    stated = read_json(beside) if beside.is_file() else {}
+    stated = {role: stated.get(role) for role in USUAL}
+    named = {
+        role: token["content"] if isinstance(token, Mapping) else token
+        for role, token in stated.items()
+        if token
+    }
+    usual = ((role, next((n for n in found if n in known), None)) for role, found in USUAL.items())
+    return FileTokenizer(named or {role: token for role, token in usual if token}, None, content)
 
 
 def parse(content):
@@ -127,6 +181,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
             special=tuple(sorted(special)),
             decoder_start=self.decoder_start,
             sentinels=_sentinels(tokenizer),
+            modes=_modes(tokenizer),
             continuing=_continuing(tokenizer, special),
             **parts,
         )
@@ -253,6 +308,12 @@ def _sentinels(tokenizer):
     """The ids of T5's sentinels `<extra_id_0>`, `<extra_id_1>` and so on."""
     ids = (tokenizer.token_to_id(f"<extra_id_{k}>") for k in itertools.count())
     return tuple(itertools.takewhile(lambda id: id is not None, ids))
+
+
+def _modes(tokenizer):
+    """The ids of UL2's mode tokens, where all of them are there."""
+    ids = tuple(tokenizer.token_to_id(token) for token in MODES)
+    return () if None in ids else ids
 
 
 def _continuing(tokenizer, special):

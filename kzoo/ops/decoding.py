@@ -49,6 +49,31 @@ class Window:
         """How many of `time` cached columns there are to look at, an integer."""
         return self.index + self.size if isinstance(self.index, int) else time
 
+    def after(self, tail, new):
+        """The last columns and the new ones after them, as a convolution over time needs them.
+
+        Args:
+            tail: floats [batch, columns, ..], the last columns that were written.
+            new: floats [batch, size, ..].
+
+        Returns:
+            [batch, time, ..] whose last `size` columns are the new ones, their documents, integers
+            [batch, time], and the tail with the new columns. A single column below `length` is the
+            last of the tail already.
+        """
+        count, new = tail.shape[1], ops.cast(new, tail.dtype)
+        if self.size == 1:
+            moved = ops.concatenate([tail[:, 1:], new], axis=1)
+            columns = ops.where(ops.reshape(self.writes(), (-1, 1, 1)), moved, tail)
+            column = ops.arange(1 - count, 1, dtype="int32") + self.index
+            return columns, self._sequence_info(column).segment, columns
+        columns = ops.concatenate([tail, new], axis=1)
+        column = ops.arange(-count, self.size, dtype="int32") + self.index
+        written = ops.clip(self.end - self.index, 0, self.size)  # the rest is padding
+        last = written[:, None] + ops.arange(count, dtype="int32")
+        tail = ops.take_along_axis(columns, last[:, :, None], axis=1)
+        return columns, self._sequence_info(column).segment, tail
+
     def write(self, cached, new):
         """`cached` [batch, time, ..] with the new columns [batch, size, ..].
 

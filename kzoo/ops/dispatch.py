@@ -4,6 +4,7 @@
 |--------------|-----------------|------------------------------|-----------------------------|
 | `dense`      | softmax         | everywhere                   | all; quadratic memory       |
 | `native`     | softmax, linear | JAX on CPU, one device       | orders, no bias             |
+|              | gated_linear    | JAX on CPU, one device       | orders along time           |
 | `blockwise`  | softmax         | JAX                          | all, no bias                |
 | `splash`     | softmax         | JAX on TPU                   | orders, no bias             |
 | `cudnn`      | softmax         | JAX on GPU, 16-bit floats    | all, no bias                |
@@ -48,12 +49,12 @@ _OURS = {
     "jax": (
         "native.softmax",
         "native.linear",
+        "native.gated_linear",
         "splash",
         "cudnn",
         "blockwise",
         "dense",
         "pallas.linear",
-        "pallas.gated_linear",
         "chunk_scan",
         "chunked",
         "delta_scan",

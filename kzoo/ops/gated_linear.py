@@ -42,7 +42,8 @@ def gated_linear_attention(
     of (j, i] for j <= i, of [i, j) for j > i. So a token's own weight does not decay, causal is the
     recurrence S_i = exp(g_i) S_{i-1} + φ(k_i) v_iᵀ, out_i = scale · S_iᵀ φ(q_i), reversed is its
     mirror, and a bidirectional mask gives the sum of both with the token itself counted once.
-    Padded tokens have gates of 0: they take no distance. Products and sums are in float32.
+    Padded tokens have gates of 0: they take no distance. Products and sums are in float32, but for
+    the kernel `pallas` of bfloat16, as in `linear_attention`.
 
     Sources: Sun et al. 2023 (RetNet), arXiv:2307.08621, equations 5 and 6, with a gate that is the
     same for all tokens; Yang et al. 2023, arXiv:2312.06635, section 4.4 (a scalar gate), and Dao
@@ -85,7 +86,7 @@ def gated_linear_attention(
             differ, as under permuted), `normalize` has no feature map, and as `linear_attention`.
 
     Example:
-        >>> gates = -0.1 * np.ones((2, 16, 4))
+        >>> gates = -0.1 * np.ones((1, 1, 2))  # of two heads, the same for all tokens
         >>> out = gated_linear_attention(q, k, v, gates, "causal")
         >>> first, state = gated_linear_attention(q, k, v, gates, return_state=True)
         >>> second = gated_linear_attention(q, k, v, gates, initial_state=state)
@@ -98,6 +99,8 @@ def gated_linear_attention(
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
     check_shapes(q, k, v)
     if log_decay is not None:
+        if key_padding_mask is not None:
+            raise InputError(gates.ACROSS)
         reason = not_along_time(mask.per_head(q.shape[2]))
         if reason:
             raise InputError(reason)

@@ -12,7 +12,7 @@ from keras import ops
 from kzoo import feature_maps, masks
 from kzoo.errors import InputError
 from kzoo.ops import gates
-from kzoo.ops.context import current_mesh
+from kzoo.ops.context import current_mesh, platform
 from kzoo.ops.dispatch import kernel_for, kernels, spec_of
 from kzoo.ops.features import features_of
 from kzoo.ops.linear_orders import Core, from_all_keys, one_sequence, two_sequences
@@ -26,6 +26,7 @@ from kzoo.values import is_count, is_integer, plain
 log = logging.getLogger("kzoo")
 
 CHUNKS = (64, 256)  # the least and the largest that is chosen
+TPU_LANES = 128
 
 
 def linear_attention(
@@ -49,7 +50,9 @@ def linear_attention(
     """Σ_j φ(q_i)·φ(k_j) v_j / Σ_j φ(q_i)·φ(k_j) over the visible keys j, in linear time.
 
     Products and sums are in float32 whatever the dtype of q, k and v, on a TPU in six passes
-    (`kzoo.precision`), since states are sums that are multiplied again. Under `native`
+    (`kzoo.precision`), since states are sums that are multiplied again. The kernel `pallas` alone
+    takes bfloat16 q, k and v as they are and forms products of what bfloat16 holds, as softmax
+    attention does; its sums and states are in float32 too. Under `native`
     derivatives past the gradient, and forward mode, take memory quadratic in time.
     Source: Katharopoulos et al. 2020, arXiv:2006.16236, equations 5 to 9; with `rotary`,
     Su et al. 2021, arXiv:2104.09864, equation 19.
@@ -233,7 +236,7 @@ def _attend(
         log_decay = gates.of_tokens(log_decay, q, queries, keys)
     sizes = options.sizes(q, v)
     features, q, k = features_of(phi, options.rotary, q, k, weights, keys.segment)
-    chunk = options.chunk_size or choose_chunk(*sizes)
+    chunk = options.chunk_size or choose_chunk(*sizes, platform())
     core = Core(features, chunk, kernel, options.gated, options.normalize, options.scale)
     if one_state:
         out, state = from_all_keys(core, q, k, v, weights, queries, keys)
@@ -284,9 +287,11 @@ def _dtype(q, v):
     return dtypes[0] if dtypes[0] == "float64" else dtypes[1]
 
 
-def choose_chunk(features, value_dim):
-    """The chunk at which products inside and states between cost about the same memory."""
+def choose_chunk(features, value_dim, platform="cpu"):
+    """The chunk at which products inside and states between cost about the same memory; on a TPU
+    no less than the 128 lanes of a tile."""
     least, largest = CHUNKS
+    least = TPU_LANES if platform == "tpu" else least
     return min(max(2 ** round(math.log2(features * value_dim) / 2), least), largest)
 
 

@@ -1,4 +1,4 @@
-"""Layer normalisation."""
+"""Normalisation over the last axis."""
 
 import keras
 from keras import ops
@@ -27,3 +27,34 @@ def layer_norm(x, scale, offset, epsilon):
     from kzoo.ops.kernels.layer_norm import layer_norm
 
     return layer_norm(x, scale, offset, epsilon)
+
+
+def rms_norm(x, scale, epsilon=1e-6):
+    """scale · x / √(mean of x² + epsilon), over the last axis.
+
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467, equation 4.
+
+    Args:
+        x: floats [..., dim].
+        scale: floats [dim].
+        epsilon: float.
+
+    Returns:
+        The shape and dtype of x, computed in float32 at least.
+    """
+    y, dtype = _wide(x)
+    # Divided, not times `rsqrt`: of that XLA on a CPU (JAX 0.10.2) compiles a wrong Jacobian.
+    power = ops.mean(ops.square(y), axis=-1, keepdims=True)
+    return ops.cast(y / ops.sqrt(power + epsilon) * ops.cast(scale, y.dtype), dtype)
+
+
+def unit(x, epsilon=1e-6):
+    """x / √(sum of x² + epsilon), over the last axis: of length 1. As `rms_norm` otherwise."""
+    y, dtype = _wide(x)
+    power = ops.sum(ops.square(y), axis=-1, keepdims=True)
+    return ops.cast(y / ops.sqrt(power + epsilon), dtype)
+
+
+def _wide(x):
+    x = ops.convert_to_tensor(x)
+    return (x if "float64" in str(x.dtype) else ops.cast(x, "float32")), x.dtype

@@ -7,6 +7,7 @@ needs in its environment first.
 import collections
 import contextlib
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -17,6 +18,7 @@ from kzoo.studies.records import STUDY_FILE
 from kzoo.studies.workers import STEP_SECONDS, load, named, prepare
 
 RETRIES = 3  # of a run whose worker is lost: its process killed, its machine gone
+_ANSWER = 10  # seconds in which a cluster answers
 _PAUSE = 0.5  # seconds between two looks at what runs say of their steps
 
 
@@ -53,7 +55,7 @@ def on_cluster(work, study, directory, jobs, say, address="", at_once=None):
     )
     if not waiting:
         return
-    with _joined(address) as ray, _messages(ray) as messages:
+    with joined(address) as ray, _messages(ray) as messages:
         needs, environment = _device(ray.cluster_resources()), _environment(study)
         task = ray.remote(_work).options(max_retries=RETRIES, **needs)
         most = at_once or len(waiting)
@@ -65,8 +67,9 @@ def on_cluster(work, study, directory, jobs, say, address="", at_once=None):
                     job = waiting.popleft()
                     running[task.remote(job, *fixed)] = job
                 done, _ = ray.wait([*running], timeout=_PAUSE)
-                for message in messages.get_nowait_batch(messages.qsize()):
-                    hears(*message)
+                with contextlib.suppress(ray.exceptions.RayError):  # progress, and no more
+                    for message in messages.get_nowait_batch(messages.qsize()):
+                        hears(*message)
                 for run in done:
                     job = running.pop(run)
                     for message in _result(ray, run, job):
@@ -96,8 +99,14 @@ class _Once:
 
 
 @contextlib.contextmanager
-def _joined(address):
-    """Ray, connected to a cluster; at the end it is left, if it was joined here."""
+def joined(address):
+    """Ray, connected to a cluster as in `on_cluster`; at the end it is left, if it was joined here.
+
+    Nothing happens for the address None.
+    """
+    if address is None:
+        yield None
+        return
     try:
         import ray
     except ModuleNotFoundError:
@@ -107,8 +116,9 @@ def _joined(address):
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's default to come
     try:
+        _reach(address)
         ray.init(address or None, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError, TimeoutError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise InputError(
             f"a Ray cluster is asked for that answers ({text[:200]}). Received: {address!r}"
@@ -119,13 +129,20 @@ def _joined(address):
         ray.shutdown()
 
 
+def _reach(address):
+    """`OSError` if nothing answers at HOST:PORT, for which Ray would wait a minute."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER).close()
+
+
 @contextlib.contextmanager
 def _messages(ray):
     """A queue on this machine, which is lost with this process only."""
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     try:
         yield queue
@@ -191,7 +208,8 @@ def _work(job, work, study, directory, environment, messages):
             last.append((kind, *what))
         elif kind != "step" or time.monotonic() - said > STEP_SECONDS:
             said = time.monotonic()
-            messages.put((kind, *what))
+            with contextlib.suppress(ray.exceptions.RayError):
+                messages.put((kind, *what))
 
     with _folder(directory) as folder:
         load(work, environment["imports"])(study, folder, *job, say)

@@ -4,8 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from kzoo.studies import protocol
 from kzoo.studies.hypotheses import LEAST_PAIRS, Hypothesis
-from kzoo.studies.metrics import METRICS
+from kzoo.studies.metrics import METRICS, name_of
 from kzoo.studies.records import programs, run_name
 from kzoo.studies.sentences import ArmFacts
 from kzoo.studies.verdicts import Evidence, verdicts
@@ -19,7 +20,7 @@ def draw(study, records):
     """The verdicts of a study at the seeds that are there.
 
     They are drawn once all runs of the study are there; with looks, at the last look whose runs
-    all are.
+    all are. Where seeds were added to a finished study, its verdicts then count as looks.
 
     Args:
         study: the JSON of a study.
@@ -35,13 +36,18 @@ def draw(study, records):
         ...     print(verdict)
     """
     found = [Hypothesis.from_dict(fields) for fields in study.get("hypotheses", ())]
+    if any(name_of(hypothesis.metric) not in METRICS.names for hypothesis in found):
+        protocol.imports("imports", study.get("imports", []))  # which register metrics
     seeds = seeds_drawn(study, records) if found else ()
     if not seeds:
         return []
     runs = [record for record in records if record["seed"] in seeds]
+    looks = tuple(study.get("looks", ()))
+    if not looks and (taken := looks_taken(study, records)):  # seeds were added
+        looks = (*taken, len(seeds))
     return verdicts(
         [_evidence(hypothesis, {**study, "seeds": list(seeds)}, runs) for hypothesis in found],
-        looks=tuple(study.get("looks", ())),
+        looks=looks,
         failed_runs=study.get("failed_runs", "undecided"),
     )
 
@@ -230,6 +236,7 @@ def arm_facts(runs, study):
         widened=chosen.get("widened", 0),
         at_edge=chosen.get("at_edge", False),
         others=chosen.get("others", {}),
+        reused=chosen.get("reused", {}),
         diverged=tuple(run["seed"] for run in runs if run["status"] != "finished"),
         stalled=tuple(run["seed"] for run in finished if _stalled(run)),
         above_bigram=bool(finished) and float(np.mean([_above(run) for run in finished])) > 0,

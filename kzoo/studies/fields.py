@@ -1,6 +1,7 @@
 """Checks of a study's fields: each returns the value as it is kept, or raises `InputError`."""
 
 import re
+from typing import Any
 
 from kzoo.errors import InputError, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_number, shown
@@ -8,7 +9,7 @@ from kzoo.values import LARGEST, is_boolean, is_count, is_number, shown
 # The names that `kzoo.training.prepare` takes, which loads Keras.
 OPTIMIZERS, SCHEDULES = ("adamw", "muon"), ("cosine", "wsd")
 # How an arm is trained, with the defaults. A learning rate of None is that of the arm's width.
-TRAINING = {
+TRAINING: dict[str, Any] = {
     "learning_rate": None,
     "batch_size": 16,
     "optimizer": "adamw",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from kzoo.studies import protocol
 from kzoo.studies.hypotheses import hashes
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, read, read_tuning
 from kzoo.values import differences, is_number
+
+log = logging.getLogger("kzoo")
 
 
 def finished_runs(directory):
@@ -37,6 +40,7 @@ def as_begun(study, directory):
         study = dataclasses.replace(study, learning_rate=rate)
     if study.tuning and study.tuning.records and isinstance(tuning, dict):
         if "records" not in tuning:
+            log.info("the tuning of %s goes on as it was begun, without records", directory)
             study = anew(study)
     return study
 

@@ -30,9 +30,14 @@ class Metric(Part):
     least_evaluations: ClassVar[int] = 1
 
     @property
-    def unit(self) -> str:
-        """What the numbers count, in words."""
+    def about(self) -> str:
+        """What it is, in words."""
         return self.name.replace("_", " ")
+
+    @property
+    def unit(self) -> str:
+        """What its numbers count, in words."""
+        return self.about
 
     def value(self, record: Mapping[str, Any]) -> float | None:
         """The metric of a finished run; None where it has none."""
@@ -108,8 +113,12 @@ class StepsTo(Metric):
             raise InputError(f"steps_to takes bits above 0. Received: {self.bits!r:.80}")
 
     @property
-    def unit(self):
+    def about(self):
         return f"steps to {self.bits:g} bits"
+
+    @property
+    def unit(self):
+        return "steps"
 
     def value(self, record):
         before = None
@@ -133,6 +142,7 @@ class AreaUnderCurve(Metric):
     """
 
     name = "area_under_curve"
+    unit = "bits"
     least_evaluations = _LEAST_POINTS
 
     def value(self, record):
@@ -177,23 +187,34 @@ def example_losses(model, valid):
     return losses
 
 
+def name_of(spec):
+    """The name in the JSON of a metric."""
+    return spec if isinstance(spec, str) else next(iter(spec), "")
+
+
+def about(spec):
+    """What a metric is, in words.
+
+    Example:
+        >>> about("tokens_per_second"), about({"steps_to": {"bits": 2.5}})
+        ('tokens per second', 'steps to 2.5 bits')
+    """
+    known = name_of(spec) in METRICS.names
+    return METRICS.get(spec).about if known else name_of(spec).replace("_", " ")
+
+
 def unit(spec):
     """What the numbers of a metric count, in words.
 
     Example:
-        >>> unit("tokens_per_second"), unit({"steps_to": {"bits": 2.5}})
-        ('tokens per second', 'steps to 2.5 bits')
+        >>> unit("bits"), unit({"steps_to": {"bits": 2.5}})
+        ('bits', 'steps')
     """
-    if isinstance(spec, str) and spec not in METRICS.names:
-        return spec.replace("_", " ")
-    return METRICS.get(spec).unit
+    return METRICS.get(spec).unit if name_of(spec) in METRICS.names else about(spec)
 
 
-def measured(hypotheses):
-    """The metrics of hypotheses for which runs must measure something: a list of `Metric`."""
-    found = {}
-    for hypothesis in hypotheses:
-        metric = METRICS.get(hypothesis.metric)
-        if metric.measured:
-            found[metric.name] = metric
+def measured(study):
+    """The metrics of a study for which runs must measure something: a list of `Metric`."""
+    asked = [*study.metrics, *(hypothesis.metric for hypothesis in study.hypotheses)]
+    found = {metric.name: metric for metric in map(METRICS.get, asked) if metric.measured}
     return list(found.values())

@@ -15,11 +15,10 @@ from kzoo.errors import InputError
 from kzoo.files import write
 from kzoo.studies import prediction
 from kzoo.studies.page import plot, report, table
-from kzoo.studies.page.tables import runs
+from kzoo.studies.page.tables import costs, runs
 from kzoo.studies.records import read
 from kzoo.studies.runner import run
 from kzoo.studies.study import ARM_FIELDS, Study
-from kzoo.studies.tables import costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Results:
         """One row per arm and group, a `pandas.DataFrame`.
 
         Its columns are those of `kzoo.studies.page.table`, and what each arm takes: those of
-        `kzoo.studies.tables.costs`.
+        `kzoo.studies.page.tables.costs`.
         """
         rows = table(self.records)
         more = costs(self.records)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from kzoo.studies import amounts, prediction, retuning, tuning
+from kzoo.studies import amounts, prediction, retuning
 from kzoo.studies.fields import TRAINING
 from kzoo.studies.folder import as_begun, finished_runs
 from kzoo.studies.metrics import METRICS
@@ -88,7 +88,7 @@ def _records(study, directory):
     finished = list(finished_runs(directory).values()) if directory is not None else []
     if finished or not study.tuning:
         return finished
-    own, others = retuning.known(study, tuning.asked(study, []), directory, {})
+    _, own, others = retuning.known(study, directory)
     return list({**own, **others}.values())
 
 

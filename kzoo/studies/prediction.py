@@ -85,14 +85,10 @@ def tuning_left(study, directory):
     """Jobs of the arms themselves for what tuning takes, unless a grid must be widened."""
     if not study.tuning:
         return []
-    asked = tuning.asked(study, [])
-    own, others = retuning.known(study, asked, directory, {})
-    records = [*own.values(), *others.values()]
-    asked = tuning.asked(study, records)
-    done = {record["run"] for record in records}
+    asked, own, others = retuning.known(study, directory)
     return [
         (source, tuning.as_record({"arm": label})["arm"], seeds)
-        for source, label, seeds in jobs_left(asked, done)
+        for source, label, seeds in jobs_left(asked, {**own, **others})
     ]
 
 

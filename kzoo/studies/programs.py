@@ -10,6 +10,7 @@ from kzoo.config import count_parameters
 from kzoo.training import prepare
 
 MOST = 20_000_000  # parameters of the programs that are kept; the newest is kept whatever its size
+_COMPILED = ("optimizer", "schedule", "warmup")  # of the training fields
 # Keras may change base classes of models while it makes one, which no two threads should do.
 making = threading.Lock()
 _of_thread = threading.local()  # a program stands on the device of its thread
@@ -23,20 +24,24 @@ def program(config, training, steps):
         training: the training fields, a dict.
         steps: optimizer steps.
     """
-    kept = _kept()
-    size = count_parameters(config)
-    how = {name: training[name] for name in ("optimizer", "schedule", "warmup")}
-    model = {name: value for name, value in config.items() if name != "seed"}
-    policy = keras.config.dtype_policy().name
-    key = json.dumps([model, how, steps, policy], sort_keys=True)
+    kept, size = _kept(), count_parameters(config)
+    key = shape(config, training, steps) + keras.config.dtype_policy().name
     if key not in kept:
         while kept and size + sum(other for _, other in kept.values()) > MOST:
             del kept[next(iter(kept))]
         with making:
             built = presets.build(config)
+            how = {name: training[name] for name in _COMPILED}
             made = prepare(built, training["learning_rate"], steps, **how, variable_rate=True)
         kept[key] = made, size
     return kept[key][0]
+
+
+def shape(config, training, steps):
+    """What decides on a compiled program: a string, equal where runs share one."""
+    model = {name: value for name, value in config.items() if name != "seed"}
+    how = {name: training[name] for name in _COMPILED}
+    return json.dumps([model, how, steps], sort_keys=True)
 
 
 def forget():

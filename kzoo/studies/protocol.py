@@ -168,6 +168,13 @@ def looks(field, value):
     return tuple(value)
 
 
+def metrics(field, value):
+    """Metrics that are measured: a tuple of their JSON."""
+    if not isinstance(value, list | tuple) or not value:
+        raise InputError(f"{field} are a list, such as ['accuracy']. Received: {shown(value)}")
+    return tuple(METRICS.get(spec).get_config() for spec in value)
+
+
 def imports(field, value):
     """The names of modules that register what arms use, imported here: a tuple.
 

@@ -3,55 +3,76 @@
 import hashlib
 import json
 import logging
+from pathlib import Path
 
 from kzoo.config import Config
 from kzoo.errors import InputError
+from kzoo.studies import amounts, tuning
 from kzoo.studies.amounts import load_splits
-from kzoo.studies.records import TUNING_FILE, read_tuning
+from kzoo.studies.records import TUNING_FILE, append, read_tuning
 from kzoo.studies.tuning import trained_with
 
 log = logging.getLogger("kzoo")
 ASIDE_FILE = "tuning-before.jsonl"  # what `--retune` set aside
+# What a packed record has: of the run, and of its provenance.
+_PACKED: tuple[str, ...] = ("run", "arm", "data", "seed", "group", "measure", "status", "steps")
+_PACKED += ("bits", "learning_rate", "batch_size", "training", "config", "tuning")
+_OF_ORIGIN = ("commit", "dirty", "versions", "platform", "processor", "kernels", "started")
 _OF_DATA = ("sha256", "row_length", "train_rows", "valid_rows")
 
 
-def known(study, asked, directory, done):
-    """The runs of a tuning that need not be made.
+def known(study, directory, done=()):
+    """What a tuning asks for, and the runs that need not be made for it.
 
     They are those of the folder, and those of the study's file of records. Runs of another config,
     other training fields or other data do not count; the log says how many there are.
 
     Args:
         study: a `Study` with a tuning.
-        asked: what it asks, of `kzoo.studies.tuning.asked`.
         directory: of the study's folder; None for no folder.
-        done: name -> record of the runs that are known already.
+        done: records of the tuning runs that are known already.
 
     Returns:
-        `(own, others)`: two dicts of records by name. Those of the file of records say so in
+        `(asked, own, others)`: the study of `kzoo.studies.tuning.asked`, with grids that these
+        runs widen, and two dicts of records by name. Those of the file of records say so in
         `reused_from`, and nothing of the hypotheses of their study.
     """
-    wanted = _wanted(asked, done)
+    own, others, stale = {}, {}, set()
+    while True:
+        records = [*done, *own.values(), *others.values()]
+        asked = amounts.with_steps(tuning.asked(study, records), study)
+        found, of_file, unfit = _found(study, asked, directory, {r["run"] for r in records})
+        stale |= unfit
+        if not found and not of_file:
+            break
+        own, others = own | found, others | of_file
+    if stale:
+        log.warning(
+            "%d tuning runs are of another config, other training fields or other data, and are "
+            "made anew",
+            len(stale),
+        )
+    return asked, own, others
+
+
+def _found(study, asked, directory, names):
+    """The runs of the folder and of the file that are asked for and not among `names`; and the
+    names of those that are not what is asked for."""
+    wanted = _wanted(asked, names)
     if not wanted:
-        return {}, {}
+        return {}, {}, set()
     own, stale = _fitting(read_tuning(directory) if directory else [], wanted)
     others = {}
     if study.tuning.records:
         path = study.tuning.records_file()
         of_file, more = _fitting(read_tuning(path.parent, path.name), wanted)
-        stale += more
+        stale |= more
         others = {
             name: _of_file(record, study.tuning.records)
             for name, record in of_file.items()
             if name not in own
         }
-    if stale:
-        log.warning(
-            "%d tuning runs are of another config, other training fields or other data, and are "
-            "made anew",
-            stale,
-        )
-    return own, others
+    return own, others, stale
 
 
 def _of_file(record, name):
@@ -77,10 +98,10 @@ def _wanted(asked, done):
 
 
 def _fitting(records, wanted):
-    """The records that are what is wanted, and how many others have its names."""
+    """The records that are what is wanted, and the names of those that are not."""
     named = {record["run"]: record for record in records if record["run"] in wanted}
     fit = {name: record for name, record in named.items() if inputs_of(record) == wanted[name]}
-    return fit, len(named) - len(fit)
+    return fit, set(named) - set(fit)
 
 
 def inputs(config, training, steps, facts):
@@ -104,6 +125,33 @@ def inputs_of(record):
     training = trained_with(record)
     steps = training.get("steps", record["steps"])
     return inputs(record["config"], training, steps, record["facts"])
+
+
+def pack(directory, path):
+    """Write the tuning runs of a folder to a file of records that may travel, as in a wheel.
+
+    It keeps what `known` and the choice need, and where each run was made; the curves stay behind.
+
+    Args:
+        directory: of a study with a tuning.
+        path: of the new file, which a study names in `records` of its tuning.
+
+    Returns:
+        The number of runs.
+
+    Raises:
+        InputError: if the folder has no tuning runs, or the file is there already.
+    """
+    path, records = Path(path), read_tuning(directory)
+    if not records or path.exists():
+        why = "is there already" if path.exists() else "needs tuning runs"
+        raise InputError(f"a new file of tuning records {why}. Received: {directory}, {path}")
+    for record in records:
+        fields = {name: record[name] for name in _PACKED if name in record}
+        origin = {name: record["provenance"].get(name) for name in _OF_ORIGIN}
+        facts = {name: record["facts"].get(name) for name in _OF_DATA}
+        append(path.parent, {**fields, "facts": facts, "provenance": origin}, path.name)
+    return len(records)
 
 
 def check(study, finished):

@@ -1,5 +1,6 @@
 """Runs a study: one program per arm and data, one run per seed, records as they come."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -19,7 +20,7 @@ from kzoo.studies import amounts, control, programs, retuning, tuning
 from kzoo.studies.amounts import load_splits
 from kzoo.studies.bars import Bars
 from kzoo.studies.clock import Clock, TimeOver
-from kzoo.studies.cluster import on_cluster
+from kzoo.studies.cluster import joined, on_cluster
 from kzoo.studies.folder import (
     about,
     anew,
@@ -105,6 +106,8 @@ def run(
         retuning.check(study, finished_runs(directory))
     check(study, directory, at_once)
     done, clock = finished_runs(directory), Clock(minutes)
+    leaving = contextlib.ExitStack()
+    leaving.enter_context(joined(ray))
     try:
         if retune:
             retuning.set_aside(directory)
@@ -120,6 +123,7 @@ def run(
         log.warning("the minutes are over; the same command goes on")
     finally:
         programs.forget()
+        leaving.close()
     _write_verdicts(study, directory, list(done.values()))
     names = [run_name(*of[:2], seed) for of in study.runs() for seed in study.seeds]
     return [done[name] for name in names if name in done]
@@ -132,6 +136,11 @@ def _work_through(study, directory, done, bars, clock, work):
         chosen = _tune(study, directory, facts, bars, work, clock)
         check_choices(chosen, done.values())
     settled = amounts.with_steps(tuning.with_choices(study, chosen) if chosen else study, study)
+
+    if study.budget != "steps":
+        each = settled.runs()
+        given = [f"{label} {settled.steps_of(arm, source):,}" for source, label, arm in each]
+        log.info("steps at equal %s: %s", study.budget.replace("_", " "), ", ".join(given))
 
     def complete(record):
         choice = chosen.get((record["data"], record["arm"]))
@@ -178,8 +187,7 @@ def _tune(study, directory, facts, bars, work, clock):
         return {**tuning.as_record(record), **facts}
 
     def left():
-        asked = amounts.with_steps(tuning.asked(study, list(done.values())), study)
-        own, others = retuning.known(study, asked, directory, done)
+        asked, own, others = retuning.known(study, directory, list(done.values()))
         copied = {name: append(directory, run, TUNING_FILE) for name, run in others.items()}
         done.update({**own, **copied})
         return asked, jobs_left(asked, done)
@@ -218,10 +226,24 @@ def _work_off(study, directory, jobs, say, at_once, ray=None):
     if len(places) > 1:
         in_threads(work, share_out(jobs, len(places)), say, places)
     elif at_once > 1 and jobs:
-        in_processes(run_program, study, directory, jobs, say, at_once)
+        in_processes(run_programs, study, directory, _grouped(study, jobs, at_once), say, at_once)
     else:
         for job in jobs:
             work(job, say)
+
+
+def _grouped(study, jobs, count):
+    """Jobs whose runs share a compiled program, together: a list of `(jobs,)`.
+
+    There are as many groups as `count` processes need, if there are as many jobs.
+    """
+    groups = {}
+    for job in jobs:
+        source, arm = job[0], study.arms[job[1]]
+        of_arm = study.training(arm, source), study.steps_of(arm, source)
+        groups.setdefault(programs.shape(arm.config(0), *of_arm), []).append(job)
+    parts = -(-count // len(groups))
+    return [(group[i::parts],) for group in groups.values() for i in range(min(parts, len(group)))]
 
 
 def _all_decided(study, done):
@@ -282,6 +304,12 @@ def run_program(study, directory, source, label, seeds, say):
         record = {"run": name, "arm": label, "data": source, "seed": seed}
         record |= trainer.run(seed, path, functools.partial(say, "step", name))
         say("record", name, record)
+
+
+def run_programs(study, directory, jobs, say):
+    """`run_program` for each of several jobs."""
+    for job in jobs:
+        run_program(study, directory, *job, say)
 
 
 class Trainer:
@@ -348,7 +376,7 @@ class Trainer:
 
     def _of_the_model(self, splits, finite):
         """What is measured with the trained model, if its weights are numbers."""
-        metrics = measured(self.study.hypotheses)
+        metrics = measured(self.study)
         if not finite:
             return {"spectrum": []}
         model = self.program.model

@@ -4,9 +4,9 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from kzoo.studies import metrics
 from kzoo.studies.hypotheses import LEAST_PAIRS
-from kzoo.studies.metrics import unit
-from kzoo.studies.statistics import MOST_PAIRS
+from kzoo.studies.statistics import MOST_PAIRS, error_of_additions
 
 CONFIRMED = "confirmed"
 REFUTED = "refuted"
@@ -27,6 +27,8 @@ class ArmFacts:
         widened: how many times the grid was widened to have the best rate inside.
         at_edge: whether that rate is still at the edge of the grid.
         others: field -> what a tuning chose besides the rate: its `value`, `grid`, `at_edge`.
+        reused: of tuning runs that were made before, the file they are `from`, and their
+            `processors`.
         diverged: seeds whose run diverged.
         stalled: seeds whose run stopped learning.
         without: seeds whose run finished and has no value of the metric.
@@ -41,6 +43,7 @@ class ArmFacts:
     widened: int = 0
     at_edge: bool = False
     others: Mapping = dataclasses.field(default_factory=dict)
+    reused: Mapping = dataclasses.field(default_factory=dict)
     diverged: tuple = ()
     stalled: tuple = ()
     without: tuple = ()
@@ -138,11 +141,13 @@ def subject(hypothesis):
         about = f"{', '.join(parts[:-1])} and {parts[-1]} over {hypothesis.factor}"
     else:
         about = " against ".join(parts)
-    return about if hypothesis.metric == "bits" else f"{about} in {_unit(hypothesis)}"
+    if hypothesis.metric == "bits":
+        return about
+    return f"{about} in {metrics.about(hypothesis.metric)}"
 
 
 def _unit(hypothesis):
-    return unit(hypothesis.metric)
+    return metrics.unit(hypothesis.metric)
 
 
 def margin_said(hypothesis):
@@ -276,15 +281,13 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=(), unequal="
         facts: arm -> `ArmFacts`.
         failures: (arm, seed, what happened) of runs without a trustworthy value.
         far_from_normal: p of a test of normality that failed, else None.
-        added_to: numbers of seeds at which verdicts were drawn before, which no look counts.
+        added_to: where seeds were added to a finished study, the numbers of seeds at which its
+            verdicts were drawn, the present one last.
         unequal: what the arms have not the same amount of, in a sentence.
     """
     found = [_failures(failures)] if failures else []
     if added_to:
-        found.append(
-            f"Seeds were added after verdicts at {' and '.join(map(str, added_to))} seeds, a look "
-            "that the interval does not count."
-        )
+        found.append(_added(added_to))
     found += _on_the_outcome(verdict)
     found += _on_the_spread(verdict, far_from_normal)
     for label in verdict.hypothesis.labels:
@@ -292,8 +295,22 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=(), unequal="
     known = [facts[label] for label in verdict.hypothesis.labels if label in facts]
     if any(fact.grid or fact.others for fact in known):
         found.append("The interval leaves out the uncertainty of choosing the rates.")
+    for file in dict.fromkeys(fact.reused["from"] for fact in known if fact.reused):
+        where = {p for fact in known for p in fact.reused.get("processors", ())}
+        machines = " and ".join(sorted(where))
+        found.append(f"The runs that chose them were made before, on {machines} ({file}).")
     found += [unequal] if unequal else []
     return tuple(found)
+
+
+def _added(looks):
+    """That seeds were added, and what error that makes."""
+    *before, _ = looks
+    error = 100 * error_of_additions(looks)
+    return (
+        f"Seeds were added after verdicts at {' and '.join(map(str, before))} seeds, which counts "
+        f"as a look: the interval is wider, and the error of all together up to {error:.1f}%."
+    )
 
 
 def _seeds(seeds):

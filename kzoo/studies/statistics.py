@@ -233,6 +233,26 @@ def look_levels(looks, alpha=ALPHA):
     return tuple((alpha * shares).tolist())
 
 
+def error_of_additions(looks, alpha=ALPHA):
+    """The family-wise error where seeds were added to a study that had spent all of alpha.
+
+    Its first verdicts took the whole of it; each later number of seeds takes the level of the last
+    look of those up to it.
+
+    Args:
+        looks: the numbers of pairs at which verdicts were drawn, as of `look_levels`.
+
+    Returns:
+        An upper bound, by Boole's inequality.
+
+    Example:
+        >>> round(error_of_additions([5, 10]), 4)
+        0.075
+    """
+    later = [look_levels(looks[:k], alpha)[-1] for k in range(2, len(looks) + 1)]
+    return alpha + sum(later)
+
+
 # Power ------------------------------------------------------------------------------------
 
 

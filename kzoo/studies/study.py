@@ -76,6 +76,7 @@ class Study:
             or "left out": the finished runs decide.
         excluded: the name of a run, such as "pydoc/GPT/3" -> the reason for which verdicts leave
             it out.
+        metrics: what runs measure besides what hypotheses ask for, of `kzoo.studies.metrics`.
         examples: whether records have the loss of each held-out example.
         imports: modules that register what arms use.
 
@@ -105,6 +106,7 @@ class Study:
     looks: tuple = ()
     failed_runs: str = "undecided"
     excluded: dict = dataclasses.field(default_factory=dict)
+    metrics: tuple = ()
     examples: bool = False
     imports: tuple = ()
 
@@ -176,13 +178,15 @@ class Study:
             for label, arm in self.arms.items()
         }
         fields |= {"arms": arms, "data": list(self.data), "seeds": list(self.seeds)}
-        fields |= {"looks": list(self.looks), "imports": list(self.imports)}
+        fields |= {name: list(getattr(self, name)) for name in ("looks", "metrics", "imports")}
         fields["hypotheses"] = [hypothesis.to_dict() for hypothesis in self.hypotheses]
         fields["tuning"] = self.tuning.to_dict() if self.tuning else None
         # Fields that came later stand only where they say something: older studies stay equal.
-        for field in ("given", "hypotheses", "tuning", "looks", "excluded", "examples", "imports"):
+        for field in ("given", "hypotheses", "tuning", "looks", "excluded", "metrics", "examples"):
             if not fields[field]:
                 del fields[field]
+        if not self.imports:
+            del fields["imports"]
         for field in ("budget", "failed_runs", "optimizer", "schedule", "warmup"):
             if fields[field] == type(self).__dataclass_fields__[field].default:
                 del fields[field]
@@ -259,6 +263,7 @@ _CHECKS = {
     "looks": protocol.looks,
     "failed_runs": protocol.failed_runs,
     "excluded": kinds.reasons,
+    "metrics": protocol.metrics,
     "examples": kinds.switch,
     "tuning": _later,
     "hypotheses": _later,

@@ -28,6 +28,8 @@ class Choice:
         widened: how many times the grid of rates was widened to have the best rates inside.
         edges: the fields whose value, a number, is still at the edge of its grid.
         shared: whether all arms on that source have these values.
+        reused: of runs that were made before and come from a file, a dict of the file's name and
+            of their `processors`; empty where all were made for the study.
     """
 
     fields: dict
@@ -36,6 +38,7 @@ class Choice:
     widened: int
     edges: tuple
     shared: bool
+    reused: dict = dataclasses.field(default_factory=dict)
 
     def to_dict(self):
         """JSON of the choice, for the records that use it.
@@ -55,7 +58,8 @@ class Choice:
             for field, value in self.fields.items()
             if field != FIELD
         }
-        return {**found, "others": others} if others else found
+        found |= {"others": others} if others else {}
+        return found | ({"reused": self.reused} if self.reused else {})
 
 
 def asked(study, records):
@@ -77,7 +81,8 @@ def asked(study, records):
                 arm, data=sources, chosen={source: dict(point) for source in sources}
             )
             arms[label_at(label, point)] = at_point
-    protocol = {"hypotheses": (), "looks": (), "tuning": None, "excluded": {}, "examples": False}
+    protocol = {"hypotheses": (), "looks": (), "tuning": None, "excluded": {}, "metrics": ()}
+    protocol |= {"examples": False}
     return dataclasses.replace(study, arms=arms, seeds=study.tuning.seeds, **protocol)
 
 
@@ -121,8 +126,24 @@ def choices(study, records):
             grid, widened = grids[source, label]
             point = dict(_best(losses[label]) if shared is None else shared)
             edges, seeds = tuple(_edges(point, grid)), len(study.tuning.seeds)
-            found[source, label] = Choice(point, grid, seeds, widened, edges, shared is not None)
+            found[source, label] = Choice(
+                *(point, grid, seeds, widened, edges, shared is not None),
+                reused=_reused(records, source, label),
+            )
     return found
+
+
+def _reused(records, source, label):
+    """The file of runs that were made before, and where they were made."""
+    runs = [
+        record
+        for record in records
+        if (record["data"], record["arm"]) == (source, label) and "reused_from" in record
+    ]
+    if not runs:
+        return {}
+    origins = [run["provenance"].get("processor") or run["provenance"]["platform"] for run in runs]
+    return {"from": runs[0]["reused_from"], "processors": sorted(set(origins))}
 
 
 def with_choices(study, chosen):

@@ -18,7 +18,7 @@ import numpy as np
 from kzoo.errors import InputError, unknown
 from kzoo.studies import sentences
 from kzoo.studies.hypotheses import LEAST_PAIRS, Hypothesis, check_looks
-from kzoo.studies.metrics import unit
+from kzoo.studies.metrics import about
 from kzoo.studies.protocol import FAILED_RUNS
 from kzoo.studies.sentences import (
     CONFIRMED,
@@ -110,8 +110,8 @@ class Evidence:
         facts: arm -> `ArmFacts`, of arms of which something is to be said.
         setting: where it holds, as the sentence says it, e.g. "on continuations, at 300 steps".
         post_hoc: whether it was stated after records existed.
-        added_to: the numbers of seeds at which verdicts were drawn before seeds were added, where
-            no looks count them.
+        added_to: the numbers of seeds at which verdicts were drawn before seeds were added, which
+            no look foresaw.
         unequal: what the arms have not the same amount of, in a sentence.
     """
 
@@ -150,7 +150,7 @@ class Evidence:
                 elif seed not in runs:
                     found.append((label, seed, "is missing"))
                 elif seed in facts.without:
-                    found.append((label, seed, f"has no {unit(self.hypothesis.metric)}"))
+                    found.append((label, seed, f"has no {about(self.hypothesis.metric)}"))
                 elif runs[seed] is None or not np.isfinite(runs[seed]) or seed in facts.diverged:
                     found.append((label, seed, "diverged"))
         return found
@@ -339,12 +339,11 @@ def _verdict(item, contrasts, *, outcome, finished_runs, level, ends):
         **fields,
     )
     far = far_from_normal(contrasts) if ends else None
+    added_to = (*item.added_to, len(item.seeds())) if item.added_to else ()
     return dataclasses.replace(
         verdict,
         sentence=sentences.sentence(verdict, item.setting, item.facts),
-        notes=sentences.notes(
-            verdict, item.facts, item.failures(), far, item.added_to, item.unequal
-        ),
+        notes=sentences.notes(verdict, item.facts, item.failures(), far, added_to, item.unequal),
     )
 
 

@@ -1,7 +1,6 @@
 """What the page of a study says, as plain values for its template."""
 
 import json
-import math
 import shlex
 from urllib.parse import quote
 
@@ -9,31 +8,36 @@ import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.studies.hypotheses import LEAST_PAIRS
+from kzoo.studies.metrics import unit
 from kzoo.studies.page import curves, figures, labels, style, tables
-from kzoo.studies.records import programs
+from kzoo.studies.records import programs, run_name
+from kzoo.studies.tuning import trained_with
 
 _LONGEST_STUDY = 50_000  # characters of a study's JSON that the page carries
 _SIZES = ("train_bytes", "valid_bytes", "train_rows", "valid_rows", "row_length")
+_APART = ("commit", "dirty", "versions", "kernels", "kernel_of_layer", "started")
 # Of the costs of arms: those of which the page says whether they are equal.
 COSTS = {
     "parameters": "parameters",
     "learning_rate": "learning rate",
     "batch_size": "rows of a batch",
     "steps": "steps",
-    "tokens": "tokens seen",
-    "flops": "FLOPs of training",
+    "tokens_seen": "tokens seen",
+    "tokens_scored": "tokens scored",
+    "flops": "FLOPs",
     "seconds": "seconds",
-    "scored_tokens": "scored tokens",
+    "scored_tokens": "held-out tokens scored",
 }
 
 
-def content(study, records, tuned):
+def content(study, records, tuned, control):
     """What the template shows of a study, and its figures.
 
     Args:
         study: its JSON.
         records: of its runs.
         tuned: of its tuning.
+        control: JSON of what was compared before the first run; None for older studies.
 
     Returns:
         `(content, figures, frames)`: a dict of plain values, a dict of `Figure` by name, and a
@@ -41,7 +45,8 @@ def content(study, records, tuned):
     """
     short = labels.shortener(study["data"])
     verdicts, drawn = verdicts_of(study, records)
-    entries = [(verdict.hypothesis.name, verdict, records) for verdict in drawn]
+    runs = judged(study, records) if drawn else []
+    entries = [(verdict.hypothesis.name, verdict, runs) for verdict in drawn]
     styles, found = style.arm_styles([*records, *tuned]), {}
     finished = [record for record in records if record["status"] == "finished"]
     planned = programs(study)
@@ -52,12 +57,13 @@ def content(study, records, tuned):
         "forests": forests(entries, found),
         "runs": len(planned) * len(study["seeds"]),
         "finished": len(finished),
-        "missing": _missing(planned, records, verdicts["seeds"]),
+        "missing": _missing(study, records, verdicts["seeds"]),
         "nan": [record for record in records if record["status"] == "nan"],
-        "excluded": _excluded(study, records),
+        "excluded": study.get("excluded", {}),
         "equal": _equal_fields(records),
         "costs": _costs(records),
-        "budget": study.get("budget", "steps"),
+        "control": control,
+        "budget": study.get("budget", "steps").replace("_", " "),
         "groups": [
             _group(number, name, group, styles, study, found)
             for number, (name, group) in enumerate(labels.by(records, "group").items(), 1)
@@ -100,7 +106,8 @@ def joined(studies, links, found):
         name = study["name"]
         if names.count(name) > 1:
             name = f"{name} ({directory})"
-        entries += [(f"{name}: {verdict.hypothesis.name}", verdict, records) for verdict in drawn]
+        runs = judged(study, records) if drawn else []
+        entries += [(f"{name}: {verdict.hypothesis.name}", verdict, runs) for verdict in drawn]
         outcomes = [verdict.outcome for verdict in drawn]
         said.append(
             {
@@ -145,13 +152,15 @@ def verdicts_of(study, records):
         of_a_look = "of a look " if said["looks"] else ""
         why = f"They are drawn when all runs {of_a_look}are there."
         return {**said, "why_none": why}, []
+    from kzoo.studies.page.forest import LOOKS
+
     stopped = decided(drawn) and len(seeds) < len(study["seeds"])
     said["drawn"] = [
         {
             "name": verdict.hypothesis.name,
             "question": verdict.hypothesis.question,
             "outcome": verdict.outcome,
-            "look": figures.LOOKS[verdict.outcome],
+            "look": LOOKS[verdict.outcome],
             "sentence": verdict.sentence,
             "notes": verdict.notes,
             "post_hoc": verdict.post_hoc,
@@ -160,6 +169,14 @@ def verdicts_of(study, records):
     ]
     used = list(seeds if stopped else study["seeds"])
     return {**said, "seeds": used, "stopped": stopped}, drawn
+
+
+def judged(study, records):
+    """The records that verdicts are drawn from: of the seeds of the last look, none excluded."""
+    from kzoo.studies.evidence import seeds_drawn  # which loads the statistics
+
+    seeds, excluded = seeds_drawn(study, records), study.get("excluded", ())
+    return [run for run in records if run["seed"] in seeds and run["run"] not in excluded]
 
 
 def _why_none(study):
@@ -183,15 +200,19 @@ def forests(entries, found):
     Returns:
         Their names.
     """
+    if not entries:
+        return []
+    from kzoo.studies.page.forest import forest  # which loads the statistics
+
     together = {}
     for label, verdict, records in entries:
         of = verdict.hypothesis
-        key = of.metric, of.scale, of.factor
+        key = unit(of.metric), of.scale, of.factor
         together.setdefault(key, []).append((label, verdict, records))
     names = []
     for number, some in enumerate(together.values(), 1):
         name = "verdicts" if number == 1 else f"verdicts-{number}"
-        found[name] = figures.forest(name, some)
+        found[name] = forest(name, some)
         names.append(name)
     return names
 
@@ -199,21 +220,14 @@ def forests(entries, found):
 # Runs -------------------------------------------------------------------------------------
 
 
-def _missing(planned, records, seeds):
-    done = {(record["data"], record["arm"], record["seed"]) for record in records}
+def _missing(study, records, seeds):
+    done = {record["run"] for record in records} | set(study.get("excluded", ()))
     rows = []
-    for data, arm in planned:
-        left = [seed for seed in seeds if (data, arm, seed) not in done]
+    for data, arm in programs(study):
+        left = [seed for seed in seeds if run_name(data, arm, seed) not in done]
         if left:
             rows.append({"arm": arm, "data": data, "seeds": left})
     return rows
-
-
-def _excluded(study, records):
-    """(run, reason) of each run that the study leaves out by name."""
-    excluded = dict(study.get("excluded") or {})
-    excluded |= {run["run"]: run["excluded"] for run in records if run.get("excluded")}
-    return list(excluded.items())
 
 
 def _group(number, name, records, styles, study, found):
@@ -312,8 +326,9 @@ def _spectra(records, styles, found):
 
 
 def _equal_fields(records):
-    """(field, value) of every config field that is the same in all runs; what else differs."""
-    configs = [record["config"] for record in records]
+    """(field, value) of every field of configs and of training that is the same in all runs; what
+    else differs."""
+    configs = [{**record["config"], **trained_with(record)} for record in records]
     fields = {}
     if configs:
         fields = {name: {labels.spec(c.get(name)) for c in configs} for name in configs[0]}
@@ -326,15 +341,18 @@ def _equal_fields(records):
 
 
 def _costs(records):
-    """Of each source: what every arm cost, and what of it is not the same in all."""
+    """Of each group: what every arm took, and what of it is not the same in all."""
     said = []
-    for data, rows in tables.costs(records).groupby("data", sort=False):
+    for group, rows in tables.costs(records).groupby("group", sort=False):
         unequal = [
             what
             for name, what in COSTS.items()
             if name != "seconds" and rows[name].round(9).nunique(dropna=False) > 1
         ]
-        said.append({"data": data, "rows": rows.to_dict("records"), "unequal": unequal})
+        told = {name: what for name, what in COSTS.items() if rows[name].notna().any()}
+        said.append(
+            {"group": group, "rows": rows.to_dict("records"), "unequal": unequal, "told": told}
+        )
     return said
 
 
@@ -355,8 +373,11 @@ def _provenance(records):
         "versions": [", ".join(f"{k} {v}" for k, v in of["versions"].items()) for of in origins],
     }
     for field in dict.fromkeys(field for of in origins for field in of):
-        if field not in ("commit", "dirty", "versions", "kernels", "started"):
+        if field not in _APART:
             shown[field.replace("_", " ")] = [_plainly(of.get(field)) for of in origins]
+    modules = [record["imports"] for record in records if record.get("imports")]
+    if modules:
+        shown["modules of imports, SHA-256"] = [_plainly(of) for of in modules]
     started = sorted(of["started"] for of in origins)
     shown["first and last run started"] = started[:1] + started[-1:]
     shown["seeds"] = [", ".join(map(str, sorted({record["seed"] for record in records})))]
@@ -403,4 +424,4 @@ def _again(study, records):
 
 def is_missing(value):
     """Whether a number is none: None, NaN or an infinity."""
-    return value is None or not np.isfinite(value) or math.isnan(value)
+    return value is None or not np.isfinite(value)

@@ -9,7 +9,7 @@ import pandas
 from kzoo import objectives
 from kzoo.studies.page import labels, style
 from kzoo.studies.page.figure import Figure
-from kzoo.studies.page.tables import costs
+from kzoo.training.flops import count_flops
 
 MOST = 400  # points of a band; each takes in the points between it and the next
 HEIGHT = 280
@@ -103,7 +103,7 @@ def figure(name, records, styles, kind):
             x=altair.X(
                 "x:Q",
                 title=AXES["steps"],
-                scale=altair.Scale(zero=True, nice=False),
+                scale=altair.Scale(zero=kind == "training", nice=False),
                 axis=altair.Axis(grid=False, tickCount=6),
             ),
             y=altair.Y("mean:Q", title=title, scale=altair.Scale(zero=False)),
@@ -122,11 +122,24 @@ def _ended(runs, step, kind):
 
 
 def _per_step(records):
-    """What a step takes, by arm: rows of tokens, FLOPs and seconds."""
-    frame = costs(records).set_index("arm")
-    per_step = frame[["tokens", "flops", "seconds"]].div(frame["steps"].clip(lower=1), axis=0)
-    frame = per_step.reset_index().fillna(0.0)
-    return frame.to_dict("records")
+    """What a step takes, by arm, means over its runs: rows of tokens, FLOPs and seconds."""
+    rows = []
+    for arm, runs in labels.by(records, "arm").items():
+        each = [_amounts(run) for run in runs if run["steps"]]
+        means = np.mean(each, axis=0).tolist() if each else [0.0] * 3
+        rows.append({"arm": arm, **dict(zip(list(AXES)[1:], means, strict=True))})
+    return rows
+
+
+def _amounts(run):
+    """Tokens, FLOPs and seconds of a step. Older records count no tokens but those of the rate,
+    with padding, and no FLOPs."""
+    steps = run["steps"]
+    seen = run.get("tokens_seen", run["tokens_per_second"] * run["seconds"])
+    flops = run.get("flops")
+    if flops is None:  # three times the forward pass
+        flops = 3 * sum(count_flops(run["config"]).values()) * run.get("batch_size", 1) * steps
+    return seen / steps, flops / steps, run["seconds"] / steps
 
 
 def _csv(rows, columns):
@@ -152,12 +165,7 @@ def _base(data, factors, arms, styles):
 
 
 def _layers(base, arms, styles, hover, points):
-    """Bands, lines, and the points of which the nearest to the pointer is told."""
-    nearest = altair.selection_point(
-        name=hover,
-        fields=["arm", "step"],
-        **{"on": "pointerover", "nearest": True, "empty": False, "clear": "pointerout"},
-    )
+    """Bands, lines and points; each point is told where the pointer comes near it."""
     tooltip = [
         altair.Tooltip("arm:N"),
         altair.Tooltip("step:Q", format=","),
@@ -168,13 +176,16 @@ def _layers(base, arms, styles, hover, points):
     line = base.mark_line(strokeWidth=1.8).encode(
         strokeDash=altair.StrokeDash("arm:N", scale=dash, legend=KEY)
     )
-    seen = altair.condition(nearest, altair.value(1), altair.value(1 if points else 0))
-    size = altair.condition(nearest, altair.value(70), altair.value(18))
-    dots = base.mark_point(filled=True).encode(opacity=seen, size=size, tooltip=tooltip)
+    under = altair.selection_point(
+        name=hover, fields=["arm", "step"], on="pointerover", clear="pointerout", empty=False
+    )
+    seen = altair.condition(under, altair.value(1), altair.value(0))
+    near = base.mark_point(filled=True, size=90).encode(opacity=seen, tooltip=tooltip)
     return [
         base.mark_area(opacity=0.16).encode(y="least:Q", y2="greatest:Q"),
         line,
-        dots.add_params(nearest),
+        *([base.mark_point(filled=True, size=20, opacity=1)] if points else []),
+        near.add_params(under),
     ]
 
 
@@ -187,11 +198,14 @@ def _levels(entropies):
     ]
     base = altair.Chart(altair.InlineData(values=rows)).encode(y="level:Q")
     name = {"align": "right", "dy": -6, "fontSize": 11, "color": style.colour("soft")}
+    halo = {"stroke": style.colour("card"), "strokeWidth": 3, "strokeJoin": "round"}
+    at_the_end = {"x": altair.value("width"), "text": "name:N"}
     return [
         base.mark_rule(color=style.colour("soft"), strokeWidth=0.8, opacity=0.7).encode(
             x=altair.value(0), x2=altair.value("width")
         ),
-        base.mark_text(**name).encode(x=altair.value("width"), text="name:N"),
+        base.mark_text(**name, **halo).encode(**at_the_end),
+        base.mark_text(**name).encode(**at_the_end),
     ]
 
 

@@ -14,8 +14,18 @@ from kzoo.studies.page import style
 
 WIDTH = 640  # pixels in a file; on the page a figure is as wide as its column
 SCALE = 2  # of PNG
-VERSION = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])  # of Vega-Lite
 SAVED = ("svg", "png", "json")
+
+
+def _version():
+    """The Vega-Lite that draws altair's charts: that of altair, or the newest of its kind there."""
+    wanted = altair.SCHEMA_VERSION.lstrip("v").rpartition(".")[0]
+    there = vl_convert.get_vegalite_versions()
+    alike = [each for each in there if each.partition(".")[0] == wanted.partition(".")[0]]
+    return wanted if wanted in there or not alike else alike[-1]
+
+
+VERSION = _version()
 
 
 @dataclasses.dataclass(frozen=True)

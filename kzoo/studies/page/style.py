@@ -7,6 +7,8 @@ have its light value.
 import json
 import re
 
+import altair
+
 from kzoo.config import Config
 from kzoo.studies.page import labels
 
@@ -34,6 +36,8 @@ ARM_COLOURS = 10
 # What arms of one family may differ in: they share a colour.
 WITHIN_FAMILY = ("mechanism", "seed", "max_sequence_length")
 SOLID, DASHES = [1, 0], ([6, 3], [6, 3, 1.5, 3], [1.5, 2.5])
+# The name of a row, above its marks, where it has the whole width; longer ones are cut short.
+NAME = {"align": "left", "baseline": "middle", "fontSize": 11.5, "limit": altair.expr("width")}
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'Noto Sans CJK SC', sans-serif"
 
 
@@ -79,7 +83,7 @@ def config():
             **{"gridColor": line, "domainColor": line, "tickColor": line, "titleFontWeight": 400},
             **{"labelLimit": 200, "labelOverlap": "greedy"},
         },
-        "legend": {**text, "title": None, "orient": "bottom", "labelLimit": 300, "columns": 3},
+        "legend": {**text, "title": None, "orient": "bottom", "labelLimit": 300, "columns": 2},
         "title": {
             **{"color": ink, "fontSize": 12, "fontWeight": 600, "anchor": "start"},
             **{"subtitleColor": soft, "subtitleFontSize": 11},

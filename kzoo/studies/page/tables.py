@@ -6,15 +6,19 @@ from typing import Any
 import numpy as np
 import pandas
 
+from kzoo.studies.metrics import about
 from kzoo.studies.page import labels
 from kzoo.studies.tuning import losses_by_rate
-from kzoo.training.flops import count_flops
 from kzoo.values import is_number
 
 _OF_AN_ARM = ("group", "measure", "arm", "mask", "mechanism", "objective", "parameters")
 _OF_A_VERDICT = (
     *("outcome", "estimate", "low", "high", "level", "pairs", "spread", "p"),
     *("p_sign_flip", "p_equivalence", "pairs_needed", "post_hoc"),
+)
+_COSTS = (
+    *("parameters", "learning_rate", "batch_size", "steps", "tokens_seen", "tokens_scored"),
+    *("flops", "seconds", "scored_tokens"),
 )
 # Of a run's record as they are; what later records add in numbers follows.
 _OF_A_RUN = (
@@ -80,10 +84,11 @@ def runs(records: list[dict[str, Any]]) -> pandas.DataFrame:
     Example:
         >>> runs(results.records)[["arm", "seed", "bits"]]
     """
-    columns = list(_OF_A_RUN)
+    columns, rows = list(_OF_A_RUN), []
     for record in records:
-        columns += [name for name, value in record.items() if is_number(value)]
-    rows = [{name: record.get(name) for name in columns} for record in records]
+        values = {**record, **record.get("metrics", {})}
+        columns += [name for name, value in values.items() if is_number(value)]
+        rows.append(values)
     return pandas.DataFrame(rows, columns=list(dict.fromkeys(columns)))
 
 
@@ -111,7 +116,7 @@ def verdicts(drawn: list[Any]) -> pandas.DataFrame:
             "hypothesis": verdict.hypothesis.name,
             "question": verdict.hypothesis.question,
             "kind": verdict.hypothesis.kind,
-            "metric": verdict.hypothesis.metric,
+            "metric": about(verdict.hypothesis.metric),
             "scale": verdict.hypothesis.scale,
             "margin": verdict.hypothesis.margin,
             **{name: getattr(verdict, name) for name in _OF_A_VERDICT},
@@ -165,36 +170,35 @@ def spectra(records: list[dict[str, Any]]) -> pandas.DataFrame:
 
 
 def costs(records: list[dict[str, Any]]) -> pandas.DataFrame:
-    """What every arm cost on a source, means over its finished runs, one row per source and arm.
+    """What each arm takes, one row per group and arm, in the order of the records.
+
+    Args:
+        records: list of dicts, the lines of a study's `results.jsonl`.
 
     Returns:
-        A `pandas.DataFrame` with the columns `data`, `arm`, `parameters`, `learning_rate`,
-        `batch_size`, `steps`, `tokens` (seen in training, padding included), `flops` (of training,
-        of which `kzoo.training.flops.count_flops` counts the forward part), `seconds`, and
-        `scored_tokens` (of the held-out set).
+        A `pandas.DataFrame` with the columns `group` (as in `table`), `arm`, `parameters`,
+        `learning_rate`, `batch_size`, `steps`, `tokens_seen` and `tokens_scored` (of training,
+        without padding), `flops`, `seconds`, and `scored_tokens` (of the held-out set), each the
+        mean over the finished runs and NaN where no record tells it; and one for each metric that
+        was measured.
+
+    Example:
+        >>> costs(results.records)[["arm", "steps", "flops"]]
     """
-    rows = []
-    for data, of_data in labels.by(records, "data").items():
-        for arm, of_arm in labels.by(of_data, "arm").items():
-            finished = [run for run in of_arm if run["status"] == "finished"]
-            each = pandas.DataFrame([_cost(run) for run in finished or of_arm])
-            rows.append({"data": data, "arm": arm, **each.mean().to_dict()})
-    columns = ["data", "arm", "parameters", "learning_rate", "batch_size", "steps"]
-    columns += ["tokens", "flops", "seconds", "scored_tokens"]
-    return pandas.DataFrame(rows, columns=columns)
+    short, rows = labels.shortener(record["data"] for record in records), []
+    for group, in_group in labels.by(records, "group").items():
+        for arm, runs in labels.by(in_group, "arm").items():
+            finished = [run for run in runs if run["status"] == "finished"]
+            row = {"group": short(group), "arm": arm}
+            row |= {name: _mean([run.get(name) for run in finished]) for name in _COSTS}
+            row |= {name: _mean([runs[0].get(name)]) for name in ("learning_rate", "batch_size")}
+            for name in dict.fromkeys(name for run in finished for name in run.get("metrics", {})):
+                row[name] = _mean([run.get("metrics", {}).get(name) for run in finished])
+            rows.append(row)
+    columns = dict.fromkeys(["group", "arm", *_COSTS, *(name for row in rows for name in row)])
+    return pandas.DataFrame(rows, columns=list(columns))
 
 
-def _cost(run):
-    """What a run cost, floats; NaN for what its record does not tell."""
-    batch, steps = run.get("batch_size") or math.nan, run["steps"]
-    flops = run.get("flops")
-    if flops is None:  # three times the forward pass
-        flops = 3 * sum(count_flops(run["config"]).values()) * batch * steps
-    given = ("parameters", "learning_rate", "seconds", "scored_tokens")
-    return {
-        **{name: float(math.nan if run.get(name) is None else run[name]) for name in given},
-        "batch_size": float(batch),
-        "steps": float(steps),
-        "tokens": float(run.get("tokens", run["tokens_per_second"] * run["seconds"])),
-        "flops": float(flops),
-    }
+def _mean(values):
+    numbers = [value for value in values if is_number(value)]
+    return float(np.mean(numbers)) if numbers and len(numbers) == len(values) else math.nan

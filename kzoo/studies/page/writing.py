@@ -11,12 +11,12 @@ import altair
 import jinja2
 
 from kzoo.errors import InputError
-from kzoo.files import write
+from kzoo.files import read_json, write
 from kzoo.studies.page import curves, labels, style
-from kzoo.studies.page.contents import COSTS, content, is_missing, joined
+from kzoo.studies.page.contents import content, is_missing, joined
 from kzoo.studies.page.figure import Figure, bundle
 from kzoo.studies.page.reading import checked
-from kzoo.studies.records import REPORT_FILE, read, read_tuning
+from kzoo.studies.records import CONTROL_FILE, REPORT_FILE, read, read_tuning
 
 HERE = Path(__file__).parent
 INDEX_FILE = "studies.html"
@@ -45,8 +45,10 @@ def report(directory: Path) -> Path:
     """
     directory = Path(directory)
     study, records = _read(directory)
-    shown, figures, frames = content(study, records, read_tuning(directory))
-    values = {**shown, "costs_shown": COSTS, "frames": list(frames), "folder": FILES}
+    path = directory / CONTROL_FILE
+    control = read_json(path) if path.is_file() else None
+    shown, figures, frames = content(study, records, read_tuning(directory), control)
+    values = {**shown, "frames": list(frames), "folder": FILES}
     text = _render("page.html.jinja", values, figures)
     folder = directory / FILES
     folder.mkdir(exist_ok=True)
@@ -132,7 +134,7 @@ def plot(records: list[dict[str, Any]]) -> Figure:
     for number, (group, runs) in enumerate(labels.by(records, "group").items(), 1):
         figure = curves.figure(f"curves-{number}", runs, styles, "held-out")
         if figure is not None:
-            chart = figure.chart.properties(width=360, title=short(group))
+            chart = figure.chart.properties(width=420, title=short(group))
             panels.append((chart, f"{short(group)}: {figure.alternative}"))
     if not panels:
         raise InputError(f"curves need a run with a point. Received: {len(records)} runs")

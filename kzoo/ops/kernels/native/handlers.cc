@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "checks.h"
+#include "gated.h"
 #include "linear.h"
 #include "softmax.h"
 #include "xla/ffi/api/ffi.h"
@@ -176,12 +177,15 @@ struct Order {
   kzoo::Line<T> scalars(T* x) const {  // of [batch, heads, time]
     return line(x + head * time, 1);
   }
+  template <typename T>
+  kzoo::Line<T> by_token(T* x) const {  // of [batch, time, heads]
+    return line(x + head / heads * time * heads + head % heads, heads);
+  }
 };
 
-// The arguments that both passes take, and their checks.
+// The arguments that both passes take, with decays or without, and their checks.
 Checks check_linear(const Array& q, const Array& k, const Array& v, const Integers& document,
-                    const Integers& level, const Array& matrix, const Array& vector, int64_t chunk,
-                    Flags reverse) {
+                    const Integers& level, const Array& matrix, int64_t chunk, Flags reverse) {
   Checks checks;
   checks.level("q", q.dimensions(), 4);
   checks.level("v", v.dimensions(), 4);
@@ -195,7 +199,6 @@ Checks check_linear(const Array& q, const Array& k, const Array& v, const Intege
   checks.dims("document", document.dimensions(), {s.batch, s.heads, s.query_time}, true);
   checks.dims("level", level.dimensions(), {s.batch, s.heads, s.query_time}, true);
   checks.dims("matrix", matrix.dimensions(), {s.batch, s.heads, s.dim, s.value_dim});
-  checks.dims("vector", vector.dimensions(), {s.batch, s.heads, s.dim});
   const int64_t flags[] = {static_cast<int64_t>(reverse.size())};
   checks.dims("reverse", Checks::Dims(flags, 1), {s.heads});
   return checks;
@@ -223,9 +226,10 @@ ffi::Error LinearForward(ffi::ThreadPool pool, Array q, Array k, Array v, Intege
                          Integers level, Array matrix, Array vector, ffi::RemainingArgs norms,
                          Filled out, Filled normaliser, Filled matrix_after, Filled vector_after,
                          int64_t chunk, Flags reverse) {
-  Checks checks = check_linear(q, k, v, document, level, matrix, vector, chunk, reverse);
+  Checks checks = check_linear(q, k, v, document, level, matrix, chunk, reverse);
   if (!checks.hold()) return checks.error();
   const kzoo::Sizes s = sizes(q, v);
+  checks.dims("vector", vector.dimensions(), {s.batch, s.heads, s.dim});
   checks.dims("out", out->dimensions(), v.dimensions());
   checks.dims("normaliser", normaliser->dimensions(), {s.batch, s.heads, s.query_time});
   checks.dims("matrix_after", matrix_after->dimensions(), matrix.dimensions());
@@ -254,9 +258,10 @@ ffi::Error LinearBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integ
                           ffi::RemainingArgs norms, Filled dq, Filled dk, Filled dv,
                           Filled matrix_slope, Filled vector_slope, ffi::RemainingRets dnorms,
                           int64_t chunk, Flags reverse) {
-  Checks checks = check_linear(q, k, v, document, level, matrix, vector, chunk, reverse);
+  Checks checks = check_linear(q, k, v, document, level, matrix, chunk, reverse);
   if (!checks.hold()) return checks.error();
   const kzoo::Sizes s = sizes(q, v);
+  checks.dims("vector", vector.dimensions(), {s.batch, s.heads, s.dim});
   checks.dims("out", out.dimensions(), v.dimensions());
   checks.dims("normaliser", normaliser.dimensions(), {s.batch, s.heads, s.query_time});
   checks.dims("slope", slope.dimensions(), v.dimensions());
@@ -290,6 +295,71 @@ ffi::Error LinearBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Integ
                           sums, norm_sums,
                           {order(dq), order(dk), order(norm_slopes.first),
                            order(norm_slopes.second), order(dv)});
+  });
+  return ffi::Error::Success();
+}
+
+// Linear with decays ------------------------------------------------------------------------------
+
+std::vector<kzoo::Span> spans(const Order& order, const Integers& document, const Integers& level,
+                              int64_t chunk) {
+  return kzoo::spans(kzoo::cut(order(document), order(level), order.time, chunk), chunk);
+}
+
+ffi::Error GatedForward(ffi::ThreadPool pool, Array q, Array k, Array v, Array gates,
+                        Integers document, Integers level, Array matrix, Filled out,
+                        Filled matrix_after, int64_t chunk, Flags reverse) {
+  Checks checks = check_linear(q, k, v, document, level, matrix, chunk, reverse);
+  if (!checks.hold()) return checks.error();
+  const kzoo::Sizes s = sizes(q, v);
+  checks.dims("gates", gates.dimensions(), {s.batch, s.query_time, s.heads});
+  checks.dims("out", out->dimensions(), v.dimensions());
+  checks.dims("matrix_after", matrix_after->dimensions(), matrix.dimensions());
+  if (!checks.hold()) return checks.error();
+  const int features = s.dim, value_dim = s.value_dim;
+  const int64_t state = features * value_dim;
+  parallel(pool, s.batch * s.heads, [&](int64_t head) {
+    const Order order(head, q, reverse);
+    const auto parts = spans(order, document, level, chunk);
+    const float* decays = gates.typed_data();
+    float* sums = matrix_after->typed_data() + head * state;
+    std::copy_n(matrix.typed_data() + head * state, state, sums);
+    kzoo::gated_forward({features, value_dim, int(chunk), order(q), order(k), order(v),
+                         order.by_token(decays), order(level), &parts},
+                        order(out), sums);
+  });
+  return ffi::Error::Success();
+}
+
+ffi::Error GatedBackward(ffi::ThreadPool pool, Array q, Array k, Array v, Array gates,
+                         Integers document, Integers level, Array matrix, Array slope,
+                         Array matrix_after, Filled dq, Filled dk, Filled dv, Filled dgates,
+                         Filled matrix_slope, int64_t chunk, Flags reverse) {
+  Checks checks = check_linear(q, k, v, document, level, matrix, chunk, reverse);
+  if (!checks.hold()) return checks.error();
+  const kzoo::Sizes s = sizes(q, v);
+  checks.dims("gates", gates.dimensions(), {s.batch, s.query_time, s.heads});
+  checks.dims("slope", slope.dimensions(), v.dimensions());
+  checks.dims("matrix_after", matrix_after.dimensions(), matrix.dimensions());
+  checks.dims("dq", dq->dimensions(), q.dimensions());
+  checks.dims("dk", dk->dimensions(), q.dimensions());
+  checks.dims("dv", dv->dimensions(), v.dimensions());
+  checks.dims("dgates", dgates->dimensions(), gates.dimensions());
+  checks.dims("matrix_slope", matrix_slope->dimensions(), matrix.dimensions());
+  if (!checks.hold()) return checks.error();
+  const int features = s.dim, value_dim = s.value_dim;
+  const int64_t state = features * value_dim;
+  parallel(pool, s.batch * s.heads, [&](int64_t head) {
+    const Order order(head, q, reverse);
+    const auto parts = spans(order, document, level, chunk);
+    float* sums = matrix_slope->typed_data() + head * state;
+    std::copy_n(matrix_after.typed_data() + head * state, state, sums);
+    const float* decays = gates.typed_data();
+    const kzoo::GatedHead inputs{features, value_dim, int(chunk), order(q), order(k), order(v),
+                                 order.by_token(decays), order(level), &parts};
+    const kzoo::GatedSlopes slopes{order(dq), order(dk), order(dv),
+                                   order.by_token(dgates->typed_data())};
+    kzoo::GatedBackward(inputs, order(slope), matrix.typed_data() + head * state, slopes).run(sums);
   });
   return ffi::Error::Success();
 }
@@ -332,4 +402,22 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(
         .Ret<Array>().Ret<Array>().Ret<Array>()  // of q, k, v
         .Ret<Array>().Ret<Array>()  // of the state before
         .RemainingRets()  // of q_norm, k_norm
+        .Attr<int64_t>("chunk").Attr<Flags>("reverse"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    kzoo_gated_forward, GatedForward,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+        .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()  // q, k, v, gates
+        .Arg<Integers>().Arg<Integers>()  // document, level
+        .Arg<Array>()  // the state before
+        .Ret<Array>().Ret<Array>()  // out, the state after
+        .Attr<int64_t>("chunk").Attr<Flags>("reverse"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    kzoo_gated_backward, GatedBackward,
+    ffi::Ffi::Bind().Ctx<ffi::ThreadPool>()
+        .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()  // q, k, v, gates
+        .Arg<Integers>().Arg<Integers>()  // document, level
+        .Arg<Array>()  // the state before
+        .Arg<Array>().Arg<Array>()  // slope, that of the state after
+        .Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>()  // of q, k, v, gates
+        .Ret<Array>()  // of the state before
         .Attr<int64_t>("chunk").Attr<Flags>("reverse"));

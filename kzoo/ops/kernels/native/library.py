@@ -24,7 +24,7 @@ from kzoo.compilation_cache import folder, is_private, private
 
 log = logging.getLogger("kzoo")
 
-SOURCES = ("handlers.cc", "checks.h", "linear.h", "softmax.h", "tile.h")
+SOURCES = ("handlers.cc", "checks.h", "gated.h", "linear.h", "softmax.h", "tile.h")
 COMPILERS = ("c++", "g++", "clang++")
 # For ARM, compilers take the kind of CPU by another name.
 TUNED = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
@@ -34,6 +34,8 @@ TARGETS = (
     "kzoo_softmax_backward",
     "kzoo_linear_forward",
     "kzoo_linear_backward",
+    "kzoo_gated_forward",
+    "kzoo_gated_backward",
 )
 
 

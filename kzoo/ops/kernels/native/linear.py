@@ -36,17 +36,24 @@ def run(q, k, v, features, weights, tokens, initial_state, *, chunk_size, revers
     """
     q, k, *norms = features(q, k, weights, tokens.sin_cos, tokens.shown)
     norms = [x for x in norms if x is not None]
-    batch, time, heads, size = q.shape
-    document, level = tokens.document, tokens.level
-    document = jnp.zeros((1, 1, time), "int32") if document is None else document
-    level = jnp.arange(time, dtype="int32")[None, None] if level is None else level
+    batch, _, heads, size = q.shape
     if initial_state is None:
         shapes = (batch, heads, size, v.shape[3]), (batch, heads, size)
         initial_state = tuple(jnp.zeros(shape, q.dtype) for shape in shapes)
-    labels = document.astype("int32"), level.astype("int32")
+    labels, static = prepared(q, tokens, chunk_size, reverse)
+    return _attend(static, ((q, k, v, *norms), initial_state), labels)
+
+
+def prepared(q, tokens, chunk_size, reverse):
+    """What the C++ takes of `kzoo.ops.sorting.Tokens`: documents and levels, and what is static,
+    the size of a chunk and the heads that go back."""
+    time, heads = q.shape[1:3]
+    document, level = tokens.document, tokens.level
+    document = jnp.zeros((1, 1, time), "int32") if document is None else document
+    level = jnp.arange(time, dtype="int32")[None, None] if level is None else level
     chunk = max(1, min(chunk_size, time, MOST_CHUNK))  # any size gives the same result
     static = chunk, tuple(np.broadcast_to(reverse, heads).tolist())
-    return _attend(static, ((q, k, v, *norms), initial_state), labels)
+    return (document.astype("int32"), level.astype("int32")), static
 
 
 def _forward(static, floats, labels):
@@ -54,7 +61,7 @@ def _forward(static, floats, labels):
     batch, time, heads, _ = q.shape
     shapes = [float32(*v.shape), float32(batch, heads, time), *(float32(*x.shape) for x in state)]
     arrays = (q, k, v, *labels, *state, *norms)
-    out, denominator, *after = call("kzoo_linear_forward", shapes, *arrays, **_fields(static))
+    out, denominator, *after = call("kzoo_linear_forward", shapes, *arrays, **chunk_fields(static))
     return (out, tuple(after)), (out, denominator)
 
 
@@ -63,7 +70,7 @@ def _backward(static, floats, labels, saved, slopes):
     slope, after = slopes
     shapes = [float32(*x.shape) for x in (q, k, v, *state, *norms)]
     arrays = (q, k, v, *labels, *state, *saved, slope, *after, *norms)
-    results = call("kzoo_linear_backward", shapes, *arrays, **_fields(static))
+    results = call("kzoo_linear_backward", shapes, *arrays, **chunk_fields(static))
     dq, dk, dv, kv_state, k_sum, *dnorms = results
     return (dq, dk, dv, *dnorms), (kv_state, k_sum)
 
@@ -73,7 +80,7 @@ def _plain(static, floats, labels):
     q_norm, k_norm = norms or (q, k)
     document, level = labels
     # Runs along time: of one document, and of one level in it, the groups that see each other.
-    document, group = _runs(document), _runs(document, level)
+    document, group = runs(document), runs(document, level)
     sign = np.where(static[1], -1, 1)[:, None].astype("int32")
     document, group = document * sign, group * sign  # time in the order of level
     visible = document[..., None, :] == document[..., :, None]
@@ -100,7 +107,7 @@ def _plain(static, floats, labels):
     return out, (kv_state, k_sum + of(k_norm, ended).sum(1))
 
 
-def _runs(*labels):
+def runs(*labels):
     """Counts, along time, of the runs of equal labels: [batch or 1, heads or 1, time]."""
     changes = [label[..., 1:] != label[..., :-1] for label in labels]
     change = functools.reduce(jnp.logical_or, changes)
@@ -110,6 +117,7 @@ def _runs(*labels):
 _attend = by_hand(lambda *arrays: _forward(*arrays)[0], _forward, _backward, _plain)
 
 
-def _fields(static):
+def chunk_fields(static):
+    """The attributes of a call, of what `prepared` says is static."""
     chunk, reverse = static
     return {"chunk": np.int64(chunk), "reverse": np.array(reverse, "int32")}

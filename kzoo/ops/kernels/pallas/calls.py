@@ -180,25 +180,30 @@ class _Chunk:
         product = slope * self.load("out")
         return slope, -of.head_sums(product, form.value_dim, form.dim, form.lanes)
 
-    def to_edge(self, role, side):
-        """The features of the numerator of a role, as they meet the state on a side.
-
-        Queries meet the keys' state on that side; keys the queries' on the side opposite to it.
-        """
-        x = (self.queries if role == "query" else self.keys)[1]
+    def decayed(self, x, role, side):
+        """`x` of a role's tokens, as it meets the state on a side (`Decay.to_edge`)."""
         return x if self.decay is None else x * self.decay.to_edge(role, side)
+
+    def to_edge(self, role, side):
+        """The features of the numerator of a role, as they meet the state on a side."""
+        return self.decayed((self.queries if role == "query" else self.keys)[1], role, side)
 
     def advanced(self, state, role, side):
         """The state that a role's tokens see on a side, after this chunk."""
+        form, seen = self.form, opposite(side)
         if role == "query":
-            x, y = [self.to_edge("key", side), self.keys[0]], self.v
+            x, y = [self.to_edge("key", side)], self.v
+            if form.normalize:
+                x.append(self.decayed(self.keys[0], "key", side))
         else:
             y, weight = self.slopes
-            x = [self.to_edge("query", opposite(side))]
-            if self.form.normalize:
-                x.append(weight * self.queries[0])
-        total = None if self.decay is None else self.decay.total()
-        return of.advanced(self.form, state, x, y, self.tokens, role, side, total)
+            x = [self.to_edge("query", seen)]
+            if form.normalize:
+                x.append(self.decayed(weight * self.queries[0], "query", seen))
+        totals = None
+        if self.decay is not None:
+            totals = [self.decay.total(dim) for dim in (form.value_dim, form.dim)]
+        return of.advanced(form, state, x, y, self.tokens, role, side, totals)
 
     def reached(self, x, role, side):
         return of.masked(x, self.tokens.reaching(role, side))
@@ -253,16 +258,26 @@ def _denominator(form, own, states):
 
 
 def _weight(form, own, states):
-    """Σ of the keys' features that each query sees: [tokens, lanes]."""
-    visible, k = own.tokens.visible(), own.keys[0]
-    if visible is None:
-        total = jnp.sum(k, axis=0, keepdims=True)
-    else:
-        total = of.dot(form, jnp.where(visible, 1.0, 0.0), k)
+    """Σ of the keys' features that each query sees, decayed: [tokens, lanes]."""
+    total = _visible_sums(form, own, own.keys[0], of.PLAIN)
     for side, state in states.items():
-        before = jnp.broadcast_to(state[:1], k.shape)
-        total += own.reached(before, "query", side)
+        before = jnp.broadcast_to(state[:1], total.shape)
+        total += own.reached(own.decayed(before, "query", side), "query", side)
     return total
+
+
+def _visible_sums(form, own, x, axes):
+    """Σ over the keys of the chunk that a query sees, or over the queries that see a key."""
+    visible = own.tokens.visible()
+    if form.gated:
+        total = 0.0
+        for head in range(form.packed):
+            decay = of.masked(own.decay.within(head), visible)
+            total += of.dot(form, decay, of.of_head(x, head, form.dim), axes)
+        return total
+    if visible is None:
+        return jnp.broadcast_to(jnp.sum(x, axis=0, keepdims=True), x.shape)
+    return of.dot(form, jnp.where(visible, 1.0, 0.0), x, axes)
 
 
 def _backward_kernel(form, references):
@@ -298,21 +313,24 @@ def _slopes(form, own, keys, queries):
     dq, dk, dv, dgates = _slopes_within(form, own, slope)
     for side, state in keys.items():
         part = own.reached(of.dot(form, slope, state[0], of.RIGHT_TURNED), "query", side)
-        dq, dgates = _joined(own, "query", side, dq, part, dgates)
+        dq += own.decayed(part, "query", side)
+        if form.gated:
+            dgates += _to_edge_slopes(form, own, "query", side, part, state)
     for side, state in queries.items():
         seen = opposite(side)  # by the queries there a key is seen as one on the other side
         part = own.reached(of.dot(form, own.v, state[0], of.RIGHT_TURNED), "key", side)
-        dk, dgates = _joined(own, "key", seen, dk, part, dgates)
+        dk += own.decayed(part, "key", seen)
         dv += own.reached(of.dot(form, own.to_edge("key", seen), state[0]), "key", side)
         if form.gated:
-            dgates += _passing(form, own, keys[seen][0], state[0], side)
+            dgates += _to_edge_slopes(form, own, "key", seen, part, state)
+            dgates += _passing(form, own, keys[seen], state, side)
     dq *= form.scale
     if form.rotary:
         cosine, sine = own.turned
         dq, dk = (of.rotated(x, (cosine, -sine), form.dim) for x in (dq, dk))
     if form.normalize:
         dq += weight_slope * _weight(form, own, {side: state[1] for side, state in keys.items()})
-        dk += _weight_seen(form, own, weight_slope, queries)
+        dk += _weight_seen(form, own, queries)
     own.store("dq", of.features_slope(form, own.q, tokens.valid, dq, key=False))
     own.store("dk", of.features_slope(form, own.k, tokens.valid, dk, key=True))
     own.store("dv", of.masked(dv, tokens.valid))
@@ -332,7 +350,8 @@ def _slopes_within(form, own, slope):
         if form.gated:
             decay = own.decay.within(head)
             weights = weights * decay
-            columns.append(own.decay.slope_within(head, of.masked(weights * back, visible)))
+            pairs = of.masked(weights * back + _weight_pairs(form, own, head), visible)
+            columns.append(own.decay.slope_within(pairs))
             back = back * decay
         dv += of.dot(form, of.masked(weights, visible), slope_own, of.LEFT_TURNED)
         dq += of.dot(form, back, of.of_head(k, head, form.dim))
@@ -343,36 +362,45 @@ def _slopes_within(form, own, slope):
     return dq, dk, dv, jnp.concatenate([*columns, *rest], axis=1).T[: of.SUBLANES]
 
 
-def _joined(own, role, side, total, part, dgates):
-    """The slope of features, and of gates, with what the state on a side adds."""
-    if own.decay is None:
-        return total + part, None
-    x = (own.queries if role == "query" else own.keys)[1]
-    factor = own.decay.to_edge(role, side)
-    dgates = dgates + own.decay.slope_to_edge(role, side, x * factor, part)
-    return total + part * factor, dgates
+def _weight_pairs(form, own, head):
+    """Of each pair, its weight in a denominator times the slope of that: [queries, keys]."""
+    if not form.normalize:
+        return 0.0
+    product = of.of_head(own.slopes[1] * own.queries[0], head, form.dim)
+    return of.dot(form, product, own.keys[0], of.RIGHT_TURNED) * own.decay.within(head)
+
+
+def _to_edge_slopes(form, own, role, side, part, state):
+    """The slopes of gates between a role's tokens and the state on a side that they meet."""
+    slopes = own.decay.slope_to_edge(role, side, own.to_edge(role, side) * part)
+    if not form.normalize:
+        return slopes
+    reaching = side if role == "query" else opposite(side)
+    x = own.slopes[1] * own.queries[0] if role == "query" else own.keys[0]
+    x = own.reached(own.decayed(x, role, side), role, reaching)
+    return slopes + own.decay.slope_to_edge(role, side, x * state[1][:1])
 
 
 def _passing(form, own, keys, queries, side):
     """The slope of a chunk's gates from pairs of a query on a side of it and a key on the other."""
-    total = of.masked(keys * queries, own.tokens.kept("query", opposite(side)))
-    total = of.masked(total, own.tokens.kept("key", side)) * own.decay.total()
-    sums = jnp.sum(total, axis=0, keepdims=True)  # in the lanes of values
-    sums = jnp.broadcast_to(sums, (CHUNK, form.value_lanes))
-    sums = of.head_sums(sums, form.value_dim, form.value_dim, form.value_lanes)
-    return of.gathered(form, sums, form.value_dim)
+    total = 0.0
+    for one, other, dim in zip(keys, queries, (form.value_dim, form.dim), strict=False):
+        product = one[:1] * other[:1] if one.shape[0] == of.SUBLANES else one * other
+        product = of.masked(product, own.tokens.kept("query", opposite(side)))
+        product = of.masked(product, own.tokens.kept("key", side)) * own.decay.total(dim)
+        sums = jnp.sum(product, axis=0, keepdims=True)  # each head's in its lanes
+        sums = jnp.broadcast_to(sums, (CHUNK, form.packed * dim))
+        sums = of.head_sums(sums, dim, dim, form.packed * dim)
+        total += of.gathered(form, sums, dim)
+    return total
 
 
-def _weight_seen(form, own, slope, queries):
+def _weight_seen(form, own, queries):
     """The slope of the keys' features from the denominators of the queries that see them."""
-    visible, product = own.tokens.visible(), slope * own.queries[0]
-    if visible is None:
-        total = jnp.sum(product, axis=0, keepdims=True)
-    else:
-        total = of.dot(form, jnp.where(visible, 1.0, 0.0), product, of.LEFT_TURNED)
+    total = _visible_sums(form, own, own.slopes[1] * own.queries[0], of.LEFT_TURNED)
     for side, state in queries.items():
-        before = jnp.broadcast_to(state[1][:1], product.shape)
-        total += own.reached(before, "key", side)
+        before = jnp.broadcast_to(state[1][:1], total.shape)
+        total += own.reached(own.decayed(before, "key", opposite(side)), "key", side)
     return total
 
 

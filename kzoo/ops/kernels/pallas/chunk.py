@@ -205,23 +205,24 @@ class Tokens:
 # Sums ----------------------------------------------------------------------------------------
 
 
-def advanced(form, state, x, y, tokens, role, side, total=None):
+def advanced(form, state, x, y, tokens, role, side, totals=None):
     """The state after a chunk: kept · state + xᵀ y, of tokens that stay.
 
     Args:
         state: a list of [lanes, value_lanes] and, of the weights alone, [8, lanes].
         x: a list of [tokens, lanes]: for each of the sums.
         y: [tokens, value_lanes].
-        total: the decay over the chunk, [1, value_lanes]; None for none.
+        totals: the decays over the chunk, [1, value_lanes] and [1, lanes]; None for none.
     """
     stays, kept = tokens.staying(role, side), tokens.kept(role, side)
     own = dot(form, masked(x[0], stays), y, LEFT_TURNED)
     own = masked(own, same_head(*own.shape, form.dim, form.value_dim))
-    before = masked(state[0], kept)
-    sums = [(before if total is None else before * total) + own]
+    before = [masked(one, kept) for one in state]
+    if totals is not None:
+        before = [one * total for one, total in zip(before, totals, strict=False)]
+    sums = [before[0] + own]
     if form.normalize:
-        ones = jnp.sum(masked(x[1], stays), axis=0, keepdims=True)
-        sums.append(masked(state[1], kept) + ones)
+        sums.append(before[1] + jnp.sum(masked(x[1], stays), axis=0, keepdims=True))
     return sums
 
 

@@ -26,10 +26,15 @@ class Decay:
     """Of the gates of one chunk, float32 [8, tokens], heads in rows."""
 
     def __init__(self, form, gates):
-        self.form, self.gates = form, gates
+        self.form, self.gates, self._within = form, gates, {}
 
     def within(self, head):
         """exp of the gates between a query and a key: [queries, keys]."""
+        if head not in self._within:
+            self._within[head] = self._between(head)
+        return self._within[head]
+
+    def _between(self, head):
         form, gate = self.form, self.gates[head : head + 1]
         sums = {}
         if LEFT in form.sides:
@@ -49,14 +54,14 @@ class Decay:
         sums = exact_dot(self.gates, _reaches(role, side)).T
         return spread(self.form, jnp.exp(sums), self.form.dim)
 
-    def total(self):
-        """exp of all gates: [1, value_lanes]."""
+    def total(self, dim):
+        """exp of all gates, in the lanes of heads of a size: [1, lanes]."""
         sums = exact_dot(self.gates, jnp.ones((CHUNK, CHUNK), "float32")).T
-        return spread(self.form, jnp.exp(sums), self.form.value_dim)[:1]
+        return spread(self.form, jnp.exp(sums), dim)[:1]
 
     # Slopes of the gates, [8, tokens] -----------------------------------------------------
 
-    def slope_within(self, head, pairs):
+    def slope_within(self, pairs):
         """From the slopes of the pairs' logarithms, [queries, keys]: [tokens, 1]."""
         slope, before = 0.0, jnp.where(_grid(_at_most), 1.0, 0.0)
         if LEFT in self.form.sides:
@@ -69,10 +74,10 @@ class Decay:
             slope += jnp.sum(jnp.where(_grid(_above), sums, 0.0), axis=1, keepdims=True)
         return slope
 
-    def slope_to_edge(self, role, side, x, slope):
-        """From what `to_edge` scaled, x [tokens, lanes], and its slope."""
+    def slope_to_edge(self, role, side, slopes):
+        """From what `to_edge` scaled times its slope, [tokens, lanes]."""
         form = self.form
-        sums = head_sums(x * slope, form.dim, form.dim, form.lanes)
+        sums = head_sums(slopes, form.dim, form.dim, form.lanes)
         return exact_dot(gathered(form, sums, form.dim), _reaches(role, side), RIGHT_TURNED)
 
 

@@ -7,14 +7,19 @@ rotary tables) is so fetched once a step. The running states of all heads stay i
 """
 
 import dataclasses
+import math
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 LANES = 128
 CHUNK = 128  # tokens whose products are formed at once: the rows of the matrix unit
 MOST_TOKENS = 1024  # of a step of the grid
+MOST_BYTES = 2**19  # of a block of an array
+SPARE = 2**23  # bytes of vector memory for what kernels hold besides blocks and states
+LEAST_MEMORY = 2**24  # of vector memory that a kernel may use, the default
 SUBLANES = 8  # rows of a tile of 32-bit numbers
 LEFT, RIGHT = "left", "right"
 
@@ -57,7 +62,7 @@ class Form:
     @property
     def packed(self):
         """Heads in a block of lanes."""
-        return packed(self.dim)
+        return packed(self.dim, self.value_dim)
 
     @property
     def lanes(self):
@@ -74,7 +79,9 @@ class Form:
     @property
     def tokens(self):
         """Of a step."""
-        return min(MOST_TOKENS, self.time + -self.time % CHUNK)
+        width = max(self.lanes, self.value_lanes) * jnp.dtype(self.dtype).itemsize
+        most = min(MOST_TOKENS, MOST_BYTES // width)
+        return min(most, self.time + -self.time % CHUNK)
 
     @property
     def steps(self):
@@ -96,9 +103,9 @@ class Form:
         return self.sides[1] if len(self.sides) > 1 else None
 
 
-def packed(dim):
-    """Heads of a size that share a block of lanes."""
-    return max(1, LANES // dim)
+def packed(dim, value_dim):
+    """Heads that share a block, as many as fill its lanes with queries and with values."""
+    return max(1, LANES // min(dim, value_dim))
 
 
 def opposite(side):
@@ -147,8 +154,8 @@ class Blocks:
         return jax.ShapeDtypeStruct(shape, "int32"), spec
 
     def table(self, examples):
-        """Cosines and sines of a head, for each in a block: float32 [1 or batch, steps · tokens,
-        lanes]."""
+        """[1 or batch, steps · tokens, lanes], float32: for each head a table of its cosines, then
+        its sines."""
         form = self.form
         shape = examples, form.steps * form.tokens, form.lanes
         block = 1, form.tokens, form.lanes
@@ -183,6 +190,10 @@ class Blocks:
     def call(self, kernel, name, inputs, outputs, scratch):
         """The `pallas_call` of a kernel whose arrays and blocks are pairs of this class."""
         split = "parallel", "arbitrary", "arbitrary"
+        pairs = [*inputs, *outputs]  # blocks are held twice: one is computed, one on its way
+        held = 2 * sum(_bytes(spec.block_shape, shape.dtype) for shape, spec in pairs)
+        held += sum(_bytes(x.shape, x.dtype) for x in scratch)
+        limit = max(LEAST_MEMORY, held + SPARE)
         return pl.pallas_call(
             kernel,
             grid=self.grid,
@@ -190,10 +201,14 @@ class Blocks:
             out_specs=[spec for _, spec in outputs],
             out_shape=[shape for shape, _ in outputs],
             scratch_shapes=scratch,
-            compiler_params=pltpu.CompilerParams(dimension_semantics=split),
+            compiler_params=pltpu.CompilerParams(dimension_semantics=split, vmem_limit_bytes=limit),
             interpret=self.form.interpret,
             name=name,
         )
+
+
+def _bytes(shape, dtype):
+    return math.prod(shape) * jnp.dtype(dtype).itemsize
 
 
 def walk(chunks, begins, step):

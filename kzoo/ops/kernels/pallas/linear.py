@@ -1,4 +1,4 @@
-"""Linear attention on a TPU: a kernel that reads each array once, forward and backward."""
+"""Linear and gated linear attention on a TPU: each array is read once, forward and backward."""
 
 import jax.numpy as jnp
 
@@ -6,11 +6,12 @@ from kzoo.ops.features import Features
 from kzoo.ops.kernels.derivatives import by_hand
 from kzoo.ops.kernels.pallas.plain import plain
 
-NAME, MECHANISM = "pallas", "linear"
+NAME, MECHANISM = "pallas", ("linear", "gated_linear")
 ANY_DIRECTION = False
 RAW = True  # it takes q, k and v as they come: in the layer's dtype, whatever stands at padding
 ONE_ORDER = True  # heads of other levels are other calls
 SIZES = (16, 32, 64, 128, 256)  # of a head
+MOST_RATIO = 2  # of features and values, or a state grows beyond what vector memory should hold
 
 
 def preferred(spec):
@@ -24,10 +25,11 @@ def unsupported_reason(spec) -> str | None:
         if not order.is_order:
             return f"linear attention follows orders, neither custom masks nor &: {order!r}"
     features = spec.dim if spec.features is None else spec.features
-    if features not in SIZES or max(1, 128 // features) * spec.value_dim not in (128, 256):
+    sizes = features, spec.value_dim
+    if any(size not in SIZES for size in sizes) or max(sizes) > MOST_RATIO * min(sizes):
         return (
-            f"the pallas kernel takes {', '.join(map(str, SIZES))} features and heads of values "
-            f"that fill as many lanes, not {features} and {spec.value_dim}"
+            f"the pallas kernel takes heads of {', '.join(map(str, SIZES))} features and values, "
+            f"at most {MOST_RATIO} times as many of one as of the other, not {sizes}"
         )
     if spec.dtype not in ("float32", "bfloat16"):
         return f"the pallas kernel computes float32 and bfloat16, not {spec.dtype}"
@@ -77,7 +79,7 @@ def run(
         sides = (forms.RIGHT,)
     marked = (tokens.document, tokens.level, tokens.shown)
     form = forms.Form(
-        heads=q.shape[2] + -q.shape[2] % forms.packed(q.shape[3]),
+        heads=q.shape[2] + -q.shape[2] % forms.packed(q.shape[3], v.shape[3]),
         dim=q.shape[3],
         value_dim=v.shape[3],
         time=q.shape[1],

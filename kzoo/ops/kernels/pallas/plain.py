@@ -28,7 +28,8 @@ def plain(form, floats, others):
         q, k = (_rotated(x, table) for x in (q, k))
         products = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
     if form.gated:
-        products = products * _decay(form, floats["gates"])
+        decay = _decay(form, floats["gates"])
+        products, totals = products * decay, totals * decay
     products = products * form.scale
     products, totals = (jnp.where(visible[:, None], x, 0) for x in (products, totals))
     out = jnp.einsum("bhqk,bkhd->bqhd", products, v, precision="highest")
