@@ -48,7 +48,7 @@ def check(compute):
     return Check("attention", "a kernel", "a case", "float32", compute)
 
 
-@pytest.mark.backends
+@pytest.mark.torch
 def test_a_part_of_it_on_this_machine(run, capsys):
     some = [*chosen("attention softmax", "96 tokens"), *chosen("training gpt,", "softmax", "bf")]
     some += [*chosen("training gpt, retention float32"), *chosen("generation gpt, gated_linear")]
