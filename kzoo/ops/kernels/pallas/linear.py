@@ -56,12 +56,14 @@ def run(
     log_decay=None,
     normalize=True,
     scale=None,
+    platform="cpu",
 ):
     """What `kzoo.ops.kernels.chunked.run` computes, times `scale`; the state is None.
 
     q, k and v are bfloat16 or float32, and products are formed of these: bfloat16 ones, features
     too, in one pass, as under softmax. Sums and states are float32. Feature maps that work entry
-    by entry are applied inside, others before. The size of a chunk is the kernel's own.
+    by entry are applied inside, others before. The size of a chunk is the kernel's own. Elsewhere
+    than on the platform "tpu" it is interpreted: run as ordinary operations, slowly.
     """
     from kzoo.ops.kernels.pallas import form as forms  # Pallas takes a while to import
     from kzoo.ops.kernels.pallas.labels import labels
@@ -91,7 +93,7 @@ def run(
         gated=log_decay is not None,
         labelled=any(x is not None for x in marked),
         sides=sides,
-        interpret=_interpreted(),
+        interpret=platform != "tpu",
     )
     others = {}
     if form.labelled:
@@ -116,12 +118,6 @@ def _rows(form, gates):
     gates = jnp.pad(gates, [(0, 0), (0, form.heads - gates.shape[1]), (0, missing)])
     gates = gates.reshape(gates.shape[0], form.blocks, form.packed, -1)
     return jnp.pad(gates, [(0, 0), (0, 0), (0, 8 - form.packed), (0, 0)])
-
-
-def _interpreted():
-    from kzoo.ops.context import platform
-
-    return platform() != "tpu"
 
 
 def flat(form, x):
