@@ -1,9 +1,14 @@
 """The kernel in C++ of gated linear attention against the definition."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from test_gated_linear import FORMS, ORDERS, assert_equals_the_definition, case
 
 from kzoo import masks
+from kzoo.ops import gated_linear_attention, oracle
+from kzoo.ops.dispatch import Spec, kernel_for
 from kzoo.ops.kernels.native import library
 
 NATIVE = {"implementation": "native"}
