@@ -144,6 +144,19 @@ if early and (installing or early.config.backend() != "jax"):
     raise Stop("Keras was imported before this cell: restart the session, and run again")
 
 # %% [markdown]
+# ## Check the devices
+#
+# Every kernel that kzoo would choose here is compared with its definition, and a step of training
+# of every kind of model with the same step on the CPU. Where something is off, the table says so:
+# send the JSON file with a bug report. It runs in a process of its own, which gives the TPU back.
+
+# %% Check
+DOCTOR = OUT / "kzoo-doctor.json"
+check = [sys.executable, "-m", "kzoo", "doctor", "--out", str(DOCTOR)]
+if SIZE == "full":
+    print(subprocess.run(check, stdout=subprocess.PIPE, text=True).stdout)
+
+# %% [markdown]
 # ## Devices
 #
 # `kzoo.distribute()` gives every device a part of each batch; on one device it changes nothing.

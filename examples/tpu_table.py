@@ -69,8 +69,8 @@ def page(rows):
         "command of each. Dtype mixed_bfloat16 unless said. No program has run: times at the peak",
         "are what none can beat.",
         *[
-            f"{quick} of {len(rows)} rows are compiled with `--quick`: what would run takes less",
-            "memory, a little with softmax and down to half with linear attention.",
+            f"{quick} of {len(rows)} rows are compiled with `--quick`: what would run takes a",
+            "little less memory.",
         ]
         * (quick > 0),
         "",

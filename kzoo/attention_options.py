@@ -12,16 +12,9 @@ from kzoo.errors import InputError, unknown
 from kzoo.masks import Mask
 from kzoo.values import is_boolean, is_count
 
-QK_NORMS = ("none", "l2", "rms")
+QK_NORMS = ("default", "none", "l2", "rms")
 CONVOLUTION_ACTIVATIONS = ("silu", "none")
 MOST_TAPS = 64
-
-
-def qk_norm(name: str, value: Any) -> str | None:
-    """A field's value checked; None stands for what the mechanism has of itself."""
-    if value is not None and value not in QK_NORMS:
-        raise unknown(f"value of {name}", value, QK_NORMS)
-    return value
 
 
 def taps(name: str, value: Any) -> int:
@@ -39,10 +32,10 @@ class AttentionOptions:
     """What an attention has around its mechanism.
 
     Attributes:
-        qk_norm: how each head of q and k is normalised before the mechanism: `"none"`; `"l2"`, to
-            length 1; `"rms"`, to a mean square of 1 times a learned scale for each entry (Dehghani
-            et al. 2023, arXiv:2302.05442, section 2.1, with the norm of arXiv:1910.07467). None for
-            what the mechanism has of itself.
+        qk_norm: how each head of q and k is normalised before the mechanism: `"default"`, as the
+            mechanism needs it; `"none"`; `"l2"`, to length 1; `"rms"`, to a mean square of 1 times
+            a learned scale of each entry (Dehghani et al. 2023, arXiv:2302.05442, section 2.1, with
+            the norm of arXiv:1910.07467).
         output_norm: whether each head of the output is divided by its root mean square, times a
             learned scale for each entry (Sun et al. 2023, arXiv:2307.08621, equation 8, with the
             norm of arXiv:1910.07467).
@@ -54,14 +47,15 @@ class AttentionOptions:
         short_convolution_activation: `"silu"` or `"none"`, after the convolution.
     """
 
-    qk_norm: str | None = None
+    qk_norm: str = "default"
     output_norm: bool = False
     output_gate: bool = False
     short_convolution: int = 0
     short_convolution_activation: str = "silu"
 
     def __post_init__(self):
-        qk_norm("qk_norm", self.qk_norm)
+        if self.qk_norm not in QK_NORMS:
+            raise unknown("value of qk_norm", self.qk_norm, QK_NORMS)
         for name in ("output_norm", "output_gate"):
             if not is_boolean(getattr(self, name)):
                 raise InputError(f"{name} is true or false. Received: {getattr(self, name)!r}")
@@ -95,7 +89,7 @@ class AttentionOptions:
             InputError: where they do not fit together.
         """
         own = mechanism.own_qk_norm
-        if own is not None and self.qk_norm not in (None, own):
+        if own is not None and self.qk_norm not in ("default", own):
             raise InputError(
                 f"{mechanism.name} attention has a qk_norm of its own, {own!r}, which its "
                 f"recurrence needs. Received: qk_norm={self.qk_norm!r}"
@@ -105,8 +99,9 @@ class AttentionOptions:
             shared(ways(keys, self.short_convolution), kv_heads)
 
     def norm(self, mechanism: Any) -> str:
-        """The norm of q and k that stands before the mechanism: one of `QK_NORMS`."""
-        return "none" if mechanism.own_qk_norm else self.qk_norm or "none"
+        """The norm of q and k that stands before the mechanism: none, l2 or rms."""
+        own = mechanism.own_qk_norm is not None or self.qk_norm == "default"
+        return "none" if own else self.qk_norm
 
     def shapes(self, sizes: Any, mechanism: Any) -> dict[str, tuple[int, ...]]:
         """The shapes of the variables, those of the gate's projection aside, by name."""

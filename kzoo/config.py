@@ -177,11 +177,11 @@ class BackboneConfig(Fields):
         "how attention is computed, a spec or object of `kzoo.mechanisms`.",
         "softmax",
     )
-    qk_norm: str | None = _field(
-        attention_options.qk_norm,
-        "how each head of queries and keys is normalised: none, l2 or rms, as in "
-        "`kzoo.attention_options`; by default as the mechanism needs it.",
-        None,
+    qk_norm: str = _field(
+        _one_of(attention_options.QK_NORMS),
+        "how each head of queries and keys is normalised: default (as the mechanism needs it), "
+        "none, l2 or rms, as in `kzoo.attention_options`.",
+        "default",
     )
     output_norm: bool = _field(
         _boolean, "whether each head of an attention's output has an RMS norm.", False

@@ -19,6 +19,14 @@ OPTIONS = {
     "feature_map": ("linear", "feature_map", "elu1"),
     "attention_scale": ("softmax", "scale", None),
 }
+# Fields that came later, and what models do without them.
+LATER = {
+    "qk_norm": "default",
+    "output_norm": False,
+    "output_gate": False,
+    "short_convolution": 0,
+    "short_convolution_activation": "silu",
+}
 # Objectives of config_version 1. `seq2seq` was `continuation` for an encoder and a decoder; now the
 # layout of a stack decides how an example is written.
 OBJECTIVES = {"continuation": "prefix_lm", "seq2seq": "prefix_lm"}
@@ -39,13 +47,14 @@ def objective(spec):
     return OBJECTIVES.get(spec, spec) if isinstance(spec, str) else spec
 
 
-def config(fields):
+def config(fields, complete=False):
     """The fields of a saved config, or some of them, with today's names and values.
 
     What is in today's words already comes back as it is.
 
     Args:
         fields: a mapping of names to JSON values.
+        complete: whether it has all fields of its time, so that those that came later are missing.
 
     Returns:
         A dict.
@@ -65,7 +74,7 @@ def config(fields):
         fields["objective"] = objective(fields["objective"])
     if "config_version" in fields and fields["config_version"] == 1:
         fields["config_version"] = CONFIG_VERSION
-    return fields
+    return {**LATER, **fields} if complete else fields
 
 
 def study(fields):
@@ -79,13 +88,13 @@ def study(fields):
 def record(fields):
     """The record of a run, or the settings that stand beside a checkpoint: what they say of a
     model's config and its overrides in today's words."""
-    return _with(_with(fields, "config"), "overrides")
+    return _with(_with(fields, "config", complete=True), "overrides")
 
 
-def _with(fields, name):
+def _with(fields, name, complete=False):
     """A mapping whose item `name`, where it has one, is a migrated config."""
     inner = fields.get(name) if isinstance(fields, Mapping) else None
-    return {**fields, name: config(inner)} if isinstance(inner, Mapping) else fields
+    return {**fields, name: config(inner, complete)} if isinstance(inner, Mapping) else fields
 
 
 def refuse_old_field(name, value):

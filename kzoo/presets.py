@@ -309,7 +309,7 @@ def _saved_config(directory):
     task = read_json(path)
     try:
         own = migrations.config(task["config"])
-        backbone = migrations.config(own["backbone"]["config"])
+        backbone = migrations.config(own["backbone"]["config"], complete=True)
         return {
             **{field: backbone[field] for field in BackboneConfig.field_names()},
             **{field: own[field] for field in (*HeadConfig.field_names(), "objective")},

@@ -152,7 +152,7 @@ def test_over_a_second_sequence_each_follows_its_own_order():
 
 PAIRS = {  # each row of the table meets each value of every other column at least once
     "mechanism": ("softmax", "linear", "retention", "gated_linear", "delta", "gated_delta"),
-    "qk_norm": (None, "l2", "rms", "none"),
+    "qk_norm": ("default", "l2", "rms", "none"),
     "short_convolution": (0, 3, 4),
     "mask": ("causal", "half_heads", "bidirectional", "permuted"),
 }

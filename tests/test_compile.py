@@ -149,12 +149,19 @@ def test_data_parallel_linear_exchanges_nothing_but_gradients(texts):
 
 
 @pytest.mark.slow
-def test_data_and_model_parallel(texts):
-    mesh = {"data": 2, "model": 2}
-    report = compile_only("bert_mixed_heads_nano", "v5e:2x2", 8, mesh=mesh, **ONE_LAYER)
+@pytest.mark.parametrize(
+    ("name", "mechanism", "attention"),
+    [
+        ("bert_mixed_heads_nano", "softmax", {"kernel": "splash", "calls": 3}),
+        ("gpt_nano", "gated_linear", {"kernel": "pallas", "calls": 2}),
+    ],
+)
+def test_data_and_model_parallel(texts, name, mechanism, attention):
+    mesh, fields = {"data": 2, "model": 2}, {**ONE_LAYER, "mechanism": mechanism}
+    report = compile_only(name, "v5e:2x2", 8, mesh=mesh, **fields)
     program = report["programs"]["train_step"]
     assert report["mesh"] == mesh
-    assert kernels_of(report) == {"block_0/attention": {"kernel": "splash", "calls": 3}}
+    assert kernels_of(report) == {"block_0/attention": attention}
     # Projections and their moments are halved.
     assert program["memory"]["arguments"] < 0.8 * 4 * 3 * report["parameters"]
     assert {one["group"] for one in hlo.collectives(texts[0])} <= {2, 4}

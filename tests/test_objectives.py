@@ -64,7 +64,8 @@ def test_old_names_are_migrated_in_files_and_refused_elsewhere(old):
     assert new == migrations.objective(new) == objectives.get(new).get_config()
     saved = {"objective": old, "mask": "causal"}
     record = {"run": 0, "config": saved, "overrides": {"objective": old}}
-    assert migrations.record(record)["config"] == {"objective": new, "mask": "causal"}
+    config = {**migrations.LATER, "objective": new, "mask": "causal"}
+    assert migrations.record(record)["config"] == config
     assert migrations.record(record)["overrides"] == {"objective": new}
     study = {"arms": {"a": {"preset": "p", "overrides": saved}, "b": "gpt_nano"}}
     assert migrations.study(study)["arms"]["a"]["overrides"]["objective"] == new

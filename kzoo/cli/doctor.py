@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 
 from kzoo.cli.arguments import add_command, add_running, leave_tensorflow, path, print_json
-from kzoo.files import check_folder, whole
+from kzoo.files import check_folder, write
 
 FILE = Path("kzoo-doctor.json")
 
@@ -16,7 +16,7 @@ def add(commands):
         "Kernels of attention are compared with their definition in NumPy, and models with the "
         "CPU: values, gradients, training, generation, saving. Something wrong is exit status 1."
     )
-    command = add_command(commands, "doctor", help, _doctor, more=more)
+    command = add_command(commands, "doctor", help, _doctor, _saved, more)
     help = f"for the whole report, to send with a bug report; default: {FILE}"
     command.add_argument("--out", type=path, metavar="FILE", default=FILE, help=help)
     add_running(command)
@@ -24,18 +24,19 @@ def add(commands):
 
 def _doctor(options):
     check_folder(options.out.parent)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("kzoo").setLevel(logging.WARNING)  # the models that it makes are nobody's
     leave_tensorflow([])
     from rich.console import Console
 
     from kzoo.doctor import examine, summary, table
 
-    progress = Console(stderr=True)
-    with progress.status("checks") as status:
+    with Console(stderr=True).status("checks") as status:
 
         def say(report):
-            _write(report, options.out)  # what is known so far, should a device end the process
-            status.update(f"{len(report['rows'])} checks, {report['off']} found something wrong")
+            write(options.out, json.dumps(report, indent=1) + "\n")
+            ran = sum(row["result"] != "running" for row in report["rows"])
+            status.update(f"{ran} checks, {report['off']} found something wrong")
 
         report = examine(say=say)
     if options.json:
@@ -48,6 +49,5 @@ def _doctor(options):
     return 1 if report["off"] else 0
 
 
-def _write(report, file):
-    with whole(file) as part:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+def _saved(options):
+    return f"what was found until then is in {options.out}"

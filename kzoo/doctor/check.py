@@ -49,34 +49,40 @@ class Check:
     run: Callable[[], Finding]
 
 
-def row(check: Check) -> dict[str, Any]:
-    """Run a check: a dict of JSON values.
+def start(check: Check) -> dict[str, Any]:
+    """The row of a check that runs now: a dict of JSON values, with the result "running"."""
+    names = ("group", "subject", "case", "dtype")
+    known = {name: getattr(check, name) for name in names}
+    found = {"result": "running", "error": None, "tolerance": None, "note": ""}
+    return {**known, **found, "traceback": None, "seconds": 0.0}
+
+
+def finish(check: Check) -> dict[str, Any]:
+    """Run a check: what its row says from then on, a dict of JSON values.
 
     `result` is "ok", "off" (the error is above the tolerance, or not a number), "raised" (with its
     `traceback`) or "refused" (with the reason in `note`: it is not to be had here).
     """
-    entry: dict[str, Any] = {
-        field: getattr(check, field) for field in ("group", "subject", "case", "dtype")
-    }
-    entry |= {"result": "ok", "error": None, "tolerance": None, "note": "", "traceback": None}
     begin = time.perf_counter()
     try:
-        found = check.run()
+        found = _compared(check.run())
     except Refused as refusal:
-        entry |= {"result": "refused", "note": str(refusal)}
+        found = {"result": "refused", "note": str(refusal)}
     except Exception as error:
-        last = str(error).strip().splitlines()[:1]
-        entry |= {"result": "raised", "note": ": ".join([type(error).__name__, *last])}
-        entry["traceback"] = traceback.format_exc()
-    else:
-        known = math.isfinite(found.error)
-        entry |= {"error": found.error if known else None, "tolerance": found.tolerance}
-        entry["note"] = found.note
-        if not (known and found.error <= found.tolerance):
-            entry["result"] = "off"
-            entry["note"] = found.note or ("" if known else "not a number")
-    entry["seconds"] = round(time.perf_counter() - begin, 3)
-    return entry
+        first = str(error).strip().splitlines()[:1]
+        note = ": ".join([type(error).__name__, *first])
+        found = {"result": "raised", "note": note, "traceback": traceback.format_exc()}
+    return {**found, "seconds": round(time.perf_counter() - begin, 3)}
+
+
+def _compared(found):
+    known = math.isfinite(found.error)
+    return {
+        "result": "ok" if known and found.error <= found.tolerance else "off",
+        "error": found.error if known else None,
+        "tolerance": found.tolerance,
+        "note": found.note if known else f"not a number: {found.note}",
+    }
 
 
 def once(function: Callable) -> Callable:

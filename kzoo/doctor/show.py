@@ -4,7 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-STYLES = {"ok": "green", "off": "bold red", "raised": "bold red", "refused": "dim"}
+STYLES = {"ok": "green", "running": "yellow", "refused": "dim"}
+WRONG = "bold red"
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -30,7 +31,7 @@ def table(report: dict[str, Any]) -> Table:
             "" if row[name] is None else f"{row[name]:.1e}" for name in ("error", "tolerance")
         )
         words = (row[name] for name in ("group", "subject", "case", "dtype"))
-        style = STYLES[row["result"]]
+        style = STYLES.get(row["result"], WRONG)
         result = f"[{style}]{row['result']}[/]"
         made.add_row(*words, *numbers, f"{row['seconds']:.1f}", result, _plain(row["note"]))
     return made

@@ -116,7 +116,7 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
         identity_mix: float = 0.0,
         use_bias: bool = True,
         stddev: Stddev = None,
-        qk_norm: str | None = None,
+        qk_norm: str = "default",
         output_norm: bool = False,
         output_gate: bool = False,
         short_convolution: int = 0,

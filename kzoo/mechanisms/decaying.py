@@ -152,7 +152,7 @@ class Decaying(Linear):
         from kzoo.ops import dispatch
 
         features = spec.dim if self.feature_map is None else self.feature_map.size(spec.dim)
-        spec = dataclasses.replace(spec, features=features)
+        spec = dataclasses.replace(spec, features=features, normalize=self.normalize)
         return dispatch.kernel_for("gated_linear", spec, implementation)
 
     def _features(self, sizes):

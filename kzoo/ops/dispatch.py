@@ -84,6 +84,7 @@ class Spec:
         bias: whether a bias is added to the scores.
         dtype: of the layer's computation.
         features: of a head, in linear attention.
+        normalize: whether there is a denominator, in linear attention.
         state: whether a state is given or asked for, in linear attention.
         batch: examples; None where not known, as in a program that is exported for any number.
         backend: `"jax"`, `"tensorflow"` or `"torch"`.
@@ -104,6 +105,7 @@ class Spec:
     bias: bool = False
     dtype: str = "float32"
     features: int | None = None
+    normalize: bool = True
     state: bool = False
     batch: int | None = 1
     backend: str = "jax"

@@ -99,6 +99,8 @@ def gated_linear_attention(
     q, k, v = (ops.convert_to_tensor(x) for x in (q, k, v))
     check_shapes(q, k, v)
     if log_decay is not None:
+        if key_padding_mask is not None:
+            raise InputError(gates.ACROSS)
         reason = not_along_time(mask.per_head(q.shape[2]))
         if reason:
             raise InputError(reason)

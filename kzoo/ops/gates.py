@@ -5,6 +5,11 @@ from keras import ops
 from kzoo.errors import InputError
 from kzoo.sequence import concrete
 
+ACROSS = (
+    "a decay counts the tokens between two of one sequence: of two sequences, or of queries that "
+    "are fewer than the keys, log_decay is None, and nothing decays. Received: a log_decay of them"
+)
+
 
 def given(log_decay, q):
     """Gates as a function takes them, as a tensor [batch or 1, time, heads] of as many tokens as q.
@@ -43,11 +48,7 @@ def of_tokens(gates, q, queries, keys):
         InputError: for a positive gate, where the values are known, and for two sequences.
     """
     if queries is not keys:
-        raise InputError(
-            "a decay counts the tokens between two of one sequence: of two sequences, or of "
-            "queries that are fewer than the keys, log_decay is None, and nothing decays. "
-            f"Received: log_decay for {q.shape[1]} queries of another sequence than the keys"
-        )
+        raise InputError(ACROSS)
     wide = "float64" if "float64" in str(q.dtype) else "float32"
     gates = ops.cast(gates, wide)
     if queries.segment is not None:

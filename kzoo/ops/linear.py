@@ -274,6 +274,7 @@ def _kernel(options, q, k, v, queries, keys, stateful):
         same_sequence=queries is keys,
         dtype=_dtype(q, v),
         features=options.sizes(q, v)[0],
+        normalize=options.normalize,
         state=stateful,
     )
     name = kernel_for(options.kernels_of, spec, options.implementation)

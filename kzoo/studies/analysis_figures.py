@@ -62,16 +62,21 @@ def _by_layer(name, rows, colour, title, what, log=False):
     columns = ["panel", "layer", "line", "value", *["head"] * ("head" in rows)]
     values = rows[columns].to_dict("records")
     order = list(dict.fromkeys(rows["line"]))
-    y = altair.Y("value:Q", title=title, scale=altair.Scale(type="log" if log else "linear"))
+    scale = altair.Scale(type="log" if log else "linear")
+    y = altair.Y("value:Q", title=title, scale=scale)
+    mean = altair.Y("mean(value):Q", title=title, scale=scale)
     base = altair.Chart(altair.InlineData(values=values)).encode(
         x=altair.X("layer:O", axis=altair.Axis(labelAngle=0)),
         color=altair.Color("line:N", sort=order, title=colour),
     )
-    lines = base.mark_line().encode(y=altair.Y("mean(value):Q", title=title, scale=y.scale))
-    chart = altair.layer(lines, base.mark_point(size=18, opacity=0.6).encode(y=y))
+    chart = altair.layer(
+        base.mark_line().encode(y=mean), base.mark_point(size=18, opacity=0.6).encode(y=y)
+    )
     chart = chart.properties(width=_PANEL, height=200)
     if len(set(panels)) > 1:
-        chart = chart.facet(facet=altair.Facet("panel:N", sort=None, title=None), columns=2)
+        chart = chart.facet(
+            facet=altair.Facet("panel:N", sort=list(dict.fromkeys(panels)), title=None), columns=2
+        )
     ends = ", ".join(
         f"{line} {of['value'].min():.3g} to {of['value'].max():.3g}"
         for line, of in rows.groupby("line", sort=False)

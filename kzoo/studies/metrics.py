@@ -192,17 +192,25 @@ def name_of(spec):
     return spec if isinstance(spec, str) else next(iter(spec), "")
 
 
-def words(spec):
-    """What a metric is, and what its numbers count, in words: two strings.
+def about(spec):
+    """What a metric is, in words.
 
     Example:
-        >>> words("tokens_per_second"), words({"steps_to": {"bits": 2.5}})
-        (('tokens per second', 'tokens per second'), ('steps to 2.5 bits', 'steps'))
+        >>> about("tokens_per_second"), about({"steps_to": {"bits": 2.5}})
+        ('tokens per second', 'steps to 2.5 bits')
     """
-    if name_of(spec) not in METRICS.names:
-        return (name_of(spec).replace("_", " "),) * 2
-    metric = METRICS.get(spec)
-    return metric.about, metric.unit
+    known = name_of(spec) in METRICS.names
+    return METRICS.get(spec).about if known else name_of(spec).replace("_", " ")
+
+
+def unit(spec):
+    """What the numbers of a metric count, in words.
+
+    Example:
+        >>> unit("bits"), unit({"steps_to": {"bits": 2.5}})
+        ('bits', 'steps')
+    """
+    return METRICS.get(spec).unit if name_of(spec) in METRICS.names else about(spec)
 
 
 def measured(study):

@@ -4,8 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+from kzoo.studies import metrics
 from kzoo.studies.hypotheses import LEAST_PAIRS
-from kzoo.studies.metrics import words
 from kzoo.studies.statistics import MOST_PAIRS, error_of_additions
 
 CONFIRMED = "confirmed"
@@ -141,12 +141,13 @@ def subject(hypothesis):
         about = f"{', '.join(parts[:-1])} and {parts[-1]} over {hypothesis.factor}"
     else:
         about = " against ".join(parts)
-    what, _ = words(hypothesis.metric)
-    return about if hypothesis.metric == "bits" else f"{about} in {what}"
+    if hypothesis.metric == "bits":
+        return about
+    return f"{about} in {metrics.about(hypothesis.metric)}"
 
 
 def _unit(hypothesis):
-    return words(hypothesis.metric)[1]
+    return metrics.unit(hypothesis.metric)
 
 
 def margin_said(hypothesis):

@@ -18,7 +18,7 @@ import numpy as np
 from kzoo.errors import InputError, unknown
 from kzoo.studies import sentences
 from kzoo.studies.hypotheses import LEAST_PAIRS, Hypothesis, check_looks
-from kzoo.studies.metrics import words
+from kzoo.studies.metrics import about
 from kzoo.studies.protocol import FAILED_RUNS
 from kzoo.studies.sentences import (
     CONFIRMED,
@@ -150,7 +150,7 @@ class Evidence:
                 elif seed not in runs:
                     found.append((label, seed, "is missing"))
                 elif seed in facts.without:
-                    found.append((label, seed, f"has no {words(self.hypothesis.metric)[0]}"))
+                    found.append((label, seed, f"has no {about(self.hypothesis.metric)}"))
                 elif runs[seed] is None or not np.isfinite(runs[seed]) or seed in facts.diverged:
                     found.append((label, seed, "diverged"))
         return found

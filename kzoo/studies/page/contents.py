@@ -8,7 +8,7 @@ import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.studies.hypotheses import LEAST_PAIRS
-from kzoo.studies.metrics import words
+from kzoo.studies.metrics import unit
 from kzoo.studies.page import curves, figures, labels, style, tables
 from kzoo.studies.records import programs, run_name
 from kzoo.studies.tuning import trained_with
@@ -207,7 +207,7 @@ def forests(entries, found):
     together = {}
     for label, verdict, records in entries:
         of = verdict.hypothesis
-        key = words(of.metric)[1], of.scale, of.factor
+        key = unit(of.metric), of.scale, of.factor
         together.setdefault(key, []).append((label, verdict, records))
     names = []
     for number, some in enumerate(together.values(), 1):

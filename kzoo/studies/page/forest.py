@@ -5,7 +5,7 @@ import math
 import altair
 import numpy as np
 
-from kzoo.studies.metrics import METRICS, words
+from kzoo.studies.metrics import METRICS, unit
 from kzoo.studies.page import style
 from kzoo.studies.page.figure import Figure
 from kzoo.studies.sentences import OUTCOMES, subject
@@ -108,7 +108,7 @@ def _chart(rows, seeds, hypothesis):
 
 
 def _title(hypothesis):
-    of = words(hypothesis.metric)[1]
+    of = unit(hypothesis.metric)
     per = f" per unit of {hypothesis.factor}" if hypothesis.kind == "trend" else ""
     return f"ratio of {of}{per}" if hypothesis.scale == "ratio" else f"contrast, {of}{per}"
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas
 
-from kzoo.studies.metrics import words
+from kzoo.studies.metrics import about
 from kzoo.studies.page import labels
 from kzoo.studies.tuning import losses_by_rate
 from kzoo.values import is_number
@@ -116,7 +116,7 @@ def verdicts(drawn: list[Any]) -> pandas.DataFrame:
             "hypothesis": verdict.hypothesis.name,
             "question": verdict.hypothesis.question,
             "kind": verdict.hypothesis.kind,
-            "metric": words(verdict.hypothesis.metric)[0],
+            "metric": about(verdict.hypothesis.metric),
             "scale": verdict.hypothesis.scale,
             "margin": verdict.hypothesis.margin,
             **{name: getattr(verdict, name) for name in _OF_A_VERDICT},

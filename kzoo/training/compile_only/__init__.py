@@ -61,8 +61,8 @@ def compile_only(
         decode: compile what `generate` runs instead: the pass over prompts that fill all of it but
             for one token, and a step of one token.
         quick: compile without XLA's optimizations, in a fraction of the time. The program takes
-            more memory: a little more with softmax and up to twice as much with linear attention.
-            Attentions are not compiled alone then.
+            more memory: a little where attention has a kernel, up to twice as much where it has
+            none. Attentions are not compiled alone then.
         **overrides: config fields, as in `kzoo.presets.load`.
 
     Returns:
