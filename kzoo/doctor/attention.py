@@ -10,14 +10,14 @@ anywhere is off along a random direction.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
-import keras
 import numpy as np
 
 from kzoo import masks, mechanisms
 from kzoo.doctor.check import Check, Finding, Refused, once
+from kzoo.doctor.gradients import value_and_gradients
 from kzoo.errors import InputError
 from kzoo.masks.orders import ORDERS
 from kzoo.mechanisms import Extras, HeadSizes, Mechanism
@@ -291,61 +291,3 @@ def compare(mechanism: Mechanism, case: Case, dtype: str, kernel: str) -> Findin
         errors[f"gradient of {name}"] = np.abs(got - wanted).max() / (usual or 1.0)
     worst = max(errors, key=lambda name: np.nan_to_num(errors[name], nan=np.inf))
     return Finding(float(errors[worst]), TOLERANCES[dtype], worst)
-
-
-def value_and_gradients(
-    function: Callable, floats: dict, cotangent: np.ndarray, dtype: str
-) -> tuple[np.ndarray, dict]:
-    """`function(floats)`, and by name its gradients with a cotangent: float64 NumPy arrays.
-
-    Args:
-        function: of a dict of tensors.
-        floats: that dict, of arrays.
-        cotangent: an array of the output's shape.
-        dtype: in which the backend computes.
-    """
-    convert = keras.ops.convert_to_tensor
-    tensors = {name: convert(x.astype("float32"), dtype=dtype) for name, x in floats.items()}
-    cotangent = convert(cotangent.astype("float32"), dtype=dtype)
-    out, gradients = _BY_BACKEND[keras.backend.backend()](function, tensors, cotangent)
-    zeros = {name: np.zeros(x.shape) for name, x in floats.items()}  # of what changes nothing
-    return _numpy(out), zeros | {n: _numpy(x) for n, x in gradients.items() if x is not None}
-
-
-def _jax(function, tensors, cotangent):
-    import jax
-
-    @jax.jit
-    def run(tensors, cotangent):
-        out, pull = jax.vjp(function, tensors)
-        return out, pull(cotangent.astype(out.dtype))[0]
-
-    return run(tensors, cotangent)
-
-
-def _torch(function, tensors, cotangent):
-    tensors = {name: x.detach().requires_grad_() for name, x in tensors.items()}
-    out = function(tensors)
-    out.backward(cotangent.to(out.dtype))
-    return out, {name: x.grad for name, x in tensors.items()}
-
-
-def _tensorflow(function, tensors, cotangent):
-    import tensorflow as tf
-
-    @tf.function
-    def run(tensors, cotangent):
-        with tf.GradientTape() as tape:
-            tape.watch(tensors)
-            out = function(tensors)
-        cotangent = tf.cast(cotangent, out.dtype)
-        return out, tape.gradient(out, tensors, output_gradients=cotangent)
-
-    return run(tensors, cotangent)
-
-
-_BY_BACKEND = {"jax": _jax, "torch": _torch, "tensorflow": _tensorflow}
-
-
-def _numpy(x):
-    return keras.ops.convert_to_numpy(keras.ops.cast(x, "float32")).astype("float64")

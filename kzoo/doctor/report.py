@@ -45,7 +45,8 @@ def examine(
         leaves it; `off`, how many found something wrong; and `seconds`.
 
     Example:
-        >>> report = examine(check for check in checks() if check.subject == "gpt, softmax")
+        >>> short = (check for check in checks() if check.case == "bidirectional, 96 tokens")
+        >>> report = examine(check for check in short if check.subject.startswith("softmax"))
         >>> report["off"]
         0
     """
