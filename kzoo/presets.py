@@ -243,8 +243,9 @@ def build(
 def _own_tokenizer(overrides):
     """The tokenizer whose path stands in overrides, if any, and the overrides with its size."""
     path = overrides.get("tokenizer", "bytes")
-    if not isinstance(path, str | Path) or path in TOKENIZERS:
-        return None, overrides
+    named = isinstance(path, str) and not (os.sep in path or path.endswith(".json"))
+    if not isinstance(path, str | Path) or named and not os.path.exists(path) or path in TOKENIZERS:
+        return None, overrides  # a wrong name is told with the valid ones
     from kzoo.models.tokenizer_file import read_file
 
     tokenizer = read_file(path)

@@ -59,6 +59,9 @@ CONTESTANTS = {
     "linear_prefix": Work("linear", "prefix"),
     "linear_half_heads": Work("linear", "half_heads"),
     "linear_bidirectional": Work("linear", "bidirectional"),
+    "retention_causal": Work("retention", "causal"),
+    "gated_linear_causal": Work("gated_linear", "causal"),
+    "gated_linear_bidirectional": Work("gated_linear", "bidirectional"),
     "delta_causal": Work("delta", "causal"),
     "gated_delta_causal": Work("gated_delta", "causal"),
     "gated_delta_half_heads": Work("gated_delta", "half_heads"),
@@ -66,6 +69,7 @@ CONTESTANTS = {
     "softmax_dense": Work("softmax", "causal", "dense"),
     "keras_attention": Work("softmax", "causal", None),
     "torch_sdpa": Work("softmax", "causal", None),
+    "fla_gated_linear": Work("gated_linear", "causal", None),
     "keras_hub_gated_delta": Work("gated_delta", "causal", None),
 }
 PEER_CHUNK, PEER_LENGTH = 64, 4096  # tokens of a chunk of keras-hub's; above, it compiles too long
@@ -93,11 +97,11 @@ def bench_attention(
     """Time attention forward and backward, for random q, k, v and a random cotangent.
 
     Contestants: kzoo's linear attention under five masks (the source of prefix is the first half),
-    its delta rule, and its softmax attention, with the kernel that "auto" chooses and dense;
-    `keras.ops.dot_product_attention`, the core of `keras.layers.MultiHeadAttention`; torch's
-    `scaled_dot_product_attention`; keras-hub's chunked gated delta rule. All return output and
-    gradients, of gates too. They take turns, after one
-    call each that is not counted.
+    with decays, its delta rule, and its softmax attention, with the kernel that "auto" chooses and
+    dense; `keras.ops.dot_product_attention`, the core of `keras.layers.MultiHeadAttention`; torch's
+    `scaled_dot_product_attention`; the reference form in chunks of flash-linear-attention, on
+    torch; keras-hub's chunked gated delta rule. All return output and gradients, of gates too. They
+    take turns, after one call each that is not counted.
 
     A contestant is skipped, with the reason, if one call is expected to take more than 20 s (by
     its order of growth, from the previous length), or a dense array of scores more than 1 GiB.
@@ -168,7 +172,8 @@ def multiply_adds(work, size):
     within chunks (hidden ones too, since a chunk is one product), and 7 · dim² for the state: k vᵀ
     and q · state; k vᵀ again, and the gradients of q, k, v and state. Bidirectional attention is
     one sum without chunks, which is not computed again: 6 · dim² for each token. Prefix counts
-    the source as bidirectional and the rest as causal.
+    the source as bidirectional and the rest as causal. With decays, bidirectional attention has a
+    second state, of 7 · dim² more than causal.
 
     The delta rule, in chunks of c = `kzoo.ops.delta.CHUNK`, has for each token four products inside
     chunks, c · dim, and three with the state, dim². The backward pass computes three and one of
@@ -181,7 +186,8 @@ def multiply_adds(work, size):
     if not _has_state(work, size):
         return tokens * (size.time + 1) // 2 * 7 * dim
     chunked = 7 * min(choose_chunk(dim, dim), size.time) * dim + 7 * dim**2
-    whole = 6 * dim**2
+    decays = work.mechanism in ("retention", "gated_linear")
+    whole = chunked + 7 * dim**2 if decays else 6 * dim**2
     if work.mask == "bidirectional":
         return tokens * whole
     if work.mask == "prefix":
@@ -209,6 +215,8 @@ def _entry(name, work, size, dtype, tensors, known):
                 raise Skip(f"one call would take about {expected:.0f} s")
         if name == "torch_sdpa":
             return _torch(size, dtype, tensors)
+        if name == "fla_gated_linear":
+            return _fla(tensors, _gates(work, size, dtype))
         if name == "keras_hub_gated_delta":
             return _compiled(_keras_hub(work, size), tensors, _gates(work, size, dtype))
         return _compiled(_function(work, size), tensors, _gates(work, size, dtype))
@@ -321,6 +329,26 @@ def _torch(size, dtype, tensors):
     if facts["memory_bytes"] is None:
         facts["memory_reason"] = "this system does not report a process's peak"
     return Ready(lambda: resident.sdpa(torch, q, k, v, cotangent), facts)
+
+
+def _fla(tensors, gates):
+    """flash-linear-attention's definition in chunks, of the gates of the mechanism."""
+    torch = peer_torch()
+    try:
+        from fla.ops.simple_gla.naive import naive_chunk_simple_gla as peer
+    except ImportError as error:
+        raise Skip(f"flash-linear-attention cannot be imported: {error}") from error
+    arrays = [*tensors[:3], gates["decay"], tensors[3]]
+    *floats, cotangent = (torch.from_numpy(np.array(x, "float32")) for x in arrays)
+    floats = [x.requires_grad_() for x in floats]
+
+    def both():
+        q, k, v, decay = floats
+        out, _ = peer(q, k, v, torch.nn.functional.logsigmoid(decay) / 16)
+        return out, torch.autograd.grad(out, floats, cotangent)
+
+    reason = "not measured: torch does not know it"
+    return Ready(both, {"compile_seconds": 0.0, "memory_bytes": None, "memory_reason": reason})
 
 
 def _torch_memory(size, dtype):

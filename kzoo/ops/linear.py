@@ -237,7 +237,9 @@ def _attend(
     sizes = options.sizes(q, v)
     features, q, k = features_of(phi, options.rotary, q, k, weights, keys.segment)
     chunk = options.chunk_size or choose_chunk(*sizes, platform())
-    core = Core(features, chunk, kernel, options.gated, options.normalize, options.scale)
+    core = Core(
+        features, chunk, kernel, options.gated, options.normalize, options.scale, platform()
+    )
     if one_state:
         out, state = from_all_keys(core, q, k, v, weights, queries, keys)
     elif queries is not keys:

@@ -23,6 +23,7 @@ class Core(NamedTuple):
         gated: whether it is one of gated linear attention.
         normalize: whether there is a denominator; only a gated one can do without.
         scale: a factor on the output that is applied later, unless the kernel is `raw`.
+        platform: where the program will run.
     """
 
     features: object
@@ -31,6 +32,7 @@ class Core(NamedTuple):
     gated: bool = False
     normalize: bool = True
     scale: float | None = None
+    platform: str = "cpu"
 
     @property
     def raw(self):
@@ -46,7 +48,7 @@ class Core(NamedTuple):
     def __call__(self, q, k, v, weights, tokens, state, reverse=False, log_decay=None):
         arrays = q, k, v, self.features, weights, tokens, state
         own = {"log_decay": log_decay, "normalize": self.normalize} if self.gated else {}
-        own |= {"scale": self.scale} if self.raw else {}
+        own |= {"scale": self.scale, "platform": self.platform} if self.raw else {}
         return self.kernel.run(*arrays, chunk_size=self.chunk_size, reverse=reverse, **own)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from kzoo.ops.kernels import decays
 from kzoo.ops.kernels.derivatives import by_hand
 from kzoo.ops.kernels.native import calls
-from kzoo.ops.kernels.native.calls import MULTIPLE, call, float32
+from kzoo.ops.kernels.native.calls import MOST_DIM, MULTIPLE, call, float32
 from kzoo.ops.kernels.native.linear import MOST_FEATURES, chunk_fields, prepared, runs
 from kzoo.ops.tensors import ratio
 
@@ -23,8 +23,10 @@ def unsupported_reason(spec) -> str | None:
     """Why it cannot compute an attention, in words for its user, or None if it can."""
     if spec.features > MOST_FEATURES:
         return f"the native kernel takes at most {MOST_FEATURES} features: {spec.features}"
-    value_dim = spec.value_dim + MULTIPLE * spec.normalize  # with a column of ones
-    return calls.unsupported_reason(spec, features=spec.features, value_dim=value_dim)
+    most = MOST_DIM - MULTIPLE  # beside them there may be a column of ones
+    if spec.value_dim > most:
+        return f"the native kernel takes values of at most {most}: {spec.value_dim}"
+    return calls.unsupported_reason(spec, features=spec.features, value_dim=spec.value_dim)
 
 
 def run(

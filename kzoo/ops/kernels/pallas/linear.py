@@ -56,57 +56,71 @@ def run(
     log_decay=None,
     normalize=True,
     scale=None,
+    platform="cpu",
 ):
     """What `kzoo.ops.kernels.chunked.run` computes, times `scale`; the state is None.
 
     q, k and v are bfloat16 or float32, and products are formed of these: bfloat16 ones, features
     too, in one pass, as under softmax. Sums and states are float32. Feature maps that work entry
-    by entry are applied inside, others before. The size of a chunk is the kernel's own.
+    by entry are applied inside, others before. The size of a chunk is the kernel's own. Elsewhere
+    than on the platform "tpu" it is interpreted: run as ordinary operations, slowly.
     """
-    from kzoo.ops.kernels.pallas import form as forms  # Pallas takes a while to import
-    from kzoo.ops.kernels.pallas.labels import labels
-
-    dtype = v.dtype.name
-    phi = features.phi if features.phi is not None and features.phi.elementwise else None
-    rotary = features.rotary
-    if phi is None and features.phi is not None:
-        rotary = rotary and not features.phi.of_products
+    dtype, heads, phi, rotary = v.dtype.name, q.shape[2], features.phi, features.rotary
+    if phi is not None and not phi.elementwise:
+        rotary = rotary and not phi.of_products
         wide = (x.astype("float32") for x in (q, k))
-        before = Features(features.phi, features.rotary and not rotary)
+        before = Features(phi, features.rotary and not rotary)
         q, k, _, _ = before(*wide, weights, tokens.sin_cos, tokens.shown)
-    sides = (forms.LEFT, forms.RIGHT) if tokens.level is not None else (forms.LEFT,)
-    if reverse:
-        sides = (forms.RIGHT,)
-    marked = (tokens.document, tokens.level, tokens.shown)
-    form = forms.Form(
-        heads=q.shape[2] + -q.shape[2] % forms.packed(q.shape[3], v.shape[3]),
-        dim=q.shape[3],
-        value_dim=v.shape[3],
-        time=q.shape[1],
+        phi = None
+    form = _form(
+        q,
+        v,
+        tokens,
+        reverse,
         dtype=dtype,
         phi=phi,
         scale=1.0 if scale is None else float(scale),
         rotary=rotary,
         normalize=normalize,
         gated=log_decay is not None,
-        labelled=any(x is not None for x in marked),
-        sides=sides,
-        interpret=_interpreted(),
+        interpret=platform != "tpu",
     )
-    others = {}
-    if form.labelled:
-        others["labels"] = labels(form, tokens)
-    if rotary:
-        sine, cosine = (x.astype("float32") for x in tokens.sin_cos)
-        table = jnp.tile(jnp.concatenate([cosine, sine], axis=-1), form.packed)
-        missing = form.steps * form.tokens - form.time
-        others["table"] = jnp.pad(table, [(0, 0), (0, missing), (0, 0)])
     floats = {"q": q, "k": k, "v": v}
     floats = {name: flat(form, x.astype(dtype)) for name, x in floats.items()}
     if log_decay is not None:
         floats["gates"] = _rows(form, jnp.broadcast_to(log_decay, q.shape[:3]))
-    out = attend(form, floats, others)
-    return out.reshape(*out.shape[:2], -1, form.value_dim)[:, :, : q.shape[2]], (None, None)
+    out = attend(form, floats, _of_tokens(form, tokens))
+    return out.reshape(*out.shape[:2], -1, form.value_dim)[:, :, :heads], (None, None)
+
+
+def _form(q, v, tokens, reverse, **fields):
+    """The `Form` of q and v [batch, time, heads, dim] and of `Tokens`."""
+    from kzoo.ops.kernels.pallas import form  # Pallas takes a while to import
+
+    sides = (form.LEFT,) if tokens.level is None else (form.LEFT, form.RIGHT)
+    marked = tokens.document, tokens.level, tokens.shown
+    return form.Form(
+        heads=q.shape[2] + -q.shape[2] % form.packed(q.shape[3], v.shape[3]),
+        dim=q.shape[3],
+        value_dim=v.shape[3],
+        time=q.shape[1],
+        labelled=any(x is not None for x in marked),
+        sides=(form.RIGHT,) if reverse else sides,
+        **fields,
+    )
+
+
+def _of_tokens(form, tokens):
+    """The labels and the rotary table that a form asks for, by name."""
+    from kzoo.ops.kernels.pallas.labels import labels
+
+    others = {"labels": labels(form, tokens)} if form.labelled else {}
+    if form.rotary:
+        sine, cosine = (x.astype("float32") for x in tokens.sin_cos)
+        table = jnp.tile(jnp.concatenate([cosine, sine], axis=-1), form.packed)
+        missing = form.steps * form.tokens - form.time
+        others["table"] = jnp.pad(table, [(0, 0), (0, missing), (0, 0)])
+    return others
 
 
 def _rows(form, gates):
@@ -116,12 +130,6 @@ def _rows(form, gates):
     gates = jnp.pad(gates, [(0, 0), (0, form.heads - gates.shape[1]), (0, missing)])
     gates = gates.reshape(gates.shape[0], form.blocks, form.packed, -1)
     return jnp.pad(gates, [(0, 0), (0, 0), (0, 8 - form.packed), (0, 0)])
-
-
-def _interpreted():
-    from kzoo.ops.context import platform
-
-    return platform() != "tpu"
 
 
 def flat(form, x):
