@@ -68,7 +68,10 @@ def products(jaxpr):
 PROGRAMS = {
     "linear": lambda: attention(linear_attention, "float32"),
     "linear of bfloat16": lambda: attention(
-        linear_attention, "bfloat16", mask={"heads": ["causal", {"block": {"size": 3}}]}
+        linear_attention,
+        "bfloat16",
+        mask={"heads": ["causal", {"block": {"size": 3}}]},
+        implementation="chunk_scan",
     ),
     "splash": lambda: attention(softmax_attention, "float32", implementation="splash"),
     "dense": lambda: attention(softmax_attention, "float32", implementation="dense"),
