@@ -289,6 +289,7 @@ def trained(tmp_path_factory):
     return folder, model
 
 
+@pytest.mark.slow
 def test_an_analysis_follows_a_run(trained, tmp_path, caplog):
     folder, model = trained
     arguments = {"measures": ["spectrum", "maps"], "examples": 2, "length": 12}

@@ -89,6 +89,7 @@ def test_attention_reports_every_contestant(result):
     assert rows[16, "softmax_dense"]["kernel"] == "dense"
 
 
+@pytest.mark.slow
 def test_tables_and_picture_say_why_something_is_missing(result):
     import io
 
@@ -148,6 +149,7 @@ def test_multiply_adds():
     assert multiply_adds(Work("softmax", "causal"), size) == pairs * 7 * 64
 
 
+@pytest.mark.slow
 def test_train_reports_every_contestant():
     result = json.loads(json.dumps(bench_train(1, TINY)))
     rows = {row["contestant"]: row for row in result["rows"]}
@@ -167,6 +169,7 @@ def test_train_reports_every_contestant():
     assert len(tables(result)) >= 2  # and one for what is not installed
 
 
+@pytest.mark.slow
 def test_generate_reports_steps_and_turns(monkeypatch):
     arms = ("softmax_causal", "linear_prefix", "linear_encoder_decoder")
     monkeypatch.setattr(generate, "ARMS", {name: generate.ARMS[name] for name in arms})

@@ -106,6 +106,7 @@ def found(tmp_path_factory):
     return in_browser(report(made_study.write(folder / "made", asked, change)), folder)
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_without_an_error_or_a_request(found):
     assert found["heard"] == []
     assert found["requests"] == []

@@ -110,6 +110,7 @@ def assert_only_gradients_are_exchanged(report, text, parameters):
     assert len(scalars) <= 4
 
 
+@pytest.mark.slow
 def test_data_parallel_softmax_exchanges_nothing_but_gradients(texts):
     # Tied, the embedding would get its gradient in two parts.
     fields = {**ONE_LAYER, "tie_embeddings": False}
@@ -140,6 +141,7 @@ def test_data_parallel_softmax_exchanges_nothing_but_gradients(texts):
     assert 0.9 < (flops["compiled"] - alone["flops"]) / matmul < 1.1
 
 
+@pytest.mark.slow
 def test_data_parallel_linear_exchanges_nothing_but_gradients(texts):
     fields = {**ONE_LAYER, "tie_embeddings": False, "mechanism": "linear"}
     report = compile_only("unilm_nano", "v5e:2x2", 8, **fields)

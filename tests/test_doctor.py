@@ -132,6 +132,7 @@ def test_an_interrupt_leaves_a_whole_file(processors, run, capsys, monkeypatch):
     assert processors > 1 or len(results) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras distributes on JAX alone")
 def test_several_devices():
     code = """

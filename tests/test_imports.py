@@ -192,6 +192,7 @@ def test_packages_that_import_keras_choose_its_backend_first():
             assert "keras" not in names, f"{path}: from kzoo.load_keras import keras, ops"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "first_use",
     [

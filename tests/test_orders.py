@@ -170,6 +170,7 @@ def traced():
     return {names: make(*names) for names in [("softmax", "blockwise"), *KERNELS[2:]]}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not JAX, reason="the others know all values")
 @settings(max_examples=20, deadline=None, derandomize=True, database=None)
 @given(padding=rows_of_ids, seed=st.integers(0, 9))

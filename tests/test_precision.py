@@ -114,6 +114,7 @@ def test_products_of_16_bits_take_one_pass(function):
         assert set(products(jax.make_jaxpr(step)(*shapes).jaxpr)) == {None}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 @pytest.mark.parametrize("name", ["linear of bfloat16", "loss"])
 def test_the_compiled_program_says_so(name):

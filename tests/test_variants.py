@@ -241,6 +241,7 @@ DETAILS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "fields", [*map(once, DETAILS[:3:2]), *DETAILS[1::2]], ids=["bert", "gpt2", "t5", "head"]
