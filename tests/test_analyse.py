@@ -194,6 +194,7 @@ def test_attention_alone_collapses_as_written_down_in_numpy(softmax):
         collapse(softmax, x, norm="l2")
 
 
+@pytest.mark.slow
 def test_a_copy_with_all_parts_is_the_model(linear):
     t5 = small_models.load("t5", norm_placement="post", num_layers=1)
     of_t5 = data.load("synthetic:copy", t5, batch_size=2, seed=1).valid[0][0]

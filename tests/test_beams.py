@@ -162,6 +162,7 @@ def gpt():
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_all_beams_of_texts(gpt):
     sampler = BeamSampler(3, return_all_beams=True)

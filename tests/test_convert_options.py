@@ -394,6 +394,7 @@ def test_of_two_weights_kzoo_takes_the_one_that_transformers_does(
     assert_equal(our_logits(presets.load(folder), family), their_logits(theirs, family))
 
 
+@pytest.mark.slow
 def test_other_names_that_transformers_takes_for_sizes(tmp_path):
     for family, names in {
         "gpt2": {"n_layer": "num_hidden_layers", "n_embd": "hidden_size", "n_head": None},

@@ -229,6 +229,7 @@ def load(family, **overrides):
     return presets.load(f"{family}_nano", **{**SMALL, **overrides})
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "family, variant", [("gpt", {"dropout": 0.2}), ("bert", {"tie_embeddings": False})]

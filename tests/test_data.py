@@ -238,6 +238,7 @@ def shared_runs(train, held_out):
     return sum(row[i : i + 64] in runs for row in held_out for i in range(len(row) - 63))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["pydoc", pytest.param(SHAKESPEARE, marks=needs_shakespeare)])
 def test_real_text_shares_no_64_bytes(source):
     splits = load(source, length=128, batch_size=1)

@@ -248,6 +248,7 @@ def test_score_is_the_loss_of_the_response():
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_saved_models_come_back(tmp_path):
     model = load("t5_shared", mechanism="linear")
     x, *_ = tokens(model)

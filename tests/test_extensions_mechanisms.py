@@ -122,6 +122,7 @@ def test_a_mechanism_in_a_model(model, tmp_path, capsys):
     assert copy.generate("to", max_length=10, sampler="greedy") == text
 
 
+@pytest.mark.slow
 def test_decoding_with_a_mechanism_equals_its_call(model):
     from keras import ops
 

@@ -294,6 +294,7 @@ def test_a_program_is_traced_once_for_each_shape(gpt, monkeypatch):
 # What comes back ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_strings_come_back_with_their_prompt_and_answers_without(gpt, unilm, t5):
     plain = gpt.generate(TEXTS, max_length=13, stop_token_ids=None)
     new = gpt.generate(TEXTS, max_length=13, stop_token_ids=None, strip_prompt=True)
@@ -335,6 +336,7 @@ def log_probability(model, x, got):
     return (steps * new).sum(1)
 
 
+@pytest.mark.slow
 @pytest.mark.torch
 def test_samplers(gpt):
     x = gpt.preprocessor.generate_preprocess(TEXTS)

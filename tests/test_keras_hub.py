@@ -154,6 +154,7 @@ def test_int8_stays_close_and_comes_back(family, tmp_path):
     np.testing.assert_allclose(ops.convert_to_numpy(again.predict_on_batch(x)), after, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["bert_mixed_heads"])
 def test_lower_precision_trains(family):
     plain = load(family)

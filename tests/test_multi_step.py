@@ -52,6 +52,7 @@ def one_program(monkeypatch):
     monkeypatch.setattr(multi_step, "platform", lambda: "tpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"loss_tokens": 32, "accumulation": 2}], ids=str)
 def test_several_steps_in_a_call_train_as_single_steps(one_program, settings):
     expected, expected_history, single = fitted(1, **settings)

@@ -192,6 +192,7 @@ def test_the_kernels_lower_for_a_tpu(mask):
     assert text.count("@tpu_custom_call") == 3
 
 
+@pytest.mark.slow
 def test_heads_of_keys_and_16_bits_reach_it_as_they_are():
     """And values and gradients are those of repeated heads."""
     q, k, v, padding, source, cotangent = operands(130, 4, 2, dim=16, value_dim=24, batch=5)
