@@ -7,7 +7,7 @@ import pytest
 
 import kzoo
 from kzoo.errors import InputError
-from kzoo.studies import QUICK, Study, run
+from kzoo.studies import QUICK, Study, bars, run
 from kzoo.studies import runner as runner_module
 from kzoo.studies.records import append, read
 from kzoo.studies.study import measure
@@ -94,6 +94,19 @@ def test_finished_runs_are_not_repeated(finished, monkeypatch):
     directory, records = finished
     monkeypatch.setattr(runner_module, "train", None)
     assert run(study(), directory, progress=False) == records
+
+
+def test_a_log_without_a_terminal_has_a_line_for_each_run(capsys):
+    with bars.Bars(True, runs=3, finished=1) as shown:
+        shown.begin("copy/gpt/1", 300)
+        shown.step("copy/gpt/1", 10, 3.2)
+        shown.expect(2)
+        shown.finished("copy/gpt/1")
+    assert capsys.readouterr().err == "kzoo: 2 of 5 runs: copy/gpt/1\n"
+    with bars.Bars(False, runs=3, finished=1) as shown:
+        shown.begin("copy/gpt/1", 300)
+        shown.finished("copy/gpt/1")
+    assert capsys.readouterr().err == ""
 
 
 def test_a_killed_study_goes_on_to_the_same_records(finished, monkeypatch, tmp_path):

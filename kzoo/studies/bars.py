@@ -1,6 +1,7 @@
 """Progress of a study on standard error, and the file that its records go to."""
 
 import contextlib
+import sys
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -9,9 +10,14 @@ from kzoo.studies.records import append
 
 
 class Bars(contextlib.AbstractContextManager):
-    """Progress bars: runs of the study, and steps of each run that is under way."""
+    """Progress bars: runs of the study, and steps of each run that is under way.
+
+    Where standard error is no terminal, such as a file, a line for each run that is finished.
+    """
 
     def __init__(self, shown, runs, finished):
+        console = Console(stderr=True)
+        self.lines = shown and not console.is_terminal
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -19,8 +25,8 @@ class Bars(contextlib.AbstractContextManager):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            disable=not shown,
+            console=console,
+            disable=not shown or self.lines,
         )
         self.runs = self.progress.add_task("runs", total=runs, completed=finished, note="")
         self.under_way = {}
@@ -57,8 +63,10 @@ class Bars(contextlib.AbstractContextManager):
 
     def expect(self, more):
         """So many runs more than was said."""
-        task = next(task for task in self.progress.tasks if task.id == self.runs)
-        self.progress.update(self.runs, total=task.total + more)
+        self.progress.update(self.runs, total=self._of_runs().total + more)
+
+    def _of_runs(self):
+        return next(task for task in self.progress.tasks if task.id == self.runs)
 
     def begin(self, name, steps):
         self.under_way[name] = self.progress.add_task("steps", total=steps, note=name)
@@ -70,3 +78,6 @@ class Bars(contextlib.AbstractContextManager):
     def finished(self, name):
         self.progress.remove_task(self.under_way.pop(name))
         self.progress.advance(self.runs)
+        if self.lines:
+            runs = self._of_runs()
+            print(f"kzoo: {runs.completed} of {runs.total} runs: {name}", file=sys.stderr)
