@@ -182,7 +182,7 @@ def save(model: Any, directory: str | Path) -> None:
         directory: a folder, which is made where there is none.
 
     Raises:
-        InputError: for weights that would not come back (GPTQ, AWQ, LoRA beside quantised ones),
+        InputError: for what is no model, and for weights that would not come back (GPTQ, AWQ, LoRA beside quantised ones),
             before anything is written.
         OSError: if it cannot be written, such as on a full disk.
 
@@ -190,6 +190,11 @@ def save(model: Any, directory: str | Path) -> None:
         >>> save(load("gpt_nano", num_layers=1), "mine")
         >>> copy = load("mine")
     """
+    if not hasattr(model, "save_to_preset"):
+        raise InputError(
+            "what is saved is a model, as kzoo.presets.load makes it. "
+            f"Received: {type(model).__name__}"
+        )
     with whole_folder(directory, last=TASK_FILE) as part:
         model.save_to_preset(str(part))
 

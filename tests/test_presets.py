@@ -194,3 +194,9 @@ def test_a_feature_map_of_whole_sequences_needs_a_mask_that_shows_them(name, ove
     with pytest.raises(InputError, match="needs a bidirectional mask"):
         presets.config(name, **linear, **overrides)
     presets.config("bert_nano", **linear)
+
+
+def test_only_a_model_is_saved(tmp_path):
+    with pytest.raises(InputError, match="Received: str"):
+        presets.save("gpt_nano", tmp_path / "model")
+    assert not [*tmp_path.iterdir()]
