@@ -182,8 +182,8 @@ def save(model: Any, directory: str | Path) -> None:
         directory: a folder, which is made where there is none.
 
     Raises:
-        InputError: for what is no model, and for weights that would not come back (GPTQ, AWQ, LoRA beside quantised ones),
-            before anything is written.
+        InputError: for what is no model, and for weights that would not come back (GPTQ, AWQ, LoRA
+            beside quantised ones), before anything is written.
         OSError: if it cannot be written, such as on a full disk.
 
     Example:
