@@ -127,7 +127,7 @@ def _verdicts(study, records):
 def _print_verdicts(study, verdicts):
     """The sentences, on lines of their own that a pipe does not cut."""
     if not study.hypotheses:
-        print("Rows compare within a group only; the report says what a verdict would need.")
+        print("Arms compare within a group only; the report says what a verdict would need.")
         return
     for verdict in verdicts:
         print(f"{verdict.hypothesis.name}: {verdict}")
