@@ -16,6 +16,7 @@ QUICK = ("kzoo.studies.hypotheses", "kzoo.studies.protocol", "kzoo.studies.sente
 QUICK += ("kzoo.studies.statistics", "kzoo.studies.study", "kzoo.studies.verdicts")
 NETWORK, MINUTES = "needs a network", "takes minutes"
 TRAINS = "compiles for half a minute; the tests of studies and of README do the like"
+PAGE = "draws the page of 50 runs; tests/test_report.py writes smaller ones"
 SKIPPED = {
     "kzoo.bench.attention:bench_attention": MINUTES,
     "kzoo.bench.generate:bench_generate": MINUTES,
@@ -28,6 +29,8 @@ SKIPPED = {
     "kzoo.studies.analysis:analyse_study": TRAINS,
     "kzoo.studies.notebook:compare": TRAINS,
     "kzoo.studies.notebook:predict": TRAINS,
+    "kzoo.studies.page.writing:index": PAGE,
+    "kzoo.studies.page.writing:report": PAGE,
     "kzoo.studies.prediction:predict": TRAINS,
     "kzoo.studies.runner:run": TRAINS,
     "kzoo.training.compile_only:compile_only": "needs the compiler for TPUs, and a minute",
