@@ -70,8 +70,8 @@ class MaskedLM(Objective):
         fate = rng.random(ids.shape)
         drawn = rng.integers(len(vocabulary.text_ids), size=ids.shape, dtype=np.int32)
         noise = vocabulary.text_ids[drawn]
-        shown = np.where(fate < 0.8, vocabulary.mask, np.where(fate < 0.9, noise, ids))
-        return np.where(chosen, shown, ids), chosen
+        instead = np.where(fate < 0.8, vocabulary.mask, np.where(fate < 0.9, noise, ids))
+        return np.where(chosen, instead, ids), chosen
 
 
 def _runs(longest, is_text, counts, rng):

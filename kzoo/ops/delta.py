@@ -10,7 +10,7 @@ from kzoo.errors import InputError
 from kzoo.masks.orders import not_one_way
 from kzoo.ops.context import platform
 from kzoo.ops.dispatch import kernel_for, kernels, spec_of
-from kzoo.ops.linear import _offsets, _shifted
+from kzoo.ops.linear import query_offsets, shifted
 from kzoo.ops.qkv import check_batch, check_state, nothing, prepare, widened
 from kzoo.ops.rotary import rotate
 from kzoo.ops.tensors import hide, repeat_heads, softmax_scale, zero_padding
@@ -212,11 +212,11 @@ def _gates(log_decay, q, sequence):
 
 def _positions(sequence, offset, q):
     """The position of each token, and what all are below, for `rotate`."""
-    offset = _offsets(offset, False)
+    offset = query_offsets(offset, False)
     if is_integer(offset) and offset == 0:
         return sequence.position, q.shape[1]
     check_batch("query_offset", ops.convert_to_tensor(offset), q.shape[0])
-    return _shifted(sequence, offset), None
+    return shifted(sequence, offset), None
 
 
 def _documents(sequence, goes_on):

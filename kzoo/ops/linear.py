@@ -226,7 +226,7 @@ def _attend(
         q, k, v = cleaned(q, k, v, queries, keys)
     q, k, v = widened(q, k, v, dtype if raw else None)
     if stateful:
-        query_offset = _offsets(query_offset, by_token["key_padding_mask"] is not None)
+        query_offset = query_offsets(query_offset, by_token["key_padding_mask"] is not None)
     heads = mask.per_head(q.shape[2])
     # All of a second sequence, by queries of one document: one state, made of its keys.
     one_state = by_token["key_padding_mask"] is not None and by_token["padding_mask"] is None
@@ -251,7 +251,7 @@ def _attend(
         position, bound = queries.position, q.shape[1]
         if stateful and not (isinstance(query_offset, int) and query_offset == 0):
             check_batch("query_offset", ops.convert_to_tensor(query_offset), q.shape[0])
-            position, bound = _shifted(queries, query_offset), None
+            position, bound = shifted(queries, query_offset), None
         wide = "float32" if raw else q.dtype
         sin_cos = features.sin_cos(position, q.shape[3], wide, bound)
         own = q, k, v, weights, heads, queries, sin_cos, state, log_decay
@@ -321,7 +321,7 @@ def _check(options, heads, stateful, same_sequence):
         )
 
 
-def _offsets(offset, cross):
+def query_offsets(offset, cross):
     """The `query_offset` of a state, one or one for each example, checked where it is known."""
     known = concrete(offset)
     wrong = known is not None and (
@@ -336,7 +336,7 @@ def _offsets(offset, cross):
     return int(known) if known is not None and not known.ndim else offset
 
 
-def _shifted(sequence, offset):
+def shifted(sequence, offset):
     """The positions of `sequence`, those of each example's first document moved by `offset`."""
     moved = sequence.position + ops.reshape(ops.cast(offset, "int32"), (-1, 1))
     if sequence.segment is None:

@@ -74,7 +74,6 @@ def attention(
         raise unknown("mechanism", mechanism, known)
     q, k, v = (np.asarray(x, "float64") for x in (q, k, v))
     query_time, key_time, heads = q.shape[1], k.shape[1], q.shape[2]
-    cross = key_padding_mask is not None
     visible = masks.get(mask).dense(
         query_time,
         key_time,
@@ -89,12 +88,9 @@ def attention(
     # What stands at padding may be no number, and 0 · NaN is NaN.
     k, v = (np.where(visible.any(axis=(1, 2))[..., None, None], x, 0) for x in (k, v))
     q = np.where(visible.any(axis=(1, 3))[..., None, None], q, 0)
-    key_position = _positions(key_padding_mask if cross else padding_mask, key_time)
-    query_position = _positions(padding_mask, query_time) if cross else key_position
-    if not cross and padding_mask is None:
-        query_position = np.arange(query_time)[None] + query_offset
-    elif not cross:
-        query_position = key_position[:, query_offset : query_offset + query_time]
+    query_position, key_position = _of_both(
+        query_time, key_time, padding_mask, key_padding_mask, query_offset
+    )
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     if mechanism != "softmax":
         q, k = (x if feature_map is None else feature_map(x) for x in (q, k))
@@ -202,6 +198,16 @@ def delta(
                 out[b, t, h] = scale * s.T @ q[b, t, h]
         last[b, h] = s
     return out, last
+
+
+def _of_both(query_time, key_time, padding_mask, key_padding_mask, query_offset):
+    """The positions of queries and of keys within their documents."""
+    if key_padding_mask is not None:
+        return _positions(padding_mask, query_time), _positions(key_padding_mask, key_time)
+    keys = _positions(padding_mask, key_time)
+    if padding_mask is None:
+        return np.arange(query_time)[None] + query_offset, keys
+    return keys[:, query_offset : query_offset + query_time], keys
 
 
 def _positions(ids, time):
