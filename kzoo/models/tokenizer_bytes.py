@@ -12,7 +12,7 @@ from kzoo.encoder import Bytes
 from kzoo.models.reading import strings
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.typing import Path
-from kzoo.vocabulary import BYTES, NUM_BYTES
+from kzoo.vocabulary import BYTES
 
 log = logging.getLogger("kzoo")
 
