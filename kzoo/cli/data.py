@@ -48,8 +48,10 @@ def add(commands):
 def _data(options):
     config = _config(options)
     leave_tensorflow([options.source])
-    load_backend()
     from kzoo import data
+
+    corpus = data.sources.read(options.source)  # which refuses what is no text before Keras loads
+    load_backend()
     from kzoo.data import pipeline, showing, statistics, tokenizer_spec
     from kzoo.models.tokenizer_file import read_file
 
@@ -61,7 +63,6 @@ def _data(options):
     encoder = pipeline.encoder_of(config, config, tokenizer)
     result = {"source": options.source, "facts": splits.facts}
     if options.stats or not options.show:
-        corpus = data.sources.read(options.source)
         result["statistics"] = statistics.statistics(corpus, encoder)
         result["fill"] = statistics.fill(splits)
     if options.show:

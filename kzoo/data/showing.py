@@ -191,9 +191,7 @@ def _sees(spec, config, row, columns, scored, encoder, ids):
     found = []
     for layers, layer_mask in _different(masks.per_layer(spec, config["num_layers"])):
         for heads, mask in _different(layer_mask.per_head(config["num_heads"])):
-            of_mask = dict(inputs) if mask.needs_source else {"padding_mask": row["padding_mask"]}
-            of_mask["padding_mask"] = inputs["padding_mask"]
-            visible = np.asarray(mask.dense(len(row["padding_mask"]), **of_mask))[0, 0]
+            visible = np.asarray(mask.dense(len(row["padding_mask"]), **inputs))[0, 0]
             queries = [
                 {
                     "position": int(at),
@@ -207,11 +205,11 @@ def _sees(spec, config, row, columns, scored, encoder, ids):
 
 
 def _queries(scored):
-    """Positions whose view is worth showing: the first, one in the middle, those of the first and
-    last predictions, the last."""
+    """Positions whose view is shown: the first, those of the first and the last prediction (or the
+    middle one), the last."""
     last = len(scored) - 1
     predicting = np.flatnonzero(scored)[[0, -1]] if scored.any() else [last // 2]
-    return sorted({int(at) for at in (*([0] if not scored[0] else []), *predicting, last)})
+    return sorted({0, *map(int, predicting), last})
 
 
 def _different(items):

@@ -66,7 +66,7 @@ def settled(study, directory=None):
 def check(study, records):
     """`InputError` where finished runs had another tokenizer than the study has now."""
     for record in records:
-        arm, then = study.arms.get(record["arm"]), record["facts"].get("tokenizer_sha256")
+        arm, then = study.arms.get(record["arm"]), record.get("facts", {}).get("tokenizer_sha256")
         if arm is None or then is None or record["data"] not in arm.data:
             continue
         text = packed(study, record["data"], arm)
