@@ -29,14 +29,15 @@ def shown(batch: Any, config: Mapping[str, Any], encoder: Encoder) -> list[dict[
         its `text` and `keys`, a string of `1` for each visible key and `0` for each hidden one.
 
     Example:
+        >>> from kzoo.data.pipeline import encoder_of
         >>> config = kzoo.presets.config("unilm_nano")
-        >>> encoder = kzoo.data.pipeline.encoder_of(config, config)
+        >>> encoder = encoder_of(config, config)
         >>> batch = encoder.batch(encoder.tokens(["a"]), encoder.tokens(["bc"]), 6)
         >>> (example,) = shown(batch, config, encoder)
         >>> example["source"], example["target"], example["scored"]
         ('a', 'bc', ['bc[EOS]'])
         >>> [query["keys"] for query in example["sees"]["decoder"][0]["queries"]]
-        ['11100', '11111']
+        ['111000', '111000', '111110', '111111']
     """
     x, y, weight = batch
     two = "decoder_token_ids" in x

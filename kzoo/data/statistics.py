@@ -32,8 +32,9 @@ def statistics(corpus: Corpus, encoder: Encoder) -> dict[str, Any]:
         nothing is).
 
     Example:
+        >>> from kzoo.data.pipeline import encoder_of
         >>> config = kzoo.presets.config("gpt_nano")
-        >>> encoder = kzoo.data.pipeline.encoder_of(config, config)
+        >>> encoder = encoder_of(config, config)
         >>> found = statistics(kzoo.data.sources.read(["abc", "abcdefgh", "abc"]), encoder)
         >>> found["documents"], found["duplicates"], found["lengths"]["target"][-1]
         (2, 1, 8)
