@@ -500,10 +500,7 @@ def test_a_budget_gives_arms_their_steps(made, tmp_path):
     go(asked, tmp_path)
     assert "at equal FLOPs (" in said(tmp_path)[0]
     # Three batches of 4 × 9 scored tokens an epoch.
-    assert amounts.tokens(asked, "synthetic:copy", asked.arms["softmax"].config(0), 4, 7) == (
-        7 * 36,
-        7 * 36,
-    )
+    assert amounts.tokens(asked, "synthetic:copy", asked.arms["softmax"], 7) == (7 * 36, 7 * 36)
 
 
 def test_what_is_not_equal_is_said(made, tmp_path):

@@ -19,7 +19,7 @@ ASIDE_FILE = "tuning-before.jsonl"  # what `--retune` set aside
 _PACKED: tuple[str, ...] = ("run", "arm", "data", "seed", "group", "measure", "status", "steps")
 _PACKED += ("bits", "learning_rate", "batch_size", "training", "config", "tuning")
 _OF_ORIGIN = ("commit", "dirty", "versions", "platform", "processor", "kernels", "started")
-_OF_DATA = ("sha256", "row_length", "train_rows", "valid_rows")
+_OF_DATA = ("sha256", "row_length", "train_rows", "valid_rows", "tokenizer_sha256")
 _SHAPE_OF_DATA = ("source", "row_length")  # where the text follows the machine
 
 
@@ -97,7 +97,7 @@ def _wanted(asked, done):
         names = {f"{source}/{label}/{seed}": seed for seed in asked.seeds}
         if set(names) <= set(done):
             continue
-        facts = load_splits(asked, source, config, training["batch_size"]).facts
+        facts = load_splits(asked, source, arm).facts
         fixed = {"training": training, "steps": asked.steps_of(arm, source), "facts": facts}
         for name, seed in names.items():
             if name not in done:
@@ -176,7 +176,8 @@ def pack(directory, path):
     for record in records:
         fields = {name: record[name] for name in _PACKED if name in record}
         origin = {name: record["provenance"].get(name) for name in _OF_ORIGIN}
-        facts = {name: record["facts"].get(name) for name in ("source", *_OF_DATA)}
+        kept = ("source", *_OF_DATA)
+        facts = {name: record["facts"][name] for name in kept if name in record["facts"]}
         append(path.parent, {**fields, "facts": facts, "provenance": origin}, path.name)
     return len(records)
 
