@@ -192,6 +192,9 @@ def test_squared_errors_of_a_model_that_knows():
     even = regression.squared_errors(np.zeros_like(certain), y, weight)
     letters = [chr(i) for i in y[weight > 0]]
     np.testing.assert_allclose(even.ravel(), regression.numbers("".join(letters)) ** 2)
+    x, y, weight = load("gpt_nano", "copy").valid[0]
+    with pytest.raises(InputError, match="Received: the label 258"):  # an end
+        regression.squared_errors(np.zeros((*y.shape, 384)), y, weight)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

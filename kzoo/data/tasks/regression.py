@@ -112,6 +112,9 @@ def squared_errors(logits: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.
     Returns:
         float64 [examples, queries], without examples that have no scored token.
 
+    Raises:
+        InputError: a scored label stands for no number, as in another task.
+
     Example:
         >>> logits = np.full((1, 1, 384), -np.inf)
         >>> logits[0, 0, [ord("a"), ord("5")]] = 0.0  # -3 or 3, as likely
@@ -120,6 +123,12 @@ def squared_errors(logits: np.ndarray, y: np.ndarray, weight: np.ndarray) -> np.
     """
     ids = np.frombuffer(SYMBOLS.encode(), np.uint8)
     scored, examples = weight > 0, (weight > 0).any(-1).sum()
+    if not np.isin(y[scored], ids).all():
+        raise InputError(
+            "the squared error is that of numbers, on the source 'synthetic:linear_regression' "
+            "under the objective 'prefix_lm'. "
+            f"Received: the label {y[scored][~np.isin(y[scored], ids)][0]}"
+        )
     chances = np.asarray(logits, np.float64)[scored][:, ids]
     chances = np.exp(chances - chances.max(-1, keepdims=True))
     answers = chances @ LEVELS / chances.sum(-1)
