@@ -29,6 +29,7 @@ class Splits:
     Attributes:
         train: `grain.MapDataset` of one epoch of batches, `len(train)` of them.
         valid: `grain.MapDataset` of the held-out batches.
+        test: the same of the source's official test split, or None: it has none.
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
             tokens, `train_rows` and `valid_rows`, the numbers of examples, `train_bytes` and
             `valid_bytes` (of pairs: of their targets), `cut_rows`, how many examples were longer
@@ -36,12 +37,15 @@ class Splits:
             bytes, in bits per byte, and `split`, what the two parts have in common: of examples,
             the counts of `kzoo.data.splits.hold_out`; of running text, `repeated_bytes`, cut out
             of the training part; of texts, `shared_bytes`, those held out that stand in training
-            too, in runs of 32 or more.
+            too, in runs of 32 or more. Of official splits nothing is moved or cut: `official`
+            is true, and what they have in common is counted. Where there is a test split,
+            `test_rows`, `test_bytes`, and `test_split`, what it has in common with training.
     """
 
     train: grain.MapDataset
     valid: grain.MapDataset
     facts: dict
+    test: grain.MapDataset | None = None
 
     def __iter__(self):
         return iter((self.train, self.valid))
@@ -60,20 +64,22 @@ def load(
 
     Args:
         source: the name of a source (`kzoo.data.sources`): `"pydoc"` (Python's own
-            documentation, about 2 MB, no network), `"tfds:NAME"` (the text of a TFDS data set),
+            documentation, about 2 MB, no network), `"tfds:NAME"` (a TFDS data set),
             `"synthetic:NAME"` (of `kzoo.data.tasks`); its JSON, with further fields,
             `{"synthetic": {"task": {"copy": {"length": 8}}}}`; the path of a text file or of a
             folder of them, or of a table (`kzoo.data.sources.Table`), `"table:FILE:SOURCE:TARGET"`
             where its columns are to be said; a list of strings, a list of
             `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`; NumPy
-            arrays and columns of a pandas table are as good as lists. A text is UTF-8.
+            arrays and columns of a pandas table are as good as lists; a `Dataset` or
+            `DatasetDict` of Hugging Face `datasets`. A text is UTF-8.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,
             `mask`, `stack`, `objective` and `tokenizer`; a model if its tokenizer is a file's, or
             if it has segment embeddings.
         batch_size: examples of a batch.
         objective: what is predicted, instead of the config's.
-        valid: the part that is held out, between 0 and 1. Which part depends on nothing
-            else. Examples are held out in groups that share a source, or a target of free text
+        valid: the part that is held out, between 0 and 1, unless the source has an official
+            validation split, which is held out then. Which part depends on nothing else. Examples
+            are held out in groups that share a source, or a target of free text
             (`kzoo.data.splits.hold_out`), running text in blocks (`kzoo.data.text.split`).
         seed: of the order and of the random choices (boundaries, masks) in training.
 
@@ -108,7 +114,8 @@ def load(
     corpus = sources.read(source)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
-    train, held_out, length, cut, apart = split(corpus, longest, valid, encoder)
+    parts, length, cut, apart = split(corpus, longest, valid, encoder)
+    train = parts.pop("train")
     _check_enough(train, batch_size)
 
     def encode(part, indices, rng, **kwargs):
@@ -123,32 +130,25 @@ def load(
     # No `functools.partial`: Grain names what it calls by its repr, here that of every example.
     batches = Batches(every, batch_size, seed, lambda *drawn: encode(train, *drawn))
 
-    # All at once, so that the choices do not depend on the batch size either.
-    rng = np.random.default_rng(_HELD_OUT_SEED)
-    count = len(held_out.targets)
-    encoded = encode(held_out, range(count), rng, held_out=True)
+    pad = encoder.vocabulary.pad
+
+    def held_out(part):
+        # All at once, so that the choices do not depend on the batch size either.
+        rng, count = np.random.default_rng(_HELD_OUT_SEED), len(part.targets)
+        return _batches(encode(part, range(count), rng, held_out=True), count, batch_size, pad)
+
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
         "row_length": length,
-        **_counts(train, held_out),
+        **{f"{name}_rows": len(part.targets) for name, part in {"train": train, **parts}.items()},
+        **{f"{name}_bytes": len(part.text) for name, part in {"train": train, **parts}.items()},
         "cut_rows": cut,
-        "split": apart,
-        "unigram_entropy": text.unigram_entropy(held_out.text),
-        "bigram_entropy": text.bigram_entropy(held_out.text),
+        **apart,
+        "unigram_entropy": text.unigram_entropy(parts["valid"].text),
+        "bigram_entropy": text.bigram_entropy(parts["valid"].text),
     }
-    pad = encoder.vocabulary.pad
-    return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
-
-
-def _counts(train, held_out):
-    """How many examples, and bytes of their targets, the two parts have."""
-    return {
-        "train_rows": len(train.targets),
-        "valid_rows": len(held_out.targets),
-        "train_bytes": len(train.text),
-        "valid_bytes": len(held_out.text),
-    }
+    return Splits(batches, facts=facts, **{name: held_out(part) for name, part in parts.items()})
 
 
 def _config(model_or_config, objective):
@@ -234,7 +234,7 @@ class _Part(NamedTuple):
 
 
 def _split_text(corpus, length, valid, encoder):
-    """Windows of a text's two parts; their length; that none is cut; facts of the split."""
+    """Windows of a text's parts, by name; their length; that none is cut; facts of the split."""
     size = encoder.window(length)
     in_bytes = encoder.tokenizer is Bytes
 
@@ -244,51 +244,34 @@ def _split_text(corpus, length, valid, encoder):
         read = windows.reshape(-1) if in_bytes else part
         return _Part(None, windows, complete=False, text=read)
 
-    parts = text.split(corpus.text, valid)
-    train, held_out = map(tokens_of, parts)
-    if not len(train.targets) or not len(held_out.targets):
+    texts, facts = splits.texts(corpus, valid)
+    parts = {name: tokens_of(part) for name, part in texts.items()}
+    if not all(len(part.targets) for part in parts.values()):
         unit = "bytes" if in_bytes else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
             f"or more each, for {length} tokens at once. Received: {len(corpus.text)} bytes"
         )
-    repeated = len(corpus.text) - sum(map(len, parts))
-    apart = {"repeated_bytes": repeated} | splits.overlap(*([part] for part in parts))
-    return train, held_out, length, 0, apart
+    return parts, length, 0, facts
 
 
 def _split_examples(corpus, length, valid, encoder):
-    """Examples, whole groups held out; the length that they need; how many it cuts; facts of the
-    split."""
-    texts = [utf8(target) for _, target in corpus.examples]
-    targets = encoder.tokens(target for _, target in corpus.examples)
+    """Examples by part, whole groups held out; the length that they need; how many it cuts; facts
+    of the split."""
+    chosen, facts = splits.examples(corpus, valid)
     paired = corpus.examples[0][0] is not None
-    sources = [None] * len(targets)
-    if paired:
-        sources = encoder.tokens(source for source, _ in corpus.examples)
-
-    needed = np.array(
-        [encoder.example_length(*pair) for pair in zip(sources, targets, strict=True)]
-    )
-    cut = int((needed > length).sum())
+    parts, needed = {}, []
+    for name, examples in chosen.items():
+        sources = [None] * len(examples)
+        if paired:
+            sources = encoder.tokens(source for source, _ in examples)
+        targets = encoder.tokens(target for _, target in examples)
+        read = np.concatenate([utf8(target) for _, target in examples])
+        parts[name] = _Part(sources if paired else None, targets, complete=True, text=read)
+        needed += map(encoder.example_length, sources, targets)
+    cut = sum(one > length for one in needed)
     if cut:
         log.warning(
             "%d of %d examples are longer than %d tokens and are cut", cut, len(needed), length
         )
-
-    held_out, apart = splits.hold_out(corpus.examples, valid)
-
-    def part(indices):
-        return _Part(
-            [sources[i] for i in indices] if paired else None,
-            [targets[i] for i in indices],
-            complete=True,
-            text=np.concatenate([texts[i] for i in indices]),
-        )
-
-    train, valid = part(np.flatnonzero(~held_out)), part(np.flatnonzero(held_out))
-    if not paired:
-        apart |= splits.overlap(
-            *([texts[i] for i in np.flatnonzero(held_out == side)] for side in (False, True))
-        )
-    return train, valid, int(min(length, needed.max())), cut, apart
+    return parts, min(length, max(needed)), cut, facts

@@ -9,6 +9,8 @@ import unicodedata
 import numpy as np
 
 from kzoo.data import text
+from kzoo.data.sources import Corpus
+from kzoo.encoder import utf8
 from kzoo.errors import InputError
 
 log = logging.getLogger("kzoo")
@@ -17,6 +19,72 @@ LARGEST = 0.05  # of all examples: a larger group is split by source
 SMALL = 10  # examples: a group of so few is never split
 LABEL = 32  # characters that labels have on average, or fewer
 NEAR_COPIES = 0.2  # of the held-out bytes; where training shares more, a warning says so
+
+
+def texts(corpus: Corpus, valid: float) -> tuple[dict[str, np.ndarray], dict]:
+    """The parts of a corpus of running text.
+
+    Args:
+        corpus: with official splits, which are kept, or without, so that a part is held out.
+        valid: the part to hold out, between 0 and 1.
+
+    Returns:
+        `(parts, facts)`: uint8 arrays by `"train"`, `"valid"` and, where the source has it,
+        `"test"`; `{"split": ...}` and, with a test part, `"test_split"`, as `Splits` says.
+    """
+    whole = {part: np.frombuffer(other.text, np.uint8) for part, other in corpus.official.items()}
+    if "valid" in whole:
+        parts = {"train": np.frombuffer(corpus.text, np.uint8), **whole}
+        facts = {"split": {"official": True}}
+    else:
+        train, held_out = text.split(corpus.text, valid)
+        parts = {"train": train, "valid": held_out, **whole}
+        facts = {"split": {"repeated_bytes": len(corpus.text) - len(train) - len(held_out)}}
+    facts["split"] |= overlap([parts["train"]], [parts["valid"]])
+    if "test" in parts:
+        facts["test_split"] = {"official": True} | overlap([parts["train"]], [parts["test"]])
+    return parts, facts
+
+
+def examples(corpus: Corpus, valid: float) -> tuple[dict[str, list], dict]:
+    """The parts of a corpus of examples, as `texts` gives those of running text: lists of pairs."""
+    given = corpus.examples
+    whole = {part: other.examples for part, other in corpus.official.items()}
+    facts = {}
+    if "valid" in whole:
+        parts = {"train": given, **whole}
+    else:
+        held_out, facts["split"] = hold_out(given, valid)
+        sides = ([given[i] for i in np.flatnonzero(held_out == side)] for side in (False, True))
+        parts = dict(zip(("train", "valid"), sides, strict=True), **whole)
+        if given[0][0] is None:
+            facts["split"] |= overlap(*(_utf8(parts[part]) for part in ("train", "valid")))
+    for part in whole:
+        facts["split" if part == "valid" else f"{part}_split"] = _in_common(
+            parts["train"], parts[part]
+        )
+    return parts, facts
+
+
+def _in_common(train, held_out):
+    """What two official splits have in common: nothing is moved."""
+    facts = {"official": True}
+    sides = [False] * len(train) + [True] * len(held_out)
+    both = [*train, *held_out]
+    sources, targets = ([folded(pair[i] or "") for pair in both] for i in (0, 1))
+    if train[0][0] is None:
+        facts |= overlap(_utf8(train), _utf8(held_out))
+    else:
+        facts["sources_on_both_sides"] = _on_both_sides(sources, sides)
+        facts["examples_on_both_sides"] = _on_both_sides(
+            list(zip(sources, targets, strict=True)), sides
+        )
+    facts["targets_on_both_sides"] = _on_both_sides(targets, sides)
+    return facts
+
+
+def _utf8(examples):
+    return [utf8(target) for _, target in examples]
 
 
 def hold_out(examples, valid):

@@ -5,7 +5,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kzoo.data.sources import memory
@@ -27,12 +27,15 @@ class Corpus:
         text: bytes, or None.
         examples: list of `(source, target)` pairs of strings (source None in plain text), or
             None.
+        official: of a source that keeps parts of its own apart, those that are not trained on:
+            a `Corpus` each by `"valid"` and `"test"`.
     """
 
     name: str
     sha256: str
     text: bytes | None = None
     examples: list | None = None
+    official: Mapping[str, "Corpus"] = dataclasses.field(default_factory=dict)
 
 
 def read(source: Any) -> Corpus:
@@ -46,17 +49,25 @@ def read(source: Any) -> Corpus:
     """
     found = _source(source)
     if found is None:
-        return _of_examples("list", source)
-    name = (
-        os.fsdecode(source)
-        if isinstance(source, str | os.PathLike)
-        else json.dumps(found.get_config())
-    )
-    held = found.read()
-    if not isinstance(held[0], bytes):
-        return _of_examples(name, held)
-    text = b"\n\n".join(_distinct(held, name, "documents"))
-    return Corpus(name, hashlib.sha256(text).hexdigest(), text=text)
+        name, held = "list", memory.parts(source)
+        if held is None:
+            return _of_examples(name, source)
+    else:
+        is_name = isinstance(source, str | os.PathLike)
+        name = os.fsdecode(source) if is_name else json.dumps(found.get_config())
+        held = found.read()
+    if not isinstance(held, Mapping):
+        return _corpus(name, held)
+    parts = {
+        part: _corpus(f"{name}, {part}", _not_empty(name, part, items))
+        for part, items in held.items()
+    }
+    train = dataclasses.replace(parts.pop("train"), name=name)
+    if not parts:
+        return train
+    all_of_them = train.sha256 + "".join(parts[part].sha256 for part in sorted(parts))
+    sha256 = hashlib.sha256(all_of_them.encode()).hexdigest()
+    return dataclasses.replace(train, sha256=sha256, official=parts)
 
 
 def _source(spec):
@@ -66,6 +77,25 @@ def _source(spec):
         return named(name) or (Table(name) if is_table(name) else Files(name))
     is_json = isinstance(spec, Mapping) and len(spec) == 1 and {*spec} <= {*names()}
     return get(spec) if is_json or isinstance(spec, Source) else None
+
+
+def _corpus(name, held):
+    """The corpus of a list of documents or examples."""
+    if not (len(held) and isinstance(held[0], bytes)):
+        return _of_examples(name, held)
+    text = b"\n\n".join(_distinct(held, name, "documents"))
+    return Corpus(name, hashlib.sha256(text).hexdigest(), text=text)
+
+
+def _not_empty(name, part, items: Sequence[Any]) -> list[Any]:
+    """The items of a published data set, which its reader cannot mend, without empty ones."""
+    kept = [item for item in items if (item[-1] if isinstance(item, tuple) else item)]
+    if len(kept) < len(items):
+        log.warning(
+            "%s, %s: %d of %d texts or targets are empty and are left out",
+            *(name, part, len(items) - len(kept), len(items)),
+        )
+    return kept
 
 
 def _of_examples(name, held):
