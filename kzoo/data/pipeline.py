@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
@@ -11,6 +11,8 @@ import numpy as np
 from kzoo import masks, objectives
 from kzoo.data import sources, splits, text
 from kzoo.data.batches import Batches
+from kzoo.data.parts import Part, held_out
+from kzoo.data.sources.stored import Stored, Windows
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
@@ -18,8 +20,6 @@ from kzoo.typing import ObjectiveSpec
 from kzoo.values import check_batch_size, is_count, is_number
 
 log = logging.getLogger("kzoo")
-
-_HELD_OUT_SEED = 9529
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,36 +119,30 @@ def load(
     _check_enough(train, batch_size)
 
     def encode(part, indices, rng, **kwargs):
-        sources = part.sources and [part.sources[i] for i in indices]
-        targets = [part.targets[i] for i in indices]
+        sources, targets = part.take(indices)
         return encoder.batch(sources, targets, length, rng, complete=part.complete, **kwargs)
 
     # What the shortest example is too short for is refused here, not in mid-training.
-    rng = np.random.default_rng(_HELD_OUT_SEED)
-    encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
-    every = range(len(train.targets))
+    encode(train, [train.shortest], np.random.default_rng(0))
+    every = range(len(train))
     # No `functools.partial`: Grain names what it calls by its repr, here that of every example.
     batches = Batches(every, batch_size, seed, lambda *drawn: encode(train, *drawn))
 
-    pad = encoder.vocabulary.pad
-
-    def held_out(part):
-        # All at once, so that the choices do not depend on the batch size either.
-        rng, count = np.random.default_rng(_HELD_OUT_SEED), len(part.targets)
-        return _batches(encode(part, range(count), rng, held_out=True), count, batch_size, pad)
-
+    every_part = {"train": train, **parts}
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
         "row_length": length,
-        **{f"{name}_rows": len(part.targets) for name, part in {"train": train, **parts}.items()},
-        **{f"{name}_bytes": len(part.text) for name, part in {"train": train, **parts}.items()},
+        **{f"{name}_rows": len(part) for name, part in every_part.items()},
+        **{f"{name}_bytes": len(part.text) for name, part in every_part.items()},
         "cut_rows": cut,
         **apart,
         "unigram_entropy": text.unigram_entropy(parts["valid"].text),
         "bigram_entropy": text.bigram_entropy(parts["valid"].text),
     }
-    return Splits(batches, facts=facts, **{name: held_out(part) for name, part in parts.items()})
+    pad = encoder.vocabulary.pad
+    kept = {name: held_out(encode, part, batch_size, pad) for name, part in parts.items()}
+    return Splits(batches, facts=facts, **kept)
 
 
 def _config(model_or_config, objective):
@@ -184,10 +178,10 @@ def _check(config, batch_size, valid, seed):
 
 
 def _check_enough(train, batch_size):
-    if len(train.targets) < batch_size:
+    if len(train) < batch_size:
         raise InputError(
             "too little data for a batch: use more data, shorter texts, or a batch_size of at most "
-            f"{len(train.targets)}. Received: {len(train.targets)} examples and "
+            f"{len(train)}. Received: {len(train)} examples and "
             f"batch_size={batch_size}"
         )
 
@@ -209,44 +203,22 @@ def _encoder(model_or_config, config):
     )
 
 
-def _batches(encoded, count, batch_size, pad):
-    """Encoded examples in their order, the last batch filled with padding of zero weight."""
-    fill = (0, -count % batch_size), (0, 0)
-    x, y, sample_weight = encoded
-    padding = {name: pad if name.endswith("token_ids") else 0 for name in x}
-    x = {name: np.pad(a, fill, constant_values=padding[name]) for name, a in x.items()}
-    y, sample_weight = np.pad(y, fill, constant_values=pad), np.pad(sample_weight, fill)
-
-    def batch(start):
-        at = slice(start, start + batch_size)
-        return {name: a[at] for name, a in x.items()}, y[at], sample_weight[at]
-
-    return grain.MapDataset.range(0, count, batch_size).map(batch)
-
-
-class _Part(NamedTuple):
-    """The tokens of one part of the data."""
-
-    sources: list | None  # of token arrays
-    targets: list | np.ndarray
-    complete: bool  # whether EOS follows
-    text: np.ndarray  # the bytes of the targets
-
-
 def _split_text(corpus, length, valid, encoder):
     """Windows of a text's parts, by name; their length; that none is cut; facts of the split."""
     size = encoder.window(length)
     in_bytes = encoder.tokenizer is Bytes
 
     def tokens_of(part):
+        if in_bytes and isinstance(part, Stored):
+            return Part(None, Windows(part, size), complete=False, text=part)
         tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
         windows = text.windows(tokens, size)
         read = windows.reshape(-1) if in_bytes else part
-        return _Part(None, windows, complete=False, text=read)
+        return Part(None, windows, complete=False, text=read)
 
     texts, facts = splits.texts(corpus, valid)
     parts = {name: tokens_of(part) for name, part in texts.items()}
-    if not all(len(part.targets) for part in parts.values()):
+    if not all(map(len, parts.values())):
         unit = "bytes" if in_bytes else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
@@ -267,7 +239,7 @@ def _split_examples(corpus, length, valid, encoder):
             sources = encoder.tokens(source for source, _ in examples)
         targets = encoder.tokens(target for _, target in examples)
         read = np.concatenate([utf8(target) for _, target in examples])
-        parts[name] = _Part(sources if paired else None, targets, complete=True, text=read)
+        parts[name] = Part(sources if paired else None, targets, complete=True, text=read)
         needed += map(encoder.example_length, sources, targets)
     cut = sum(one > length for one in needed)
     if cut:

@@ -5,11 +5,13 @@ Running text is split by `kzoo.data.text.split`.
 
 import logging
 import unicodedata
+from typing import Any
 
 import numpy as np
 
 from kzoo.data import text
 from kzoo.data.sources import Corpus
+from kzoo.data.sources.stored import Stored
 from kzoo.encoder import utf8
 from kzoo.errors import InputError
 
@@ -18,10 +20,11 @@ log = logging.getLogger("kzoo")
 LARGEST = 0.05  # of all examples: a larger group is split by source
 SMALL = 10  # examples: a group of so few is never split
 LABEL = 32  # characters that labels have on average, or fewer
+SAMPLE = 1 << 22  # bytes of a text that is not held in memory, to count what two parts share
 NEAR_COPIES = 0.2  # of the held-out bytes; where training shares more, a warning says so
 
 
-def texts(corpus: Corpus, valid: float) -> tuple[dict[str, np.ndarray], dict]:
+def texts(corpus: Corpus, valid: float) -> tuple[dict[str, Any], dict]:
     """The parts of a corpus of running text.
 
     Args:
@@ -29,21 +32,42 @@ def texts(corpus: Corpus, valid: float) -> tuple[dict[str, np.ndarray], dict]:
         valid: the part to hold out, between 0 and 1.
 
     Returns:
-        `(parts, facts)`: uint8 arrays by `"train"`, `"valid"` and, where the source has it,
-        `"test"`; `{"split": ...}` and, with a test part, `"test_split"`, as `Splits` says.
+        `(parts, facts)`: uint8 arrays, or `Stored`, by `"train"`, `"valid"` and, where the source
+        has it, `"test"`; `{"split": ...}` and, with a test part, `"test_split"`, as `Splits` says.
     """
-    whole = {part: np.frombuffer(other.text, np.uint8) for part, other in corpus.official.items()}
+    whole = {part: _readable(other.text) for part, other in corpus.official.items()}
     if "valid" in whole:
-        parts = {"train": np.frombuffer(corpus.text, np.uint8), **whole}
+        parts = {"train": _readable(corpus.text), **whole}
         facts = {"split": {"official": True}}
+    elif isinstance(corpus.text, Stored):
+        train, held_out = text.split_stored(corpus.text, valid)
+        parts, facts = {"train": train, "valid": held_out, **whole}, {"split": {}}
+        log.warning(
+            "%s: of a text of 64 MB or more, what is held out is not cut out of the training part "
+            "where it is repeated there; the facts count it in a sample",
+            corpus.name,
+        )
     else:
         train, held_out = text.split(corpus.text, valid)
         parts = {"train": train, "valid": held_out, **whole}
         facts = {"split": {"repeated_bytes": len(corpus.text) - len(train) - len(held_out)}}
-    facts["split"] |= overlap([parts["train"]], [parts["valid"]])
+    facts["split"] |= _shared(parts["train"], parts["valid"])
     if "test" in parts:
-        facts["test_split"] = {"official": True} | overlap([parts["train"]], [parts["test"]])
+        facts["test_split"] = {"official": True} | _shared(parts["train"], parts["test"])
     return parts, facts
+
+
+def _readable(held):
+    return held if isinstance(held, Stored) else np.frombuffer(held, np.uint8)
+
+
+def _shared(train, held_out):
+    """The overlap of running texts; of those that are not held in memory, of a sample."""
+    runs = [one.sample(SAMPLE) if isinstance(one, Stored) else [one] for one in (train, held_out)]
+    facts = overlap(*runs)
+    if isinstance(train, Stored) or isinstance(held_out, Stored):
+        facts["sampled_bytes"] = [sum(map(len, one)) for one in runs]
+    return facts
 
 
 def examples(corpus: Corpus, valid: float) -> tuple[dict[str, list], dict]:

@@ -11,6 +11,7 @@ from typing import Any
 from kzoo.data.sources import memory
 from kzoo.data.sources.base import Source, get, named, names
 from kzoo.data.sources.files import Files
+from kzoo.data.sources.stored import Stored
 from kzoo.data.sources.table import Table, is_table
 
 log = logging.getLogger("kzoo")
@@ -24,7 +25,7 @@ class Corpus:
         name: the source as the caller named it, or `"list"`.
         sha256: of the data, in hexadecimal (of a single file: the file's own, without a
             byte order mark).
-        text: bytes, or None.
+        text: bytes; a `Stored` of a source of 64 MB or more, which is not held in memory; or None.
         examples: list of `(source, target)` pairs of strings (source None in plain text), or
             None.
         official: of a source that keeps parts of its own apart, those that are not trained on:
@@ -33,7 +34,7 @@ class Corpus:
 
     name: str
     sha256: str
-    text: bytes | None = None
+    text: bytes | Stored | None = None
     examples: list | None = None
     official: Mapping[str, "Corpus"] = dataclasses.field(default_factory=dict)
 
@@ -81,6 +82,8 @@ def _source(spec):
 
 def _corpus(name, held):
     """The corpus of a list of documents or examples."""
+    if isinstance(held, Stored):
+        return Corpus(name, held.sha256, text=held)
     if not (len(held) and isinstance(held[0], bytes)):
         return _of_examples(name, held)
     text = b"\n\n".join(_distinct(held, name, "documents"))
