@@ -20,7 +20,7 @@ log = logging.getLogger("kzoo")
 LARGEST = 0.05  # of all examples: a larger group is split by source
 SMALL = 10  # examples: a group of so few is never split
 LABEL = 32  # characters that labels have on average, or fewer
-SAMPLE = 1 << 22  # bytes of a text that is not held in memory, to count what two parts share
+SAMPLE = 1 << 20  # bytes of a text that is not held in memory, to count what two parts share
 NEAR_COPIES = 0.2  # of the held-out bytes; where training shares more, a warning says so
 
 

@@ -50,11 +50,13 @@ class Stored:
 
     def read(self, start: int, stop: int) -> bytes:
         """The bytes of the text between two positions."""
-        document, begin, end = self._between(np.array([start]), np.array([stop])).T
-        pieces = [
-            BETWEEN[a:b] if which < 0 else self._read(which, a, b)
-            for which, a, b in zip(document.tolist(), begin.tolist(), end.tolist(), strict=True)
-        ]
+        pieces, i = [], int(np.searchsorted(self._ends, start, "right"))
+        while start < stop and i < len(self._ends):
+            document, begin, end = self._stretches[i].tolist()
+            reaches = int(self._ends[i])
+            a, b = start - reaches + end, min(stop - reaches, 0) + end
+            pieces.append(BETWEEN[a:b] if document < 0 else self._read(document, a, b))
+            start, i = reaches, i + 1
         return b"".join(pieces)
 
     def find(self, what: bytes, start: int, stop: int) -> int:
