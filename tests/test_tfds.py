@@ -40,7 +40,7 @@ def pretend(folder, name, splits):
     from tensorflow_datasets import builder as find
     from tensorflow_datasets import core
 
-    builder = find(name, data_dir=folder)
+    builder = find(name, data_dir=folder, file_format="array_record")
     path = Path(builder.data_dir)
     path.mkdir(parents=True)
     template = core.ShardedFileTemplate(
@@ -55,7 +55,6 @@ def pretend(folder, name, splits):
         )
         for split, count in splits.items()
     ]
-    builder.info.set_file_format("array_record")
     builder.info.set_splits(core.SplitDict(infos))
     builder.info.write_to_directory(path)
     for info in infos:
@@ -64,21 +63,20 @@ def pretend(folder, name, splits):
     return path
 
 
-@pytest.fixture(scope="module")
-def mocked():
+@pytest.fixture
+def mocked(folder, monkeypatch):
     """`tfds.testing.mock_data`, which serves random examples of any data set."""
     from tensorflow_datasets import testing
     from tensorflow_datasets.testing import mocking
 
-    with pytest.MonkeyPatch.context() as patch:
-        # Its `__getitems__` is handed no self in 4.9.10.
-        patch.setattr(
-            mocking,
-            "_getitems",
-            lambda keys, generator, serialized=False: [generator[key] for key in keys],
-        )
-        with testing.mock_data(num_examples=12):
-            yield
+    # Its `__getitems__` is handed no self in 4.9.10.
+    monkeypatch.setattr(
+        mocking,
+        "_getitems",
+        lambda keys, generator, serialized=False: [generator[key] for key in keys],
+    )
+    with testing.mock_data(num_examples=12, data_dir=str(folder)):
+        yield
 
 
 @pytest.mark.parametrize(

@@ -161,8 +161,9 @@ class _Split(Records):
         return len(self._held)
 
     def __getitems__(self, indices):
-        rows = self._held.__getitems__([int(i) for i in indices])
-        return [self._record(row) for row in rows]
+        indices = [int(i) for i in indices]
+        rows = self._held.__getitems__(indices)
+        return [self._record(i, row) for i, row in zip(indices, rows, strict=True)]
 
     @property
     def unlabelled(self):
@@ -170,14 +171,23 @@ class _Split(Records):
         row = self._held.__getitems__([0])[0] if len(self) else {}
         return bool(self._labels[-1]) and row.get(self._names[-1], 0) < 0
 
-    def _record(self, row):
-        if len(self._names) == 1 and not self._labels[0]:
-            return bytes(row[self._names[0]])
+    def _record(self, i, row):
         texts = [
-            bytes(row[name]).decode("utf-8", "strict") if names is None else names[int(row[name])]
-            for name, names in zip(self._names, self._labels, strict=True)
+            self._text(i, row[name]) if labels is None else labels[int(row[name])]
+            for name, labels in zip(self._names, self._labels, strict=True)
         ]
-        return tuple(texts) if len(texts) == 2 else texts[0]
+        if len(texts) == 2:
+            return tuple(texts)
+        return texts[0] if self._labels[0] else texts[0].encode()
+
+    def _text(self, i, value):
+        try:
+            return value if isinstance(value, str) else bytes(value).decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"a text is UTF-8. Received: example {i} of {'/'.join(self.identity)}, whose byte "
+                f"{error.start} is none"
+            ) from error
 
 
 def _is_text(feature):
