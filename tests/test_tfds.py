@@ -1,6 +1,5 @@
 """TensorFlow Datasets as sources: what is source and target, splits, and what is missing."""
 
-import hashlib
 import logging
 import time
 from pathlib import Path
@@ -17,7 +16,6 @@ MANUAL = ROOT.parent / "shared" / "data" / "tfds_manual"
 needs_corpora = pytest.mark.skipif(
     not MANUAL.exists(), reason="the corpora are not beside the project"
 )
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 USUAL = {"train": 30, "validation": 20, "test": 10}
 
 
@@ -224,42 +222,66 @@ def test_empty_texts_are_left_out_and_counted(caplog):
 # For real
 
 
-@needs_corpora
-def test_shakespeare_and_intents_are_prepared_from_the_manual_folder(tmp_path):
-    (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / "manual").symlink_to(MANUAL)
-    code = """
+READ = """
 from hashlib import sha256
 from kzoo.data import sources
 parts = sources.read("tfds:tiny_shakespeare")
-text = parts.text + parts.official["valid"].text + parts.official["test"].text
-print("read", sha256(text).hexdigest(), len(parts.text))
-parts = sources.read("tfds:clinc_oos")
-print("read", len(parts.examples), *(len(part.examples) for part in parts.official.values()))
-print("read", parts.examples[0][1] in {target for _, target in parts.official["test"].examples})
+texts = [parts.text, parts.official["valid"].text, parts.official["test"].text]
+print("read", sha256(b"".join(texts)).hexdigest(), *map(len, texts))
 """
-    printed = python(code, without=("tensorflow",), TFDS_DATA_DIR=str(tmp_path))
-    lines = [line.split()[1:] for line in printed.splitlines() if line.startswith("read")]
-    whole = (MANUAL / "input.txt").read_bytes()
-    assert hashlib.sha256(whole).hexdigest() == SHAKESPEARE_SHA256
-    assert lines[0] == [SHAKESPEARE_SHA256, str(int(len(whole) * 0.9))]
-    assert lines[1:] == [["14998", "3000", "4500"], ["True"]]
+SHAKESPEARE = [
+    "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    *("1003854", "55770", "55770"),
+]
+
+
+def lines_of(printed):
+    return [line.split()[1:] for line in printed.splitlines() if line.startswith("read")]
+
+
+@pytest.fixture
+def from_hand(tmp_path):
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / "manual").symlink_to(MANUAL)
+    return {"TFDS_DATA_DIR": str(tmp_path)}
+
+
+@needs_corpora
+def test_shakespeare_needs_neither_tensorflow_nor_preparation(from_hand):
+    assert lines_of(python(READ, without=("tensorflow",), **from_hand)) == [SHAKESPEARE]
+
+
+def test_a_file_of_another_text_is_refused(folder):
+    manual = folder / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    (manual / "input.txt").write_text("not Shakespeare")
+    assert "not the file that TFDS knows" in refused("tfds:tiny_shakespeare")
 
 
 @needs_corpora
 @pytest.mark.slow
-def test_what_was_prepared_in_the_default_format_is_read_by_tensorflow(tmp_path):
+def test_what_tfds_prepares_is_read(from_hand, tmp_path):
     pytest.importorskip("tensorflow")
     code = f"""
 import tensorflow_datasets as tfds
 from kzoo.data import sources
+parts = sources.read("tfds:clinc_oos")
+print("read", len(parts.examples), *(len(part.examples) for part in parts.official.values()))
+print("read", parts.examples[0][1] in {{target for _, target in parts.official["test"].examples}})
 config = tfds.download.DownloadConfig(manual_dir={str(MANUAL)!r})
-builder = tfds.builder("tiny_shakespeare", data_dir={str(tmp_path)!r}, file_format="tfrecord")
-builder.download_and_prepare(download_config=config)
-print("read", len(sources.read("tfds:tiny_shakespeare").text))
+for file_format in "tfrecord", "array_record":
+    folder = {str(tmp_path)!r} + "/" + file_format
+    builder = tfds.builder("tiny_shakespeare", data_dir=folder, file_format=file_format)
+    builder.download_and_prepare(download_config=config)
+    import os; os.environ["TFDS_DATA_DIR"] = folder
+{"".join("    " + line + chr(10) for line in READ.splitlines())}
 """
-    printed = python(code, TFDS_DATA_DIR=str(tmp_path))
-    assert "read 1003854" in printed
+    assert lines_of(python(code, **from_hand)) == [
+        ["14998", "3000", "4500"],
+        ["True"],
+        SHAKESPEARE,
+        SHAKESPEARE,
+    ]
 
 
 def test_a_builder_of_ones_own(tmp_path):

@@ -8,10 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kzoo.data.sources import memory
+from kzoo.data.sources import memory, stored
 from kzoo.data.sources.base import Source, get, named, names
 from kzoo.data.sources.files import Files
-from kzoo.data.sources.stored import Stored
+from kzoo.data.sources.index import Indexed, index
+from kzoo.data.sources.records import Records
+from kzoo.data.sources.stored import Stored, documents
 from kzoo.data.sources.table import Table, is_table
 
 log = logging.getLogger("kzoo")
@@ -27,7 +29,7 @@ class Corpus:
             byte order mark).
         text: bytes; a `Stored` of a source of 64 MB or more, which is not held in memory; or None.
         examples: list of `(source, target)` pairs of strings (source None in plain text), or
-            None.
+            `Indexed` of such, or None.
         official: of a source that keeps parts of its own apart, those that are not trained on:
             a `Corpus` each by `"valid"` and `"test"`.
     """
@@ -35,7 +37,7 @@ class Corpus:
     name: str
     sha256: str
     text: bytes | Stored | None = None
-    examples: list | None = None
+    examples: list | Indexed | None = None
     official: Mapping[str, "Corpus"] = dataclasses.field(default_factory=dict)
 
 
@@ -84,14 +86,29 @@ def _corpus(name, held):
     """The corpus of a list of documents or examples."""
     if isinstance(held, Stored):
         return Corpus(name, held.sha256, text=held)
+    if isinstance(held, Records):
+        if held.size > stored.LARGE:
+            return _indexed(name, held)
+        held = list(held)
     if not (len(held) and isinstance(held[0], bytes)):
         return _of_examples(name, held)
     text = b"\n\n".join(_distinct(held, name, "documents"))
     return Corpus(name, hashlib.sha256(text).hexdigest(), text=text)
 
 
-def _not_empty(name, part, items: Sequence[Any]) -> list[Any]:
+def _indexed(name, records):
+    """The corpus of records that are not held in memory."""
+    found, sha256 = index(records, name)
+    if not isinstance(records[0], bytes):
+        return Corpus(name, sha256, examples=found)
+    text = documents(found.read_bytes, found.rows["target_size"], sha256)
+    return Corpus(name, sha256, text=text)
+
+
+def _not_empty(name, part, items: Sequence[Any]) -> Sequence[Any]:
     """The items of a published data set, which its reader cannot mend, without empty ones."""
+    if isinstance(items, Records) and items.size > stored.LARGE:
+        return items  # to index them leaves empty ones out
     kept = [item for item in items if (item[-1] if isinstance(item, tuple) else item)]
     if len(kept) < len(items):
         log.warning(

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import hashlib
 import importlib.util
 import logging
 import os
@@ -13,7 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from kzoo.data.sources import official
+from kzoo.data.sources import files, official
 from kzoo.data.sources.base import Source, register
 from kzoo.data.sources.records import Records
 from kzoo.errors import InputError, unknown
@@ -39,6 +40,9 @@ FEATURES: dict[str, tuple[str | None, str]] = {
     "glue/sst2": ("sentence", "label"),
     "wmt14_translate/de-en": ("de", "en"),
 }
+# Data sets that are one text file, and the part of its characters that TFDS trains on; the rest is
+# halved. From the manual folder they are read as they are: nothing is prepared, without TensorFlow.
+TEXT_FILES = {"tiny_shakespeare": 0.9}
 SECONDS = 1.0  # that a server has to answer
 
 
@@ -104,8 +108,10 @@ class Tfds(Source):
     def read(self) -> dict[str, Any]:
         builder = _builder(self.dataset)
         source, target = self._features(builder)
-        _prepare(builder, self.dataset)
         asked = {part: getattr(self, part) for part in official.NAMES}
+        if not any(asked.values()) and (parts := _text_file(builder)):
+            return parts
+        _prepare(builder, self.dataset)
         chosen = official.choose(builder.info.splits, f"tfds:{self.dataset}", **asked)
         parts = {}
         for part, split in chosen.items():
@@ -221,12 +227,36 @@ def _builder(dataset):
         raise InputError(f"unknown TFDS data set; {hint} Received: 'tfds:{dataset}'") from error
 
 
+def _manual(builder):
+    """Where files that were downloaded by hand are looked for."""
+    return Path(builder._data_dir_root) / "downloads" / "manual"
+
+
+def _text_file(builder):
+    """The parts of a data set that is one text file in the manual folder, or None."""
+    urls = builder.url_infos or {}
+    if builder.name not in TEXT_FILES or builder.is_prepared() or len(urls) != 1:
+        return None
+    (info,) = urls.values()
+    file = _manual(builder) / info.filename
+    if not file.is_file():
+        return None
+    (content,) = files.read(file)
+    if hashlib.sha256(content).hexdigest() != info.checksum:
+        raise InputError(f"not the file that TFDS knows under this name. Received: {file}")
+    text = content.decode()
+    first = int(len(text) * TEXT_FILES[builder.name])
+    second = first + int((len(text) - first) * 0.5)
+    cut = text[:first], text[first:second], text[second:]
+    return {part: [one.encode()] for part, one in zip(official.NAMES, cut, strict=True)}
+
+
 def _prepare(builder, dataset):
     """Prepares a data set that is not, or says what is missing; checks one that is."""
     import tensorflow_datasets as tfds
 
     if not builder.is_prepared():
-        manual = Path(builder._data_dir_root) / "downloads" / "manual"
+        manual = _manual(builder)
         put = _check_preparable(builder, dataset, manual)
         config = tfds.download.DownloadConfig(manual_dir=manual, try_download_gcs=False)
         try:
@@ -238,11 +268,11 @@ def _prepare(builder, dataset):
                 f"TFDS cannot prepare this data set here ({reason:.200}); mend that, or {put}. "
                 f"Received: 'tfds:{dataset}'"
             ) from error
-    files = [file for split in builder.info.splits.values() for file in split.filepaths]
-    missing = [file.name for file in files if not file.exists()]
+    shards = [file for split in builder.info.splits.values() for file in split.filepaths]
+    missing = [file.name for file in shards if not file.exists()]
     if missing:
         raise InputError(
-            f"the data set is prepared in part: {len(missing)} of {len(files)} files are missing "
+            f"the data set is prepared in part: {len(missing)} of {len(shards)} files are missing "
             f"in {builder.data_dir} ({missing[0]}); delete that folder, and it is prepared anew. "
             f"Received: 'tfds:{dataset}'"
         )
@@ -250,6 +280,8 @@ def _prepare(builder, dataset):
 
 def _check_preparable(builder, dataset, manual):
     """`InputError` where a preparation cannot succeed; else what could be put where."""
+    import tensorflow_datasets as tfds
+
     begun = sorted(Path(builder.data_dir).parent.glob("*incomplete*"))
     if begun:
         log.warning(
@@ -258,16 +290,15 @@ def _check_preparable(builder, dataset, manual):
             *(dataset, ", ".join(map(str, begun))),
         )
     urls = {info.filename: url for url, info in (builder.url_infos or {}).items()}
-    files = [file for file in urls if not (manual / file).is_file()]
-    some = ", ".join(files[:3]) + ", …" * (len(files) > 3)
+    absent = [file for file in urls if not (manual / file).is_file()]
+    some = ", ".join(absent[:3]) + ", …" * (len(absent) > 3)
     prepared = f"a copy prepared elsewhere at {builder.data_dir}"
-    put = f"put {some} in {manual}, or {prepared}" if files else f"put {prepared}"
+    put = f"put {some} in {manual}, or {prepared}" if absent else f"put {prepared}"
     needs = []
-    import tensorflow_datasets as tfds
-
-    if isinstance(builder, tfds.core.BeamBasedBuilder) and not _installed("apache_beam"):
+    by_beam = isinstance(builder, tfds.core.BeamBasedBuilder)
+    if by_beam and not _installed("apache_beam"):
         needs.append("it is prepared by Apache Beam (pip install apache-beam)")
-    if (files or not urls) and not _reachable(next(iter(urls.values()), STORE)):
+    if (absent or by_beam and not urls) and not _reachable(next(iter(urls.values()), STORE)):
         needs.insert(0, "no network and no prepared data")
     if needs:
         raise InputError(f"{'; '.join(needs)}: {put}. Received: 'tfds:{dataset}'")
