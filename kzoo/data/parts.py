@@ -8,7 +8,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from kzoo.data.sources.index import Indexed
 from kzoo.data.sources.records import Records, take
+from kzoo.data.splits import SAMPLED, sample
+from kzoo.encoder import utf8
 
 SEED = 9529  # of the draws for held-out examples
 AT_ONCE = 256  # held-out examples that are encoded together where there are too many for one go
@@ -40,6 +43,7 @@ class Part:
 
     @property
     def in_memory(self) -> bool:
+        """Whether the tokens are; else they are read when they are drawn."""
         return not isinstance(self.targets, Records)
 
     @property
@@ -50,7 +54,55 @@ class Part:
         return min(range(len(self.targets)), key=lambda i: len(self.targets[i]))
 
 
-def held_out(encode: Callable[..., Any], part: Part, batch_size: int, pad: int) -> grain.MapDataset:
+class Drawn:
+    """A part of examples that are not held in memory: they are read and made tokens when they are
+    drawn.
+
+    Args:
+        examples: an `Indexed`.
+        tokens: strings to token arrays, as `Encoder.tokens`.
+    """
+
+    complete, in_memory = True, False
+
+    def __init__(self, examples: Indexed, tokens: Callable[[list[str]], list]) -> None:
+        self._examples, self._tokens, self.text = examples, tokens, _Targets(examples)
+
+    def __len__(self):
+        return len(self._examples)
+
+    def take(self, indices: Sequence[int]) -> tuple[list | None, list]:
+        """The sources and the targets of some examples."""
+        pairs = self._examples.__getitems__(indices)
+        targets = self._tokens([target for _, target in pairs])
+        if not self._examples.paired:
+            return None, targets
+        return self._tokens([source for source, _ in pairs]), targets
+
+    @property
+    def shortest(self) -> int:
+        """An example with the shortest target, in bytes."""
+        return int(self._examples.rows["target_size"].argmin())
+
+
+class _Targets:
+    """The bytes of the targets of examples that are not held in memory."""
+
+    def __init__(self, examples):
+        self._examples = examples
+
+    def __len__(self):
+        return int(self._examples.rows["target_size"].sum(dtype=np.int64))
+
+    def chunks(self):
+        """Those of a sample."""
+        chosen = sample(self._examples, SAMPLED)
+        yield np.concatenate([utf8(target) for _, target in chosen])
+
+
+def held_out(
+    encode: Callable[..., Any], part: Part | Drawn, batch_size: int, pad: int
+) -> grain.MapDataset:
     """The batches of a part that is not trained on, the same whatever the seed of a run.
 
     The draws do not depend on the batch size: all examples are encoded at once, or, of a part that

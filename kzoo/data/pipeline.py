@@ -11,7 +11,8 @@ import numpy as np
 from kzoo import masks, objectives
 from kzoo.data import sources, splits, text
 from kzoo.data.batches import Batches
-from kzoo.data.parts import Part, held_out
+from kzoo.data.parts import Drawn, Part, held_out
+from kzoo.data.sources.index import Indexed
 from kzoo.data.sources.stored import Stored, Windows
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
@@ -231,19 +232,31 @@ def _split_examples(corpus, length, valid, encoder):
     """Examples by part, whole groups held out; the length that they need; how many it cuts; facts
     of the split."""
     chosen, facts = splits.examples(corpus, valid)
-    paired = corpus.examples[0][0] is not None
     parts, needed = {}, []
     for name, examples in chosen.items():
-        sources = [None] * len(examples)
-        if paired:
-            sources = encoder.tokens(source for source, _ in examples)
-        targets = encoder.tokens(target for _, target in examples)
-        read = np.concatenate([utf8(target) for _, target in examples])
-        parts[name] = Part(sources if paired else None, targets, complete=True, text=read)
-        needed += map(encoder.example_length, sources, targets)
+        large = isinstance(examples, Indexed)
+        parts[name] = Drawn(examples, encoder.tokens) if large else _held(examples, encoder)
+        # The lengths of examples that are not held in memory are those of a sample.
+        indices = splits.spread(len(examples), splits.SAMPLED if large else len(examples))
+        sources, targets = parts[name].take(indices)
+        needed += map(encoder.example_length, sources or [None] * len(targets), targets)
+    sampled = sum(map(len, parts.values())) > len(needed)
     cut = sum(one > length for one in needed)
     if cut:
         log.warning(
-            "%d of %d examples are longer than %d tokens and are cut", cut, len(needed), length
+            "%d of %d examples%s are longer than %d tokens and are cut",
+            *(cut, len(needed), " of a sample" if sampled else "", length),
         )
+    if sampled:
+        return parts, length, cut, facts | {"cut_rows_among": len(needed)}
     return parts, min(length, max(needed)), cut, facts
+
+
+def _held(examples, encoder):
+    """The part of examples that are held in memory."""
+    sources = None
+    if examples[0][0] is not None:
+        sources = encoder.tokens(source for source, _ in examples)
+    targets = encoder.tokens(target for _, target in examples)
+    read = np.concatenate([utf8(target) for _, target in examples])
+    return Part(sources, targets, complete=True, text=read)

@@ -101,8 +101,12 @@ def some(examples: Sequence[Any], indices: np.ndarray) -> Sequence[Any]:
 
 def sample(examples: Sequence[Any], size: int) -> list[Any]:
     """At most `size` examples, evenly spread: a list."""
-    chosen = np.linspace(0, len(examples) - 1, min(size, len(examples))).astype(int)
-    return list(some(examples, chosen))
+    return list(some(examples, spread(len(examples), size)))
+
+
+def spread(count: int, size: int) -> np.ndarray:
+    """At most `size` indices below `count`, evenly spread."""
+    return np.linspace(0, count - 1, min(size, count)).astype(int)
 
 
 def _in_common(train, held_out):

@@ -74,11 +74,11 @@ class Lines:
     def _raw(self, indices):
         starts, ends = self._starts[indices].tolist(), self._ends[indices].tolist()
         places = list(zip(starts, ends, strict=True))
+        first, last = min(starts), max(ends)
         with open(self._file, "rb", buffering=0) as opened:
-            if len(starts) > 1 and ends[-1] - starts[0] < 2 * sum(ends) - 2 * sum(starts):
-                opened.seek(starts[0])  # lines that follow one another
-                block = opened.read(ends[-1] - starts[0])
-                return [block[a - starts[0] : b - starts[0]] for a, b in places]
+            if last - first < 2 * sum(b - a for a, b in places):  # neighbours: at once
+                block = _read(opened, first, last)
+                return [block[a - first : b - first] for a, b in places]
             return [_read(opened, a, b) for a, b in places]
 
 

@@ -124,7 +124,10 @@ class _Rows(Records):
         if not len(self._lines):
             raise _empty(file)
         (first,) = self._lines.read([0])
-        self._is_json, self._count = file.suffix.lower() in JSON_LINES, len(first)
+        self._is_json = file.suffix.lower() in JSON_LINES
+        if self._is_json:
+            _check_object(file, "line 1", first)
+        self._count = len(first)
         self._skip = not self._is_json and not table._numbered  # the line of names
         names = list(first) if self._is_json or self._skip else list(range(len(first)))
         at = table._columns(file, names)
