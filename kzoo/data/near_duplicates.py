@@ -5,7 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from kzoo.data import splits
+from kzoo.data.sources import Corpus
 from kzoo.data.sources.index import folded
+from kzoo.data.sources.stored import Stored
 from kzoo.errors import InputError
 from kzoo.values import is_count
 
@@ -13,6 +16,31 @@ WORDS = 5  # of a shingle
 SIMILAR = 0.8  # the Jaccard similarity of near copies
 PERMUTATIONS = 128
 LEAST = 8  # words of a text that is looked at: of shorter ones, many are alike by chance
+
+
+def in_corpus(corpus: Corpus, valid: float, size: int) -> dict[str, Any]:
+    """`near_duplicates` of the two parts of a corpus, as `load` says: of examples (pairs as one
+    text), or of the paragraphs of running text.
+
+    Args:
+        corpus: what was read.
+        valid: the part that is held out.
+        size: at most so many texts of each part are compared.
+    """
+    if corpus.examples is None:
+        parts, _ = splits.texts(corpus, valid)
+        texts = [_paragraphs(parts[name]) for name in ("train", "valid")]
+    else:
+        parts, _ = splits.examples(corpus, valid)
+        chosen = [splits.sample(parts[name], size) for name in ("train", "valid")]
+        texts = [[f"{source or ''} {target}" for source, target in part] for part in chosen]
+    return near_duplicates(*texts, sample=size)
+
+
+def _paragraphs(text):
+    """Those of a text; of one that is not held in memory, of a sample."""
+    runs = text.sample(splits.SAMPLE) if isinstance(text, Stored) else [text]
+    return [one for run in runs for one in run.tobytes().decode("utf-8", "ignore").split("\n\n")]
 
 
 def near_duplicates(
@@ -50,7 +78,8 @@ def near_duplicates(
         from datasketch import MinHashLSH
     except ImportError as error:
         raise InputError(
-            "near duplicates are counted by a package: pip install datasketch. "
+            "near duplicates are counted by the package datasketch: "
+            "pip install 'kzoo[near_duplicates]'. "
             f"Received: near_duplicates={sample}"
         ) from error
     index = MinHashLSH(threshold=SIMILAR, num_perm=PERMUTATIONS)

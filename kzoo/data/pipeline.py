@@ -60,6 +60,7 @@ def load(
     objective: ObjectiveSpec | None = None,
     valid: float = 0.1,
     seed: int = 0,
+    near_duplicates: int = 0,
 ) -> Splits:
     """Data for a model: batches to train on and held-out batches, which never overlap.
 
@@ -83,6 +84,9 @@ def load(
             are held out in groups that share a source, or a target of free text
             (`kzoo.data.splits.hold_out`), running text in blocks (`kzoo.data.text.split`).
         seed: of the order and of the random choices (boundaries, masks) in training.
+        near_duplicates: how many texts of each part are compared, to count in
+            `facts["near_duplicates"]` the held-out ones that are nearly those of training
+            (`kzoo.data.near_duplicates`; needs `pip install datasketch`). 0 counts none.
 
     Returns:
         `Splits(train, valid)`, whose elements are `(x, y, sample_weight)` as
@@ -138,12 +142,22 @@ def load(
         **{f"{name}_bytes": len(part.text) for name, part in every_part.items()},
         "cut_rows": cut,
         **apart,
+        **_near(corpus, valid, near_duplicates),
         "unigram_entropy": text.unigram_entropy(parts["valid"].text),
         "bigram_entropy": text.bigram_entropy(parts["valid"].text),
     }
     pad = encoder.vocabulary.pad
     kept = {name: held_out(encode, part, batch_size, pad) for name, part in parts.items()}
     return Splits(batches, facts=facts, **kept)
+
+
+def _near(corpus, valid, count):
+    """The facts of near duplicates, if they are asked for."""
+    if not count:
+        return {}
+    from kzoo.data.near_duplicates import in_corpus
+
+    return {"near_duplicates": in_corpus(corpus, valid, count)}
 
 
 def _config(model_or_config, objective):
@@ -211,6 +225,7 @@ def _split_text(corpus, length, valid, encoder):
 
     def tokens_of(part):
         if in_bytes and isinstance(part, Stored):
+            part = part.part([0], [len(part) // size * size])
             return Part(None, Windows(part, size), complete=False, text=part)
         tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
         windows = text.windows(tokens, size)

@@ -117,7 +117,7 @@ def _ends(file, quoted):
     size = file.stat().st_size
     begin = size - len(text)
     ends = np.concatenate(found) if found else np.zeros(0, np.int64)
-    return ends[ends < size], text.sha256, begin, size
+    return ends, text.sha256, begin, size
 
 
 def _line_end(file):
