@@ -1,6 +1,7 @@
 """From a source to two Grain datasets of batches: one to train on, one held out."""
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -40,7 +41,9 @@ class Splits:
             of the training part; of texts, `shared_bytes`, those held out that stand in training
             too, in runs of 32 or more. Of official splits nothing is moved or cut: `official`
             is true, and what they have in common is counted. Where there is a test split,
-            `test_rows`, `test_bytes`, and `test_split`, what it has in common with training.
+            `test_rows`, `test_bytes`, and `test_split`, what it has in common with training. A
+            file's tokenizer has `tokenizer_sha256`, of its content, and `tokenizer_size`, its
+            number of ids.
     """
 
     train: grain.MapDataset
@@ -60,6 +63,7 @@ def load(
     objective: ObjectiveSpec | None = None,
     valid: float = 0.1,
     seed: int = 0,
+    tokenizer: Any = None,
     near_duplicates: int = 0,
 ) -> Splits:
     """Data for a model: batches to train on and held-out batches, which never overlap.
@@ -75,8 +79,8 @@ def load(
             arrays and columns of a pandas table are as good as lists; a `Dataset` or
             `DatasetDict` of Hugging Face `datasets`. A text is UTF-8.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,
-            `mask`, `stack`, `objective` and `tokenizer`; a model if its tokenizer is a file's, or
-            if it has segment embeddings.
+            `mask`, `stack`, `objective` and `tokenizer`; a model if it has segment embeddings, or
+            if its tokenizer is a file's and not given.
         batch_size: examples of a batch.
         objective: what is predicted, instead of the config's.
         valid: the part that is held out, between 0 and 1, unless the source has an official
@@ -87,6 +91,8 @@ def load(
         near_duplicates: how many texts of each part are compared, to count in
             `facts["near_duplicates"]` the held-out ones that are nearly those of training
             (`kzoo.data.near_duplicates`; needs `pip install datasketch`). 0 counts none.
+        tokenizer: of a config whose tokenizer is a file's, such as that of
+            `kzoo.models.tokenizer_file.read_file`; a model has its own.
 
     Returns:
         `Splits(train, valid)`, whose elements are `(x, y, sample_weight)` as
@@ -115,7 +121,7 @@ def load(
     """
     config = _config(model_or_config, objective)
     _check(config, batch_size, valid, seed)
-    encoder = _encoder(model_or_config, config)
+    encoder = encoder_of(model_or_config, config, tokenizer)
     corpus = sources.read(source)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
@@ -145,6 +151,7 @@ def load(
         **_near(corpus, valid, near_duplicates),
         "unigram_entropy": text.unigram_entropy(parts["valid"].text),
         "bigram_entropy": text.bigram_entropy(parts["valid"].text),
+        **_of_tokenizer(encoder.tokenizer),
     }
     pad = encoder.vocabulary.pad
     kept = {name: held_out(encode, part, batch_size, pad) for name, part in parts.items()}
@@ -158,6 +165,14 @@ def _near(corpus, valid, count):
     from kzoo.data.near_duplicates import in_corpus
 
     return {"near_duplicates": in_corpus(corpus, valid, count)}
+
+
+def _of_tokenizer(tokenizer):
+    """What facts say of a file's tokenizer; those of bytes say nothing."""
+    if tokenizer is Bytes:
+        return {}
+    digest = hashlib.sha256(tokenizer.content.encode()).hexdigest()
+    return {"tokenizer_sha256": digest, "tokenizer_size": tokenizer.vocabulary.size}
 
 
 def _config(model_or_config, objective):
@@ -201,11 +216,12 @@ def _check_enough(train, batch_size):
         )
 
 
-def _encoder(model_or_config, config):
-    """How the model reads text: an `Encoder`."""
+def encoder_of(model_or_config, config, tokenizer=None):
+    """How a model reads text: an `Encoder`; the arguments are those of `load`."""
     preprocessor = getattr(model_or_config, "preprocessor", None)
     from_file = config.get("tokenizer", "bytes") == "file"
-    if preprocessor is None and (from_file or config.get("num_segments")):
+    tokenizer = preprocessor.tokenizer if preprocessor is not None else tokenizer
+    if from_file and tokenizer is None or config.get("num_segments") and preprocessor is None:
         raise InputError(
             "data for a model with a file's tokenizer, or with segments, is made for the model "
             f"itself, loaded with its tokenizer. Received: {model_or_config!r:.80}"
@@ -214,7 +230,7 @@ def _encoder(model_or_config, config):
     return Encoder(
         objectives.get(config["objective"]),
         layout(config.get("stack", "single"), source_mask, preprocessor and preprocessor.segments),
-        preprocessor.tokenizer if from_file else Bytes,
+        tokenizer if from_file else Bytes,
     )
 
 

@@ -17,6 +17,7 @@ from kzoo.data.sources.stored import Stored, documents
 from kzoo.data.sources.table import Table, is_table
 
 log = logging.getLogger("kzoo")
+JOINT = stored.BETWEEN  # between the documents of running text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Corpus:
             `Indexed` of such, or None.
         official: of a source that keeps parts of its own apart, those that are not trained on:
             a `Corpus` each by `"valid"` and `"test"`.
+        repeated: how many documents or examples were left out since they repeat others.
+        sizes: of running text, the bytes of each document; `JOINT` stands between two of them.
     """
 
     name: str
@@ -39,6 +42,8 @@ class Corpus:
     text: bytes | Stored | None = None
     examples: list | Indexed | None = None
     official: Mapping[str, "Corpus"] = dataclasses.field(default_factory=dict)
+    repeated: int = 0
+    sizes: Sequence[int] = ()
 
 
 def read(source: Any) -> Corpus:
@@ -85,24 +90,26 @@ def _source(spec):
 def _corpus(name, held):
     """The corpus of a list of documents or examples."""
     if isinstance(held, Stored):
-        return Corpus(name, held.sha256, text=held)
+        return Corpus(name, held.sha256, text=held, repeated=held.repeated, sizes=held.sizes)
     if isinstance(held, Records):
         if held.size > stored.LARGE:
             return _indexed(name, held)
         held = list(held)
     if not (len(held) and isinstance(held[0], bytes)):
         return _of_examples(name, held)
-    text = b"\n\n".join(_distinct(held, name, "documents"))
-    return Corpus(name, hashlib.sha256(text).hexdigest(), text=text)
+    kept = _distinct(held, name, "documents")
+    text, repeated = JOINT.join(kept), len(held) - len(kept)
+    digest = hashlib.sha256(text).hexdigest()
+    return Corpus(name, digest, text=text, repeated=repeated, sizes=tuple(map(len, kept)))
 
 
 def _indexed(name, records):
     """The corpus of records that are not held in memory."""
-    found, sha256 = index(records, name)
+    found, sha256, repeated = index(records, name)
     if not isinstance(records[0], bytes):
-        return Corpus(name, sha256, examples=found)
+        return Corpus(name, sha256, examples=found, repeated=repeated)
     text = documents(found.read_bytes, found.rows["target_size"], sha256)
-    return Corpus(name, sha256, text=text)
+    return Corpus(name, sha256, text=text, repeated=repeated, sizes=text.sizes)
 
 
 def _not_empty(name, part, items: Sequence[Any]) -> Sequence[Any]:
@@ -119,9 +126,10 @@ def _not_empty(name, part, items: Sequence[Any]) -> Sequence[Any]:
 
 
 def _of_examples(name, held):
-    examples = _distinct(memory.examples(held), name, "examples")
+    every = memory.examples(held)
+    examples = _distinct(every, name, "examples")
     sha256 = hashlib.sha256(json.dumps(examples).encode()).hexdigest()
-    return Corpus(name, sha256, examples=examples)
+    return Corpus(name, sha256, examples=examples, repeated=len(every) - len(examples))
 
 
 def _distinct(items, name, kind):

@@ -77,8 +77,9 @@ class Indexed(Records):
         return Indexed(self._records, self._rows, self._which[indices], self.paired)
 
 
-def index(records: Records, name: str) -> tuple[Indexed, str]:
-    """The examples of some records that are neither empty nor repeated, and a hash of all.
+def index(records: Records, name: str) -> tuple[Indexed, str, int]:
+    """The examples of some records that are neither empty nor repeated, a hash of all, and how many
+    repeat others.
 
     The first time all are read once; what is found is kept in a folder of the user's cache, so
     that later runs begin at once.
@@ -107,7 +108,7 @@ def index(records: Records, name: str) -> tuple[Indexed, str]:
         log.warning("%s: %d empty texts or targets are left out", name, int(empty.sum()))
     if not len(full):
         raise InputError(f"the data is empty. Received: {name!r}, without a text in it")
-    return Indexed(records, rows, full.astype(np.uint32), facts["paired"]), facts["sha256"]
+    return Indexed(records, rows, full.astype(np.uint32), facts["paired"]), facts["sha256"], left
 
 
 def _write(part, records):

@@ -27,6 +27,8 @@ class Stored:
         stretches: int64 [count, 3]: the number of a document, the first byte and the end. -1
             instead of a number is what stands between documents, a blank line.
         sha256: of the whole text, in hexadecimal.
+        sizes: of its documents, in bytes.
+        repeated: how many further ones were left out since they repeat others.
 
     Example:
         >>> text = Stored(lambda document, a, b: b"Call me Ishmael."[a:b], [[0, 0, 4], [0, 7, 16]])
@@ -39,8 +41,10 @@ class Stored:
         read: Callable[[int, int, int], bytes],
         stretches: Any,
         sha256: str = "",
+        sizes: Sequence[int] = (),
+        repeated: int = 0,
     ) -> None:
-        self._read, self.sha256 = read, sha256
+        self._read, self.sha256, self.sizes, self.repeated = read, sha256, sizes, repeated
         stretches = np.asarray(stretches, np.int64).reshape(-1, 3)
         self._stretches = stretches[stretches[:, 2] > stretches[:, 1]]
         self._ends = np.cumsum(self._stretches[:, 2] - self._stretches[:, 1])
@@ -58,6 +62,9 @@ class Stored:
             pieces.append(BETWEEN[a:b] if document < 0 else self._read(document, a, b))
             start, i = reaches, i + 1
         return b"".join(pieces)
+
+    def __getitem__(self, positions: slice) -> bytes:
+        return self.read(*positions.indices(len(self))[:2])
 
     def find(self, what: bytes, start: int, stop: int) -> int:
         """Where `what` stands first between two positions, or -1."""
@@ -115,19 +122,21 @@ class Windows(Records):
         ]
 
 
-def documents(read: Callable[[int, int, int], bytes], sizes: Any, sha256: str) -> Stored:
+def documents(
+    read: Callable[[int, int, int], bytes], sizes: Any, sha256: str, repeated: int = 0
+) -> Stored:
     """The text of whole documents with a blank line between them.
 
     Args:
         read: as of `Stored`.
         sizes: int [documents], in bytes.
-        sha256: of what is read, in hexadecimal.
+        sha256, repeated: as of `Stored`.
     """
     count = len(sizes)
     stretches = np.zeros((max(0, 2 * count - 1), 3), np.int64)
     stretches[::2, 0], stretches[::2, 2] = np.arange(count), sizes
     stretches[1::2, 0], stretches[1::2, 2] = -1, len(BETWEEN)
-    return Stored(read, stretches, sha256)
+    return Stored(read, stretches, sha256, sizes, repeated)
 
 
 class FileReader:
@@ -199,4 +208,4 @@ def scan(paths: Sequence[Path], check: Callable[[bytes, Path, int], None], mark:
         kept, skip, sizes = [*kept, path], [*skip, start], [*sizes, size]
     digests = list(seen)
     whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
-    return documents(FileReader(kept, skip), sizes, whole.hex())
+    return documents(FileReader(kept, skip), sizes, whole.hex(), len(paths) - len(kept))
