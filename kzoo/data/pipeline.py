@@ -11,6 +11,7 @@ import numpy as np
 from kzoo import masks, objectives
 from kzoo.data import sources, splits, text
 from kzoo.data.batches import Batches
+from kzoo.data.classes import check_labelled
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
@@ -106,6 +107,8 @@ def load(
     _check(config, batch_size, valid, seed)
     encoder = _encoder(model_or_config, config)
     corpus = sources.read(source)
+    if encoder.objective.labels is not None:
+        check_labelled(corpus.examples)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
     train, held_out, length, cut, apart = split(corpus, longest, valid, encoder)
@@ -211,11 +214,15 @@ def _encoder(model_or_config, config):
 
 def _batches(encoded, count, batch_size, pad):
     """Encoded examples in their order, the last batch filled with padding of zero weight."""
-    fill = (0, -count % batch_size), (0, 0)
+    missing = -count % batch_size
+
+    def filled(array, value=0):
+        ends = [(0, missing)] + [(0, 0)] * (array.ndim - 1)
+        return np.pad(array, ends, constant_values=value)
+
     x, y, sample_weight = encoded
-    padding = {name: pad if name.endswith("token_ids") else 0 for name in x}
-    x = {name: np.pad(a, fill, constant_values=padding[name]) for name, a in x.items()}
-    y, sample_weight = np.pad(y, fill, constant_values=pad), np.pad(sample_weight, fill)
+    x = {name: filled(a, pad if name.endswith("token_ids") else 0) for name, a in x.items()}
+    y, sample_weight = filled(y, pad if y.ndim > 1 else 0), filled(sample_weight)
 
     def batch(start):
         at = slice(start, start + batch_size)
@@ -261,7 +268,7 @@ def _split_examples(corpus, length, valid, encoder):
     """Examples, whole groups held out; the length that they need; how many it cuts; facts of the
     split."""
     texts = [utf8(target) for _, target in corpus.examples]
-    targets = encoder.tokens(target for _, target in corpus.examples)
+    targets = encoder.targets(target for _, target in corpus.examples)
     paired = corpus.examples[0][0] is not None
     sources = [None] * len(targets)
     if paired:

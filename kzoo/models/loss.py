@@ -116,6 +116,8 @@ def token_weights(y, sample_weight):
 class TokenLoss:
     """A mixin of tasks: one loss over scored tokens, and bits per byte."""
 
+    _gives_hidden = False
+
     def compile(
         self,
         optimizer: Any = "auto",

@@ -1,7 +1,7 @@
 """Training: optimizers, the loop with its log and checkpoints, several devices."""
 
 import kzoo.load_keras  # noqa: F401
-from kzoo.learning_rate import learning_rate
+from kzoo.learning_rate import finetuning_rate, learning_rate
 from kzoo.training.checkpoints import Checkpoints
 from kzoo.training.distribution import distribute, initialize, layout_map
 from kzoo.training.loop import Outcome, Program, prepare, train
@@ -28,6 +28,7 @@ __all__ = [
     "WarmupStableDecay",
     "adamw",
     "distribute",
+    "finetuning_rate",
     "initialize",
     "layout_map",
     "learning_rate",
