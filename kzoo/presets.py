@@ -75,10 +75,10 @@ def config(name: str, **overrides: Any) -> dict[str, Any]:
         >>> config("unilm_base", num_layers=2)["mask"]
         'prefix'
     """
-    kind = _kind(name)
-    if kind == "saved":
+    held = kind(name)
+    if held == "saved":
         return _resolved(_saved_config(Path(name)), overrides)
-    if kind == "checkpoint":
+    if held == "checkpoint":
         from kzoo import convert
 
         return _resolved(convert.read(name).config.get_config(), overrides)
@@ -126,12 +126,12 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
         >>> model.fit(["Call me Ishmael."] * 32, epochs=1)
         >>> bert = load("hf://google-bert/bert-base-uncased", mask="half_heads")  # doctest: +SKIP
     """
-    kind = _kind(name)
+    held = kind(name)
     tokenizer = head_dtype = None
-    if kind == "preset":
+    if held == "preset":
         tokenizer, overrides = _own_tokenizer(overrides)
         complete = config(name, **overrides)
-    elif kind == "saved":
+    elif held == "saved":
         saved = _saved_config(Path(name))
         complete = _resolved(saved, overrides)
         tokenizer = _saved_tokenizer(Path(name))
@@ -143,12 +143,12 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
         complete = _resolved(checkpoint.config.get_config(), overrides)
         tokenizer = checkpoint.tokenizer
     model = build(complete, dtype, tokenizer, remat, head_dtype)
-    if kind == "checkpoint":
+    if held == "checkpoint":
         checkpoint.fill(model)
-    elif kind == "saved":
+    elif held == "saved":
         _load_weights(model, Path(name), saved, complete != _resolved(saved, {}))
     shown = name if isinstance(name, str | Path) else f"{type(name).__name__} of keras-hub"
-    weights = f"random (seed {complete['seed']})" if kind == "preset" else "loaded"
+    weights = f"random (seed {complete['seed']})" if held == "preset" else "loaded"
     log.info("%s: %s parameters, weights %s", shown, f"{model.count_params():,}", weights)
     if remat != "none" and _undone():
         log.warning(
@@ -299,8 +299,29 @@ def _segments(count, mask):
     return (0, 1)
 
 
-def _kind(name):
-    """What `load` was given: `"preset"`, `"saved"` or `"checkpoint"`."""
+def kind(name: Any) -> str:
+    """What `load` is given.
+
+    Args:
+        name: as of `load`.
+
+    Returns:
+        `"preset"`, with random weights; `"saved"`, by `save`; or `"checkpoint"`, of another
+        library.
+
+    Raises:
+        InputError: for what is none of them by its type.
+
+    Example:
+        >>> kind("gpt_nano"), kind("hf://openai-community/gpt2")
+        ('preset', 'checkpoint')
+    """
+    if not (isinstance(name, str | Path) or hasattr(name, "get_config")):
+        raise InputError(
+            "a model is loaded by the name of a preset, such as 'unilm_nano', the path of a "
+            "folder, a handle ('hf://ORG/NAME'), or as a backbone of keras-hub. "
+            f"Received: {name!r:.80}"
+        )
     if not isinstance(name, str | Path) or str(name).startswith(("hf://", "kaggle://")):
         return "checkpoint"
     if str(name) in names() or not Path(name).is_dir():

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from kzoo.data import sources, splits
 from kzoo.errors import InputError
 
@@ -45,3 +47,21 @@ def check_labelled(examples: list[Any] | None) -> None:
             "a classifier learns from (text, label) pairs, such as 'table:FILE:TEXT:LABEL'. "
             "Received: texts without labels"
         )
+
+
+def label_entropy(classes: list[Any]) -> float:
+    """The entropy of labels in bits: what guessing them without the texts costs each.
+
+    Args:
+        classes: the class of each, integers [examples].
+
+    Returns:
+        A float.
+
+    Example:
+        >>> label_entropy([0, 1, 1, 0])
+        1.0
+    """
+    share = np.bincount(np.ravel(classes)) / len(classes)
+    share = share[share > 0]
+    return float(-(share * np.log2(share)).sum())

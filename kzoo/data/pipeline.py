@@ -11,7 +11,7 @@ import numpy as np
 from kzoo import masks, objectives
 from kzoo.data import sources, splits, text
 from kzoo.data.batches import Batches
-from kzoo.data.classes import check_labelled
+from kzoo.data.classes import check_labelled, label_entropy
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
@@ -37,7 +37,8 @@ class Splits:
             bytes, in bits per byte, and `split`, what the two parts have in common: of examples,
             the counts of `kzoo.data.splits.hold_out`; of running text, `repeated_bytes`, cut out
             of the training part; of texts, `shared_bytes`, those held out that stand in training
-            too, in runs of 32 or more.
+            too, in runs of 32 or more. Of a classifier's examples also
+            `label_entropy`, that of the held-out labels in bits.
     """
 
     train: grain.MapDataset
@@ -140,6 +141,8 @@ def load(
         "unigram_entropy": text.unigram_entropy(held_out.text),
         "bigram_entropy": text.bigram_entropy(held_out.text),
     }
+    if encoder.objective.labels is not None:
+        facts["label_entropy"] = label_entropy(held_out.targets)
     pad = encoder.vocabulary.pad
     return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
 

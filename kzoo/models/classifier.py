@@ -50,6 +50,7 @@ class TextClassifier(Task, keras_hub.models.TextClassifier, PipelineModel):
     backbone_cls = SingleStackBackbone
     preprocessor_cls = TextClassifierPreprocessor
     default_objective = "classification"
+    bits_name = "bits_per_label"
 
     def make_head(self, dtype: Any) -> ClassHead:
         backbone = self.backbone
@@ -83,7 +84,7 @@ class TextClassifier(Task, keras_hub.models.TextClassifier, PipelineModel):
         if weighted_metrics == "auto":
             ones = np.ones(len(self.objective.labels))
             weighted_metrics = [
-                BitsPerByte("bits_per_label", token_bytes=ones),  # a label counts as one
+                BitsPerByte(self.bits_name, token_bytes=ones),  # a label counts as one
                 keras.metrics.SparseCategoricalAccuracy("accuracy"),
             ]
         super().compile(

@@ -4,6 +4,7 @@ import kzoo.load_keras  # noqa: F401
 from kzoo.learning_rate import finetuning_rate, learning_rate
 from kzoo.training.checkpoints import Checkpoints
 from kzoo.training.distribution import distribute, initialize, layout_map
+from kzoo.training.finetuning import train_last_layers
 from kzoo.training.loop import Outcome, Program, prepare, train
 from kzoo.training.monitor import Monitor
 from kzoo.training.optimizer import (
@@ -36,6 +37,7 @@ __all__ = [
     "muon",
     "prepare",
     "train",
+    "train_last_layers",
     "warmup_cosine",
     "warmup_stable_decay",
 ]
