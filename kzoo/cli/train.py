@@ -91,11 +91,11 @@ def add(commands):
 
 
 def _train(options):
-    _check_text(options.text)
     config = start_config(options)
     if options.tensorboard:
         need("tensorboardX", "--tensorboard")
     run_folder.check(options, config)
+    _check_text(options.text)
     run_folder.fill_in(options, config, EVALUATIONS)
     leave_tensorflow([options.text])
     load_backend()
