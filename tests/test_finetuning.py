@@ -71,7 +71,7 @@ def test_train_from_a_folder_to_a_classifier_stopped_and_gone_on(
     after_step = Checkpoints.after_step
 
     def stopped(self, step, *rest):
-        if step == 16:
+        if step == 9:
             os.kill(os.getpid(), signal.SIGTERM)
         after_step(self, step, *rest)
 
@@ -91,7 +91,7 @@ def test_train_from_a_folder_to_a_classifier_stopped_and_gone_on(
     assert "lora_rank is 2 there and" in capsys.readouterr().err
 
 
-SHORT = ["--text", "pydoc", "--steps", "1", "--out", "TMP/out"]
+SHORT = ["--text", "TMP/text", "--steps", "1", "--out", "TMP/out"]
 
 
 @pytest.mark.parametrize(
@@ -106,11 +106,12 @@ SHORT = ["--text", "pydoc", "--steps", "1", "--out", "TMP/out"]
         (["gpt_nano", "--train-layers", "0", *SHORT], "goes with --from"),
         (["--from", "FOLDER", "--train-layers", "1", "--lora-rank", "1", *SHORT], "not allowed"),
         (["--from", "FOLDER", "--set", "mask=reversed", *SHORT], "would show"),
-        (["--from", "FOLDER", "--set", "objective=classification", *SHORT], "pairs"),
+        (["--from", "FOLDER", "--set", "objective=classification", *SHORT], "'table:FILE:TEXT"),
     ],
     ids=str,
 )
 def test_what_starts_no_run(arguments, words, folder, tmp_path, capsys):
+    (tmp_path / "text").write_text("A text without labels.\n" * 100)
     places = {"FOLDER": str(folder), "TMP": str(tmp_path)}
     for place, path in places.items():
         arguments = [argument.replace(place, path) for argument in arguments]
