@@ -201,3 +201,17 @@ def test_scripts_run(name, monkeypatch, capsys, tmp_path):
     runpy.run_path(str(script), run_name="__main__")
     lines = [line for line in capsys.readouterr().out.splitlines() if "bits_per" not in line]
     assert re.search(printed, "\n".join(lines))
+
+
+@pytest.mark.slow
+def test_a_bpe_of_ones_own(tmp_path, monkeypatch, capsys):
+    text = tmp_path / "my_book.txt"
+    text.write_text("".join(f"The owl number {i} sat down and saw {i * i}.\n" for i in range(400)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["--text", str(text), "--size", "420", "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["own_bpe.py", *arguments])
+    runpy.run_path(str(ROOT / "examples" / "own_bpe.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    in_bytes, in_bpe = re.findall(r"(\d+) tokens in 57 bytes", printed)
+    assert int(in_bytes) == 57 > int(in_bpe)
+    assert "saved and loaded: the same scores" in printed

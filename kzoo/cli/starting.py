@@ -48,6 +48,7 @@ def start_config(options):
         InputError: as `kzoo.presets.config`; and unless the options name one start.
     """
     from kzoo import presets
+    from kzoo.data import tokenizer_spec
 
     _check(options)
     fields = overrides(options.set)
@@ -55,6 +56,7 @@ def start_config(options):
         from kzoo import data
 
         fields["objective"] = {"classification": {"labels": data.labels(options.text)}}
+    fields |= tokenizer_spec.config_fields(options.tokenizer, fields)
     if options.pretrained and presets.kind(options.pretrained) == "checkpoint":
         leave_tensorflow([options.text])
         load_backend()
@@ -66,12 +68,14 @@ def start_of(options):
     return options.pretrained or options.preset
 
 
-def start_model(options, config):
-    """The model that a run trains, with its weights, and those frozen that are not to train."""
+def start_model(options, config, tokenizer=None):
+    """The model that a run trains, with its weights, and those frozen that are not to train; with
+    the tokenizer of a file, where it has none of its own."""
     from kzoo import presets
     from kzoo.training.finetuning import say_what_trains, train_last_layers
 
-    model = presets.load(start_of(options), dtype=options.dtype, **config)
+    fields = {**config, "tokenizer": tokenizer or config["tokenizer"]}
+    model = presets.load(start_of(options), dtype=options.dtype, **fields)
     if options.train_layers is not None:
         train_last_layers(model, options.train_layers)
     if options.lora_rank is not None:
@@ -93,6 +97,8 @@ def start_rate(options, config):
 def _check(options):
     from pathlib import Path
 
+    from kzoo.data import tokenizer_spec
+
     if bool(options.preset) == bool(options.pretrained):
         raise InputError(
             "a run starts from the NAME of a preset, with random weights, or from pretrained ones, "
@@ -102,6 +108,11 @@ def _check(options):
         raise InputError(
             f"to train on from the weights in a folder, name it with --from {options.preset}; "
             f"NAME is a preset. Received: {options.preset!r}"
+        )
+    if options.pretrained and options.tokenizer != tokenizer_spec.BYTES:
+        raise InputError(
+            "pretrained weights know the ids of their own tokenizer: --tokenizer goes with a "
+            f"preset. Received: --tokenizer {tokenizer_spec.text(options.tokenizer)} with --from"
         )
     for option in ("train_layers", "lora_rank"):
         value = getattr(options, option)

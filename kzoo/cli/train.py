@@ -10,6 +10,7 @@ from kzoo.cli.arguments import (
     add_command,
     add_overrides,
     add_running,
+    add_tokenizer,
     every,
     leave_tensorflow,
     load_backend,
@@ -86,11 +87,14 @@ def add(commands):
     train.add_argument(
         "--tensorboard", action="store_true", help="write DIR/tensorboard for TensorBoard too"
     )
+    add_tokenizer(train)
     add_overrides(train)
     add_running(train)
 
 
 def _train(options):
+    from kzoo.data import tokenizer_spec
+
     config = start_config(options)
     if options.tensorboard:
         need("tensorboardX", "--tensorboard")
@@ -100,21 +104,24 @@ def _train(options):
     leave_tensorflow([options.text])
     load_backend()
     from kzoo import data
+    from kzoo.models.tokenizer_file import read_file
 
-    # A tokenizer of a file, or segments, come with the model.
-    own = config["tokenizer"] == "file" or config["num_segments"]
-    model = start_model(options, config) if own else None
+    tokenizer = tokenizer_spec.file(options.tokenizer, options.text, options.valid)
+    # Of pretrained weights a tokenizer, and segments, come with the model.
+    model = start_model(options, config) if options.pretrained else None
     splits = data.load(
         options.text,
         model or config,
         batch_size=options.batch_size,
         valid=options.valid,
         seed=config["seed"],
+        tokenizer=tokenizer and read_file(tokenizer),
     )
     settings = run_folder.settings(options, config, splits)
     result = run_folder.result(options.out, settings)
     if result is None:
-        result = _run(options, config, splits, settings, model or start_model(options, config))
+        model = model or start_model(options, config, tokenizer)
+        result = _run(options, config, splits, settings, model)
         run_folder.finish(options.out, settings, result)
     shutil.rmtree(options.out / run_folder.CHECKPOINTS, ignore_errors=True)
     if options.json:
