@@ -89,9 +89,11 @@ def test_the_study_of_recall_is_one():
 def test_the_study_of_recall_runs(tmp_path):
     fields = json.loads((FOLDER / "mqar.json").read_text())
     arms = {"elu1, rotary": fields["arms"]["elu1, rotary"]}
-    small = {"steps": 2, "evaluations": 1, "valid": 0.005, "arms": arms}
+    data = ["synthetic:mqar,count=64,length=16,num_pairs=2"]
+    small = {"steps": 2, "evaluations": 1, "valid": 0.5, "arms": arms, "data": data}
     (record,) = run(Study.from_dict({**fields, **small}), tmp_path, progress=False)
-    assert record["scored_tokens"] == 2 * 32 * 8  # eight answers in each of 32 examples
+    assert record["facts"]["valid_rows"] == 32
+    assert record["scored_tokens"] == 32 * 2  # of each held-out example two answers
     assert 0 <= record["metrics"]["accuracy"] < 0.2
 
 
