@@ -121,7 +121,7 @@ def test_every_order_without_padding_equals_the_oracle(mechanism, time):
 
 @pytest.fixture(scope="module")
 def one_by_one():
-    """By mechanism: arrays, cotangent and the definition's results, from one program for all orders.
+    """Arrays, a cotangent, and by mechanism what the definition gives, from one program.
 
     Each order has two heads and a head of keys. The last row is the first one again, without a
     padding mask.
