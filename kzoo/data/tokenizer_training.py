@@ -7,18 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kzoo.compilation_cache import folder
 from kzoo.data import sources, splits, text
 from kzoo.errors import InputError, unknown
 from kzoo.files import whole_folder
+from kzoo.tokenizer_json import FILE
 from kzoo.values import is_count, is_number
 from kzoo.vocabulary import NUM_BYTES, NUM_SENTINELS
 
 log = logging.getLogger("kzoo")
 
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+CONFIG = "tokenizer_config.json"
 ROLES = {
     "pad_token": "[PAD]",
     "bos_token": "[BOS]",
@@ -68,13 +67,7 @@ def train_tokenizer(
         >>> model.config["vocabulary_size"]
         1024
     """
-    if kind not in TRAINERS:
-        raise unknown("kind of tokenizer", kind, TRAINERS)
-    if not is_count(size, least=LEAST):
-        raise InputError(
-            f"a tokenizer has {LEAST} ids or more: {NUM_BYTES} bytes and {len(SPECIAL)} special "
-            f"tokens. Received: size={size!r:.60}"
-        )
+    check(kind, size)
     if not is_number(valid) or not 0 < valid < 1:
         raise InputError(
             f"valid is the part held out, between 0 and 1; usual is 0.1. Received: {valid!r}"
@@ -94,6 +87,17 @@ def train_tokenizer(
     return made / FILE
 
 
+def check(kind, size):
+    """`InputError` unless there is such a kind of tokenizer, and it can have so many ids."""
+    if not isinstance(kind, str) or kind not in TRAINERS:
+        raise unknown("kind of tokenizer", kind, TRAINERS)
+    if not is_count(size, least=LEAST):
+        raise InputError(
+            f"a tokenizer has {LEAST} ids or more: {NUM_BYTES} bytes and {len(SPECIAL)} special "
+            f"tokens. Received: size={size!r:.60}"
+        )
+
+
 def _version():
     import tokenizers
 
@@ -103,11 +107,9 @@ def _version():
 def _texts(corpus, valid):
     """The strings of the part that is trained on: a list."""
     if corpus.examples is None:
-        train, _ = text.split(corpus.text, valid)
-        return text.pieces(train)
-    held_out, _ = splits.hold_out(corpus.examples, valid)
-    kept = (corpus.examples[i] for i in np.flatnonzero(~held_out))
-    return [one for pair in kept for one in pair if one]
+        return text.pieces(splits.texts(corpus, valid)[0]["train"])
+    pairs = splits.examples(corpus, valid)[0]["train"]
+    return [one for pair in pairs for one in pair if one]
 
 
 def _facts(made):

@@ -1,12 +1,14 @@
 """A study: what is compared, on what, how long. JSON both ways, checked before anything runs."""
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from kzoo import objectives, presets
+from kzoo.data import tokenizer_spec
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json
 from kzoo.learning_rate import learning_rate
@@ -16,7 +18,7 @@ from kzoo.studies.fields import CHECKS_OF_TRAINING, TRAINING
 from kzoo.values import plain, shown
 
 QUICK = Path(__file__).parent / "quick.json"
-ARM_FIELDS = ("preset", "overrides", "data", "training")
+ARM_FIELDS = ("preset", "overrides", "data", "training", "tokenizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +30,11 @@ class Arm:
         overrides: config fields that replace the preset's.
         data: the sources that it is trained on.
         training: training fields that replace the study's.
+        tokenizer: its own, or the study's; as there.
         chosen: source -> the training fields that a tuning chose; not of the study's JSON.
         steps: source -> optimizer steps, where a budget decides on them; not of its JSON either.
+        tokenizers: source -> the tokenizer, read or trained, of `kzoo.studies.tokenizers.settled`;
+            nor are these.
     """
 
     preset: str
@@ -38,10 +43,13 @@ class Arm:
     training: dict = dataclasses.field(default_factory=dict)
     chosen: dict = dataclasses.field(default_factory=dict)
     steps: dict = dataclasses.field(default_factory=dict)
+    tokenizer: Any = tokenizer_spec.BYTES
+    tokenizers: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def config(self, seed):
         """The complete config of the arm's model with that seed."""
-        return presets.config(self.preset, **{**self.overrides, "seed": seed})
+        of_tokenizer = tokenizer_spec.config_fields(self.tokenizer, self.overrides)
+        return presets.config(self.preset, **{**self.overrides, **of_tokenizer, "seed": seed})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +71,9 @@ class Study:
         schedule: "cosine" or "wsd", as of `kzoo.training.adamw`.
         warmup: the part of the steps in which the rate rises.
         valid: the part of the data that is held out.
+        tokenizer: `"bytes"`; `{"bpe": 4096}` or `{"unigram": 4096}`, trained on the training part
+            of each source; or the path of a `tokenizer.json`. Of all arms but those that name
+            their own.
         evaluations: how often the held-out set is measured along a run.
         given: name -> the texts, or the (prompt, response) pairs, of sources in `data` that are
             lists and no names.
@@ -109,6 +120,7 @@ class Study:
     metrics: tuple = ()
     examples: bool = False
     imports: tuple = ()
+    tokenizer: Any = tokenizer_spec.BYTES
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -125,10 +137,12 @@ class Study:
         for name in given.get("given", {}):
             if name not in given["data"]:
                 raise unknown("source of the field 'given'", name, given["data"])
-        given["arms"] = _arms(given["arms"], given["data"])
+        shared = given.get("tokenizer", cls.tokenizer)
+        given["arms"] = _arms(given["arms"], given["data"], shared)
         seed = given.get("seeds", cls.seeds)[0]
         # Refuses what does not fit, before anything is written.
         configs = {label: arm.config(seed) for label, arm in given["arms"].items()}
+        _check_different(given["arms"], configs)
         if "tuning" in given:
             given["tuning"] = protocol.tuning(
                 given["tuning"], configs, {"seeds": kinds.seeds, **CHECKS_OF_TRAINING}
@@ -136,7 +150,7 @@ class Study:
         if "hypotheses" in given:
             of_study = {name: given.get(name, default) for name, default in TRAINING.items()}
             settings = {
-                label: {**configs[label], **of_study, **arm.training}
+                label: _settings(configs[label], of_study, arm)
                 for label, arm in given["arms"].items()
             }
             given["hypotheses"] = protocol.settled(
@@ -174,6 +188,7 @@ class Study:
             label: {
                 **{"preset": arm.preset, "overrides": arm.overrides, "data": list(arm.data)},
                 **({"training": arm.training} if arm.training else {}),
+                **({"tokenizer": arm.tokenizer} if arm.tokenizer != self.tokenizer else {}),
             }
             for label, arm in self.arms.items()
         }
@@ -187,7 +202,8 @@ class Study:
                 del fields[field]
         if not self.imports:
             del fields["imports"]
-        for field in ("budget", "failed_runs", "optimizer", "schedule", "warmup"):
+        of_later = ("budget", "failed_runs", "optimizer", "schedule", "warmup", "tokenizer")
+        for field in of_later:
             if fields[field] == type(self).__dataclass_fields__[field].default:
                 del fields[field]
         return fields
@@ -218,8 +234,11 @@ class Study:
         ]
 
 
-def measure(objective, source):
+def measure(objective, source, tokenizer=tokenizer_spec.BYTES):
     """What held-out bits of an objective count, and the group within which they compare.
+
+    Bits of a text compare whatever its tokens are. Those of hidden tokens and spans compare where
+    the same are hidden, which needs the same tokenizer.
 
     Returns:
         (measure, group): two strings.
@@ -227,16 +246,27 @@ def measure(objective, source):
     objective = objectives.get(objective)
     unit = "bits per byte of target" if objective.has_source else "bits per byte"
     unit = unit if objective.next_token else "bits per masked byte"
+    unit = unit if objective.labels is None else "bits per label"
     names = {
         "causal_lm": "every next byte",
         "prefix_lm": "continuation",
         "masked_lm": "masked bytes",
     }
-    return unit, f"{names.get(objective.name, objective.name)} on {source}"
+    group = names.get(objective.name, objective.name)
+    if tokenizer != tokenizer_spec.BYTES and objective.name not in ("causal_lm", "prefix_lm"):
+        group += f" ({tokenizer_spec.text(tokenizer)})"
+    return unit, f"{group} on {source}"
 
 
 def _group(config, source):
-    return measure(config["objective"], source)[1]
+    return measure(config["objective"], source, config["tokenizer"])[1]
+
+
+def _settings(config, of_study, arm):
+    """The fields in which an arm may differ: of its config, its training and its tokenizer."""
+    fields = {**config, **of_study, **arm.training}
+    own = arm.tokenizer != tokenizer_spec.BYTES
+    return {**fields, "tokenizer": arm.tokenizer} if own else fields
 
 
 # Fields ---------------------------------------------------------------------------------------
@@ -256,6 +286,7 @@ _CHECKS = {
     "description": kinds.text,
     **CHECKS_OF_TRAINING,
     "valid": kinds.share,
+    "tokenizer": kinds.tokenizer,
     "evaluations": kinds.count,
     "given": kinds.given,
     "imports": protocol.imports,
@@ -270,8 +301,8 @@ _CHECKS = {
 }
 
 
-def _arms(arms, data):
-    return {_label(label): _arm(label, arm, data) for label, arm in arms.items()}
+def _arms(arms, data, tokenizer):
+    return {_label(label): _arm(label, arm, data, tokenizer) for label, arm in arms.items()}
 
 
 def _label(label):
@@ -280,7 +311,7 @@ def _label(label):
     raise InputError(f"the label of an arm is a line of text. Received: {shown(label)}")
 
 
-def _arm(label, arm, data):
+def _arm(label, arm, data, tokenizer):
     if isinstance(arm, str):
         arm = {"preset": arm}
     if not isinstance(arm, dict) or "preset" not in arm:
@@ -288,6 +319,11 @@ def _arm(label, arm, data):
     for field in arm:
         if field not in ARM_FIELDS:
             raise unknown("field of an arm", field, ARM_FIELDS)
+    if presets.kind(arm["preset"]) != "preset":
+        raise InputError(
+            "the arms of a study start from random weights, those of a preset; kzoo train --from "
+            f"starts from others. Received: preset={shown(arm['preset'])} of the arm {label!r}"
+        )
     own = kinds.sources("data", arm.get("data", list(data)))
     for source in own:
         if source not in data:
@@ -299,7 +335,26 @@ def _arm(label, arm, data):
             f"overrides of {label!r} are config fields; seeds are the study's. "
             f"Received: {shown(overrides)}"
         )
-    return Arm(arm["preset"], overrides, own, _training(label, arm.get("training", {})))
+    if "tokenizer" in arm:
+        tokenizer = kinds.tokenizer(f"the tokenizer of {label!r}", arm["tokenizer"])
+    training = _training(label, arm.get("training", {}))
+    return Arm(arm["preset"], overrides, own, training, tokenizer=tokenizer)
+
+
+def _check_different(arms, configs):
+    """`InputError` for two arms that are one: the same model, trained in the same way."""
+    for (a, first), (b, second) in itertools.combinations(arms.items(), 2):
+        same = configs[a] == configs[b] and first.tokenizer == second.tokenizer
+        if not same or first.training != second.training or not set(first.data) & set(second.data):
+            continue
+        fields = ", ".join({**first.overrides, **second.overrides})
+        told = f"; {fields}, which overrides name, is the same in both" if fields else ""
+        raise InputError(
+            f"the arms {a!r} and {b!r} are the same model, trained in the same way{told}. Give "
+            "one of them another value of a field, such as mechanism or mask in its overrides, or "
+            f"learning_rate in its training. Received: {first.preset} with "
+            f"{shown(first.overrides)}, and {second.preset} with {shown(second.overrides)}"
+        )
 
 
 def _training(label, fields):
