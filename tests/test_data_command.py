@@ -113,6 +113,16 @@ def test_statistics_by_hand():
     assert cut[128]["tokens"] == pytest.approx(lost, abs=1e-4)
 
 
+def test_a_long_document_is_measured_by_its_beginning(monkeypatch):
+    monkeypatch.setattr(statistics, "LONGEST", 100)
+    config = presets.config("gpt_nano")
+    encoder = pipeline.encoder_of(config, config)
+    corpus = kzoo.data.sources.Corpus("x", "", text=b"a" * 1000 + b"\n\nbb", sizes=(1000, 2))
+    found = statistics.statistics(corpus, encoder)
+    assert found["lengths"]["target"][-1] == 1000 and found["lengths"]["target"][0] == 2
+    assert (found["bytes"], found["tokens"], found["bytes_per_token"]) == (1002, 102, 1)
+
+
 def test_documents_of_a_folder_are_counted(tmp_path):
     for name, text in {"a": "Ä first.\n", "b": "A second\n\none.", "c": "Ä first.\n"}.items():
         (tmp_path / f"{name}.txt").write_text(text, encoding="utf-8")
