@@ -81,6 +81,14 @@ def test_every_objective_is_shown(preset, objective):
             assert "".join(spans) == one["target"]
 
 
+def test_a_classifier_is_shown_a_text_and_its_label():
+    labelled = [(f"owl number {i}", "odd" if i % 2 else "even") for i in range(40)]
+    objective = {"classification": {"labels": ["even", "odd"]}}
+    for one in examples(labelled, "bert_nano", objective=objective):
+        assert (one["source"], one["target"]) in labelled and one["scored"] == [one["target"]]
+        assert text_of(one["reads"]["decoder"], "source") == one["source"]
+
+
 def test_packed_examples_are_taken_apart():
     config = presets.config("gpt_nano", max_sequence_length=16)
     encoder = pipeline.encoder_of(config, config)
