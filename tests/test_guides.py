@@ -15,6 +15,8 @@ import kzoo
 from kzoo import feature_maps, masks, mechanisms, objectives, presets
 from kzoo.backend import BACKENDS
 from kzoo.config import Config
+from kzoo.data import tasks
+from kzoo.data.sources.base import classes as sources
 from kzoo.errors import InputError
 from kzoo.ops import dispatch
 from kzoo.studies import Study, tuning
@@ -182,6 +184,18 @@ def test_masks_and_mechanisms(row):
                 assert answer == "yes"
             except InputError:
                 assert answer == "refused"
+
+
+def test_readme_lists_sources_objectives_and_tasks():
+    listed = {" ".join(re.findall(r"\w+", row[0])[:2]): row[1] for row in table(README, "what")}
+    parts = {
+        "sources examples": sources(),
+        "objectives examples": [type(objectives.get(name)) for name in objectives.names()],
+        "synthetic tasks": [type(tasks.get(name)) for name in tasks.names()],
+    }
+    for kind, every in parts.items():
+        names = {x.name for x in every if x.__module__.startswith("kzoo.")}  # tests register theirs
+        assert names <= set(re.findall(r"\w+", listed[kind]))
 
 
 def test_every_order_feature_map_kernel_and_objective_is_named():
