@@ -7,18 +7,17 @@ The relative residual ‖X - 1xᵀ‖ / ‖X‖ of the hidden states along the d
 paper's norm, "composite", √(‖·‖₁ ‖·‖∞), of a BERT of base size (12 layers, width 768, normalisation
 after each part) whose kernels and embeddings are drawn from N(0, 0.02²), with and without skips and
 feed-forward networks. The paper's texts are biographies from Wikipedia, 128 word pieces each; here
-they are 128 bytes each of Python's documentation. Records are written to
+they are 128 bytes each of Python's documentation. Records are appended to
 runs/reproductions/collapse.jsonl, and `tables.py` shows them beside the paper's figures.
 """
 
 import argparse
-import json
 import os
-import pathlib
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before anything imports Keras
 
 import numpy as np
+from records import append
 
 import kzoo
 
@@ -62,10 +61,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/reproductions/collapse.jsonl")
     options = parser.parse_args()
-    pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     records = measure(options.preset, options.norm, options.examples, seed=options.seed)
-    with open(options.out, "w") as file:
-        file.writelines(json.dumps(record) + "\n" for record in records)
     for record in records:
+        append(options.out, record)
         along = "  ".join(f"{residual:.3f}" for residual in record["residuals"])
         print(f"{record['arm']:27} {along}")
