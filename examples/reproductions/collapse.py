@@ -28,7 +28,13 @@ ARMS = {
     "attention and skips": {"skips": True, "feed_forward": False},
     "transformer": {"skips": True, "feed_forward": True},
 }
-BERT = {"norm_placement": "post", "positions": "learned", "embedding_norm": True}
+# The embedding of a segment is common to all tokens of a text, and so of weight here.
+BERT = {
+    "norm_placement": "post",
+    "positions": "learned",
+    "embedding_norm": True,
+    "num_segments": 2,
+}
 
 
 def model_as_drawn(preset, seed, **overrides):
