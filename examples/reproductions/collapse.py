@@ -1,6 +1,6 @@
 """Tokens become alike in attention alone: Dong et al. 2021, figure 2, BERT at initialisation.
 
-    python examples/reproductions/collapse.py               # about 2 minutes on 2 cores
+    python examples/reproductions/collapse.py               # about 1 minute on 2 cores
     python examples/reproductions/collapse.py --norm frobenius
 
 The relative residual ‖X - 1xᵀ‖ / ‖X‖ of the hidden states along the depth, by default in the
@@ -47,7 +47,7 @@ def model_as_drawn(preset, seed, **overrides):
     return model
 
 
-def measure(preset="bert_base", norm="composite", examples=4, length=128, seed=0, **overrides):
+def measure(preset="bert_base", norm="composite", examples=2, length=128, seed=0, **overrides):
     """The records: for each arm the residual at every depth."""
     model = model_as_drawn(preset, seed, max_sequence_length=length, **overrides)
     x, _, _ = kzoo.data.load("pydoc", model, batch_size=examples, valid=0.03).valid[0]
@@ -63,7 +63,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="bert_base")
     parser.add_argument("--norm", choices=("composite", "frobenius"), default="composite")
-    parser.add_argument("--examples", type=int, default=4)
+    parser.add_argument("--examples", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", default="runs/reproductions/collapse.jsonl")
     options = parser.parse_args()
