@@ -12,6 +12,7 @@ import numpy as np
 from kzoo import masks, objectives
 from kzoo.data import sources, splits, text
 from kzoo.data.batches import Batches
+from kzoo.data.classes import check_labelled, label_entropy
 from kzoo.data.parts import Drawn, Part, held_out
 from kzoo.data.sources.index import Indexed
 from kzoo.data.sources.stored import Stored, Windows
@@ -43,7 +44,8 @@ class Splits:
             is true, and what they have in common is counted. Where there is a test split,
             `test_rows`, `test_bytes`, and `test_split`, what it has in common with training. A
             file's tokenizer has `tokenizer_sha256`, of its content, and `tokenizer_size`, its
-            number of ids.
+            number of ids. A classifier's examples have `label_entropy`, that of the held-out
+            labels in bits.
     """
 
     train: grain.MapDataset
@@ -123,6 +125,8 @@ def load(
     _check(config, batch_size, valid, seed)
     encoder = encoder_of(model_or_config, config, tokenizer)
     corpus = sources.read(source)
+    if encoder.objective.labels is not None:
+        check_labelled(corpus.examples)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
     parts, length, cut, apart = split(corpus, longest, valid, encoder)
@@ -153,6 +157,8 @@ def load(
         "bigram_entropy": text.bigram_entropy(parts["valid"].text),
         **_of_tokenizer(encoder.tokenizer),
     }
+    if encoder.objective.labels is not None:
+        facts["label_entropy"] = label_entropy(parts["valid"])
     pad = encoder.vocabulary.pad
     kept = {name: held_out(encode, part, batch_size, pad) for name, part in parts.items()}
     return Splits(batches, facts=facts, **kept)
@@ -266,7 +272,7 @@ def _split_examples(corpus, length, valid, encoder):
     parts, needed = {}, []
     for name, examples in chosen.items():
         large = isinstance(examples, Indexed)
-        parts[name] = Drawn(examples, encoder.tokens) if large else _held(examples, encoder)
+        parts[name] = Drawn(examples, encoder) if large else _held(examples, encoder)
         # The lengths of examples that are not held in memory are those of a sample.
         indices = splits.spread(len(examples), splits.SAMPLED if large else len(examples))
         sources, targets = parts[name].take(indices)
@@ -288,6 +294,6 @@ def _held(examples, encoder):
     sources = None
     if examples[0][0] is not None:
         sources = encoder.tokens(source for source, _ in examples)
-    targets = encoder.tokens(target for _, target in examples)
+    targets = encoder.targets(target for _, target in examples)
     read = np.concatenate([utf8(target) for _, target in examples])
     return Part(sources, targets, complete=True, text=read)

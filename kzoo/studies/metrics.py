@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import logsumexp
 
+from kzoo.data.tasks.regression import squared_errors
 from kzoo.errors import InputError
 from kzoo.registry import Part, Registry
 from kzoo.values import is_number
@@ -169,6 +170,29 @@ class Accuracy(Metric):
         return right / scored
 
 
+@METRICS.register
+class SquaredError(Metric):
+    """The squared error of a model on `synthetic:linear_regression`, the mean over its answers.
+
+    Its record holds the errors by the number of points shown, as
+    `kzoo.data.tasks.regression.squared_errors` measures them.
+    """
+
+    name = "squared_error"
+    measured = True
+
+    def value(self, record):
+        errors = record.get("metrics", {}).get(self.name)
+        return None if errors is None else float(np.mean(errors))
+
+    def measure(self, model, valid):
+        errors = [
+            squared_errors(np.asarray(model.predict_on_batch(x)), y, weight)
+            for x, y, weight in valid
+        ]
+        return np.concatenate(errors).mean(0).tolist()
+
+
 def example_losses(model, valid):
     """The loss of each held-out example: a list of `[nats, scored tokens]`, in order.
 
@@ -181,7 +205,8 @@ def example_losses(model, valid):
     for x, y, weight in valid:
         logits = np.asarray(model.predict_on_batch(x), "float64")
         nats = logsumexp(logits, axis=-1) - np.take_along_axis(logits, y[..., None], -1)[..., 0]
-        for loss, scored in zip((weight * nats).sum(-1), weight.sum(-1), strict=True):
+        sums = ((weight * nats).reshape(len(y), -1).sum(-1), weight.reshape(len(y), -1).sum(-1))
+        for loss, scored in zip(*sums, strict=True):
             if scored > 0:
                 losses.append([float(loss), int(scored)])
     return losses
