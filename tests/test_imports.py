@@ -49,8 +49,9 @@ BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}
 BELOW["analysis"] = BELOW["training"] | {"training"}
+BELOW["evaluation"] = BELOW["analysis"] | {"analysis"}
 BELOW["bench"] = BELOW["presets"] | {"presets"}
-BELOW["studies"] = BELOW["training"] | {"training", "analysis", "compilation_cache"}
+BELOW["studies"] = BELOW["training"] | {"training", "analysis", "evaluation", "compilation_cache"}
 BELOW["doctor"] = BELOW["training"] | {"training"}
 BELOW["cli"] = BELOW["studies"] | {"studies", "bench", "doctor"}
 BELOW["__main__"] = {"cli"}
@@ -59,7 +60,16 @@ KERAS = {"keras", "keras_hub", "jax", "torch", "tensorflow"}
 LIGHT = (
     *sorted(LEAVES),
     *("backend", "learning_rate", "precision", "masks", "feature_maps", "mechanisms", "mixers"),
-    *("objectives", "encoder", "attention_options", "config", "data", "presets", "cli"),
+    *(
+        "objectives",
+        "encoder",
+        "attention_options",
+        "config",
+        "data",
+        "presets",
+        "evaluation",
+        "cli",
+    ),
 )
 
 
