@@ -122,7 +122,7 @@ def test_tokens_of_a_continuation_are_those_of_the_whole_without_the_contexts(to
 
     peer = Tokenizer.from_file(str(tokenizer))
     model = small("gpt", tokenizer=tokenizer)
-    pairs = [("the wh", "ale"), ("the ", "ship"), ("", "whale")]
+    pairs = [("the wh", "ale is whiter than a ship"), ("the ", "ship"), ("", "whale")]
     found = evaluation.loglikelihood(model, pairs, batch_size=BATCH)
 
     def tokens(text):
@@ -137,7 +137,11 @@ def test_tokens_of_a_continuation_are_those_of_the_whole_without_the_contexts(to
         log_p = -nll(logits, np.array(whole[given:])).sum()
         assert found["loglikelihood"][i] == pytest.approx(log_p, rel=1e-6)
         assert found["tokens"][i] == len(whole) - given
-    assert tokens("the wh") + tokens("ale") != tokens("the whale"), "the case is one that matters"
+    context, continuation = pairs[0]
+    assert tokens(context) + tokens(continuation) != tokens(context + continuation)
+    assert len(tokens("the wh")) >= len(tokens("the whale"))
+    with pytest.raises(InputError, match="at least one token of its own. Received: 'ale'"):
+        evaluation.loglikelihood(model, [("the wh", "ale")])
 
 
 def test_a_context_that_does_not_fit_loses_its_beginning(models, caplog):
@@ -341,13 +345,13 @@ TEXTS = [
 
 
 def test_exact_match_and_f1_are_squads():
-    from transformers.data.metrics import squad_metrics
-
+    """Rajpurkar et al. 2016's script, worked by hand: without case, punctuation and articles."""
     predictions, references = zip(*TEXTS, strict=True)
     squad = METRICS.get({"exact_match": {"normalize": "squad"}}).compare(predictions, references)
-    assert squad.tolist() == [squad_metrics.compute_exact(b, a) for a, b in TEXTS]
+    assert squad.tolist() == [0, 1, 1, 0, 0, 0]
     f1 = METRICS.get("token_f1").compare(predictions, references)
-    np.testing.assert_allclose(f1, [squad_metrics.compute_f1(b, a) for a, b in TEXTS])
+    # whale fish of whale is fish; ...; one of two whales; three words of four
+    np.testing.assert_allclose(f1, [0.8, 1, 1, 0, 2 / 3, 0.75])
     assert METRICS.get("exact_match").compare(["a", "b"], ["a", "b "]).tolist() == [1, 0]
     with pytest.raises(InputError, match="did you mean 'squad'"):
         METRICS.get({"exact_match": {"normalize": "squad1"}})

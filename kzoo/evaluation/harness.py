@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise missing_package("lm_eval", "kzoo.evaluation.harness") from error
 
+_BATCH_SIZE = 32
 _MOST_TOKENS = 256  # of an answer where a task says nothing, as in the harness
 
 
@@ -34,7 +35,7 @@ class KzooLM(LM):
     Args:
         pretrained: a `CausalLM` or `Seq2SeqLM`; or a preset, folder or handle, as
             `kzoo.presets.load` takes it.
-        batch_size: sequences that the model sees at once; "auto" is 32.
+        batch_size: sequences that the model sees at once; None and "auto" are 32.
         separated: as in `kzoo.evaluation.loglikelihood`.
         device, max_batch_size: not used: kzoo computes where its backend does, and does not try
             larger and larger batches.
@@ -50,7 +51,7 @@ class KzooLM(LM):
     def __init__(
         self,
         pretrained: Any,
-        batch_size: int | str = 32,
+        batch_size: int | str | None = None,
         separated: bool | None = None,
         device: Any = None,
         max_batch_size: Any = None,
@@ -61,17 +62,14 @@ class KzooLM(LM):
 
             pretrained = presets.load(pretrained)
         self.model, self.separated = pretrained, separated
-        self.batch_size = 32 if str(batch_size).startswith("auto") else int(batch_size)
+        chosen = batch_size is not None and not str(batch_size).startswith("auto")
+        self.batch_size = int(batch_size) if chosen else _BATCH_SIZE
         self.reader = Reader.of(pretrained, separated)
 
     @property
     def max_length(self) -> int:
         """Tokens of a sequence."""
         return self.reader.length
-
-    @property
-    def tokenizer_name(self) -> str:
-        return type(self.model.preprocessor.tokenizer).__name__
 
     def loglikelihood(self, requests: Any) -> list[tuple[float, bool]]:
         """(log p(continuation | context), whether greedy decoding writes it) of each request."""
@@ -129,10 +127,11 @@ class KzooLM(LM):
         if not len(tokens):
             return
         source = tokens[:0] if self.reader.separated else None
-        room = self.reader.length - self.reader.needed(Request(source, tokens[:0]))
-        if len(tokens) < room:
-            yield self.reader.request(source, tokens, 0)
+        whole = self.reader.request(source, tokens, 0)
+        if self.reader.needed(whole) <= self.reader.length:
+            yield whole
             return
+        room = self.reader.length - self.reader.needed(Request(source, tokens[:0]))
         # Positions instead of tokens: the harness hands out parts of a list.
         parts = get_rolling_token_windows(list(range(len(tokens))), -1, room - 1, context_len=1)
         for before, scored in map(make_disjoint_window, parts):
