@@ -1,5 +1,4 @@
-"""The command line: list, show, train, generate, evaluate, compare, report, analyse, compile,
-bench, doctor.
+"""The command line: its commands, what is set up for them, and how they end.
 
 Compare attention masks and mechanisms with all else equal. Wrong input, and a disk or folder that
 cannot be written, are answered with one line on standard error and exit status 2. On SIGTERM and
@@ -21,6 +20,7 @@ from kzoo.cli import (
     bench,
     compare,
     compile,
+    data,
     doctor,
     evaluate,
     generate,
@@ -34,7 +34,7 @@ from kzoo.errors import InputError, Preempted, missing_package, unknown
 from kzoo.files import reason
 
 EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
-COMMANDS = (look, train, generate, evaluate, compare, analyse, compile, bench, doctor)
+COMMANDS = (look, data, train, generate, evaluate, compare, analyse, compile, bench, doctor)
 
 
 def main(arguments=None):
