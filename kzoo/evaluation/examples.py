@@ -56,10 +56,23 @@ def examples(given: Any) -> list[Example]:
 
 
 def read(path: str | Path) -> list[Example]:
-    """Questions with choices from a file of JSON lines, or of one JSON list.
+    """Questions with choices from a file.
+
+    Args:
+        path: of a file of JSON lines, an object for each question as `examples` takes it, or of
+            one JSON list of them.
+
+    Returns:
+        A list of `Example`.
 
     Raises:
         InputError: no such file, no JSON, or what `examples` refuses; with the line.
+
+    Example:
+        >>> question = '{"question": "2 + 2 =", "choices": ["3", "4"], "answer": "4"}'
+        >>> _ = Path("questions.jsonl").write_text(question)
+        >>> read("questions.jsonl")
+        [Example(question='2 + 2 =', choices=('3', '4'), gold=1)]
     """
     path = Path(path).expanduser()
     if not path.is_file():

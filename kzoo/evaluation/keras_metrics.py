@@ -36,7 +36,8 @@ class ExactMatch(keras.metrics.Metric):
         self, y_true: Tensor, y_pred: Tensor, sample_weight: Tensor | None = None
     ) -> None:
         y_true = ops.cast(ops.convert_to_tensor(y_true), "int32")
-        right = ops.equal(ops.cast(ops.argmax(y_pred, axis=-1), "int32"), y_true)
+        likeliest = ops.argmax(ops.convert_to_tensor(y_pred), axis=-1)
+        right = ops.equal(ops.cast(likeliest, "int32"), y_true)
         scored = ops.ones_like(right)
         if sample_weight is not None:
             scored = ops.broadcast_to(ops.convert_to_tensor(sample_weight) > 0, ops.shape(right))

@@ -2,7 +2,7 @@
 
 import math
 
-from kzoo.evaluation.base import METRICS, Metric
+from kzoo.evaluation.base import METRICS, Evaluation, Metric
 
 
 @METRICS.register
@@ -11,7 +11,7 @@ class BitsPerByte(Metric):
 
     name = "bits_per_byte"
 
-    def values(self, evaluation):
+    def values(self, evaluation: Evaluation) -> float:
         sizes = [len(evaluation.continuation(text).encode()) for text in evaluation.references]
         return -evaluation.scored["loglikelihood"].sum() / (math.log(2) * sum(sizes))
 
@@ -22,5 +22,5 @@ class Accuracy(Metric):
 
     name = "accuracy"
 
-    def values(self, evaluation):
+    def values(self, evaluation: Evaluation) -> float:
         return evaluation.scored["right"].sum() / evaluation.scored["tokens"].sum()
