@@ -250,6 +250,23 @@ def test_labels_are_ranked(gpt):
         kzoo.evaluate_choices(gpt, texts, metrics=["chrf"])
 
 
+def test_a_classifiers_labels_are_its_choices():
+    labels = ["neg", "pos", "so-so"]
+    model = small("bert", objective={"classification": {"labels": labels}})
+    texts = [("good film", "pos"), ("bad film", "neg"), ("fine", "pos"), ("meh", "neg")]
+    found = kzoo.evaluate_choices(model, texts, metrics=["acc"], batch_size=BATCH)
+    told = model.classify([text for text, _ in texts], batch_size=BATCH)
+    assert found["acc"] == np.mean([a == b for a, (_, b) in zip(told, texts, strict=True)])
+    assert np.allclose(np.exp(found["loglikelihoods"]).sum(-1), 1)
+    assert [labels[i] for i in np.argmax(found["loglikelihoods"], -1)] == told
+    for asked, message in [
+        ({"metrics": ["acc_norm"]}, "acc is the metric of its choices"),
+        ({"metrics": ["acc"], "num_fewshot": 1}, "a classifier reads one text"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            kzoo.evaluate_choices(model, texts, batch_size=BATCH, **asked)
+
+
 BAD = [
     ([], "at least one example. Received: none"),
     ("a", "examples are a list. Received: 'a'"),

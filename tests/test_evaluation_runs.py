@@ -240,7 +240,7 @@ def test_a_study_measures_what_models_write(gpt):
 
 def test_studies_refuse_texts_that_no_model_writes():
     chrf = metrics.METRICS.get("chrf")
-    pairs, text = ({"source": "s", "split": split} for split in ({"linked_by": "source"}, {}))
+    pairs, text = ({"source": "s", "split": split} for split in ({"sources_on_both_sides": 0}, {}))
     chrf.check(kzoo.presets.config("gpt_nano"), pairs)
     chrf.check(kzoo.presets.config("t5_nano"), pairs)
     for preset, facts, message in [

@@ -28,6 +28,7 @@ TASK = (
 )
 OF_CHOICES = ("acc", "acc_norm", "acc_bytes")
 OF_PAIRS = ("exact_match", "bits_per_byte")
+_SHOWN = 1000  # examples that shots are drawn from, of those that are not evaluated
 
 
 def add(commands):
@@ -137,31 +138,48 @@ def _check_model(model, metrics):
 def _examples(options):
     """The examples that are evaluated, and those that shots are drawn from, or None: the same."""
     from kzoo import evaluation
-    from kzoo.data import sources, splits
+    from kzoo.data import sources
     from kzoo.evaluation.examples import holds_choices
 
-    rest = None
     if holds_choices(options.task):
         if options.valid:
             raise InputError(
                 "--valid splits pairs; questions with choices are all evaluated. "
                 f"Received: --valid {options.valid} --task {options.task!r}"
             )
-        found = evaluation.read(options.task)
+        found, rest = evaluation.read(options.task), None
     else:
-        pairs = sources.read(options.task).examples
-        if not pairs or pairs[0][0] is None:
-            raise InputError(
-                "a task is questions with choices, or pairs of texts, one of them the right "
-                f"answer to the other. Received: text alone, --task {options.task!r}"
-            )
-        found = evaluation.examples(list(pairs))
-        if options.valid:
-            held_out, _ = splits.hold_out(pairs, options.valid)
-            rest = [one for one, held in zip(found, held_out, strict=True) if not held]
-            found = [one for one, held in zip(found, held_out, strict=True) if held]
+        found, rest = _pairs(options, sources.read(options.task))
     if options.limit and options.limit < len(found):
         log.info("the first %d of %d examples", options.limit, len(found))
         rest = found if rest is None else rest
         found = found[: options.limit]
     return found, rest
+
+
+def _pairs(options, corpus):
+    """The pairs of a source that are evaluated, and a sample of the others, or None: official
+    parts, the test part first, else those that --valid holds out, else all."""
+    from kzoo import evaluation
+    from kzoo.data import splits
+
+    held = corpus.official.get("test") or corpus.official.get("valid")
+    if not corpus.examples or corpus.examples[0][0] is None:
+        raise InputError(
+            "a task is questions with choices, or pairs of texts, one of them the right "
+            f"answer to the other. Received: text alone, --task {options.task!r}"
+        )
+    if held is not None:
+        if options.valid:
+            raise InputError(
+                "--valid splits pairs that have no official parts. "
+                f"Received: --valid {options.valid} --task {options.task!r}"
+            )
+        log.info("%s has official parts: %s is evaluated", options.task, held.name)
+        found, others = held.examples, corpus.examples
+    elif options.valid:
+        parts, _ = splits.examples(corpus, options.valid)
+        found, others = parts["valid"], parts["train"]
+    else:
+        return evaluation.examples(list(corpus.examples)), None
+    return evaluation.examples(list(found)), evaluation.examples(splits.sample(others, _SHOWN))

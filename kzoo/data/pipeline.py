@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import grain
 import numpy as np
@@ -12,6 +12,10 @@ import numpy as np
 from kzoo import masks, objectives
 from kzoo.data import sources, splits, text
 from kzoo.data.batches import Batches
+from kzoo.data.classes import check_labelled, label_entropy
+from kzoo.data.parts import Drawn, Part, held_out
+from kzoo.data.sources.index import Indexed
+from kzoo.data.sources.stored import Stored, Windows
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
@@ -19,8 +23,6 @@ from kzoo.typing import ObjectiveSpec
 from kzoo.values import check_batch_size, is_count, is_number
 
 log = logging.getLogger("kzoo")
-
-_HELD_OUT_SEED = 9529
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +32,7 @@ class Splits:
     Attributes:
         train: `grain.MapDataset` of one epoch of batches, `len(train)` of them.
         valid: `grain.MapDataset` of the held-out batches.
+        test: the same of the source's official test split, or None: it has none.
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
             tokens, `train_rows` and `valid_rows`, the numbers of examples, `train_bytes` and
             `valid_bytes` (of pairs: of their targets), `cut_rows`, how many examples were longer
@@ -37,13 +40,18 @@ class Splits:
             bytes, in bits per byte, and `split`, what the two parts have in common: of examples,
             the counts of `kzoo.data.splits.hold_out`; of running text, `repeated_bytes`, cut out
             of the training part; of texts, `shared_bytes`, those held out that stand in training
-            too, in runs of 32 or more. A file's tokenizer has `tokenizer_sha256`, of its
-            content, and `tokenizer_size`, its number of ids.
+            too, in runs of 32 or more. Of official splits nothing is moved or cut: `official`
+            is true, and what they have in common is counted. Where there is a test split,
+            `test_rows`, `test_bytes`, and `test_split`, what it has in common with training. A
+            file's tokenizer has `tokenizer_sha256`, of its content, and `tokenizer_size`, its
+            number of ids; a classifier's examples have `label_entropy`, that of the held-out
+            labels in bits.
     """
 
     train: grain.MapDataset
     valid: grain.MapDataset
     facts: dict
+    test: grain.MapDataset | None = None
 
     def __iter__(self):
         return iter((self.train, self.valid))
@@ -58,27 +66,33 @@ def load(
     valid: float = 0.1,
     seed: int = 0,
     tokenizer: Any = None,
+    near_duplicates: int = 0,
 ) -> Splits:
     """Data for a model: batches to train on and held-out batches, which never overlap.
 
     Args:
         source: the name of a source (`kzoo.data.sources`): `"pydoc"` (Python's own
-            documentation, about 2 MB, no network), `"tfds:NAME"` (the text of a TFDS data set),
+            documentation, about 2 MB, no network), `"tfds:NAME"` (a TFDS data set),
             `"synthetic:NAME"` (of `kzoo.data.tasks`); its JSON, with further fields,
             `{"synthetic": {"task": {"copy": {"length": 8}}}}`; the path of a text file or of a
             folder of them, or of a table (`kzoo.data.sources.Table`), `"table:FILE:SOURCE:TARGET"`
             where its columns are to be said; a list of strings, a list of
             `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`; NumPy
-            arrays and columns of a pandas table are as good as lists. A text is UTF-8.
+            arrays and columns of a pandas table are as good as lists; a `Dataset` or
+            `DatasetDict` of Hugging Face `datasets`. A text is UTF-8.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,
             `mask`, `stack`, `objective` and `tokenizer`; a model if it has segment embeddings, or
             if its tokenizer is a file's and not given.
         batch_size: examples of a batch.
         objective: what is predicted, instead of the config's.
-        valid: the part that is held out, between 0 and 1. Which part depends on nothing
-            else. Examples are held out in groups that share a source, or a target of free text
+        valid: the part that is held out, between 0 and 1, unless the source has an official
+            validation split, which is held out then. Which part depends on nothing else. Examples
+            are held out in groups that share a source, or a target of free text
             (`kzoo.data.splits.hold_out`), running text in blocks (`kzoo.data.text.split`).
         seed: of the order and of the random choices (boundaries, masks) in training.
+        near_duplicates: how many texts of each part are compared, to count in
+            `facts["near_duplicates"]` the held-out ones that are nearly those of training
+            (`kzoo.data.near_duplicates`; needs `pip install datasketch`). 0 counts none.
         tokenizer: of a config whose tokenizer is a file's, such as that of
             `kzoo.models.tokenizer_file.read_file`; a model has its own.
 
@@ -111,40 +125,58 @@ def load(
     _check(config, batch_size, valid, seed)
     encoder = encoder_of(model_or_config, config, tokenizer)
     corpus = sources.read(source)
+    if encoder.objective.labels is not None:
+        check_labelled(corpus.examples)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
-    train, held_out, length, cut, apart = split(corpus, longest, valid, encoder)
+    parts, length, cut, apart = split(corpus, longest, valid, encoder)
+    train = parts.pop("train")
     _check_enough(train, batch_size)
 
     def encode(part, indices, rng, **kwargs):
-        sources = part.sources and [part.sources[i] for i in indices]
-        targets = [part.targets[i] for i in indices]
+        sources, targets = part.take(indices)
         return encoder.batch(sources, targets, length, rng, complete=part.complete, **kwargs)
 
     # What the shortest example is too short for is refused here, not in mid-training.
-    rng = np.random.default_rng(_HELD_OUT_SEED)
-    encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
-    every = range(len(train.targets))
+    encode(train, [train.shortest], np.random.default_rng(0))
+    every = range(len(train))
     # No `functools.partial`: Grain names what it calls by its repr, here that of every example.
     batches = Batches(every, batch_size, seed, lambda *drawn: encode(train, *drawn))
 
-    # All at once, so that the choices do not depend on the batch size either.
-    rng = np.random.default_rng(_HELD_OUT_SEED)
-    count = len(held_out.targets)
-    encoded = encode(held_out, range(count), rng, held_out=True)
+    every_part = {"train": train, **parts}
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
         "row_length": length,
-        **_counts(train, held_out),
+        **{f"{name}_rows": len(part) for name, part in every_part.items()},
+        **{f"{name}_bytes": len(part.text) for name, part in every_part.items()},
         "cut_rows": cut,
-        "split": apart,
-        "unigram_entropy": text.unigram_entropy(held_out.text),
-        "bigram_entropy": text.bigram_entropy(held_out.text),
+        **apart,
+        **_near(corpus, valid, near_duplicates),
+        "unigram_entropy": text.unigram_entropy(parts["valid"].text),
+        "bigram_entropy": text.bigram_entropy(parts["valid"].text),
         **_of_tokenizer(encoder.tokenizer),
     }
+    if encoder.objective.labels is not None:
+        facts["label_entropy"] = label_entropy(_classes(parts["valid"]))
     pad = encoder.vocabulary.pad
-    return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
+    kept = {name: held_out(encode, part, batch_size, pad) for name, part in parts.items()}
+    return Splits(batches, facts=facts, **kept)
+
+
+def _classes(part):
+    """The classes of a part's examples; of a sample where they are not held in memory."""
+    count = len(part) if part.in_memory else splits.SAMPLED
+    return part.take(splits.spread(len(part), count))[1]
+
+
+def _near(corpus, valid, count):
+    """The facts of near duplicates, if they are asked for."""
+    if not count:
+        return {}
+    from kzoo.data.near_duplicates import in_corpus
+
+    return {"near_duplicates": in_corpus(corpus, valid, count)}
 
 
 def _of_tokenizer(tokenizer):
@@ -153,16 +185,6 @@ def _of_tokenizer(tokenizer):
         return {}
     digest = hashlib.sha256(tokenizer.content.encode()).hexdigest()
     return {"tokenizer_sha256": digest, "tokenizer_size": tokenizer.vocabulary.size}
-
-
-def _counts(train, held_out):
-    """How many examples, and bytes of their targets, the two parts have."""
-    return {
-        "train_rows": len(train.targets),
-        "valid_rows": len(held_out.targets),
-        "train_bytes": len(train.text),
-        "valid_bytes": len(held_out.text),
-    }
 
 
 def _config(model_or_config, objective):
@@ -198,10 +220,10 @@ def _check(config, batch_size, valid, seed):
 
 
 def _check_enough(train, batch_size):
-    if len(train.targets) < batch_size:
+    if len(train) < batch_size:
         raise InputError(
             "too little data for a batch: use more data, shorter texts, or a batch_size of at most "
-            f"{len(train.targets)}. Received: {len(train.targets)} examples and "
+            f"{len(train)}. Received: {len(train)} examples and "
             f"batch_size={batch_size}"
         )
 
@@ -224,86 +246,60 @@ def encoder_of(model_or_config, config, tokenizer=None):
     )
 
 
-def _batches(encoded, count, batch_size, pad):
-    """Encoded examples in their order, the last batch filled with padding of zero weight."""
-    fill = (0, -count % batch_size), (0, 0)
-    x, y, sample_weight = encoded
-    padding = {name: pad if name.endswith("token_ids") else 0 for name in x}
-    x = {name: np.pad(a, fill, constant_values=padding[name]) for name, a in x.items()}
-    y, sample_weight = np.pad(y, fill, constant_values=pad), np.pad(sample_weight, fill)
-
-    def batch(start):
-        at = slice(start, start + batch_size)
-        return {name: a[at] for name, a in x.items()}, y[at], sample_weight[at]
-
-    return grain.MapDataset.range(0, count, batch_size).map(batch)
-
-
-class _Part(NamedTuple):
-    """The tokens of one part of the data."""
-
-    sources: list | None  # of token arrays
-    targets: list | np.ndarray
-    complete: bool  # whether EOS follows
-    text: np.ndarray  # the bytes of the targets
-
-
 def _split_text(corpus, length, valid, encoder):
-    """Windows of a text's two parts; their length; that none is cut; facts of the split."""
+    """Windows of a text's parts, by name; their length; that none is cut; facts of the split."""
     size = encoder.window(length)
     in_bytes = encoder.tokenizer is Bytes
 
     def tokens_of(part):
+        if in_bytes and isinstance(part, Stored):
+            part = part.part([0], [len(part) // size * size])
+            return Part(None, Windows(part, size), complete=False, text=part)
         tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
         windows = text.windows(tokens, size)
         read = windows.reshape(-1) if in_bytes else part
-        return _Part(None, windows, complete=False, text=read)
+        return Part(None, windows, complete=False, text=read)
 
-    parts = text.split(corpus.text, valid)
-    train, held_out = map(tokens_of, parts)
-    if not len(train.targets) or not len(held_out.targets):
+    texts, facts = splits.texts(corpus, valid)
+    parts = {name: tokens_of(part) for name, part in texts.items()}
+    if not all(map(len, parts.values())):
         unit = "bytes" if in_bytes else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
             f"or more each, for {length} tokens at once. Received: {len(corpus.text)} bytes"
         )
-    repeated = len(corpus.text) - sum(map(len, parts))
-    apart = {"repeated_bytes": repeated} | splits.overlap(*([part] for part in parts))
-    return train, held_out, length, 0, apart
+    return parts, length, 0, facts
 
 
 def _split_examples(corpus, length, valid, encoder):
-    """Examples, whole groups held out; the length that they need; how many it cuts; facts of the
-    split."""
-    texts = [utf8(target) for _, target in corpus.examples]
-    targets = encoder.tokens(target for _, target in corpus.examples)
-    paired = corpus.examples[0][0] is not None
-    sources = [None] * len(targets)
-    if paired:
-        sources = encoder.tokens(source for source, _ in corpus.examples)
-
-    needed = np.array(
-        [encoder.example_length(*pair) for pair in zip(sources, targets, strict=True)]
-    )
-    cut = int((needed > length).sum())
+    """Examples by part, whole groups held out; the length that they need; how many it cuts; facts
+    of the split."""
+    chosen, facts = splits.examples(corpus, valid)
+    parts, needed = {}, []
+    for name, examples in chosen.items():
+        large = isinstance(examples, Indexed)
+        parts[name] = Drawn(examples, encoder) if large else _held(examples, encoder)
+        # The lengths of examples that are not held in memory are those of a sample.
+        indices = splits.spread(len(examples), splits.SAMPLED if large else len(examples))
+        sources, targets = parts[name].take(indices)
+        needed += map(encoder.example_length, sources or [None] * len(targets), targets)
+    sampled = sum(map(len, parts.values())) > len(needed)
+    cut = sum(one > length for one in needed)
     if cut:
         log.warning(
-            "%d of %d examples are longer than %d tokens and are cut", cut, len(needed), length
+            "%d of %d examples%s are longer than %d tokens and are cut",
+            *(cut, len(needed), " of a sample" if sampled else "", length),
         )
+    if sampled:
+        return parts, length, cut, facts | {"cut_rows_among": len(needed)}
+    return parts, min(length, max(needed)), cut, facts
 
-    held_out, apart = splits.hold_out(corpus.examples, valid)
 
-    def part(indices):
-        return _Part(
-            [sources[i] for i in indices] if paired else None,
-            [targets[i] for i in indices],
-            complete=True,
-            text=np.concatenate([texts[i] for i in indices]),
-        )
-
-    train, valid = part(np.flatnonzero(~held_out)), part(np.flatnonzero(held_out))
-    if not paired:
-        apart |= splits.overlap(
-            *([texts[i] for i in np.flatnonzero(held_out == side)] for side in (False, True))
-        )
-    return train, valid, int(min(length, needed.max())), cut, apart
+def _held(examples, encoder):
+    """The part of examples that are held in memory."""
+    sources = None
+    if examples[0][0] is not None:
+        sources = encoder.tokens(source for source, _ in examples)
+    targets = encoder.targets(target for _, target in examples)
+    read = np.concatenate([utf8(target) for _, target in examples])
+    return Part(sources, targets, complete=True, text=read)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+from scipy.special import log_softmax
 
 from kzoo.errors import InputError
 from kzoo.evaluation import generation, likelihood
@@ -51,14 +52,18 @@ class Ranked(NamedTuple):
         examples: list of `Example`.
         loglikelihoods: list of float64 [choices].
         cut: contexts that lost their beginning.
+        of_head: whether they are a classifier's labels.
     """
 
     examples: list[Example]
     loglikelihoods: list[np.ndarray]
     cut: int
+    of_head: bool = False
 
     def by(self, size: Callable[[str], int]) -> list[np.ndarray]:
         """log p by the size of each choice."""
+        if self.of_head:
+            raise _only_acc()
         pairs = zip(self.loglikelihoods, self.examples, strict=True)
         return [found / np.array([*map(size, example.choices)]) for found, example in pairs]
 
@@ -141,13 +146,30 @@ class Evaluation:
 
     @functools.cached_property
     def ranked(self) -> Ranked:
-        """log p of every choice of every example."""
+        """log p of every choice of every example; of a classifier, of every label of its head."""
+        labels = getattr(getattr(self.model, "objective", None), "labels", None)
+        if labels is not None:
+            return self._of_head(labels)
         return self._ranked(labelled(self.examples), unconditional=False)
 
     @functools.cached_property
     def unconditional(self) -> Ranked:
         """log p of every choice without its context."""
+        if self.ranked.of_head:
+            raise _only_acc()
         return self._ranked(labelled(self.examples), unconditional=True)
+
+    def _of_head(self, labels):
+        if self.prompts.num_fewshot:
+            raise InputError(
+                "a classifier reads one text, without others before it. "
+                f"Received: num_fewshot={self.prompts.num_fewshot}"
+            )
+        find, texts = self.model.objective.index, [one.question for one in self.examples]
+        given = [Example(one.question, labels, find(one.answer)) for one in self.examples]
+        logits = self.model.predict(texts, batch_size=self.batch_size, verbose=0)
+        log_p = log_softmax(np.asarray(logits, "float64"), axis=-1)
+        return Ranked(given, list(log_p), 0, of_head=True)
 
     def _ranked(self, given, unconditional):
         contexts = ["" if unconditional else self.context(i, given) for i in range(len(given))]
@@ -161,6 +183,13 @@ class Evaluation:
         )
         ends = np.cumsum([len(example.choices) for example in given])[:-1]
         return Ranked(given, np.split(found["loglikelihood"], ends), found["cut"])
+
+
+def _only_acc():
+    return InputError(
+        "a classifier's labels are no texts that it reads: acc is the metric of its choices. "
+        "Received: another one"
+    )
 
 
 def evaluate(evaluation: Evaluation, metrics: list[Any]) -> dict[str, float]:

@@ -25,8 +25,9 @@ def check_next_token(objective, prediction_site):
     if not objective.next_token or prediction_site == "mask":
         raise InputError(
             "log p(answer | question) and written answers are made of next tokens, and this model "
-            "predicts hidden ones; models of the families gpt, unilm and t5 predict the next, and "
-            "model.score gives a masked LM's pseudo-log-likelihood. "
+            "predicts hidden ones, or labels; models of the families gpt, unilm and t5 predict the "
+            "next, model.score gives a masked LM's pseudo-log-likelihood, and a classifier has "
+            "the metric acc. "
             f"Received: objective={objective.get_config()!r}, prediction_site={prediction_site!r}"
         )
 
@@ -79,7 +80,7 @@ class Reader:
             )
         encoder = model.preprocessor.encoder
         objective = encoder.objective
-        check_next_token(objective, model.prediction_site)
+        check_next_token(objective, getattr(model, "prediction_site", "next"))
         if separated is False and objective.has_source:
             raise InputError(
                 "separated is True or None for an objective that has a source, whose models have "

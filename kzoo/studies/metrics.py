@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from kzoo import evaluation, objectives
 from kzoo.backend import installed
+from kzoo.data.tasks.regression import squared_errors
 from kzoo.errors import InputError, missing_package
 from kzoo.evaluation.reading import check_next_token
 from kzoo.registry import Part, Registry
@@ -178,6 +179,29 @@ class Accuracy(Metric):
         return right / scored
 
 
+@METRICS.register
+class SquaredError(Metric):
+    """The squared error of a model on `synthetic:linear_regression`, the mean over its answers.
+
+    Its record holds the errors by the number of points shown, as
+    `kzoo.data.tasks.regression.squared_errors` measures them.
+    """
+
+    name = "squared_error"
+    measured = True
+
+    def value(self, record):
+        errors = record.get("metrics", {}).get(self.name)
+        return None if errors is None else float(np.mean(errors))
+
+    def measure(self, model, valid):
+        errors = [
+            squared_errors(np.asarray(model.predict_on_batch(x)), y, weight)
+            for x, y, weight in valid
+        ]
+        return np.concatenate(errors).mean(0).tolist()
+
+
 class Written(Metric):
     """Base of metrics of what a model writes, greedily, for the sources of held-out pairs, at most
     `kzoo.studies.written.MOST` of them; a subclass is a `kzoo.evaluation.TextMetric` too."""
@@ -189,7 +213,7 @@ class Written(Metric):
             raise missing_package(self.needs, f"the metric {self.name}")
         objective = objectives.get(config["objective"])
         check_next_token(objective, config["prediction_site"])
-        if objective.draws(paired=True) or facts["split"].get("linked_by", "text") == "text":
+        if objective.draws(paired=True) or "sources_on_both_sides" not in facts["split"]:
             raise InputError(
                 f"the metric {self.name} compares what a model writes for the sources of pairs "
                 "with their targets: the data are pairs, and the objective is 'causal_lm' or "

@@ -65,7 +65,7 @@ def pairs_of(batch: Any, vocabulary: Any) -> list[tuple[np.ndarray, np.ndarray]]
     Returns:
         A list of (source, target).
     """
-    x, y, weight = batch
+    x, y, _ = batch
     read, written = ("encoder_", "decoder_") if "encoder_token_ids" in x else ("", "")
     found = []
     for row in range(len(y)):
@@ -73,11 +73,10 @@ def pairs_of(batch: Any, vocabulary: Any) -> list[tuple[np.ndarray, np.ndarray]]
         for document in np.unique(documents[documents > 0]):
             here = documents == document
             source = x[f"{read}token_ids"][row][x[f"{read}padding_mask"][row] == document]
-            labels, scored = y[row][here], weight[row][here] > 0
             separator = np.flatnonzero(source == vocabulary.sep)[:1]
-            if not read:  # one sequence: what is scored behind the separator
-                scored[: separator[0] if len(separator) else None] = False
-            target = labels[scored]
+            target = y[row][here]
+            if not read and len(separator):  # one sequence: the labels from the separator on
+                target = target[separator[0] :]
             if len(separator) and vocabulary.eos in target:
                 source = source[: separator[0]]
                 end = np.flatnonzero(target == vocabulary.eos)[0]
