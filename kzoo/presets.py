@@ -263,8 +263,11 @@ def _own_tokenizer(overrides):
     if not isinstance(path, str | Path) or named and not os.path.exists(path) or path in TOKENIZERS:
         return None, overrides  # a wrong name is told with the valid ones
     from kzoo.models.tokenizer_file import read_file
+    from kzoo.tokenizer_json import lost
 
     tokenizer = read_file(path)
+    if what := lost(path):
+        log.warning("%s %s: bits per byte leave out what it loses", path, what)
     size = overrides.get("vocabulary_size", tokenizer.vocabulary.size)
     if is_integer(size) and size < tokenizer.vocabulary.size:
         raise InputError(

@@ -27,11 +27,13 @@ def labels(source: Any) -> tuple[str, ...]:
         ...         ("so dull", "bad"), ("dull again", "bad")])
         ('bad', 'good')
     """
-    examples = sources.read(source).examples
-    check_labelled(examples)
-    targets = [target for _, target in examples]
+    corpus = sources.read(source)
+    check_labelled(corpus.examples)
+    parts = [corpus.examples, *(part.examples for part in corpus.official.values())]
+    targets = [target for part in parts for _, target in part]
     found = set(targets)
-    if len(found) < 2 or not splits.are_labels(targets):
+    few = 1 < len(found) < len(targets) / 2
+    if not few or sum(map(len, found)) > splits.LABEL * len(found):
         raise InputError(
             "labels are two or more, short, and each of several examples. Received: "
             f"{len(found)} different ones in {len(targets)} examples, such as {targets[0]!r:.60}"
@@ -49,19 +51,17 @@ def check_labelled(examples: list[Any] | None) -> None:
         )
 
 
-def label_entropy(classes: list[Any]) -> float:
+def label_entropy(part: Any) -> float:
     """The entropy of labels in bits: what guessing them without the texts costs each.
 
     Args:
-        classes: the class of each, integers [examples].
+        part: a part of the data, as `kzoo.data.parts` has it, whose targets are classes, [1] each;
+            of one that is not in memory a sample counts.
 
     Returns:
         A float.
-
-    Example:
-        >>> label_entropy([0, 1, 1, 0])
-        1.0
     """
-    share = np.bincount(np.ravel(classes)) / len(classes)
+    indices = splits.spread(len(part), len(part) if part.in_memory else splits.SAMPLED)
+    share = np.bincount(np.ravel(part.take(indices)[1])) / len(indices)
     share = share[share > 0]
     return float(-(share * np.log2(share)).sum())

@@ -60,7 +60,7 @@ class Drawn:
 
     Args:
         examples: an `Indexed`.
-        encoder: of the texts.
+        encoder: an `Encoder`, which makes tokens of their strings.
     """
 
     complete, in_memory = True, False

@@ -44,7 +44,7 @@ class Splits:
             is true, and what they have in common is counted. Where there is a test split,
             `test_rows`, `test_bytes`, and `test_split`, what it has in common with training. A
             file's tokenizer has `tokenizer_sha256`, of its content, and `tokenizer_size`, its
-            number of ids; a classifier's examples have `label_entropy`, that of the held-out
+            number of ids. A classifier's examples have `label_entropy`, that of the held-out
             labels in bits.
     """
 
@@ -158,16 +158,10 @@ def load(
         **_of_tokenizer(encoder.tokenizer),
     }
     if encoder.objective.labels is not None:
-        facts["label_entropy"] = label_entropy(_classes(parts["valid"]))
+        facts["label_entropy"] = label_entropy(parts["valid"])
     pad = encoder.vocabulary.pad
     kept = {name: held_out(encode, part, batch_size, pad) for name, part in parts.items()}
     return Splits(batches, facts=facts, **kept)
-
-
-def _classes(part):
-    """The classes of a part's examples; of a sample where they are not held in memory."""
-    count = len(part) if part.in_memory else splits.SAMPLED
-    return part.take(splits.spread(len(part), count))[1]
 
 
 def _near(corpus, valid, count):

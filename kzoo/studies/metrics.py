@@ -271,7 +271,8 @@ def example_losses(model, valid):
     for x, y, weight in valid:
         logits = np.asarray(model.predict_on_batch(x), "float64")
         nats = logsumexp(logits, axis=-1) - np.take_along_axis(logits, y[..., None], -1)[..., 0]
-        for loss, scored in zip((weight * nats).sum(-1), weight.sum(-1), strict=True):
+        sums = ((weight * nats).reshape(len(y), -1).sum(-1), weight.reshape(len(y), -1).sum(-1))
+        for loss, scored in zip(*sums, strict=True):
             if scored > 0:
                 losses.append([float(loss), int(scored)])
     return losses
