@@ -51,14 +51,17 @@ class Objective(Part):
             encoder may read.
         ends: whether EOS follows a target also where the text goes on, as in windows of running
             text.
-        labels: the names of the classes, of an objective that predicts one for each text; None
-            of those that predict tokens.
     """
 
     next_token: ClassVar[bool] = True
     has_source: ClassVar[bool] = False
     ends: ClassVar[bool] = False
-    labels = None
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the classes, of an objective that predicts one for each text; None of those
+        that predict tokens."""
+        return None
 
     def examples(
         self,
