@@ -113,6 +113,21 @@ def test_an_image_with_an_older_jax_is_told_in_one_line(image, monkeypatch):
     assert line.endswith(f"{image or 'none'}: choose a newer image") and "\n" not in line
 
 
+@on_jax
+@pytest.mark.slow
+def test_ranked_choices_runs(monkeypatch, capsys, tmp_path):
+    script = ROOT / "examples" / "ranked_choices.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--steps", "2"])
+    asked = runpy.run_path(str(script), run_name="__main__")["asked"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        *("as loaded, 0 shots", "as loaded, 2 shots"),
+        *("after 2 steps, 0 shots", "after 2 steps, 2 shots"),
+    ]
+    assert all(re.search(r"acc 0\.\d\d ± 0\.\d\d, .* of 25 questions$", line) for line in lines)
+    assert all(q["choices"][q["answer"]] == chr(ord(q["question"][6]) + 1) for q in asked)
+
+
 def execute(name, folder, monkeypatch, devices=1):
     flags = os.environ.get("XLA_FLAGS", "")
     settings = {
