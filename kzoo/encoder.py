@@ -88,7 +88,7 @@ class Bytes:
         return [utf8(text) for text in texts]
 
     @staticmethod
-    def detokenize(ids: np.ndarray) -> str:
+    def detokenize(ids: Iterable[int]) -> str:
         """The text of some ids, reserved ones left out."""
         return bytes(i for i in map(int, ids) if i < NUM_BYTES).decode("utf-8", "replace")
 
