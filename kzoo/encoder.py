@@ -103,6 +103,20 @@ class Encoder:
             self.objective, length, len(target), complete, self.vocabulary
         )
 
+    def part_lengths(
+        self, source: np.ndarray | None, target: np.ndarray, length: int, complete: bool = True
+    ) -> tuple[int, int]:
+        """The most columns of an encoder's, and of a decoder's, sequence that an example takes.
+
+        Args:
+            source, target, complete: as of `example_length`.
+            length: tokens to which a longer example is truncated.
+        """
+        source_length = None if source is None else len(source)
+        return layouts.part_lengths(
+            self.objective, source_length, len(target), length, complete, self.vocabulary
+        )
+
     def window(self, length: int) -> int:
         """How many tokens of running text fill an example of `length` tokens, without EOS."""
         return layouts.window(self.objective, length, self.vocabulary)
@@ -114,7 +128,7 @@ class Encoder:
         length: int,
         rng: Rng = None,
         *,
-        complete: bool = True,
+        complete: bool | np.ndarray = True,
         held_out: bool = False,
         weights: np.ndarray | None = None,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -130,7 +144,7 @@ class Encoder:
                 positions. The result depends only on the arguments and its state. It can be None
                 for an objective that draws nothing.
             complete: whether targets are complete, so that EOS follows; windows of running text
-                are not.
+                are not. A bool, or bool [batch].
             held_out: score the tokens that held-out examples score (for `prefix_lm` only the
                 target, whatever is trained on, so that all arms are measured on the same tokens).
             weights: float [batch], the weight of each example; None for equal weights.
@@ -151,7 +165,7 @@ class Encoder:
             self.objective.examples(sources, targets, room, rng, self.vocabulary),
             length,
             rng,
-            complete=complete or self.objective.ends,
+            complete=np.logical_or(complete, self.objective.ends),
             scored=self.objective.scored(held_out),
             vocabulary=self.vocabulary,
         )

@@ -9,11 +9,13 @@ import grain
 import numpy as np
 
 from kzoo import masks, objectives
-from kzoo.data import sources, splits, text
-from kzoo.data.batches import Batches
+from kzoo.data import fitting, sources, splits, text
+from kzoo.data import packing as packings
+from kzoo.data.batches import Batches, Mixed
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
+from kzoo.objectives.rows import Lengths, packed, trimmed
 from kzoo.typing import ObjectiveSpec
 from kzoo.values import check_batch_size, is_count, is_number
 
@@ -55,6 +57,7 @@ def load(
     objective: ObjectiveSpec | None = None,
     valid: float = 0.1,
     seed: int = 0,
+    packing: Any = "padded",
 ) -> Splits:
     """Data for a model: batches to train on and held-out batches, which never overlap.
 
@@ -104,41 +107,76 @@ def load(
     """
     config = _config(model_or_config, objective)
     _check(config, batch_size, valid, seed)
+    packing = packings.get(packing)
     encoder = _encoder(model_or_config, config)
     corpus = sources.read(source)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
-    train, held_out, length, cut, apart = split(corpus, longest, valid, encoder)
-    _check_enough(train, batch_size)
-
-    def encode(part, indices, rng, **kwargs):
-        sources = part.sources and [part.sources[i] for i in indices]
-        targets = [part.targets[i] for i in indices]
-        return encoder.batch(sources, targets, length, rng, complete=part.complete, **kwargs)
+    train, held_out, of_split = split(corpus, longest, valid, encoder, packing.long)
+    widest = Lengths(*np.maximum(train.sizes.max(0), held_out.sizes.max(0)).tolist())
+    plan = packing.plan(train.sizes, widest, longest, batch_size, seed)
+    _check_enough(plan, batch_size)
 
     # What the shortest example is too short for is refused here, not in mid-training.
+    read = _Reader(encoder, widest.row)
     rng = np.random.default_rng(_HELD_OUT_SEED)
-    encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
-    every = range(len(train.targets))
-    # No `functools.partial`: Grain names what it calls by its repr, here that of every example.
-    batches = Batches(every, batch_size, seed, lambda *drawn: encode(train, *drawn))
+    read.encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
+    batches = _train_batches(read, train, plan, batch_size, seed)
 
     # All at once, so that the choices do not depend on the batch size either.
     rng = np.random.default_rng(_HELD_OUT_SEED)
     count = len(held_out.targets)
-    encoded = encode(held_out, range(count), rng, held_out=True)
+    single = packing if isinstance(packing, packings.Padded) else packings.Padded()
+    (alone,) = single.plan(held_out.sizes, widest, longest, batch_size, seed)
+    encoded = trimmed(read.encode(held_out, range(count), rng, held_out=True), alone.lengths)
+    paired = train.sources is not None or encoder.objective.has_source
+    of_rows = packings.facts(packing, plan, train.sizes, paired)
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
-        "row_length": length,
+        "row_length": of_rows["row_length"],
         **_counts(train, held_out),
-        "cut_rows": cut,
-        "split": apart,
+        **of_split,
+        "packing": of_rows,
         "unigram_entropy": text.unigram_entropy(held_out.text),
         "bigram_entropy": text.bigram_entropy(held_out.text),
     }
     pad = encoder.vocabulary.pad
     return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
+
+
+class _Reader(NamedTuple):
+    """Makes batches of `length` tokens of some examples of a part."""
+
+    encoder: Encoder
+    length: int
+
+    def encode(self, part, indices, rng, **kwargs):
+        """The examples, one in a row: `(x, y, sample_weight)`."""
+        sources = part.sources and [part.sources[i] for i in indices]
+        targets = [part.targets[i] for i in indices]
+        complete = np.broadcast_to(part.complete, len(part.targets))[list(indices)]
+        return self.encoder.batch(sources, targets, self.length, rng, complete=complete, **kwargs)
+
+    def rows(self, part, rows, indices, rng):
+        """Some `Rows` of examples."""
+        examples, row = rows.members(indices)
+        batch = self.encode(part, examples, rng)
+        if not rows.packed:
+            return trimmed(batch, rows.lengths)
+        next_token = self.encoder.objective.next_token
+        return packed(batch, row, len(indices), rows.lengths, next_token, self.encoder.vocabulary)
+
+
+def _train_batches(read, part, plan, batch_size, seed):
+    def of(rows):
+        # No `functools.partial`: Grain names what it calls by its repr, here that of every example.
+        return Batches(
+            range(len(rows)), batch_size, seed, lambda *drawn: read.rows(part, rows, *drawn)
+        )
+
+    parts = [of(rows) for rows in plan]
+    return parts[0] if len(parts) == 1 else Mixed(parts, seed)
 
 
 def _counts(train, held_out):
@@ -183,11 +221,12 @@ def _check(config, batch_size, valid, seed):
         )
 
 
-def _check_enough(train, batch_size):
-    if len(train.targets) < batch_size:
+def _check_enough(plan, batch_size):
+    most = max(map(len, plan))
+    if most < batch_size:
         raise InputError(
             "too little data for a batch: use more data, shorter texts, or a batch_size of at most "
-            f"{len(train.targets)}. Received: {len(train.targets)} examples and "
+            f"{most}. Received: {most} {'rows' if plan[0].packed else 'examples'} and "
             f"batch_size={batch_size}"
         )
 
@@ -229,20 +268,23 @@ class _Part(NamedTuple):
 
     sources: list | None  # of token arrays
     targets: list | np.ndarray
-    complete: bool  # whether EOS follows
+    complete: bool | np.ndarray  # whether EOS follows, all of them or each
     text: np.ndarray  # the bytes of the targets
+    sizes: np.ndarray  # integers [examples, 3]: see `kzoo.data.fitting.Fitted`
 
 
-def _split_text(corpus, length, valid, encoder):
-    """Windows of a text's two parts; their length; that none is cut; facts of the split."""
-    size = encoder.window(length)
+def _split_text(corpus, longest, valid, encoder, long):
+    """Windows of a text's two parts, and facts of the split: nothing is cut."""
+    size = encoder.window(longest)
     in_bytes = encoder.tokenizer is Bytes
 
     def tokens_of(part):
         tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
         windows = text.windows(tokens, size)
         read = windows.reshape(-1) if in_bytes else part
-        return _Part(None, windows, complete=False, text=read)
+        parts = encoder.part_lengths(None, tokens[:size], longest, complete=False)
+        sizes = np.broadcast_to([longest, *parts], (len(windows), 3))
+        return _Part(None, windows, complete=False, text=read, sizes=sizes)
 
     parts = text.split(corpus.text, valid)
     train, held_out = map(tokens_of, parts)
@@ -250,45 +292,34 @@ def _split_text(corpus, length, valid, encoder):
         unit = "bytes" if in_bytes else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
-            f"or more each, for {length} tokens at once. Received: {len(corpus.text)} bytes"
+            f"or more each, for {longest} tokens at once. Received: {len(corpus.text)} bytes"
         )
     repeated = len(corpus.text) - sum(map(len, parts))
     apart = {"repeated_bytes": repeated} | splits.overlap(*([part] for part in parts))
-    return train, held_out, length, 0, apart
+    return train, held_out, {"cut_rows": 0, "split": apart}
 
 
-def _split_examples(corpus, length, valid, encoder):
-    """Examples, whole groups held out; the length that they need; how many it cuts; facts of the
-    split."""
+def _split_examples(corpus, longest, valid, encoder, long):
+    """Examples, whole groups held out, and facts: what was cut, and of the split."""
     texts = [utf8(target) for _, target in corpus.examples]
     targets = encoder.tokens(target for _, target in corpus.examples)
     paired = corpus.examples[0][0] is not None
-    sources = [None] * len(targets)
-    if paired:
-        sources = encoder.tokens(source for source, _ in corpus.examples)
-
-    needed = np.array(
-        [encoder.example_length(*pair) for pair in zip(sources, targets, strict=True)]
-    )
-    cut = int((needed > length).sum())
-    if cut:
-        log.warning(
-            "%d of %d examples are longer than %d tokens and are cut", cut, len(needed), length
-        )
-
+    sources = encoder.tokens(source for source, _ in corpus.examples) if paired else None
+    fitted = fitting.fit(encoder, sources, targets, longest, long)
     held_out, apart = splits.hold_out(corpus.examples, valid)
 
-    def part(indices):
+    def part(side):
+        indices = np.flatnonzero(held_out[fitted.document] == side)
         return _Part(
-            [sources[i] for i in indices] if paired else None,
-            [targets[i] for i in indices],
-            complete=True,
-            text=np.concatenate([texts[i] for i in indices]),
+            [fitted.sources[i] for i in indices] if paired else None,
+            [fitted.targets[i] for i in indices],
+            complete=fitted.complete[indices],
+            text=np.concatenate([texts[i] for i in np.flatnonzero(held_out == side)]),
+            sizes=fitted.sizes[indices],
         )
 
-    train, valid = part(np.flatnonzero(~held_out)), part(np.flatnonzero(held_out))
     if not paired:
         apart |= splits.overlap(
             *([texts[i] for i in np.flatnonzero(held_out == side)] for side in (False, True))
         )
-    return train, valid, int(min(length, needed.max())), cut, apart
+    return part(False), part(True), {**fitted.facts, "split": apart}
