@@ -48,13 +48,15 @@ def fill_in(options, config, evaluations):
         options.learning_rate = recorded.get("learning_rate", default)
     if options.evaluations is None:
         options.evaluations = recorded.get("evaluations", evaluations)
+    if options.packing is None:
+        options.packing = recorded.get("packing", migrations.PACKING) if recorded else "padded"
 
 
 def settings(options, config, splits):
     """What makes one run another than the next: a dict of JSON values."""
     given = ("preset", "steps", "batch_size", "learning_rate", "optimizer", "schedule", "dtype")
     return {
-        **{name: getattr(options, name) for name in (*given, "evaluations")},
+        **{name: getattr(options, name) for name in (*given, "evaluations", "packing")},
         "backend": os.environ["KERAS_BACKEND"],
         "config": config,
         "data": {name: splits.facts[name] for name in ("sha256", "row_length", "train_rows")},
@@ -70,7 +72,8 @@ def result(out, settings):
     run = _run_file(out)
     if not run:
         return None
-    recorded = migrations.record({"evaluations": 1, **run.get("settings", {})})
+    before = {"evaluations": 1, "packing": migrations.PACKING}
+    recorded = migrations.record({**before, **run.get("settings", {})})
     other = list(differences(recorded, json.loads(json.dumps(settings))))
     if other:
         state = "a finished run" if run.get("result") else "a run"

@@ -16,6 +16,7 @@ from kzoo.cli.arguments import (
     name,
     need,
     overrides,
+    packing,
     path,
     positive,
     print_json,
@@ -64,6 +65,12 @@ def add(commands):
     )
     train.add_argument("--valid", type=share, default=0.1, metavar="SHARE", help="held out")
     train.add_argument(
+        "--packing",
+        type=packing,
+        metavar="NAME_OR_JSON",
+        help="how examples stand in rows: padded (the default), buckets or first_fit",
+    )
+    train.add_argument(
         "--evaluations",
         type=positive,
         metavar="N",
@@ -104,6 +111,7 @@ def _train(options):
         batch_size=options.batch_size,
         valid=options.valid,
         seed=config["seed"],
+        packing=options.packing,
     )
     settings = run_folder.settings(options, config, splits)
     result = run_folder.result(options.out, settings)
@@ -198,7 +206,7 @@ def _sample(options, splits):
 def _say_what_comes(options, splits, sample):
     """How often the run passes over its text, and what its measurements cost."""
     steps, batches = options.steps, len(splits.valid)
-    passes = steps * options.batch_size / splits.facts["train_rows"]
+    passes = steps * options.batch_size / splits.facts["packing"]["rows"]
     log.info(
         "learning rate %g; %s steps pass %.3g times over the %s bytes to train on; held-out bits "
         "are measured %d times on %d of %d held-out batches, about %.0f%% of the computation",

@@ -93,7 +93,7 @@ class Mixed(_Sliceable):
     """
 
     def __init__(self, parts: list[Any], seed: int) -> None:
-        super().__init__(*parts)
+        super().__init__(parts)
         self._seed = seed
         self._orders: dict[int, np.ndarray] = {}  # of the epoch that was read last
         # Which part each batch of an epoch is of, before it is shuffled, and which of the part's.

@@ -93,13 +93,14 @@ def _key(study, source, config, batch_size):
     fields = {name: config[name] for name in names}
     given = json.dumps(study.given.get(source))
     size = study.batch_size if batch_size is None else batch_size
-    return source, given, json.dumps(fields), size, study.valid, config["seed"]
+    packing = json.dumps(study.packing or "padded")
+    return source, given, json.dumps(fields), size, study.valid, config["seed"], packing
 
 
 @functools.lru_cache(maxsize=16)
-def _load(source, given, fields, batch_size, valid, seed):
-    source = json.loads(given) or source
-    return data.load(source, json.loads(fields), batch_size=batch_size, valid=valid, seed=seed)
+def _load(source, given, fields, batch_size, valid, seed, packing):
+    source, how = json.loads(given) or source, {"batch_size": batch_size, "valid": valid}
+    return data.load(source, json.loads(fields), **how, seed=seed, packing=json.loads(packing))
 
 
 @functools.lru_cache(maxsize=64)

@@ -116,6 +116,7 @@ def inputs(config, training, steps, facts):
     complete = Config.get(config).get_config()  # fields that came later have their defaults
     fields = {name: value for name, value in training.items() if name != "steps"}
     of_data = {name: facts.get(name) for name in _OF_DATA}
+    of_data["rows"] = facts.get("packing", {}).get("rows", facts.get("train_rows"))
     text = json.dumps([complete, fields, steps, of_data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

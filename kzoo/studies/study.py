@@ -64,6 +64,8 @@ class Study:
         warmup: the part of the steps in which the rate rises.
         valid: the part of the data that is held out.
         evaluations: how often the held-out set is measured along a run.
+        packing: how examples stand in the rows of a batch, as of `kzoo.data.load`: `"padded"`,
+            `"buckets"` or `"first_fit"`, or JSON; None: as the folder's study began, else padded.
         given: name -> the texts, or the (prompt, response) pairs, of sources in `data` that are
             lists and no names.
         hypotheses: what the study asks: `Hypothesis` of its arms.
@@ -99,6 +101,7 @@ class Study:
     warmup: float = TRAINING["warmup"]
     valid: float = 0.1
     evaluations: int = 5
+    packing: Any = None
     given: dict = dataclasses.field(default_factory=dict)
     hypotheses: tuple = ()
     tuning: protocol.Tuning | None = None
@@ -187,6 +190,8 @@ class Study:
                 del fields[field]
         if not self.imports:
             del fields["imports"]
+        if self.packing is None:
+            del fields["packing"]
         for field in ("budget", "failed_runs", "optimizer", "schedule", "warmup"):
             if fields[field] == type(self).__dataclass_fields__[field].default:
                 del fields[field]
@@ -257,6 +262,7 @@ _CHECKS = {
     **CHECKS_OF_TRAINING,
     "valid": kinds.share,
     "evaluations": kinds.count,
+    "packing": kinds.rows,
     "given": kinds.given,
     "imports": protocol.imports,
     "budget": protocol.budget,
