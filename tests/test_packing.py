@@ -83,24 +83,19 @@ def scored(dataset):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 5)), min_size=1), st.integers(1, 4))
-def test_first_fit_opens_a_row_only_where_no_open_one_has_room(items, bins):
-    room = (9, 5)
-    rows = packings.first_fit(np.array(items), room, bins).tolist()
-    opened = []  # [row, what is left of it], oldest first
-    for i, (item, row) in enumerate(zip(items, rows, strict=True)):
-        fitting = [
-            held for held in opened if all(a <= b for a, b in zip(item, held[1], strict=True))
-        ]
-        if fitting:
-            assert row in [held[0] for held in fitting]
-        else:
-            assert row == max(rows[:i], default=-1) + 1
-            if len(opened) == bins:
-                opened.remove(min(opened, key=lambda held: held[1][0]))
-            opened.append([row, room])
-        held = next(held for held in opened if held[0] == row)
-        held[1] = tuple(b - a for a, b in zip(item, held[1], strict=True))
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(0, 5)), min_size=1), st.integers(1, 9))
+def test_first_fit_opens_a_row_only_where_no_other_has_room(items, bins):
+    room, left = (9, 5), []
+    rows = packings.first_fit(np.array(items), room, max(bins, len(items))).tolist()
+    for item, row in zip(items, rows, strict=True):
+        fits = [i for i, free in enumerate(left) if item[0] <= free[0] and item[1] <= free[1]]
+        left += [] if fits else [room]
+        assert row == (fits[0] if fits else len(left) - 1)
+        left[row] = (left[row][0] - item[0], left[row][1] - item[1])
+    rows = packings.first_fit(np.array(items), room, bins)
+    assert set(rows.tolist()) == set(range(rows.max() + 1))
+    for row in range(rows.max() + 1):
+        assert (np.array(items)[rows == row].sum(0) <= room).all()
 
 
 @pytest.mark.parametrize("name", packings.names())

@@ -240,7 +240,7 @@ def facts(packing: Packing, plan: list[Rows], sizes: np.ndarray, paired: bool) -
     is, these count the longest that it may be.
     """
     area = sum(len(rows) * np.array(rows.lengths) for rows in plan)
-    fill = sizes.sum(0) / area
+    fill = sizes.sum(0) / np.maximum(area, 1)
     longest = np.max([rows.lengths for rows in plan], axis=0).tolist()
     found = {"kind": packing.get_config(), "rows": sum(map(len, plan))}
     names = ("row", "encoder", "decoder") if paired else ("row",)

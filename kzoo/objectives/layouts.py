@@ -143,7 +143,7 @@ def part_lengths(objective, source, target, length, complete=True, vocabulary=BY
         length: tokens of a sequence, to which a longer example is cut.
 
     Returns:
-        `(encoder, decoder)`, two ints.
+        `(encoder, decoder)`, two ints. An example without a source is all the decoder's.
 
     Example:
         >>> from kzoo import objectives
@@ -153,14 +153,15 @@ def part_lengths(objective, source, target, length, complete=True, vocabulary=BY
     begun, complete = vocabulary.bos is not None, complete or objective.ends
     exact = objective.longest_parts(source, target) == objective.lengths(source, target)
     source, target = objective.longest_parts(source, target)
-    separated = source is not None
-    source, width = source or 0, length + objective.next_token
-    room = width - begun - separated
+    width = length + objective.next_token
+    if source is None:
+        return 0, min(begun + target + complete, width) - objective.next_token
+    room = width - begun - 1
     if exact:
         source, target = (int(n) for n in cut(source, target, room))
     else:
         source, target = min(source, room - 1), min(target, room)
-    encoder = begun + source + separated
+    encoder = begun + source + 1
     return encoder, min(target + complete, width - encoder if exact else length)
 
 

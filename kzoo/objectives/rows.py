@@ -36,8 +36,8 @@ def trimmed(batch: Batch, lengths: Lengths) -> Batch:
         lengths: `Lengths`, each at least that of the longest example.
 
     Returns:
-        The batch, of two stacks with `lengths.encoder` and `lengths.decoder` columns; of a single
-        stack as it is.
+        The batch, with `lengths.row` columns; of two stacks with `lengths.encoder` and
+        `lengths.decoder`.
 
     Example:
         >>> ids = np.ones((1, 9), "int32")
@@ -47,11 +47,9 @@ def trimmed(batch: Batch, lengths: Lengths) -> Batch:
         ((1, 6), (1, 4))
     """
     x, y, weight = batch
-    if "decoder_token_ids" not in x:
-        return batch
-    width = {name: lengths.encoder if _encodes(name) else lengths.decoder for name in x}
-    x = {name: array[:, : width[name]] for name, array in x.items()}
-    return x, y[:, : lengths.decoder], weight[:, : lengths.decoder]
+    own = lengths.decoder if "decoder_token_ids" in x else lengths.row
+    width = {name: lengths.encoder if _encodes(name) else own for name in x}
+    return {name: a[:, : width[name]] for name, a in x.items()}, y[:, :own], weight[:, :own]
 
 
 def packed(
