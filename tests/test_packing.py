@@ -212,6 +212,7 @@ SINGLE = {
     "delta": ("causal", "reversed"),
     "gated_delta": ("reversed", "causal"),
 }
+CROSS = [mechanism for mechanism in SINGLE if "delta" not in mechanism]
 
 
 @pytest.mark.parametrize("mechanism", SINGLE)
@@ -225,7 +226,7 @@ def test_packed_rows_have_the_loss_and_the_gradients_of_single_ones(pairs, mecha
     assert_same_loss(presets.load("bert_nano", **fields), pairs)
 
 
-@pytest.mark.parametrize("mechanism", SINGLE)
+@pytest.mark.parametrize("mechanism", CROSS)
 def test_the_target_of_a_packed_pair_reads_its_own_source(pairs, mechanism):
     orders = [order for order in SINGLE[mechanism] if order != "prefix"]
     fields = {**SMALL, "mask": {"heads": orders}, "mechanism": mechanism, "num_heads": len(orders)}
@@ -233,7 +234,7 @@ def test_the_target_of_a_packed_pair_reads_its_own_source(pairs, mechanism):
 
 
 def assert_same_loss(model, pairs):
-    batch = load(pairs, model, 3, packing="first_fit").train[1]
+    batch = load(pairs, model, 4, packing="first_fit").train[1]
     assert sum(1 for _ in examples(batch)) > 4
     loss, (x, y, weight) = loss_of(model), batch
     packed = {name: widened(array, 12) for name, array in x.items()}
