@@ -16,7 +16,7 @@ from kzoo.errors import InputError
 from kzoo.objectives import Objective, layouts
 from kzoo.objectives.layouts import EncoderDecoder, Single
 from kzoo.typing import Rng
-from kzoo.vocabulary import BYTES, Vocabulary
+from kzoo.vocabulary import BYTES, NUM_BYTES, Vocabulary
 
 
 def utf8(text):
@@ -47,6 +47,11 @@ class Bytes:
     def encode(texts: list[str]) -> list[np.ndarray]:
         """Strings as token arrays: a list."""
         return [utf8(text) for text in texts]
+
+    @staticmethod
+    def detokenize(ids: np.ndarray) -> str:
+        """The text of some ids, reserved ones left out."""
+        return bytes(i for i in map(int, ids) if i < NUM_BYTES).decode("utf-8", "replace")
 
 
 def ids(tokens):

@@ -61,11 +61,16 @@ def visible(spec, ids, source=None):
     """Booleans [time, time] of one example: which keys each query sees."""
     see = np.zeros((len(ids), len(ids)), bool)
     for times in documents(ids):
-        level = levels(spec, [0 if source is None else source[t] for t in times])
-        for i, query in enumerate(times):
-            for j, key in enumerate(times):
-                see[query, key] = level[j] <= level[i]
+        level = np.array(levels(spec, [0 if source is None else source[t] for t in times]))
+        see[np.ix_(times, times)] = level[None] <= level[:, None]
     return see
+
+
+def visible_of(specs, padding, source):
+    """Booleans [batch, heads, time, time] of some examples, an order by head."""
+    return np.array(
+        [[visible(spec, *one) for spec in specs] for one in zip(padding, source, strict=True)]
+    )
 
 
 def visible_across(spec, query_ids, key_ids):
@@ -74,21 +79,20 @@ def visible_across(spec, query_ids, key_ids):
     for queries in documents(query_ids):
         for keys in documents(key_ids):
             if query_ids[queries[0]] == key_ids[keys[0]]:
-                query_level = levels(spec, [0] * len(queries))
-                key_level = levels(spec, [0] * len(keys))
-                for i, query in enumerate(queries):
-                    for j, key in enumerate(keys):
-                        see[query, key] = key_level[j] <= query_level[i]
+                query_level = np.array(levels(spec, [0] * len(queries)))
+                key_level = np.array(levels(spec, [0] * len(keys)))
+                see[np.ix_(queries, keys)] = key_level[None] <= query_level[:, None]
     return see
 
 
-def attention(mechanism, q, k, v, see, cotangent):
+def attention(mechanism, q, k, v, see, cotangent, scale=None):
     """out [batch, time, heads, value_dim], and the gradients of Σ out · cotangent by q, k and v.
 
     Args:
-        mechanism: "softmax", scaled by 1/√dim, or "linear" of elu(x) + 1.
+        mechanism: "softmax" or "linear" of elu(x) + 1.
         q, k, v: [batch, time, heads or kv_heads, dim]; at padding they may hold anything.
         see: booleans [batch, heads, query_time, key_time].
+        scale: of softmax; 1/√dim by default.
     """
     q, k, v, cotangent = (np.asarray(x, "float64") for x in (q, k, v, cotangent))
     q = np.where(see.any((1, 3))[:, :, None, None], q, 0)
@@ -96,7 +100,7 @@ def attention(mechanism, q, k, v, see, cotangent):
     kv_heads, repeats = k.shape[2], q.shape[2] // k.shape[2]
     k, v = (np.repeat(x, repeats, axis=2) for x in (k, v))
     if mechanism == "softmax":
-        scale = q.shape[3] ** -0.5
+        scale = scale or q.shape[3] ** -0.5
         scores = np.where(see, np.einsum("bqhd,bkhd->bhqk", q, k) * scale, -np.inf)
         highest = scores.max(-1, keepdims=True, initial=-1e30)
         weights = np.where(see, np.exp(scores - highest), 0)

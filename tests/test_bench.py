@@ -8,6 +8,7 @@ import pytest
 from kzoo.bench import (
     attention,
     bench_attention,
+    bench_data,
     bench_generate,
     bench_train,
     generate,
@@ -238,3 +239,20 @@ def test_wrong_arguments_of_the_functions(monkeypatch):
     for bench in (bench_train, bench_generate):
         with pytest.raises(InputError, match="JAX backend"):
             bench()
+
+
+def test_data_beside_training(tmp_path, capsys):
+    book = tmp_path / "book.txt"
+    book.write_text("The owl sat down in the old tree.\n" * 9 + "".join(map(str, range(900))))
+    result = json.loads(
+        json.dumps(bench_data(str(book), 1, preset="gpt_nano", tokenizers={"bytes": "bytes"}))
+    )
+    (row,) = result["rows"]
+    rates = [row[f"{part}_tokens_per_second"] for part in ("tokenize", "batches", "pipeline")]
+    assert all(rate > 0 for rate in rates) and rates[2] < min(rates[:2])
+    assert row["ratio"] == pytest.approx(rates[2] / row["train_tokens_per_second"])
+    table, *notes = tables(result)
+    assert table.row_count == 1 and table.columns[-1].header == "data ÷ training"
+    assert any("below the bar" in note for note in notes) == (row["ratio"] < result["bar"])
+    with pytest.raises(InputError, match="rounds"):
+        bench_data(rounds=0)

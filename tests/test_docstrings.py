@@ -19,6 +19,7 @@ TRAINS = "compiles for half a minute; the tests of studies and of README do the 
 PAGE = "draws the page of 50 runs; tests/test_report.py writes smaller ones"
 SKIPPED = {
     "kzoo.bench.attention:bench_attention": MINUTES,
+    "kzoo.bench.data:bench_data": MINUTES,
     "kzoo.bench.generate:bench_generate": MINUTES,
     "kzoo.bench.show:plot": MINUTES,
     "kzoo.bench.show:tables": MINUTES,

@@ -3,6 +3,7 @@
 import base64
 import os
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -176,3 +177,17 @@ def test_notebooks_run(name, devices, tmp_path, monkeypatch):
     assert len(records) == 2
     assert len({tuple(r["provenance"]["device_ids"]) for r in records}) == min(devices, 2)
     assert {r["provenance"]["dtype"] for r in records} == {"mixed_bfloat16"}
+
+
+@pytest.mark.slow
+def test_a_bpe_of_ones_own(tmp_path, monkeypatch, capsys):
+    text = tmp_path / "my_book.txt"
+    text.write_text("".join(f"The owl number {i} sat down and saw {i * i}.\n" for i in range(400)))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    arguments = ["--text", str(text), "--size", "420", "--steps", "2"]
+    monkeypatch.setattr(sys, "argv", ["own_bpe.py", *arguments])
+    runpy.run_path(str(ROOT / "examples" / "own_bpe.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    in_bytes, in_bpe = re.findall(r"(\d+) tokens in 57 bytes", printed)
+    assert int(in_bytes) == 57 > int(in_bpe)
+    assert "saved and loaded: the same scores" in printed

@@ -27,6 +27,7 @@ BELOW = {
     "compilation_cache": set(),
     "precision": {"load_keras"},
     "vocabulary": set(),
+    "tokenizer_json": {"errors"},
     "typing": set(),
     "sequence": {"errors", "load_keras", "typing", "values"},
     "levels": {"errors", "load_keras", "sequence"},
@@ -35,7 +36,9 @@ BELOW = {
     "objectives": LEAVES,
     "encoder": LEAVES | {"objectives"},
     "config": LEAVES | {"masks", "mechanisms", "mixers", "objectives", "attention_options"},
-    "data": LEAVES | {"masks", "objectives", "encoder", "config", "compilation_cache"},
+    "data": LEAVES
+    | {"masks", "objectives", "encoder", "config", "compilation_cache"}
+    | {"tokenizer_json"},
     "ops": LEAVES
     | {"load_keras", "sequence", "masks", "compilation_cache", "precision", "feature_maps"},
 }
@@ -44,12 +47,12 @@ BELOW["attention_options"] = LEAVES | {"masks"}
 BELOW["mixers"] = LEAVES | {"masks", "mechanisms", "attention_options"}
 BELOW["layers"] = BELOW["mechanisms"] | {"mechanisms", "attention_options"}
 BELOW["models"] = BELOW["layers"] | {"layers", "mixers", "objectives", "encoder", "config"}
-BELOW["models"] |= {"load_keras_hub", "backend", "learning_rate"}
+BELOW["models"] |= {"load_keras_hub", "backend", "learning_rate", "tokenizer_json"}
 BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}
 BELOW["analysis"] = BELOW["training"] | {"training"}
-BELOW["bench"] = BELOW["presets"] | {"presets"}
+BELOW["bench"] = BELOW["presets"] | {"presets", "data"}
 BELOW["studies"] = BELOW["training"] | {"training", "analysis", "compilation_cache"}
 BELOW["doctor"] = BELOW["training"] | {"training"}
 BELOW["cli"] = BELOW["studies"] | {"studies", "bench", "doctor"}
@@ -60,6 +63,7 @@ LIGHT = (
     *sorted(LEAVES),
     *("backend", "learning_rate", "precision", "masks", "feature_maps", "mechanisms", "mixers"),
     *("objectives", "encoder", "attention_options", "config", "data", "presets", "cli"),
+    "tokenizer_json",
 )
 
 

@@ -78,8 +78,8 @@ def test_rates_and_seeds_share_one_program(tmp_path):
     assert other.program.model is not trainer.program.model
     for field in ("tokens_seen", "tokens_scored", "flops"):
         assert first[field] > 0
-    config = asked.arms["softmax at 0.001"].config(7)
-    valid = control.load_splits(asked, "synthetic:copy", config).valid
+    arm = asked.arms["softmax at 0.001"]
+    valid = control.load_splits(asked, "synthetic:copy", arm, 7).valid
     losses = np.array(example_losses(trainer.program.model, valid))
     scored_bytes = losses[:, 1].sum() - len(losses)  # all but the end token of each
     bits = losses[:, 0].sum() / np.log(2) / scored_bytes

@@ -2,8 +2,9 @@
 
 import kzoo.load_keras  # noqa: F401
 from kzoo.bench.attention import bench_attention
+from kzoo.bench.data import bench_data
 from kzoo.bench.generate import bench_generate
 from kzoo.bench.show import plot, tables
 from kzoo.bench.train import bench_train
 
-__all__ = ["bench_attention", "bench_generate", "bench_train", "plot", "tables"]
+__all__ = ["bench_attention", "bench_data", "bench_generate", "bench_train", "plot", "tables"]

@@ -20,7 +20,7 @@ def tables(result):
         >>> for part in tables(bench_train()):
         ...     console.print(part)
     """
-    shown = {"attention": _attention, "train": _train, "generate": _generate}
+    shown = {"attention": _attention, "train": _train, "generate": _generate, "data": _data}
     parts = shown[result["bench"]](result)
     processors, load = (result["machine"][key] for key in ("processors", "load_average"))
     busy = "" if load is None else f"; load average at the start {load:.1f}"
@@ -70,6 +70,32 @@ def _train(result):
             _number(row["first_loss"], 2),
         )
     return [table, *_reasons(result["rows"])]
+
+
+def _data(result):
+    settings = result["settings"]
+    columns = ("tokenize", "batch", "both", "first batch s", "trains on", "data ÷ training")
+    table = _plain(
+        f"thousand tokens per second, {settings['source']}, batch {settings['batch']} × "
+        f"{settings['time']}, beside {settings['preset']} in training",
+        columns,
+    )
+    for row in result["rows"]:
+        rates = ("tokenize", "batches", "pipeline")
+        table.add_row(
+            _label(row),
+            *(_number(row[f"{rate}_tokens_per_second"] / 1e3, 0) for rate in rates),
+            _number(row["first_batch_seconds"], 1),
+            _number(row["train_tokens_per_second"] / 1e3, 1),
+            _number(row["ratio"], 0),
+        )
+    missed = [
+        f"{_label(row)}: data comes at {row['ratio']:.1f} times the rate of training, below the "
+        f"bar of {result['bar']}"
+        for row in result["rows"]
+        if row["ratio"] < result["bar"]
+    ]
+    return [table, *missed]
 
 
 def _generate(result):

@@ -1,4 +1,4 @@
-"""The command line: list, show, train, generate, compare, report, analyse, compile, bench, doctor.
+"""The command line: its commands, what is set up for them, and how they end.
 
 Compare attention masks and mechanisms with all else equal. Wrong input, and a disk or folder that
 cannot be written, are answered with one line on standard error and exit status 2. On SIGTERM and
@@ -15,14 +15,14 @@ import sys
 
 from kzoo import __version__
 from kzoo.backend import BACKENDS, VARIABLE, chosen
-from kzoo.cli import analyse, bench, compare, compile, doctor, generate, look, quiet, train
+from kzoo.cli import analyse, bench, compare, compile, data, doctor, generate, look, quiet, train
 from kzoo.cli.arguments import Parser, need
 from kzoo.compilation_cache import use_compilation_cache
 from kzoo.errors import InputError, Preempted, missing_package, unknown
 from kzoo.files import reason
 
 EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
-COMMANDS = (look, train, generate, compare, analyse, compile, bench, doctor)
+COMMANDS = (look, data, train, generate, compare, analyse, compile, bench, doctor)
 
 
 def main(arguments=None):

@@ -7,6 +7,7 @@ from kzoo.cli.arguments import (
     add_command,
     add_overrides,
     add_running,
+    add_tokenizer,
     leave_tensorflow,
     load_backend,
     name,
@@ -18,6 +19,7 @@ from kzoo.cli.arguments import (
 from kzoo.errors import InputError
 from kzoo.files import check_folder
 
+BYTES, VALID = "bytes", 0.1  # the defaults of data
 MEASURES = "spectrum,collapse,gradients"
 STUDY = "study.json"
 FIGURES = {
@@ -70,6 +72,7 @@ def add(commands):
         metavar="DIR",
         help="for JSON, CSV and figures; default: MODEL/analysis, of a preset runs/MODEL-analysis",
     )
+    add_tokenizer(analyse)
     add_overrides(analyse)
     add_running(analyse)
 
@@ -77,10 +80,15 @@ def add(commands):
 def _analyse(options):
     text = options.text or "pydoc"
     study = (Path(options.model) / STUDY).is_file()
-    if study and (options.text or options.set):
+    if study and (options.text or options.set or options.tokenizer != BYTES):
         raise InputError(
-            "a study's arms are analysed on its own data, as they are; --text and --set are of one "
-            f"model. Received: {options.model}"
+            "a study's arms are analysed on its own data, as they are; --text, --tokenizer and "
+            f"--set are of one model. Received: {options.model}"
+        )
+    if options.tokenizer != BYTES and Path(options.model).is_dir():
+        raise InputError(
+            "a saved model comes with its tokenizer; --tokenizer is of a preset. "
+            f"Received: {options.model}"
         )
     out = options.out or _out(options.model)
     check_folder(out)
@@ -97,8 +105,11 @@ def _analyse(options):
         analysis = analyse_study(options.model, measures=measures, **sizes)
     else:
         from kzoo.analysis import analyse
+        from kzoo.data import tokenizer_spec
 
         own = overrides(options.set)
+        if (file := tokenizer_spec.file(options.tokenizer, text, VALID)) is not None:
+            own["tokenizer"] = str(file)
         analysis = analyse(options.model, text, measures=measures, **sizes, **own)
     files = [str(file) for file in [*analysis.save(out), *analysis_figures.save(analysis, out)]]
     if options.json:

@@ -63,6 +63,17 @@ def add_overrides(command):
     )
 
 
+def add_tokenizer(command):
+    command.add_argument(
+        "--tokenizer",
+        type=tokenizer,
+        default="bytes",
+        metavar="KIND:SIZE",
+        help="bytes (the default); bpe:4096 or unigram:4096, trained on the training part of the "
+        "text; or the path of a tokenizer.json",
+    )
+
+
 def add_running(command):
     add_json(command, "end with one JSON line on stdout")
     command.add_argument(
@@ -265,6 +276,16 @@ def name(text):
 
 def path(text):
     return Path(name(text))
+
+
+def tokenizer(text):
+    """`bpe:4096`, or a path, as JSON of `kzoo.data.tokenizer_spec`."""
+    from kzoo.data import tokenizer_spec
+
+    try:
+        return tokenizer_spec.get(name(text))
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _number(text):

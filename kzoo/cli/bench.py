@@ -1,15 +1,23 @@
-"""kzoo bench: time attention, training and generation, beside other installed libraries."""
+"""kzoo bench: time attention, training, generation and data."""
 
 import json
 
-from kzoo.cli.arguments import add_command, add_json, leave_tensorflow, path, positive, print_json
+from kzoo.cli.arguments import (
+    add_command,
+    add_json,
+    leave_tensorflow,
+    name,
+    path,
+    positive,
+    print_json,
+)
 from kzoo.files import check_folder, check_new, whole_folder
 
 _BYTES = 2**20  # the most that the results take
 
 
 def add(commands):
-    help = "time attention, training or generation, beside other installed libraries"
+    help = "time attention, training or generation, beside other installed libraries; or data"
     bench = add_command(commands, "bench", help)
     benches = bench.add_subparsers(dest="bench", required=True, metavar="WHAT")
 
@@ -26,6 +34,12 @@ def add(commands):
     train = add_command(benches, "train", "time whole train steps of a small GPT", _train)
     train.add_argument("--steps", type=positive, default=5, help="of each contestant")
     _add_result(train, "a new folder for bench.json")
+
+    help = "time the data pipeline beside the training that it feeds"
+    data = add_command(benches, "data", help, _data)
+    data.add_argument("--source", type=name, default="pydoc", help="as of kzoo train --text")
+    data.add_argument("--repeats", type=positive, default=5, help="of each contestant")
+    _add_result(data, "a new folder for bench.json")
 
     help = "time prompts, steps and turns of a conversation"
     generate = add_command(benches, "generate", help, _generate)
@@ -56,6 +70,14 @@ def _train(options):
     from kzoo.bench import bench_train
 
     _finish(_with_status(bench_train, steps=options.steps), options)
+
+
+def _data(options):
+    _try(options.out)
+    leave_tensorflow([options.source])
+    from kzoo.bench import bench_data
+
+    _finish(_with_status(bench_data, source=options.source, rounds=options.repeats), options)
 
 
 def _generate(options):

@@ -54,12 +54,13 @@ def fill_in(options, config, evaluations):
 
 def settings(options, config, splits):
     """What makes one run another than the next: a dict of JSON values."""
+    of_data = ("sha256", "row_length", "train_rows", "tokenizer_sha256")
     given = ("preset", "steps", "batch_size", "learning_rate", "optimizer", "schedule", "dtype")
     return {
         **{name: getattr(options, name) for name in (*given, "evaluations", "packing")},
         "backend": os.environ["KERAS_BACKEND"],
         "config": config,
-        "data": {name: splits.facts[name] for name in ("sha256", "row_length", "train_rows")},
+        "data": {name: splits.facts[name] for name in of_data if name in splits.facts},
     }
 
 

@@ -10,6 +10,7 @@ from kzoo.cli.arguments import (
     add_command,
     add_overrides,
     add_running,
+    add_tokenizer,
     every,
     leave_tensorflow,
     load_backend,
@@ -88,14 +89,18 @@ def add(commands):
     train.add_argument(
         "--tensorboard", action="store_true", help="write DIR/tensorboard for TensorBoard too"
     )
+    add_tokenizer(train)
     add_overrides(train)
     add_running(train)
 
 
 def _train(options):
     from kzoo import presets
+    from kzoo.data import tokenizer_spec
 
-    config = presets.config(options.preset, **overrides(options.set))
+    own = overrides(options.set)
+    own |= tokenizer_spec.config_fields(options.tokenizer, own)
+    config = presets.config(options.preset, **own)
     if options.tensorboard:
         need("tensorboardX", "--tensorboard")
     run_folder.check(options, config)
@@ -104,7 +109,9 @@ def _train(options):
     leave_tensorflow([options.text])
     load_backend()
     from kzoo import data
+    from kzoo.models.tokenizer_file import read_file
 
+    tokenizer = tokenizer_spec.file(options.tokenizer, options.text, options.valid)
     splits = data.load(
         options.text,
         config,
@@ -112,11 +119,12 @@ def _train(options):
         valid=options.valid,
         seed=config["seed"],
         packing=options.packing,
+        tokenizer=tokenizer and read_file(tokenizer),
     )
     settings = run_folder.settings(options, config, splits)
     result = run_folder.result(options.out, settings)
     if result is None:
-        result = _run(options, config, splits, settings)
+        result = _run(options, config, splits, settings, tokenizer)
         run_folder.finish(options.out, settings, result)
     shutil.rmtree(options.out / run_folder.CHECKPOINTS, ignore_errors=True)
     if options.json:
@@ -147,7 +155,7 @@ def _print_result(out, result):
         )
 
 
-def _run(options, config, splits, settings):
+def _run(options, config, splits, settings, tokenizer):
     """Train and save the model; what the command prints, a dict of JSON values."""
     from kzoo import presets
     from kzoo.studies.study import measure
@@ -164,7 +172,8 @@ def _run(options, config, splits, settings):
         settings={"preset": options.preset, "dtype": options.dtype},
     )
     monitor = Monitor(out, tokens=tokens, tensorboard=options.tensorboard)
-    model = presets.load(options.preset, dtype=options.dtype, **config)
+    fields = {**config, "tokenizer": tokenizer or config["tokenizer"]}
+    model = presets.load(options.preset, dtype=options.dtype, **fields)
     program = prepare(model, options.learning_rate, steps, options.optimizer, options.schedule)
     sample = _sample(options, splits)
     _say_what_comes(options, splits, sample)

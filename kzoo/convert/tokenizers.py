@@ -10,7 +10,8 @@ from pathlib import Path
 from kzoo.convert.sentencepiece import SENTINELS, unigrams
 from kzoo.convert.tensors import read_json
 from kzoo.errors import InputError
-from kzoo.models.tokenizer_file import FILE, FileTokenizer, parse
+from kzoo.models.tokenizer_file import FileTokenizer
+from kzoo.tokenizer_json import FILE, parse
 
 # As transformers, keras-hub and OpenAI spell them.
 WORD_PIECES = ("vocab.txt", "vocabulary.txt")

@@ -1,6 +1,7 @@
 """From a source to two Grain datasets of batches: one to train on, one held out."""
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -34,11 +35,14 @@ class Splits:
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
             tokens, `train_rows` and `valid_rows`, the numbers of examples, `train_bytes` and
             `valid_bytes` (of pairs: of their targets), `cut_rows`, how many examples were longer
-            than a sequence and are cut, `unigram_entropy` and `bigram_entropy` of the held-out
-            bytes, in bits per byte, and `split`, what the two parts have in common: of examples,
-            the counts of `kzoo.data.splits.hold_out`; of running text, `repeated_bytes`, cut out
-            of the training part; of texts, `shared_bytes`, those held out that stand in training
-            too, in runs of 32 or more.
+            than a sequence and are cut, of strings and pairs also `cut_tokens`,
+            `cut_to_one_token` and `split_rows` (`kzoo.data.fitting.Fitted`), `packing`, the rows
+            of `train` and how full they are (`kzoo.data.packing.facts`), `unigram_entropy` and
+            `bigram_entropy` of the held-out bytes, in bits per byte, and `split`, what the two
+            parts have in common: of examples, the counts of `kzoo.data.splits.hold_out`; of
+            running text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`,
+            those held out that stand in training too, in runs of 32 or more. A file's tokenizer has `tokenizer_sha256`, of its
+            content, and `tokenizer_size`, its number of ids.
     """
 
     train: grain.MapDataset
@@ -58,6 +62,7 @@ def load(
     valid: float = 0.1,
     seed: int = 0,
     packing: Any = "padded",
+    tokenizer: Any = None,
 ) -> Splits:
     """Data for a model: batches to train on and held-out batches, which never overlap.
 
@@ -71,21 +76,28 @@ def load(
             `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`; NumPy
             arrays and columns of a pandas table are as good as lists. A text is UTF-8.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,
-            `mask`, `stack`, `objective` and `tokenizer`; a model if its tokenizer is a file's, or
-            if it has segment embeddings.
+            `mask`, `stack`, `objective` and `tokenizer`; a model if it has segment embeddings, or
+            if its tokenizer is a file's and not given.
         batch_size: examples of a batch.
         objective: what is predicted, instead of the config's.
         valid: the part that is held out, between 0 and 1. Which part depends on nothing
             else. Examples are held out in groups that share a source, or a target of free text
             (`kzoo.data.splits.hold_out`), running text in blocks (`kzoo.data.text.split`).
         seed: of the order and of the random choices (boundaries, masks) in training.
+        packing: how examples stand in the rows of a batch, and what becomes of those that are
+            longer, by name or JSON (`kzoo.data.packing`): `"padded"`, each in a row of its own;
+            `"buckets"`, those of like length in a batch; `"first_fit"`, several in a row, of which
+            a batch has `batch_size`. Held-out examples stand each in a row of its own.
+        tokenizer: of a config whose tokenizer is a file's, such as that of
+            `kzoo.models.tokenizer_file.read_file`; a model has its own.
 
     Returns:
         `Splits(train, valid)`, whose elements are `(x, y, sample_weight)` as
         `kzoo.encoder.Encoder.batch` makes them, `[batch_size, row_length]` each;
         `x` has `"source_mask"` where the model's mask contains a prefix, and `"segment_ids"`
         where it has segment embeddings. Sequences of running text have `max_sequence_length`
-        tokens; of strings and pairs, as many as the longest needs, and at most that.
+        tokens; of strings and pairs, as many as the longest needs, and at most that. An encoder's
+        and a decoder's have lengths of their own.
 
         `train` is one epoch, in random order. `train.repeat()` goes on with a new order and
         new random choices in each epoch, and `train.repeat()[k:]` goes on at batch k. A slice
@@ -108,7 +120,7 @@ def load(
     config = _config(model_or_config, objective)
     _check(config, batch_size, valid, seed)
     packing = packings.get(packing)
-    encoder = _encoder(model_or_config, config)
+    encoder = encoder_of(model_or_config, config, tokenizer)
     corpus = sources.read(source)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
@@ -140,6 +152,7 @@ def load(
         "packing": of_rows,
         "unigram_entropy": text.unigram_entropy(held_out.text),
         "bigram_entropy": text.bigram_entropy(held_out.text),
+        **_of_tokenizer(encoder.tokenizer),
     }
     pad = encoder.vocabulary.pad
     return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
@@ -177,6 +190,14 @@ def _train_batches(read, part, plan, batch_size, seed):
 
     parts = [of(rows) for rows in plan]
     return parts[0] if len(parts) == 1 else Mixed(parts, seed)
+
+
+def _of_tokenizer(tokenizer):
+    """What facts say of a file's tokenizer; those of bytes say nothing."""
+    if tokenizer is Bytes:
+        return {}
+    digest = hashlib.sha256(tokenizer.content.encode()).hexdigest()
+    return {"tokenizer_sha256": digest, "tokenizer_size": tokenizer.vocabulary.size}
 
 
 def _counts(train, held_out):
@@ -231,11 +252,12 @@ def _check_enough(plan, batch_size):
         )
 
 
-def _encoder(model_or_config, config):
-    """How the model reads text: an `Encoder`."""
+def encoder_of(model_or_config, config, tokenizer=None):
+    """How a model reads text: an `Encoder`; the arguments are those of `load`."""
     preprocessor = getattr(model_or_config, "preprocessor", None)
     from_file = config.get("tokenizer", "bytes") == "file"
-    if preprocessor is None and (from_file or config.get("num_segments")):
+    tokenizer = preprocessor.tokenizer if preprocessor is not None else tokenizer
+    if from_file and tokenizer is None or config.get("num_segments") and preprocessor is None:
         raise InputError(
             "data for a model with a file's tokenizer, or with segments, is made for the model "
             f"itself, loaded with its tokenizer. Received: {model_or_config!r:.80}"
@@ -244,7 +266,7 @@ def _encoder(model_or_config, config):
     return Encoder(
         objectives.get(config["objective"]),
         layout(config.get("stack", "single"), source_mask, preprocessor and preprocessor.segments),
-        preprocessor.tokenizer if from_file else Bytes,
+        tokenizer if from_file else Bytes,
     )
 
 

@@ -13,12 +13,13 @@ from kzoo.compilation_cache import folder
 from kzoo.data import sources, splits, text
 from kzoo.errors import InputError, unknown
 from kzoo.files import whole_folder
+from kzoo.tokenizer_json import FILE
 from kzoo.values import is_count, is_number
 from kzoo.vocabulary import NUM_BYTES, NUM_SENTINELS
 
 log = logging.getLogger("kzoo")
 
-FILE, CONFIG = "tokenizer.json", "tokenizer_config.json"
+CONFIG = "tokenizer_config.json"
 ROLES = {
     "pad_token": "[PAD]",
     "bos_token": "[BOS]",
@@ -68,13 +69,7 @@ def train_tokenizer(
         >>> model.config["vocabulary_size"]
         1024
     """
-    if kind not in TRAINERS:
-        raise unknown("kind of tokenizer", kind, TRAINERS)
-    if not is_count(size, least=LEAST):
-        raise InputError(
-            f"a tokenizer has {LEAST} ids or more: {NUM_BYTES} bytes and {len(SPECIAL)} special "
-            f"tokens. Received: size={size!r:.60}"
-        )
+    check(kind, size)
     if not is_number(valid) or not 0 < valid < 1:
         raise InputError(
             f"valid is the part held out, between 0 and 1; usual is 0.1. Received: {valid!r}"
@@ -92,6 +87,17 @@ def train_tokenizer(
             log.warning("%s: the text gives %d ids of the %d asked for", corpus.name, found, size)
         _write(made, tokenizer, facts)
     return made / FILE
+
+
+def check(kind, size):
+    """`InputError` unless there is such a kind of tokenizer, and it can have so many ids."""
+    if not isinstance(kind, str) or kind not in TRAINERS:
+        raise unknown("kind of tokenizer", kind, TRAINERS)
+    if not is_count(size, least=LEAST):
+        raise InputError(
+            f"a tokenizer has {LEAST} ids or more: {NUM_BYTES} bytes and {len(SPECIAL)} special "
+            f"tokens. Received: size={size!r:.60}"
+        )
 
 
 def _version():

@@ -12,7 +12,7 @@ from kzoo.encoder import Bytes
 from kzoo.models.reading import strings
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.typing import Path
-from kzoo.vocabulary import BYTES, NUM_BYTES
+from kzoo.vocabulary import BYTES
 
 log = logging.getLogger("kzoo")
 
@@ -86,4 +86,4 @@ class ByteTokenizer(keras_hub.tokenizers.Tokenizer):
         ids = inputs if isinstance(inputs, list | tuple) else keras.ops.convert_to_numpy(inputs)
         if len(ids) and np.ndim(ids[0]) > 0:
             return [self.detokenize(sequence) for sequence in ids]
-        return bytes(i for i in map(int, ids) if i < NUM_BYTES).decode("utf-8", "replace")
+        return Bytes.detokenize(ids)

@@ -17,9 +17,9 @@ from kzoo.errors import InputError
 from kzoo.files import read_json
 from kzoo.models.reading import strings
 from kzoo.models.single_stack import SingleStackBackbone
+from kzoo.tokenizer_json import FILE, find, parse, read_text
 from kzoo.vocabulary import Vocabulary
 
-FILE = "tokenizer.json"
 # For each special token of kzoo's sequences: the roles in a file that provide it, the best first.
 ROLES = {
     "pad": ("pad_token", "eos_token", "sep_token"),
@@ -59,17 +59,8 @@ def read_file(path: str | Path) -> "FileTokenizer":
         >>> read_file(kzoo.data.train_tokenizer("pydoc", size=512)).vocabulary.size
         512
     """
-    file = Path(path).expanduser()
-    file = file / FILE if file.is_dir() else file
-    if not file.is_file():
-        raise InputError(
-            f"a tokenizer is the path of a {FILE}, as kzoo.data.train_tokenizer returns it, or of "
-            f"its folder. Received: {str(path)!r}"
-        )
-    try:
-        content = file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{FILE} is UTF-8 ({error}). Received: {str(file)!r}") from error
+    file = find(path)
+    content = read_text(file)
     known = parse(content).get_vocab(with_added_tokens=True)
     beside = file.with_name("tokenizer_config.json")
     stated = read_json(beside) if beside.is_file() else {}
@@ -81,27 +72,6 @@ def read_file(path: str | Path) -> "FileTokenizer":
     }
     usual = ((role, next((n for n in found if n in known), None)) for role, found in USUAL.items())
     return FileTokenizer(named or {role: token for role, token in usual if token}, None, content)
-
-
-def parse(content):
-    """A `tokenizers.Tokenizer`, without truncation and padding, from the text of a tokenizer.json.
-
-    Raises:
-        InputError: if the text is no tokenizer, or the package `tokenizers` is not installed.
-    """
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise InputError(
-            "this tokenizer needs a package: pip install tokenizers. Received: a file's tokenizer"
-        ) from error
-    try:
-        tokenizer = tokenizers.Tokenizer.from_str(content)
-    except Exception as error:  # the library raises nothing narrower
-        raise InputError(f"{FILE} is no tokenizer ({error}). Received: {content[:60]!r}") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -193,6 +163,11 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         self.token_bytes = _token_bytes(tokenizer, {*special, unknown}, self.vocabulary.size)
 
     @property
+    def special_tokens(self) -> dict[str, str]:
+        """Role -> string, as they were given."""
+        return dict(self._special_tokens)
+
+    @property
     def content(self) -> Any:
         """The text of `tokenizer.json`."""
         return self._tokenizer.to_str()
@@ -262,7 +237,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "special_tokens": dict(self._special_tokens),
+            "special_tokens": self.special_tokens,
             "decoder_start": self.decoder_start,
         }
 

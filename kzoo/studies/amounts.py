@@ -8,6 +8,7 @@ import logging
 import numpy as np
 
 from kzoo import data
+from kzoo.studies import tokenizers
 from kzoo.training.flops import count_flops
 
 log = logging.getLogger("kzoo")
@@ -15,18 +16,23 @@ _COUNTED = 1024  # batches of an epoch whose tokens are counted; of more, so man
 _PASSES = 3  # forward, and twice as much backward
 
 
-def load_splits(study, source, config, batch_size=None):
-    """The data of a run. Arms that differ in mechanism only share them."""
-    return _load(*_key(study, source, config, batch_size))
+def load_splits(study, source, arm, seed=None):
+    """The data of a run. Arms that differ in mechanism only share them.
+
+    Args:
+        study, source, arm: of the run.
+        seed: of the run; None for the study's first.
+    """
+    return _load(*_key(study, source, arm, seed))
 
 
-def tokens(study, source, config, batch_size, steps):
+def tokens(study, source, arm, steps, seed=None):
     """What a run trains on: `(seen, scored)`, numbers of tokens.
 
     Those that are seen are all but padding, of both stacks. They are counted on the first epoch,
     which later ones resemble.
     """
-    seen, scored = _counts(*_key(study, source, config, batch_size))
+    seen, scored = _counts(*_key(study, source, arm, seed))
     return tuple(round(_total(each, steps)) for each in (seen, scored))
 
 
@@ -62,10 +68,10 @@ def _first(study, source):
 
 
 def _amount(study, source, arm, steps):
-    config, batch_size = arm.config(study.seeds[0]), study.training(arm, source)["batch_size"]
     if study.budget == "flops":
-        return flops(config, batch_size, steps)
-    return tokens(study, source, config, batch_size, steps)[1]
+        batch_size = study.training(arm, source)["batch_size"]
+        return flops(arm.config(study.seeds[0]), batch_size, steps)
+    return tokens(study, source, arm, steps)[1]
 
 
 def planned(study):
@@ -75,7 +81,7 @@ def planned(study):
     for source, label, arm in study.runs():
         config = arm.config(study.seeds[0])
         steps, batch_size = study.steps_of(arm, source), study.training(arm, source)["batch_size"]
-        seen, scored = tokens(study, source, config, batch_size, steps)
+        seen, scored = tokens(study, source, arm, steps)
         of_run = {"data": source, "arm": label, "steps": steps, "batch_size": batch_size}
         of_run |= {"tokens_seen": seen, "tokens_scored": scored}
         rows.append({**of_run, "flops": flops(config, batch_size, steps)})
@@ -88,19 +94,28 @@ def _total(counts, steps):
     return float(epochs * counts.sum() + counts[:rest].sum())
 
 
-def _key(study, source, config, batch_size):
-    names = ("max_sequence_length", "mask", "stack", "objective")
+def _key(study, source, arm, seed):
+    config = arm.config(study.seeds[0] if seed is None else seed)
+    names = ("max_sequence_length", "mask", "stack", "objective", "tokenizer")
     fields = {name: config[name] for name in names}
     given = json.dumps(study.given.get(source))
-    size = study.batch_size if batch_size is None else batch_size
-    packing = json.dumps(study.packing or "padded")
-    return source, given, json.dumps(fields), size, study.valid, config["seed"], packing
+    size, packing = study.training(arm, source)["batch_size"], json.dumps(study.packing or "padded")
+    tokenizer = tokenizers.packed(study, source, arm)
+    of_data = source, given, json.dumps(fields), size, study.valid, config["seed"]
+    return *of_data, packing, tokenizer
 
 
 @functools.lru_cache(maxsize=16)
-def _load(source, given, fields, batch_size, valid, seed, packing):
-    source, how = json.loads(given) or source, {"batch_size": batch_size, "valid": valid}
-    return data.load(source, json.loads(fields), **how, seed=seed, packing=json.loads(packing))
+def _load(source, given, fields, batch_size, valid, seed, packing, tokenizer):
+    return data.load(
+        json.loads(given) or source,
+        json.loads(fields),
+        batch_size=batch_size,
+        valid=valid,
+        seed=seed,
+        packing=json.loads(packing),
+        tokenizer=tokenizers.unpacked(tokenizer),
+    )
 
 
 @functools.lru_cache(maxsize=64)

@@ -9,6 +9,7 @@ from kzoo import presets
 from kzoo.analysis import snapshots
 from kzoo.analysis.analyse import DEFAULT, Analysis, check, cut, facts, measure
 from kzoo.errors import InputError
+from kzoo.studies import tokenizers
 from kzoo.studies.records import STUDY_FILE, read
 from kzoo.studies.runner import checkpoint_folder, load_splits, run_name
 from kzoo.studies.study import Study
@@ -44,14 +45,14 @@ def analyse_study(
     """
     directory, measures = Path(directory), check(measures, examples, length)
     read(directory)  # refuses what is no study
-    study = Study.from_json(directory / STUDY_FILE)
+    study = tokenizers.settled(Study.from_json(directory / STUDY_FILE), directory)
     _, runs = read(directory)
     records: dict[str, list] = {name: [] for name in measures}
     about: dict[str, Any] = {"source": str(directory), "study": study.to_dict()}
     for source, label, arm in study.runs():
         config = arm.config(study.seeds[0])
         model = presets.build(config)
-        splits = load_splits(study, source, config)
+        splits = load_splits(study, source, arm)
         x, y, weight = splits.valid[0]
         few = {name: array[:examples] for name, array in x.items()}, y[:examples], weight[:examples]
         batch = cut(few, length)

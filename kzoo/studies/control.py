@@ -60,7 +60,7 @@ def _seen(study, source, arm):
     """What is there at step 0 of an arm, by the names of `AT_STEP_0`."""
     config = arm.config(study.seeds[0])
     variables = presets.build(config).trainable_variables
-    splits = load_splits(study, source, config, study.training(arm, source)["batch_size"])
+    splits = load_splits(study, source, arm)
     count = min(_BATCHES, len(splits.train))
     batches = [splits.train[i] for i in range(count)]
     return {

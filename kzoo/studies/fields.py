@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from kzoo.data import packing
+from kzoo.data import packing, tokenizer_spec
 from kzoo.errors import InputError, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_number, shown
 
@@ -118,6 +118,14 @@ def reasons(field, value):
         f"{field} is a JSON object of the names of runs and reasons, such as "
         f"{{'pydoc/GPT/3': 'the machine failed'}}. Received: {shown(value)}"
     )
+
+
+def tokenizer(field, value):
+    """`"bytes"`, one to train, or the path of a file, as `kzoo.data.tokenizer_spec` has it."""
+    try:
+        return tokenizer_spec.get(value)
+    except InputError as error:
+        raise InputError(f"{field}: {error}") from None
 
 
 def given(field, value):

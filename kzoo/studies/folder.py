@@ -9,7 +9,7 @@ from pathlib import Path
 from kzoo import migrations
 from kzoo.errors import InputError
 from kzoo.files import found, read_json, reason, write
-from kzoo.studies import protocol
+from kzoo.studies import protocol, tokenizers
 from kzoo.studies.hypotheses import hashes
 from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, read, read_tuning
 from kzoo.values import differences, is_number
@@ -27,8 +27,10 @@ def finished_runs(directory):
 def as_begun(study, directory):
     """The study, with what was written down where it leaves that open.
 
-    That is the learning rate where it names none, its packing, and that its tuning is made anew.
+    That is the learning rate where it names none, its packing, that its tuning is made anew, and
+    the tokenizers that it trains.
     """
+    study = tokenizers.settled(study, directory)
     path = Path(directory) / STUDY_FILE
     begun = migrations.study(read_json(path)) if os.path.isfile(path) else None
     if study.packing is None:

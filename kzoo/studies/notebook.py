@@ -128,6 +128,7 @@ def compare(
     tuning: Any = None,
     looks: Any = None,
     budget: str | None = None,
+    tokenizer: Any = None,
     minutes: float | None = None,
     progress: bool = True,
     **settings: Any,
@@ -137,7 +138,8 @@ def compare(
     Args:
         arms: list of preset names, or `{label: (name, overrides)}`; instead of the pair a dict
             `{"preset": name, "overrides": {...}, "training": {...}}`, whose `training` replaces
-            training fields of the study, such as `learning_rate`, for that arm.
+            training fields of the study, such as `learning_rate`, for that arm; it may have a
+            `tokenizer` of its own too.
         data: a source as `kzoo.data.load` takes it, by name or in memory (texts, pairs, or
             `{"prompts": [...], "responses": [...]}`), or a list of such sources.
         seeds: a number of seeds, or a list of them.
@@ -150,6 +152,8 @@ def compare(
             "grid": {"learning_rate": [...]}}`.
         looks: the numbers of seeds at which verdicts are drawn, where it may stop.
         budget: what all arms have the same amount of: `"steps"`, `"scored_tokens"` or `"flops"`.
+        tokenizer: of all arms: `"bytes"` (the default), `{"bpe": 4096}` or `{"unigram": 4096}`,
+            trained on the training part of the data, or the path of a `tokenizer.json`.
         minutes: after which it stops, between two runs where it can.
         progress: whether to show progress bars.
         **settings: further fields of `kzoo.studies.Study`, such as `batch_size`,
@@ -169,6 +173,7 @@ def compare(
         ['linear', 'softmax']
     """
     protocol = {"hypotheses": hypotheses, "tuning": tuning, "looks": looks, "budget": budget}
+    protocol["tokenizer"] = tokenizer
     settings |= {name: value for name, value in protocol.items() if value is not None}
     study = _study(arms, data, seeds, steps, settings)
     directory = Path(directory or tempfile.mkdtemp(prefix="kzoo-"))

@@ -97,8 +97,7 @@ def _measured(study, source, label):
     start = time.perf_counter()
     trainer = Trainer(study, source, study.arms[label])
     making = time.perf_counter() - start
-    config, size = trainer.arm.config(study.seeds[0]), trainer.training["batch_size"]
-    splits = amounts.load_splits(study, source, config, size)
+    splits = amounts.load_splits(study, source, trainer.arm)
     timing = measure(
         trainer.program.model,
         splits.train,

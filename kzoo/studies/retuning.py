@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from kzoo.config import Config
+from kzoo.data import sources
 from kzoo.errors import InputError
 from kzoo.studies import amounts, tuning
 from kzoo.studies.amounts import load_splits
@@ -18,14 +19,17 @@ ASIDE_FILE = "tuning-before.jsonl"  # what `--retune` set aside
 _PACKED: tuple[str, ...] = ("run", "arm", "data", "seed", "group", "measure", "status", "steps")
 _PACKED += ("bits", "learning_rate", "batch_size", "training", "config", "tuning")
 _OF_ORIGIN = ("commit", "dirty", "versions", "platform", "processor", "kernels", "started")
-_OF_DATA = ("sha256", "row_length", "train_rows", "valid_rows")
+_OF_DATA = ("sha256", "row_length", "train_rows", "valid_rows", "tokenizer_sha256")
+_SHAPE_OF_DATA = ("source", "row_length")  # where the text follows the machine
 
 
 def known(study, directory, done=()):
     """What a tuning asks for, and the runs that need not be made for it.
 
     They are those of the folder, and those of the study's file of records. Runs of another config,
-    other training fields or other data do not count; the log says how many there are.
+    other training fields or other data do not count; the log says how many there are. Where the
+    text of a source follows the machine, as that of `pydoc` does, a file of records counts all the
+    same: its rates were chosen on text of the same kind, and the verdicts say so.
 
     Args:
         study: a `Study` with a tuning.
@@ -61,47 +65,67 @@ def _found(study, asked, directory, names):
     wanted = _wanted(asked, names)
     if not wanted:
         return {}, {}, set()
-    own, stale = _fitting(read_tuning(directory) if directory else [], wanted)
+    runs = read_tuning(directory) if directory else []
+    own, stale = _fitting(runs, wanted, inputs)
     others = {}
     if study.tuning.records:
         path = study.tuning.records_file()
-        of_file, more = _fitting(read_tuning(path.parent, path.name), wanted)
+        of_file, more = _fitting(read_tuning(path.parent, path.name), wanted, inputs_elsewhere)
         stale |= more
         others = {
-            name: _of_file(record, study.tuning.records)
+            name: _of_file(record, study.tuning.records, wanted[name])
             for name, record in of_file.items()
             if name not in own
         }
     return own, others, stale
 
 
-def _of_file(record, name):
+def _of_file(record, name, wanted):
     left_out = ("hypotheses", "seeds_planned", "imports", "checksum")
     fields = {field: value for field, value in record.items() if field not in left_out}
-    return {**fields, "reused_from": name}
+    fields["reused_from"] = name
+    if inputs(**_decides(record)) != inputs(**wanted):
+        fields["text_follows"] = sources.named(record["facts"]["source"]).text_follows
+    return fields
 
 
 def _wanted(asked, done):
-    """Name -> what decides on the result, of each run that is asked for and not known."""
+    """Name -> the arguments of `inputs`, of each run that is asked for and not known."""
     wanted = {}
     for source, label, arm in asked.runs():
         config, training = arm.config(asked.seeds[0]), asked.training(arm, source)
         names = {f"{source}/{label}/{seed}": seed for seed in asked.seeds}
         if set(names) <= set(done):
             continue
-        facts = load_splits(asked, source, config, training["batch_size"]).facts
-        steps = asked.steps_of(arm, source)
+        facts = load_splits(asked, source, arm).facts
+        fixed = {"training": training, "steps": asked.steps_of(arm, source), "facts": facts}
         for name, seed in names.items():
             if name not in done:
-                wanted[name] = inputs({**config, "seed": seed}, training, steps, facts)
+                wanted[name] = {"config": {**config, "seed": seed}, **fixed}
     return wanted
 
 
-def _fitting(records, wanted):
+def _fitting(records, wanted, decides):
     """The records that are what is wanted, and the names of those that are not."""
     named = {record["run"]: record for record in records if record["run"] in wanted}
-    fit = {name: record for name, record in named.items() if inputs_of(record) == wanted[name]}
+    fit = {
+        name: record
+        for name, record in named.items()
+        if decides(**_decides(record)) == decides(**wanted[name])
+    }
     return fit, set(named) - set(fit)
+
+
+def _decides(record):
+    """The arguments of `inputs`, of the run of a record."""
+    training = trained_with(record)
+    steps = training.get("steps", record["steps"])
+    return {
+        "config": record["config"],
+        "training": training,
+        "steps": steps,
+        "facts": record["facts"],
+    }
 
 
 def inputs(config, training, steps, facts):
@@ -113,19 +137,28 @@ def inputs(config, training, steps, facts):
         steps: optimizer steps.
         facts: of the data, of `kzoo.data.Splits`.
     """
+    return _digits(config, training, steps, _of_data(facts, _OF_DATA))
+
+
+def inputs_elsewhere(config, training, steps, facts):
+    """`inputs`, which are the same on a machine where the source has another text."""
+    source = sources.named(str(facts.get("source")))
+    names = _SHAPE_OF_DATA if source and source.text_follows else _OF_DATA
+    return _digits(config, training, steps, _of_data(facts, names))
+
+
+def _of_data(facts, names):
+    """Facts by name; and the number of rows, where examples are packed into fewer."""
+    rows = facts.get("packing", {}).get("rows", facts.get("train_rows"))
+    packed = [] if rows == facts.get("train_rows") else [rows]
+    return [facts.get(name) for name in names] + packed
+
+
+def _digits(config, training, steps, of_data):
     complete = Config.get(config).get_config()  # fields that came later have their defaults
     fields = {name: value for name, value in training.items() if name != "steps"}
-    of_data = {name: facts.get(name) for name in _OF_DATA}
-    of_data["rows"] = facts.get("packing", {}).get("rows", facts.get("train_rows"))
     text = json.dumps([complete, fields, steps, of_data], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def inputs_of(record):
-    """`inputs` of the run of a record."""
-    training = trained_with(record)
-    steps = training.get("steps", record["steps"])
-    return inputs(record["config"], training, steps, record["facts"])
 
 
 def pack(directory, path):
@@ -150,7 +183,8 @@ def pack(directory, path):
     for record in records:
         fields = {name: record[name] for name in _PACKED if name in record}
         origin = {name: record["provenance"].get(name) for name in _OF_ORIGIN}
-        facts = {name: record["facts"].get(name) for name in _OF_DATA}
+        kept = ("source", *_OF_DATA)
+        facts = {name: record["facts"][name] for name in kept if name in record["facts"]}
         append(path.parent, {**fields, "facts": facts, "provenance": origin}, path.name)
     return len(records)
 

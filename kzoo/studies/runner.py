@@ -16,7 +16,7 @@ from kzoo.config import checkpoint_bytes, count_parameters
 from kzoo.errors import InputError
 from kzoo.files import check_folder, taken, write
 from kzoo.ops.context import platform
-from kzoo.studies import amounts, control, programs, retuning, tuning
+from kzoo.studies import amounts, control, programs, retuning, tokenizers, tuning
 from kzoo.studies.amounts import load_splits
 from kzoo.studies.bars import Bars
 from kzoo.studies.clock import Clock, TimeOver
@@ -113,6 +113,7 @@ def run(
             retuning.set_aside(directory)
         at_step_0 = None if done else control.compared(study)
         write_study(study, directory)
+        tokenizers.keep(study, directory)
         if at_step_0:
             _write_json(directory / CONTROL_FILE, at_step_0)
         with Bars(progress, len(study.runs()) * len(study.seeds), len(done)) as bars:
@@ -171,11 +172,11 @@ def check(study, directory, at_once=None):
     _, at_once = _places(study, at_once)
     if study.tuning and study.tuning.records:
         study.tuning.records_file()
+    tokenizers.check(study, finished_runs(directory).values())
     if jobs_left(study, finished_runs(directory)):
         for asked in (study, tuning.asked(study, [])) if study.tuning else (study,):
             for source, _, arm in asked.runs():  # the unusable are refused here
-                size = asked.training(arm, source)["batch_size"]
-                load_splits(asked, source, arm.config(asked.seeds[0]), size)
+                load_splits(asked, source, arm)
         check_folder(directory, _bytes(study, directory, at_once))
 
 
@@ -319,13 +320,14 @@ class Trainer:
         self.study, self.source, self.arm = study, source, arm
         self.training, self.steps = study.training(arm, source), study.steps_of(arm, source)
         config = arm.config(study.seeds[0])
-        made = programs.program(config, self.training, self.steps)
+        self.tokenizer = tokenizers.packed(study, source, arm)
+        made = programs.program(config, self.training, self.steps, self.tokenizer)
         self.program = dataclasses.replace(made, config=config)
 
     def run(self, seed, path, on_step):
         """Train with one seed and return what the record says of it."""
         study, config, training = self.study, self.arm.config(seed), self.training
-        splits = load_splits(study, self.source, config, training["batch_size"])
+        splits = load_splits(study, self.source, self.arm, seed)
         with programs.making:
             fresh = presets.build(config)
         self.program.restart(fresh, training["learning_rate"])
@@ -337,7 +339,7 @@ class Trainer:
             checkpoints=Checkpoints(path, keep=KEEP),
             on_step=on_step,
         )
-        unit, group = measure(config["objective"], self.source)
+        unit, group = measure(config["objective"], self.source, self.arm.tokenizer)
         if not outcome.finite:
             log.warning("%s: the loss was not finite at step %d", group, outcome.steps)
         return {
@@ -350,6 +352,7 @@ class Trainer:
             "bits": outcome.held_out[-1][1] if outcome.finite else None,
             "parameters": self.program.model.count_params(),
             **self._costs(config, splits, outcome),
+            **({} if self.tokenizer is None else {"tokenizer": self.arm.tokenizer}),
             "learning_rate": training["learning_rate"],
             "batch_size": training["batch_size"],
             "training": {**training, "steps": self.steps},
@@ -363,7 +366,8 @@ class Trainer:
     def _costs(self, config, splits, outcome):
         """What the run has seen and taken."""
         size = self.training["batch_size"]
-        seen, scored = amounts.tokens(self.study, self.source, config, size, outcome.steps)
+        of_run = (self.study, self.source, self.arm, outcome.steps, config["seed"])
+        seen, scored = amounts.tokens(*of_run)
         rows = size * splits.facts["row_length"]
         return {
             "scored_tokens": int(sum(float(weight.sum()) for _, _, weight in splits.valid)),

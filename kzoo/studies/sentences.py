@@ -27,8 +27,8 @@ class ArmFacts:
         widened: how many times the grid was widened to have the best rate inside.
         at_edge: whether that rate is still at the edge of the grid.
         others: field -> what a tuning chose besides the rate: its `value`, `grid`, `at_edge`.
-        reused: of tuning runs that were made before, the file they are `from`, and their
-            `processors`.
+        reused: of tuning runs that were made before, the file they are `from`, their `processors`
+            and, where their text is not the study's, what it follows.
         diverged: seeds whose run diverged.
         stalled: seeds whose run stopped learning.
         without: seeds whose run finished and has no value of the metric.
@@ -295,12 +295,22 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=(), unequal="
     known = [facts[label] for label in verdict.hypothesis.labels if label in facts]
     if any(fact.grid or fact.others for fact in known):
         found.append("The interval leaves out the uncertainty of choosing the rates.")
-    for file in dict.fromkeys(fact.reused["from"] for fact in known if fact.reused):
-        where = {p for fact in known for p in fact.reused.get("processors", ())}
-        machines = " and ".join(sorted(where))
-        found.append(f"The runs that chose them were made before, on {machines} ({file}).")
+    found += _on_reuse([fact.reused for fact in known if fact.reused])
     found += [unequal] if unequal else []
     return tuple(found)
+
+
+def _on_reuse(reused):
+    """Where the runs that chose the rates were made, and on what text."""
+    found = []
+    for file in dict.fromkeys(each["from"] for each in reused):
+        machines = " and ".join(sorted({p for each in reused for p in each.get("processors", ())}))
+        said = f"The runs that chose them were made before, on {machines} ({file})"
+        follows = sorted({each["text_follows"] for each in reused if "text_follows" in each})
+        if follows:
+            said += f", on another text, since this one follows {' and '.join(follows)}"
+        found.append(f"{said}.")
+    return found
 
 
 def _added(looks):

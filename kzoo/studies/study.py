@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from kzoo import objectives, presets
+from kzoo.data import tokenizer_spec
 from kzoo.errors import InputError, unknown
 from kzoo.files import read_json
 from kzoo.learning_rate import learning_rate
@@ -16,7 +17,7 @@ from kzoo.studies.fields import CHECKS_OF_TRAINING, TRAINING
 from kzoo.values import plain, shown
 
 QUICK = Path(__file__).parent / "quick.json"
-ARM_FIELDS = ("preset", "overrides", "data", "training")
+ARM_FIELDS = ("preset", "overrides", "data", "training", "tokenizer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,11 @@ class Arm:
         overrides: config fields that replace the preset's.
         data: the sources that it is trained on.
         training: training fields that replace the study's.
+        tokenizer: its own, or the study's; as there.
         chosen: source -> the training fields that a tuning chose; not of the study's JSON.
         steps: source -> optimizer steps, where a budget decides on them; not of its JSON either.
+        tokenizers: source -> the tokenizer, read or trained, of `kzoo.studies.tokenizers.settled`;
+            nor are these.
     """
 
     preset: str
@@ -38,10 +42,13 @@ class Arm:
     training: dict = dataclasses.field(default_factory=dict)
     chosen: dict = dataclasses.field(default_factory=dict)
     steps: dict = dataclasses.field(default_factory=dict)
+    tokenizer: Any = tokenizer_spec.BYTES
+    tokenizers: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def config(self, seed):
         """The complete config of the arm's model with that seed."""
-        return presets.config(self.preset, **{**self.overrides, "seed": seed})
+        of_tokenizer = tokenizer_spec.config_fields(self.tokenizer, self.overrides)
+        return presets.config(self.preset, **{**self.overrides, **of_tokenizer, "seed": seed})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +70,9 @@ class Study:
         schedule: "cosine" or "wsd", as of `kzoo.training.adamw`.
         warmup: the part of the steps in which the rate rises.
         valid: the part of the data that is held out.
+        tokenizer: `"bytes"`; `{"bpe": 4096}` or `{"unigram": 4096}`, trained on the training part
+            of each source; or the path of a `tokenizer.json`. Of all arms but those that name
+            their own.
         evaluations: how often the held-out set is measured along a run.
         packing: how examples stand in the rows of a batch, as of `kzoo.data.load`: `"padded"`,
             `"buckets"` or `"first_fit"`, or JSON; None: as the folder's study began, else padded.
@@ -112,6 +122,7 @@ class Study:
     metrics: tuple = ()
     examples: bool = False
     imports: tuple = ()
+    tokenizer: Any = tokenizer_spec.BYTES
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
@@ -128,7 +139,8 @@ class Study:
         for name in given.get("given", {}):
             if name not in given["data"]:
                 raise unknown("source of the field 'given'", name, given["data"])
-        given["arms"] = _arms(given["arms"], given["data"])
+        shared = given.get("tokenizer", cls.tokenizer)
+        given["arms"] = _arms(given["arms"], given["data"], shared)
         seed = given.get("seeds", cls.seeds)[0]
         # Refuses what does not fit, before anything is written.
         configs = {label: arm.config(seed) for label, arm in given["arms"].items()}
@@ -139,7 +151,7 @@ class Study:
         if "hypotheses" in given:
             of_study = {name: given.get(name, default) for name, default in TRAINING.items()}
             settings = {
-                label: {**configs[label], **of_study, **arm.training}
+                label: _settings(configs[label], of_study, arm)
                 for label, arm in given["arms"].items()
             }
             given["hypotheses"] = protocol.settled(
@@ -177,6 +189,7 @@ class Study:
             label: {
                 **{"preset": arm.preset, "overrides": arm.overrides, "data": list(arm.data)},
                 **({"training": arm.training} if arm.training else {}),
+                **({"tokenizer": arm.tokenizer} if arm.tokenizer != self.tokenizer else {}),
             }
             for label, arm in self.arms.items()
         }
@@ -192,7 +205,8 @@ class Study:
             del fields["imports"]
         if self.packing is None:
             del fields["packing"]
-        for field in ("budget", "failed_runs", "optimizer", "schedule", "warmup"):
+        of_later = ("budget", "failed_runs", "optimizer", "schedule", "warmup", "tokenizer")
+        for field in of_later:
             if fields[field] == type(self).__dataclass_fields__[field].default:
                 del fields[field]
         return fields
@@ -223,8 +237,11 @@ class Study:
         ]
 
 
-def measure(objective, source):
+def measure(objective, source, tokenizer=tokenizer_spec.BYTES):
     """What held-out bits of an objective count, and the group within which they compare.
+
+    Bits of a text compare whatever its tokens are. Those of hidden tokens and spans compare where
+    the same are hidden, which needs the same tokenizer.
 
     Returns:
         (measure, group): two strings.
@@ -237,11 +254,21 @@ def measure(objective, source):
         "prefix_lm": "continuation",
         "masked_lm": "masked bytes",
     }
-    return unit, f"{names.get(objective.name, objective.name)} on {source}"
+    group = names.get(objective.name, objective.name)
+    if tokenizer != tokenizer_spec.BYTES and objective.name not in ("causal_lm", "prefix_lm"):
+        group += f" ({tokenizer_spec.text(tokenizer)})"
+    return unit, f"{group} on {source}"
 
 
 def _group(config, source):
-    return measure(config["objective"], source)[1]
+    return measure(config["objective"], source, config["tokenizer"])[1]
+
+
+def _settings(config, of_study, arm):
+    """The fields in which an arm may differ: of its config, its training and its tokenizer."""
+    fields = {**config, **of_study, **arm.training}
+    own = arm.tokenizer != tokenizer_spec.BYTES
+    return {**fields, "tokenizer": arm.tokenizer} if own else fields
 
 
 # Fields ---------------------------------------------------------------------------------------
@@ -261,6 +288,7 @@ _CHECKS = {
     "description": kinds.text,
     **CHECKS_OF_TRAINING,
     "valid": kinds.share,
+    "tokenizer": kinds.tokenizer,
     "evaluations": kinds.count,
     "packing": kinds.rows,
     "given": kinds.given,
@@ -276,8 +304,8 @@ _CHECKS = {
 }
 
 
-def _arms(arms, data):
-    return {_label(label): _arm(label, arm, data) for label, arm in arms.items()}
+def _arms(arms, data, tokenizer):
+    return {_label(label): _arm(label, arm, data, tokenizer) for label, arm in arms.items()}
 
 
 def _label(label):
@@ -286,7 +314,7 @@ def _label(label):
     raise InputError(f"the label of an arm is a line of text. Received: {shown(label)}")
 
 
-def _arm(label, arm, data):
+def _arm(label, arm, data, tokenizer):
     if isinstance(arm, str):
         arm = {"preset": arm}
     if not isinstance(arm, dict) or "preset" not in arm:
@@ -305,7 +333,10 @@ def _arm(label, arm, data):
             f"overrides of {label!r} are config fields; seeds are the study's. "
             f"Received: {shown(overrides)}"
         )
-    return Arm(arm["preset"], overrides, own, _training(label, arm.get("training", {})))
+    if "tokenizer" in arm:
+        tokenizer = kinds.tokenizer(f"the tokenizer of {label!r}", arm["tokenizer"])
+    training = _training(label, arm.get("training", {}))
+    return Arm(arm["preset"], overrides, own, training, tokenizer=tokenizer)
 
 
 def _training(label, fields):

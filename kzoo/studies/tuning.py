@@ -28,8 +28,9 @@ class Choice:
         widened: how many times the grid of rates was widened to have the best rates inside.
         edges: the fields whose value, a number, is still at the edge of its grid.
         shared: whether all arms on that source have these values.
-        reused: of runs that were made before and come from a file, a dict of the file's name and
-            of their `processors`; empty where all were made for the study.
+        reused: of runs that were made before and come from a file, a dict of the file's name, of
+            their `processors`, and of what their text follows where it is not the study's; empty
+            where all were made for the study.
     """
 
     fields: dict
@@ -143,7 +144,9 @@ def _reused(records, source, label):
     if not runs:
         return {}
     origins = [run["provenance"].get("processor") or run["provenance"]["platform"] for run in runs]
-    return {"from": runs[0]["reused_from"], "processors": sorted(set(origins))}
+    found = {"from": runs[0]["reused_from"], "processors": sorted(set(origins))}
+    follows = next((run["text_follows"] for run in runs if "text_follows" in run), None)
+    return found | ({"text_follows": follows} if follows else {})
 
 
 def with_choices(study, chosen):

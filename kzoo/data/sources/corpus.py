@@ -14,6 +14,7 @@ from kzoo.data.sources.files import Files
 from kzoo.data.sources.table import Table, is_table
 
 log = logging.getLogger("kzoo")
+JOINT = b"\n\n"  # between the documents of running text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +28,16 @@ class Corpus:
         text: bytes, or None.
         examples: list of `(source, target)` pairs of strings (source None in plain text), or
             None.
+        repeated: how many documents or examples were left out since they repeat others.
+        sizes: of running text, the bytes of each document; `JOINT` stands between two of them.
     """
 
     name: str
     sha256: str
     text: bytes | None = None
     examples: list | None = None
+    repeated: int = 0
+    sizes: tuple[int, ...] = ()
 
 
 def read(source: Any) -> Corpus:
@@ -55,8 +60,10 @@ def read(source: Any) -> Corpus:
     held = found.read()
     if not isinstance(held[0], bytes):
         return _of_examples(name, held)
-    text = b"\n\n".join(_distinct(held, name, "documents"))
-    return Corpus(name, hashlib.sha256(text).hexdigest(), text=text)
+    documents = _distinct(held, name, "documents")
+    text, repeated = JOINT.join(documents), len(held) - len(documents)
+    digest = hashlib.sha256(text).hexdigest()
+    return Corpus(name, digest, text=text, repeated=repeated, sizes=tuple(map(len, documents)))
 
 
 def _source(spec):
@@ -69,9 +76,10 @@ def _source(spec):
 
 
 def _of_examples(name, held):
-    examples = _distinct(memory.examples(held), name, "examples")
+    every = memory.examples(held)
+    examples = _distinct(every, name, "examples")
     sha256 = hashlib.sha256(json.dumps(examples).encode()).hexdigest()
-    return Corpus(name, sha256, examples=examples)
+    return Corpus(name, sha256, examples=examples, repeated=len(every) - len(examples))
 
 
 def _distinct(items, name, kind):

@@ -19,6 +19,7 @@ class Pydoc(Source):
     """`"pydoc"`: the help topics, then the docstrings of the standard library by file."""
 
     name = "pydoc"
+    text_follows = "the version of Python"
 
     def read(self) -> list[Any]:
         return _documents()

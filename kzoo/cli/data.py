@@ -1,0 +1,219 @@
+"""kzoo data: what a source holds, and what a model is given of it."""
+
+import sys
+
+from kzoo.cli.arguments import (
+    add_command,
+    add_json,
+    add_overrides,
+    add_tokenizer,
+    leave_tensorflow,
+    load_backend,
+    name,
+    overrides,
+    positive,
+    print_json,
+    share,
+)
+from kzoo.errors import InputError
+from kzoo.files import parse_json
+
+DEFAULT = "gpt_nano"
+OF_OBJECTIVE = {"causal_lm": DEFAULT, "masked_lm": "bert_nano"}  # others: a UniLM, which takes all
+STYLES = {"source": "cyan", "target": "green", "special": "magenta"}
+SIGNS = str.maketrans({"\n": "↵", "\t": "→", "\r": "␍", "\0": "␀"})
+CELLS = 64  # the most cells in which keys are drawn
+
+
+def add(commands):
+    help = "show what a source holds and what a model is given of it"
+    more = (
+        "SOURCE is what kzoo train takes as --text. Without --show, and with --stats, its numbers "
+        "are printed: lengths, duplicates, bytes per token, and what rows of a length would cut."
+    )
+    data = add_command(commands, "data", help, _data, more=more)
+    data.add_argument("source", type=name, metavar="SOURCE")
+    data.add_argument(
+        "--preset", metavar="NAME", help=f"for which model; default: {DEFAULT}, or by the objective"
+    )
+    data.add_argument("--objective", metavar="JSON", help="a name or JSON, instead of the preset's")
+    data.add_argument("--show", type=positive, metavar="N", help="print so many training examples")
+    data.add_argument("--stats", action="store_true", help="print numbers")
+    data.add_argument("--valid", type=share, default=0.1, metavar="SHARE", help="held out")
+    add_tokenizer(data)
+    add_overrides(data)
+    add_json(data, "one JSON line on stdout, no tables and colours")
+
+
+def _data(options):
+    config = _config(options)
+    leave_tensorflow([options.source])
+    from kzoo import data
+
+    corpus = data.sources.read(options.source)  # which refuses what is no text before Keras loads
+    load_backend()
+    from kzoo.data import pipeline, showing, statistics, tokenizer_spec
+    from kzoo.models.tokenizer_file import read_file
+
+    file = tokenizer_spec.file(options.tokenizer, options.source, options.valid)
+    tokenizer = file and read_file(file)
+    # One example in a batch, so that few are enough.
+    settings = {"batch_size": 1, "valid": options.valid, "seed": config["seed"]}
+    splits = data.load(options.source, config, tokenizer=tokenizer, **settings)
+    encoder = pipeline.encoder_of(config, config, tokenizer)
+    result = {"source": options.source, "facts": splits.facts}
+    if options.stats or not options.show:
+        result["statistics"] = statistics.statistics(corpus, encoder)
+        result["fill"] = statistics.fill(splits)
+    if options.show:
+        batches = (splits.train[i] for i in range(min(options.show, len(splits.train))))
+        found = (one for batch in batches for one in showing.shown(batch, config, encoder))
+        result["examples"] = [one for one, _ in zip(found, range(options.show), strict=False)]
+    if options.json:
+        print_json(result)
+        return
+    _print(result)
+
+
+def _config(options):
+    """The config of the model that the data are for."""
+    from kzoo import presets
+    from kzoo.data import tokenizer_spec
+
+    own = overrides(options.set)
+    preset = options.preset or DEFAULT
+    if options.objective is not None:
+        if "objective" in own:
+            raise InputError(
+                f"the objective is given once. Received: {options.objective} and --set"
+            )
+        own["objective"] = _objective(options.objective)
+        if options.preset is None:
+            preset = OF_OBJECTIVE.get(options.objective, "unilm_nano")
+    own |= tokenizer_spec.config_fields(options.tokenizer, own)
+    return presets.config(preset, **own)
+
+
+def _objective(text):
+    try:
+        return parse_json(text)
+    except InputError as error:
+        raise InputError(f"{error}. Received: --objective {text!r}") from None
+    except ValueError:
+        return text
+
+
+# On the terminal ------------------------------------------------------------------------------
+
+
+def _print(result):
+    from rich.console import Console
+
+    # A pipe has no width; whole lines are found by `grep`.
+    console = Console(markup=False, highlight=False, width=None if sys.stdout.isatty() else 200)
+    for i, example in enumerate(result.get("examples", ())):
+        _print_example(console, i, example)
+    if "statistics" in result:
+        _print_statistics(console, result)
+
+
+def _print_example(console, number, example):
+    from rich.text import Text
+
+    tokens, scored = example["tokens"], example["scored_tokens"]
+    console.print(Text(f"example {number}: {tokens} tokens, {scored} scored", style="bold"))
+    if example["source"] is not None:
+        _print_line(console, "source", Text(_signs(example["source"]), style=STYLES["source"]))
+    _print_line(console, "target", Text(_signs(example["target"]), style=STYLES["target"]))
+    for stack, runs in example["reads"].items():
+        read = Text()
+        for run in runs:
+            style = STYLES[run["kind"]] + (" bold underline" if run["scored"] else "")
+            read.append(_signs(run["text"]), style=style)
+        _print_line(console, "reads" if len(example["reads"]) == 1 else stack, read)
+    scored = Text(" … ", style="dim").join(Text(_signs(text)) for text in example["scored"])
+    _print_line(console, "scored", scored)
+    for stack, views in example["sees"].items():
+        alone = len(example["sees"]) == 1
+        for view in views:
+            _print_view(console, "" if alone else f"{stack}, ", view, len(views) > 1)
+    if len(example["sees"]) > 1:
+        _print_line(console, "", Text("the decoder sees all that the encoder reads", style="dim"))
+    console.print()
+
+
+def _print_view(console, stack, view, several):
+    from rich.text import Text
+
+    which = f"layers {view['layers']}, heads {view['heads']}" if several else ""
+    if stack or which:
+        _print_line(console, "", Text(f"{stack}{which}".removesuffix(", "), style="dim"))
+    for query in view["queries"]:
+        label = f"{query['position']:>5} {_signs(query['text']):<8.8} sees "
+        _print_line(console, "", Text(label) + Text(_cells(query["keys"]), style="blue"))
+
+
+def _print_line(console, title, text):
+    from rich.padding import Padding
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(width=8)
+    grid.add_column(overflow="fold")
+    grid.add_row(Text(title, style="dim"), text)
+    console.print(Padding(grid, (0, 0, 0, 2)))
+
+
+def _signs(text):
+    return text.translate(SIGNS)
+
+
+def _cells(keys):
+    """A row of a mask in at most `CELLS` characters: all, some or none of their keys are seen."""
+    width = -(-len(keys) // CELLS)
+    groups = (keys[at : at + width] for at in range(0, len(keys), width))
+    return "".join("█" if "0" not in group else "▒" if "1" in group else "·" for group in groups)
+
+
+def _print_statistics(console, result):
+    from rich.table import Table
+
+    found, facts = result["statistics"], result["facts"]
+    documents = "documents" if found["kind"] == "running text" else "examples"
+    console.print(
+        f"{result['source']}: {found['kind']}, {found['documents']:,} {documents} "
+        f"({found['duplicates']:,} duplicates left out), {found['bytes']:,} bytes, "
+        f"{found['bytes_per_token']:.2f} bytes per token"
+    )
+    fill = ", ".join(f"{name} {part:.1%}" for name, part in result["fill"].items())
+    console.print(
+        f"{facts['train_rows']:,} rows to train on, {facts['valid_rows']:,} held out, of "
+        f"{facts['row_length']} tokens; filled: {fill}"
+    )
+    lengths = Table(title=f"tokens of {found['measured']:,} {documents}", **_PLAIN)
+    lengths.add_column("")
+    for quantile in found["quantiles"]:
+        names = {0.0: "least", 0.5: "median", 1.0: "most"}
+        lengths.add_column(names.get(quantile, f"{quantile:.0%}"), justify="right")
+    for part, values in found["lengths"].items():
+        lengths.add_row(part, *(f"{value:,}" for value in values))
+    console.print(lengths)
+    cut = Table(title="what rows of a length would cut", **_PLAIN)
+    for column in ("length", "longer", "tokens lost"):
+        cut.add_column(column, justify="right")
+    for row in found["cut"]:
+        cut.add_row(f"{row['length']:,}", f"{row['examples']:.1%}", f"{row['tokens']:.1%}")
+    console.print(cut)
+    console.print(f"split: {_facts(facts['split'])}")
+    entropies = (facts["unigram_entropy"], facts["bigram_entropy"])
+    console.print(
+        "entropy of held-out bytes: unigram {:.3f}, bigram {:.3f} bits".format(*entropies)
+    )
+
+
+_PLAIN = {"title_justify": "left", "box": None, "pad_edge": False}
+
+
+def _facts(facts):
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())

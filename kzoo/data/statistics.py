@@ -1,0 +1,124 @@
+"""What a source holds, in numbers: lengths, duplicates, and what rows of a length would cut."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from kzoo.data.pipeline import Splits
+from kzoo.data.sources.corpus import JOINT, Corpus
+from kzoo.encoder import Encoder
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
+MOST = 20_000  # documents or examples that are measured; of more, so many evenly spaced
+ROWS = 256  # of an epoch whose padding is counted
+
+
+def statistics(corpus: Corpus, encoder: Encoder) -> dict[str, Any]:
+    """How long the documents or examples of a source are, in the tokens of an encoder.
+
+    Args:
+        corpus: of `kzoo.data.sources.read`.
+        encoder: as of `kzoo.data.pipeline.encoder_of`.
+
+    Returns:
+        A dict of JSON values: `kind` (`"running text"`, `"texts"` or `"pairs"`), `documents`, the
+        number of distinct ones, `duplicates`, that of those left out since they repeat others,
+        `bytes`, `measured`, the number of documents that the rest is about, `tokens`,
+        `bytes_per_token`, `lengths`, quantiles in tokens of each `source`, `target` and of a row
+        that holds the whole `example`, by name a list as long as `QUANTILES`, and `cut`, what rows
+        of a length would cut: a list of dicts of `length`, `examples` (the part that is longer)
+        and `tokens` (the part that would be lost; of running text, which is cut into windows,
+        nothing is).
+
+    Example:
+        >>> from kzoo.data.pipeline import encoder_of
+        >>> config = kzoo.presets.config("gpt_nano")
+        >>> encoder = encoder_of(config, config)
+        >>> found = statistics(kzoo.data.sources.read(["abc", "abcdefgh", "abc"]), encoder)
+        >>> found["documents"], found["duplicates"], found["lengths"]["target"][-1]
+        (2, 1, 8)
+    """
+    pairs = _documents(corpus)
+    some = np.unique(np.linspace(0, len(pairs) - 1, min(MOST, len(pairs))).round().astype(int))
+    chosen = [pairs[i] for i in some]
+    paired = chosen[0][0] is not None
+    targets = encoder.tokens(target for _, target in chosen)
+    given = encoder.tokens(source for source, _ in chosen) if paired else [None] * len(targets)
+    lengths = {"target": np.array([len(target) for target in targets])}
+    if paired:
+        lengths = {"source": np.array([len(source) for source in given]), **lengths}
+    total = sum(part.sum() for part in lengths.values())
+    size = sum(len(text.encode()) for pair in chosen for text in pair if text)
+    lengths["example"] = np.array(
+        [encoder.example_length(*pair) for pair in zip(given, targets, strict=True)]
+    )
+    running = corpus.examples is None
+    return {
+        "kind": "running text" if running else "pairs" if paired else "texts",
+        "documents": len(pairs),
+        "duplicates": corpus.repeated,
+        "bytes": sum(len(text.encode()) for pair in pairs for text in pair if text),
+        "measured": len(chosen),
+        "tokens": int(total),
+        "bytes_per_token": round(float(size / max(total, 1)), 4),
+        "quantiles": list(QUANTILES),
+        "lengths": {name: _quantiles(of) for name, of in lengths.items()},
+        "cut": [_cut(lengths["example"], length, running) for length in _lengths(lengths)],
+    }
+
+
+def fill(splits: Splits) -> dict[str, float]:
+    """The part of a row's tokens that are no padding: of a single stack's rows, or of an
+    encoder's and a decoder's, by the name of their mask.
+
+    Args:
+        splits: of `kzoo.data.load`; at most 256 of its training batches are looked at.
+    """
+    total = len(splits.train)
+    some = np.unique(np.linspace(0, total - 1, min(ROWS, total)).round().astype(int))
+    filled: dict[str, int] = {}
+    all_of: dict[str, int] = {}
+    for i in some:
+        for name, mask in _masks(splits.train[int(i)][0]):
+            filled[name] = filled.get(name, 0) + int((mask != 0).sum())
+            all_of[name] = all_of.get(name, 0) + mask.size
+    return {name: round(filled[name] / all_of[name], 4) for name in filled}
+
+
+def _masks(x: Mapping[str, np.ndarray]):
+    names = {"padding_mask": "row", "encoder_padding_mask": "encoder"}
+    names["decoder_padding_mask"] = "decoder"
+    return [(names[name], array) for name, array in x.items() if name in names]
+
+
+def _documents(corpus):
+    """The documents of running text, or the examples, as pairs of strings."""
+    if corpus.examples is not None:
+        return corpus.examples
+    ends = np.cumsum([size + len(JOINT) for size in corpus.sizes])
+    starts = [0, *ends[:-1]]
+    return [
+        (None, corpus.text[start : end - len(JOINT)].decode("utf-8", "replace"))
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _quantiles(lengths):
+    return np.quantile(lengths, QUANTILES, method="nearest").astype(int).tolist()
+
+
+def _lengths(lengths):
+    """Powers of two from 64 on, up to one that holds every example."""
+    longest = int(lengths["example"].max())
+    return [2**k for k in range(6, max(7, min(longest - 1, 2**20).bit_length() + 1))]
+
+
+def _cut(lengths, length, running):
+    beyond = np.maximum(lengths - length, 0)
+    lost = 0.0 if running else float(beyond.sum() / lengths.sum())
+    return {
+        "length": length,
+        "examples": round(float((beyond > 0).mean()), 4),
+        "tokens": round(lost, 4),
+    }
