@@ -41,8 +41,8 @@ class Splits:
             `bigram_entropy` of the held-out bytes, in bits per byte, and `split`, what the two
             parts have in common: of examples, the counts of `kzoo.data.splits.hold_out`; of
             running text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`,
-            those held out that stand in training too, in runs of 32 or more. A file's tokenizer has `tokenizer_sha256`, of its
-            content, and `tokenizer_size`, its number of ids.
+            those held out that stand in training too, in runs of 32 or more. A file's tokenizer
+            has `tokenizer_sha256`, of its content, and `tokenizer_size`, its number of ids.
     """
 
     train: grain.MapDataset
