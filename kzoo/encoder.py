@@ -3,7 +3,8 @@
 
 A *token array* is a tokenized text. If each token is one byte, it is integers [tokens], the ids.
 Else it is int32 [tokens, 2]: each id, and how many bytes of the text it stands for; their sum is
-the size of the text.
+the size of the text. Of a `PartlyScored` text it is int32 [tokens, 3]: these two, and 1 for tokens
+that are scored, 0 for others.
 """
 
 import dataclasses
@@ -36,6 +37,44 @@ def utf8(text):
             "a text must be Unicode without lone surrogates. "
             f"Received: {text[error.start]!r} at character {error.start}"
         ) from None
+
+
+class PartlyScored(str):
+    """A target of which only some characters are scored, such as the answers in a row of queries.
+
+    It is a string wherever strings are read, in pairs and in lists. A token is scored if one of its
+    characters is; the end token is, if all of them are. Objectives that hide tokens, such as
+    `masked_lm`, refuse it.
+
+    Args:
+        text: a string.
+        scored: the indices of the characters that are scored, integers.
+
+    Raises:
+        InputError: no index, or one outside the text.
+
+    Example:
+        >>> encoder = Encoder(kzoo.objectives.get("prefix_lm"))
+        >>> target = PartlyScored("b2a1", scored=[1, 3])
+        >>> _, y, weight = encoder.batch(encoder.tokens(["a1b2"]), encoder.tokens([target]), 10)
+        >>> bytes(y[weight > 0].tolist())
+        b'21'
+    """
+
+    scored: tuple[int, ...]
+
+    def __new__(cls, text: str, scored: Iterable[int]) -> "PartlyScored":
+        self = super().__new__(cls, text)
+        self.scored = tuple(sorted({*scored}))
+        if not self.scored or self.scored[0] < 0 or self.scored[-1] >= len(text):
+            raise InputError(
+                f"scored are indices of the {len(text)} characters of a text, one or more. "
+                f"Received: {self.scored!r:.60}"
+            )
+        return self
+
+    def __getnewargs__(self) -> tuple:  # pickled, between processes
+        return str(self), self.scored
 
 
 class Bytes:
@@ -92,7 +131,11 @@ class Encoder:
 
     def tokens(self, texts: Iterable[str]) -> list[np.ndarray]:
         """Strings as token arrays: a list."""
-        return self.tokenizer.encode(list(texts))
+        texts = list(texts)
+        arrays = self.tokenizer.encode(texts)
+        if not any(isinstance(text, PartlyScored) for text in texts):
+            return arrays
+        return [_told(text, tokens) for text, tokens in zip(texts, arrays, strict=True)]
 
     def example_length(
         self, source: np.ndarray | None, target: np.ndarray, complete: bool = True
@@ -109,17 +152,17 @@ class Encoder:
         )
 
     def part_lengths(
-        self, source: np.ndarray | None, target: np.ndarray, length: int, complete: bool = True
+        self, source: int | None, target: int, length: int, complete: bool = True
     ) -> tuple[int, int]:
         """The most columns of an encoder's, and of a decoder's, sequence that an example takes.
 
         Args:
-            source, target, complete: as of `example_length`.
+            source, target: numbers of tokens; source is None for plain text.
             length: tokens to which a longer example is truncated.
+            complete: whether EOS follows the target.
         """
-        source_length = None if source is None else len(source)
         return layouts.part_lengths(
-            self.objective, source_length, len(target), length, complete, self.vocabulary
+            self.objective, source, target, length, complete, self.vocabulary
         )
 
     def window(self, length: int) -> int:
@@ -181,3 +224,19 @@ class Encoder:
     def prompts(self, texts: list[Any], as_source: bool) -> Any:
         """A model's inputs for generation from prompts: see `prompts` of the layout."""
         return self.layout.prompts(texts, as_source, self.vocabulary)
+
+
+def _told(text, tokens):
+    """A token array as int32 [tokens, 3], with whether each token is scored."""
+    tokens = np.asarray(tokens, np.int32)
+    if tokens.ndim == 1:
+        tokens = np.stack([tokens, np.ones_like(tokens)], axis=1)
+    scored = np.ones(len(text), bool)
+    if isinstance(text, PartlyScored):
+        scored[:] = False
+        scored[list(text.scored)] = True
+    if not text.isascii():
+        scored = np.repeat(scored, [len(character.encode()) for character in text])
+    seen, end = np.concatenate([[0], np.cumsum(scored)]), np.cumsum(tokens[:, 1])
+    told = seen[end] > seen[end - tokens[:, 1]]
+    return np.column_stack([tokens, told.astype(np.int32)])

@@ -3,19 +3,16 @@
 import hashlib
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from new_process import python
 
 from kzoo import data
 from kzoo.data import sources, tasks, text
-from kzoo.data.sources import tfds
 from kzoo.data.tasks.copying import SYMBOLS
 from kzoo.errors import InputError
 from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, SEP
@@ -23,7 +20,6 @@ from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, SEP
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 SHAKESPEARE = SHARED / "data" / "tfds_manual" / "input.txt"
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 needs_shakespeare = pytest.mark.skipif(
     not SHAKESPEARE.exists(), reason="tiny Shakespeare is not beside the project"
 )
@@ -315,7 +311,7 @@ def test_pydoc_is_two_megabytes_of_english_without_imports():
         "print(len(text), 'smtplib' in sys.modules, 'keras' in sys.modules, "
         "'tensorflow' in sys.modules, 'tensorflow_datasets' in sys.modules)"
     )
-    size, *imported = _python(code).split()
+    size, *imported = python(code).split()
     assert 1_500_000 < int(size) < 4_000_000 and imported == ["False"] * 4
     documents = sources.Pydoc().read()
     assert documents is sources.Pydoc().read()  # parsed once in a process
@@ -447,107 +443,3 @@ def test_bad_configs(prose):
     ]
     for words, fields in bad:
         assert_raises(words, lambda fields=fields: data.load(prose, fields, batch_size=8))
-
-
-# TensorFlow Datasets
-
-
-def _python(code, *, without=(), **environment):
-    """Runs code in a new process, in which the packages `without` cannot be found."""
-    hide = (
-        "import importlib.machinery as m; find = m.PathFinder.find_spec\n"
-        "m.PathFinder.find_spec = staticmethod(lambda name, *rest: "
-        f"None if name.split('.')[0] in {tuple(without)!r} else find(name, *rest))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", hide + code],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-READ = "from kzoo.data import sources; print(sources.read('tfds:tiny_shakespeare').sha256)"
-
-
-@needs_shakespeare
-@pytest.mark.parametrize("without", [(), ("tensorflow",)], ids=["any", "no_tensorflow"])
-def test_tiny_shakespeare_from_the_manual_folder(tmp_path, without):
-    manual = tmp_path / "downloads" / "manual"
-    manual.mkdir(parents=True)
-    (manual / "input.txt").symlink_to(SHAKESPEARE)
-    printed = _python(READ, without=without, TFDS_DATA_DIR=str(tmp_path))
-    assert printed.split() == [SHAKESPEARE_SHA256]
-
-
-@needs_shakespeare
-@pytest.mark.slow
-def test_tiny_shakespeare_prepared_by_tfds_is_the_same(tmp_path):
-    pytest.importorskip("tensorflow")
-    code = f"""
-import os, tensorflow_datasets as tfds
-from kzoo.data import sources
-for file_format in "array_record", "tfrecord":
-    os.environ["TFDS_DATA_DIR"] = folder = {str(tmp_path)!r} + "/" + file_format
-    config = tfds.download.DownloadConfig(manual_dir={str(SHAKESPEARE.parent)!r})
-    builder = tfds.builder("tiny_shakespeare", data_dir=folder, file_format=file_format)
-    builder.download_and_prepare(download_config=config)
-    print("read", file_format, sources.read("tfds:tiny_shakespeare").sha256)
-"""
-    printed = [line.split()[1:] for line in _python(code).splitlines() if line[:4] == "read"]
-    assert sum(printed, []) == ["array_record", SHAKESPEARE_SHA256, "tfrecord", SHAKESPEARE_SHA256]
-
-
-@pytest.fixture
-def tfds_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    return tmp_path
-
-
-def test_tfds_without_network_says_at_once_what_to_put_where(tfds_folder, monkeypatch):
-    monkeypatch.setattr(tfds, "_reachable", lambda url: False)
-    assert_raises(
-        f"put input.txt in {tfds_folder}/downloads/manual", lambda: load("tfds:tiny_shakespeare")
-    )
-    assert not list(tfds_folder.iterdir())
-
-
-def test_tfds_checks_the_manual_file(tfds_folder):
-    manual = tfds_folder / "downloads" / "manual"
-    manual.mkdir(parents=True)
-    (manual / "input.txt").write_text("not Shakespeare")
-    assert_raises("not the file that TFDS knows", lambda: load("tfds:tiny_shakespeare"))
-
-
-def test_tfds_names_and_features(tfds_folder):
-    assert_raises("'tfds:tiny_shakespeare'?", lambda: load("tfds:tiny_shakespear"))
-    assert_raises("image, label", lambda: load("tfds:mnist"))
-
-
-def test_tfds_examples_are_documents(tfds_folder):
-    """A builder of one's own, prepared and read where TensorFlow cannot be imported."""
-    code = """
-import tensorflow_datasets as tfds
-class Kzoo_Notes(tfds.core.GeneratorBasedBuilder):
-    name = "kzoo_notes"
-    VERSION = tfds.core.Version("1.0.0")
-    def _info(self):
-        features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
-        return tfds.core.DatasetInfo(builder=self, features=features)
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples(3), "test": self._generate_examples(4)}
-    def _generate_examples(self, count):
-        yield from ((i, {"text": f"note {i}"}) for i in range(count))
-from kzoo.data import sources
-for _ in range(2):  # prepares, then reads
-    print(sorted(sources.read("tfds:kzoo_notes").text.split(b"\\n\\n")))
-"""
-    expected = [b"note 0", b"note 1", b"note 2", b"note 3"]
-    printed = _python(code, without=("tensorflow",))
-    assert printed.strip().splitlines() == [str(expected)] * 2
-
-
-def test_nobody_answers_at_a_closed_port():
-    assert not tfds._reachable("http://127.0.0.1:9/nothing")

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from pathlib import Path
 
 import pytest
 
@@ -112,13 +111,6 @@ def test_what_a_protocol_refuses(changes, message):
         Study.from_dict({**STUDY, **changes})
     assert message in str(error.value) and "Received" in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_the_study_of_verdicts_in_examples_is_one():
-    study = Study.from_json(Path(__file__).parents[1] / "examples/studies/quick_verdicts.json")
-    assert len(study.seeds) == 6 and len(study.tuning.seeds) == 5
-    assert {hypothesis.question for hypothesis in study.hypotheses} == {"Q1", "Q4", "Q5", "copying"}
-    assert all("learning_rate" not in arm.training for arm in study.arms.values())
 
 
 def test_looks_are_at_hypotheses():

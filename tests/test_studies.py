@@ -52,16 +52,16 @@ def without_clock(record):
 
 def test_the_quick_study_is_what_it_says():
     quick = Study.from_json(QUICK)
-    assert quick.steps == 300 and quick.seeds == (0, 1)
-    configs = [arm.config(0) for arm in quick.arms.values()]
-    assert {c["mechanism"] for c in configs} == {"softmax", "linear"}
-    choices = ("mask", "stack", "objective")
-    assert len({json.dumps([c[name] for name in choices]) for c in configs}) == 10
-    # Arms differ in mask, mechanism, stack and objective, and in nothing else.
-    for config in configs:
-        for field in (*choices, "mechanism"):
-            del config[field]
-    assert all(config == configs[0] for config in configs)
+    assert quick.steps == 300 and len(quick.seeds) == 6 and len(quick.tuning.seeds) == 5
+    assert quick.tuning.records_file().is_file()
+    assert {hypothesis.question for hypothesis in quick.hypotheses} == {"Q1", "Q4", "Q5", "copying"}
+    # Arms on one source differ in mask, mechanism, stack and objective, and in nothing else.
+    for source in quick.data:
+        configs = [arm.config(0) for arm in quick.arms.values() if source in arm.data]
+        for config in configs:
+            for field in ("mask", "mechanism", "stack", "objective"):
+                del config[field]
+        assert len(configs) > 3 and all(config == configs[0] for config in configs)
     assert Study.from_dict(quick.to_dict()) == quick
 
 

@@ -19,7 +19,7 @@ from kzoo.studies.study import measure
 WORDS = ["the", "owl", "naïve", "sat", "down", "mice", "and", "twelve", "Straße"]
 LINES = [" ".join(np.random.default_rng(i).choice(WORDS, 9)) for i in range(120)]
 SIZE = 390
-ARM = {"preset": "gpt_nano", "overrides": {"num_layers": 1, "max_sequence_length": 32}}
+ARM = {"preset": "gpt_nano", "overrides": {"num_layers": 1, "max_sequence_length": 64}}
 FIELDS = {"data": "lines", "given": {"lines": LINES}, "steps": 2, "batch_size": 4}
 
 
@@ -97,7 +97,7 @@ def test_records_say_which_tokenizer(run):
     # Both measure the same bytes, and so compare.
     assert len({record["group"] for record in found.values()}) == 1
     assert len({record["facts"]["valid_bytes"] for record in found.values()}) == 1
-    assert found["bpe"]["facts"]["row_length"] < found["bytes"]["facts"]["row_length"] / 2 + 2
+    assert found["bpe"]["facts"]["row_length"] < found["bytes"]["facts"]["row_length"] / 1.5
 
 
 def test_a_study_goes_on_with_the_tokenizer_of_its_folder(run, tmp_path, monkeypatch):

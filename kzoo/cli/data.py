@@ -85,7 +85,7 @@ def _config(options):
     if options.objective is not None:
         if "objective" in own:
             raise InputError(
-                f"the objective is given once. Received: {options.objective} and --set"
+                f"--objective or --set gives the objective. Received: {options.objective!r} in both"
             )
         own["objective"] = _objective(options.objective)
         if options.preset is None:
@@ -162,7 +162,7 @@ def _print_line(console, title, text):
     grid.add_column(width=8)
     grid.add_column(overflow="fold")
     grid.add_row(Text(title, style="dim"), text)
-    console.print(Padding(grid, (0, 0, 0, 2)))
+    console.print(Padding(grid, (0, 0, 0, 2), expand=False))
 
 
 def _signs(text):
@@ -191,28 +191,27 @@ def _print_statistics(console, result):
         f"{facts['train_rows']:,} rows to train on, {facts['valid_rows']:,} held out, of "
         f"{facts['row_length']} tokens; filled: {fill}"
     )
-    lengths = Table(title=f"tokens of {found['measured']:,} {documents}", **_PLAIN)
+    lengths = Table(box=None, pad_edge=False)
     lengths.add_column("")
     for quantile in found["quantiles"]:
         names = {0.0: "least", 0.5: "median", 1.0: "most"}
         lengths.add_column(names.get(quantile, f"{quantile:.0%}"), justify="right")
     for part, values in found["lengths"].items():
         lengths.add_row(part, *(f"{value:,}" for value in values))
+    console.print(f"tokens of {found['measured']:,} {documents}", style="bold")
     console.print(lengths)
-    cut = Table(title="what rows of a length would cut", **_PLAIN)
+    cut = Table(box=None, pad_edge=False)
     for column in ("length", "longer", "tokens lost"):
         cut.add_column(column, justify="right")
     for row in found["cut"]:
         cut.add_row(f"{row['length']:,}", f"{row['examples']:.1%}", f"{row['tokens']:.1%}")
+    console.print("what rows of a length would cut", style="bold")
     console.print(cut)
     console.print(f"split: {_facts(facts['split'])}")
     entropies = (facts["unigram_entropy"], facts["bigram_entropy"])
     console.print(
         "entropy of held-out bytes: unigram {:.3f}, bigram {:.3f} bits".format(*entropies)
     )
-
-
-_PLAIN = {"title_justify": "left", "box": None, "pad_edge": False}
 
 
 def _facts(facts):

@@ -24,27 +24,16 @@ class Fitted:
         sources: list of token arrays, or None for plain texts.
         targets: list of token arrays.
         complete: bool [examples], whether EOS follows: not after a piece that is not the last.
-        document: integers [examples], the number of the text or pair that each comes from.
         needed: integers [examples], the tokens with which each would be whole.
         sizes: integers [examples, 3], what each takes of a row: of a single stack's, an encoder's
             and a decoder's.
-        facts: a dict of `cut_rows`, how many examples are cut, `cut_tokens`, how many tokens are
-            lost by that, `cut_to_one_token`, of how many a target of several tokens keeps one, and
-            `split_rows`, how many were split.
     """
 
     sources: list[Any] | None
     targets: list[Any]
     complete: np.ndarray
-    document: np.ndarray
     needed: np.ndarray
     sizes: np.ndarray
-    facts: dict[str, int]
-
-    @property
-    def length(self) -> int:
-        """The tokens of a row that holds any of the examples."""
-        return int(self.sizes[:, 0].max())
 
 
 def check_long(long):
@@ -53,29 +42,44 @@ def check_long(long):
         raise unknown("way to treat long examples", long, LONG)
 
 
-def fit(encoder: Encoder, sources: Any, targets: Any, longest: int, long: str) -> Fitted:
+def fit(
+    encoder: Encoder, parts: dict[str, tuple[Any, Any]], longest: int, long: str
+) -> tuple[dict[str, Fitted], dict[str, int]]:
     """Examples that fit into rows of `longest` tokens.
 
     Args:
         encoder: an `Encoder`.
-        sources: list of token arrays, or None for plain texts.
-        targets: list of token arrays.
+        parts: by name a list of sources (or None for plain texts) and one of targets, token arrays.
         longest: tokens.
         long: what becomes of longer ones: `"truncate"`: the target's end is cut, down to one
             token, then the source's; `"truncate_source"`: the source's end is cut, then the
             target's; `"split"`: a text becomes several examples, and a pair, which cannot be
             split, is truncated; `"refuse"`: an error.
 
+    Returns:
+        A `Fitted` by the name of each part; and facts of all of them: `cut_rows`, how many examples
+        are cut, `cut_tokens`, how many tokens are lost by that, `cut_to_one_token`, of how many a
+        target of several tokens keeps one, and `split_rows`, how many were split.
+
     Raises:
         InputError: for an example that is too long and to be refused.
     """
-    document, complete = np.arange(len(targets)), np.ones(len(targets), bool)
-    split = 0
+    facts = {"cut_rows": 0, "cut_tokens": 0, "cut_to_one_token": 0, "split_rows": 0}
+    fitted = {}
+    for name, (sources, targets) in parts.items():
+        fitted[name], counted = _fit(encoder, sources, targets, longest, long)
+        facts = {fact: count + counted[fact] for fact, count in facts.items()}
+    _tell(facts, np.concatenate([part.needed for part in fitted.values()]), longest, long)
+    return fitted, facts
+
+
+def _fit(encoder, sources, targets, longest, long):
+    complete, split = np.ones(len(targets), bool), 0
     if long == "split" and sources is None:
         pieces = [_pieces(encoder, target, longest) for target in targets]
         counts = np.array([len(of_text) for of_text in pieces])
-        document, split = np.repeat(document, counts), int((counts > 1).sum())
-        complete = np.append(document[1:] != document[:-1], True)
+        split, complete = int((counts > 1).sum()), np.zeros(counts.sum(), bool)
+        complete[np.cumsum(counts) - 1] = True
         targets = [piece for of_text in pieces for piece in of_text]
     each = [None] * len(targets) if sources is None else list(sources)
     pairs = list(zip(each, targets, strict=True))
@@ -84,20 +88,25 @@ def fit(encoder: Encoder, sources: Any, targets: Any, longest: int, long: str) -
     )
     too_long = np.flatnonzero(needed > longest)
     left = [_left(encoder, *pairs[i], longest, long) for i in too_long]
-    facts = _counted([pairs[i] for i in too_long], left, needed, longest, long)
+    bare = sum(int(t == 1 < len(pairs[i][1])) for i, (_, t) in zip(too_long, left, strict=True))
     if long == "truncate_source" and sources is not None:
         for i, (s, t) in zip(too_long, left, strict=True):
             pairs[i] = pairs[i][0][:s], pairs[i][1][:t]
         sources, targets = ([pair[n] for pair in pairs] for n in (0, 1))
-    row, room = np.minimum(needed, longest), encoder.window(longest)
+    room = encoder.window(longest)
     parts = [
-        encoder.part_lengths(source, target[:room] if source is None else target, longest, last)
+        encoder.part_lengths(
+            None if source is None else len(source),
+            min(len(target), room) if source is None else len(target),
+            longest,
+            bool(last),
+        )
         for (source, target), last in zip(pairs, complete, strict=True)
     ]
-    sizes = np.column_stack([row, np.array(parts)])
-    return Fitted(
-        sources, targets, complete, document, needed, sizes, facts | {"split_rows": split}
-    )
+    sizes = np.column_stack([np.minimum(needed, longest), np.array(parts)])
+    lost = int((needed - longest)[too_long].sum())
+    facts = {"cut_rows": len(too_long), "cut_tokens": lost, "cut_to_one_token": bare}
+    return Fitted(sources, targets, complete, needed, sizes), facts | {"split_rows": split}
 
 
 def _pieces(encoder, text, longest):
@@ -122,20 +131,18 @@ def _left(encoder, source, target, longest, long):
     return s, t
 
 
-def _counted(pairs, left, needed, longest, long):
-    """Facts of the examples that are too long, with a warning where there are some."""
-    lost = int((needed - longest)[needed > longest].sum())
-    bare = sum(t == 1 < len(target) for (_, target), (_, t) in zip(pairs, left, strict=True))
-    if pairs and long == "refuse":
+def _tell(facts, needed, longest, long):
+    """Refuse examples that are too long, or warn that they are cut."""
+    cut, bare = facts["cut_rows"], facts["cut_to_one_token"]
+    if cut and long == "refuse":
         raise InputError(
             f"examples have at most {longest} tokens, the model's max_sequence_length, where long "
-            f"ones are refused. Received: {len(pairs)} of {len(needed)} that are longer, up to "
+            f"ones are refused. Received: {cut} of {len(needed)} that are longer, up to "
             f"{needed.max()} tokens"
         )
-    if pairs:
+    if cut:
         log.warning(
-            "%d of %d examples are longer than %d tokens and are cut",
-            *(len(pairs), len(needed), longest),
+            "%d of %d examples are longer than %d tokens and are cut", cut, len(needed), longest
         )
     if bare:
         log.warning(
@@ -143,4 +150,3 @@ def _counted(pairs, left, needed, longest, long):
             "packing={'padded': {'long': 'truncate_source'}}, which cuts sources first, keeps more",
             bare,
         )
-    return {"cut_rows": len(pairs), "cut_tokens": lost, "cut_to_one_token": int(bare)}

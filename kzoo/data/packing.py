@@ -28,28 +28,25 @@ class Rows:
     """Rows of one shape.
 
     Attributes:
-        order: integers [examples], their numbers, row by row.
-        starts: integers [rows + 1]: row i holds `order[starts[i] : starts[i + 1]]`.
+        order: their numbers, row by row; integers [examples] or a range.
+        starts: integers [rows + 1]: row i holds `order[starts[i] : starts[i + 1]]`; None: one.
         lengths: `Lengths`, the tokens of a row.
         packed: whether several examples may stand in a row.
     """
 
-    order: np.ndarray
-    starts: np.ndarray
+    order: Any
+    starts: np.ndarray | None
     lengths: Lengths
     packed: bool = False
 
-    @classmethod
-    def single(cls, examples: np.ndarray, lengths: Lengths) -> "Rows":
-        """One example in each row."""
-        return cls(examples, np.arange(len(examples) + 1), lengths)
-
     def __len__(self):
-        return len(self.starts) - 1
+        return len(self.order) if self.starts is None else len(self.starts) - 1
 
     def members(self, rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """The examples of some rows, and for each the index in `rows` of its own."""
-        counts = self.starts[1:] - self.starts[:-1]
+        if self.starts is None:
+            return np.array([self.order[i] for i in rows]), np.arange(len(rows))
+        counts = np.diff(self.starts)
         found = [self.order[self.starts[i] : self.starts[i + 1]] for i in rows]
         return np.concatenate(found), np.repeat(np.arange(len(rows)), counts[rows])
 
@@ -118,8 +115,11 @@ class Padded(Packing):
     def plan(
         self, sizes: np.ndarray, widest: Lengths, longest: int, batch_size: int, seed: int
     ) -> list[Rows]:
-        lengths = Lengths(*[widest.row] * 3) if self.equal_lengths else widest
-        return [Rows.single(np.arange(len(sizes)), lengths)]
+        return [Rows(range(len(sizes)), None, self.lengths(widest))]
+
+    def lengths(self, widest: Lengths) -> Lengths:
+        """The lengths of rows for examples of which `widest` holds any."""
+        return Lengths(*[widest.row] * 3) if self.equal_lengths else widest
 
 
 @register
@@ -154,7 +154,7 @@ class Buckets(Packing):
             part = np.flatnonzero(bucket == i)
             few = found and min(len(found[-1]), len(part)) < batch_size
             found[len(found) - bool(few) :] = [np.concatenate([found[-1], part]) if few else part]
-        return [Rows.single(part, Lengths(*sizes[part].max(0).tolist())) for part in found]
+        return [Rows(part, None, Lengths(*sizes[part].max(0).tolist())) for part in found]
 
 
 @register

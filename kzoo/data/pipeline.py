@@ -13,6 +13,9 @@ from kzoo import masks, objectives
 from kzoo.data import fitting, sources, splits, text
 from kzoo.data import packing as packings
 from kzoo.data.batches import Batches, Mixed
+from kzoo.data.parts import Drawn, Part, held_out
+from kzoo.data.sources.index import Indexed
+from kzoo.data.sources.stored import Stored, Windows
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
@@ -22,8 +25,6 @@ from kzoo.values import check_batch_size, is_count, is_number
 
 log = logging.getLogger("kzoo")
 
-_HELD_OUT_SEED = 9529
-
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
@@ -32,22 +33,27 @@ class Splits:
     Attributes:
         train: `grain.MapDataset` of one epoch of batches, `len(train)` of them.
         valid: `grain.MapDataset` of the held-out batches.
+        test: the same of the source's official test split, or None: it has none.
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
             tokens, `train_rows` and `valid_rows`, the numbers of examples, `train_bytes` and
             `valid_bytes` (of pairs: of their targets), `cut_rows`, how many examples were longer
             than a sequence and are cut, of strings and pairs also `cut_tokens`,
-            `cut_to_one_token` and `split_rows` (`kzoo.data.fitting.Fitted`), `packing`, the rows
-            of `train` and how full they are (`kzoo.data.packing.facts`), `unigram_entropy` and
+            `cut_to_one_token` and `split_rows` (`kzoo.data.fitting.fit`), `packing`, the rows of
+            `train` and how full they are (`kzoo.data.packing.facts`), `unigram_entropy` and
             `bigram_entropy` of the held-out bytes, in bits per byte, and `split`, what the two
             parts have in common: of examples, the counts of `kzoo.data.splits.hold_out`; of
             running text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`,
-            those held out that stand in training too, in runs of 32 or more. A file's tokenizer
-            has `tokenizer_sha256`, of its content, and `tokenizer_size`, its number of ids.
+            those held out that stand in training too, in runs of 32 or more. Of official splits
+            nothing is moved or cut: `official` is true, and what they have in common is counted.
+            Where there is a test split, `test_rows`, `test_bytes`, and `test_split`, what it has
+            in common with training. A file's tokenizer has `tokenizer_sha256`, of its content, and
+            `tokenizer_size`, its number of ids.
     """
 
     train: grain.MapDataset
     valid: grain.MapDataset
     facts: dict
+    test: grain.MapDataset | None = None
 
     def __iter__(self):
         return iter((self.train, self.valid))
@@ -63,31 +69,38 @@ def load(
     seed: int = 0,
     packing: Any = "padded",
     tokenizer: Any = None,
+    near_duplicates: int = 0,
 ) -> Splits:
     """Data for a model: batches to train on and held-out batches, which never overlap.
 
     Args:
         source: the name of a source (`kzoo.data.sources`): `"pydoc"` (Python's own
-            documentation, about 2 MB, no network), `"tfds:NAME"` (the text of a TFDS data set),
+            documentation, about 2 MB, no network), `"tfds:NAME"` (a TFDS data set),
             `"synthetic:NAME"` (of `kzoo.data.tasks`); its JSON, with further fields,
             `{"synthetic": {"task": {"copy": {"length": 8}}}}`; the path of a text file or of a
             folder of them, or of a table (`kzoo.data.sources.Table`), `"table:FILE:SOURCE:TARGET"`
             where its columns are to be said; a list of strings, a list of
             `(prompt, response)` pairs, or `{"prompts": [...], "responses": [...]}`; NumPy
-            arrays and columns of a pandas table are as good as lists. A text is UTF-8.
+            arrays and columns of a pandas table are as good as lists; a `Dataset` or
+            `DatasetDict` of Hugging Face `datasets`. A text is UTF-8.
         model_or_config: a model, or a mapping with its fields `max_sequence_length`,
             `mask`, `stack`, `objective` and `tokenizer`; a model if it has segment embeddings, or
             if its tokenizer is a file's and not given.
         batch_size: examples of a batch.
         objective: what is predicted, instead of the config's.
-        valid: the part that is held out, between 0 and 1. Which part depends on nothing
-            else. Examples are held out in groups that share a source, or a target of free text
+        valid: the part that is held out, between 0 and 1, unless the source has an official
+            validation split, which is held out then. Which part depends on nothing else. Examples
+            are held out in groups that share a source, or a target of free text
             (`kzoo.data.splits.hold_out`), running text in blocks (`kzoo.data.text.split`).
         seed: of the order and of the random choices (boundaries, masks) in training.
         packing: how examples stand in the rows of a batch, and what becomes of those that are
             longer, by name or JSON (`kzoo.data.packing`): `"padded"`, each in a row of its own;
             `"buckets"`, those of like length in a batch; `"first_fit"`, several in a row, of which
-            a batch has `batch_size`. Held-out examples stand each in a row of its own.
+            a batch has `batch_size`. Held-out examples, and the windows of running text, stand
+            each in a row of its own.
+        near_duplicates: how many texts of each part are compared, to count in
+            `facts["near_duplicates"]` the held-out ones that are nearly those of training
+            (`kzoo.data.near_duplicates`; needs `pip install datasketch`). 0 counts none.
         tokenizer: of a config whose tokenizer is a file's, such as that of
             `kzoo.models.tokenizer_file.read_file`; a model has its own.
 
@@ -119,77 +132,91 @@ def load(
     """
     config = _config(model_or_config, objective)
     _check(config, batch_size, valid, seed)
-    packing = packings.get(packing)
     encoder = encoder_of(model_or_config, config, tokenizer)
+    packing = packings.get(packing)
     corpus = sources.read(source)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
-    train, held_out, of_split = split(corpus, longest, valid, encoder, packing.long)
-    widest = Lengths(*np.maximum(train.sizes.max(0), held_out.sizes.max(0)).tolist())
-    plan = packing.plan(train.sizes, widest, longest, batch_size, seed)
+    parts, of_parts = split(corpus, longest, valid, encoder, packing)
+    widest = Lengths(*np.max([part.sizes.max(0) for part in parts.values()], axis=0).tolist())
+    counts = {f"{name}_rows": len(part) for name, part in parts.items()}
+    counts |= {f"{name}_bytes": len(part.text) for name, part in parts.items()}
+    train = parts.pop("train")
+    alone = packing if isinstance(packing, packings.Padded) else packings.Padded()
+    plan = (alone if corpus.examples is None else packing).plan(
+        train.sizes, widest, longest, batch_size, seed
+    )
     _check_enough(plan, batch_size)
 
     # What the shortest example is too short for is refused here, not in mid-training.
-    read = _Reader(encoder, widest.row)
-    rng = np.random.default_rng(_HELD_OUT_SEED)
-    read.encode(train, [min(range(len(train.targets)), key=lambda i: len(train.targets[i]))], rng)
-    batches = _train_batches(read, train, plan, batch_size, seed)
-
-    # All at once, so that the choices do not depend on the batch size either.
-    rng = np.random.default_rng(_HELD_OUT_SEED)
-    count = len(held_out.targets)
-    single = packing if isinstance(packing, packings.Padded) else packings.Padded()
-    (alone,) = single.plan(held_out.sizes, widest, longest, batch_size, seed)
-    encoded = trimmed(read.encode(held_out, range(count), rng, held_out=True), alone.lengths)
-    paired = train.sources is not None or encoder.objective.has_source
+    read = _Reader(encoder, widest.row, alone.lengths(widest))
+    read.encode(train, [train.shortest], np.random.default_rng(0))
+    paired = encoder.objective.has_source or bool(widest.encoder)
     of_rows = packings.facts(packing, plan, train.sizes, paired)
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
         "row_length": of_rows["row_length"],
-        **_counts(train, held_out),
-        **of_split,
+        **counts,
+        **of_parts,
         "packing": of_rows,
-        "unigram_entropy": text.unigram_entropy(held_out.text),
-        "bigram_entropy": text.bigram_entropy(held_out.text),
+        **_near(corpus, valid, near_duplicates),
+        "unigram_entropy": text.unigram_entropy(parts["valid"].text),
+        "bigram_entropy": text.bigram_entropy(parts["valid"].text),
         **_of_tokenizer(encoder.tokenizer),
     }
     pad = encoder.vocabulary.pad
-    return Splits(batches, _batches(encoded, count, batch_size, pad), facts)
+    kept = {name: held_out(read.alone, part, batch_size, pad) for name, part in parts.items()}
+    return Splits(read.batches(train, plan, batch_size, seed), facts=facts, **kept)
 
 
 class _Reader(NamedTuple):
-    """Makes batches of `length` tokens of some examples of a part."""
+    """Makes batches of the examples of parts."""
 
     encoder: Encoder
-    length: int
+    length: int  # tokens that hold any example in one sequence
+    lengths: Lengths  # of a row that holds one example
 
     def encode(self, part, indices, rng, **kwargs):
-        """The examples, one in a row: `(x, y, sample_weight)`."""
-        sources = part.sources and [part.sources[i] for i in indices]
-        targets = [part.targets[i] for i in indices]
-        complete = np.broadcast_to(part.complete, len(part.targets))[list(indices)]
-        return self.encoder.batch(sources, targets, self.length, rng, complete=complete, **kwargs)
+        """Some examples, one in a row: `(x, y, sample_weight)`."""
+        sources, targets = part.take(indices)
+        kwargs["complete"] = part.ends(indices)
+        return self.encoder.batch(sources, targets, self.length, rng, **kwargs)
 
-    def rows(self, part, rows, indices, rng):
+    def alone(self, part, indices, rng, **kwargs):
+        """The same, with no column that no example of the data needs."""
+        return trimmed(self.encode(part, indices, rng, **kwargs), self.lengths)
+
+    def rows(self, part, rows, numbers, rng):
         """Some `Rows` of examples."""
-        examples, row = rows.members(indices)
+        examples, row = rows.members(numbers)
         batch = self.encode(part, examples, rng)
         if not rows.packed:
             return trimmed(batch, rows.lengths)
         next_token = self.encoder.objective.next_token
-        return packed(batch, row, len(indices), rows.lengths, next_token, self.encoder.vocabulary)
+        return packed(batch, row, len(numbers), rows.lengths, next_token, self.encoder.vocabulary)
+
+    def batches(self, part, plan, batch_size, seed):
+        """The data set of a plan, a list of `Rows`."""
+
+        def of(rows):
+            # No `functools.partial`: Grain names what it calls by its repr, here all examples.
+            def read(numbers, rng):
+                return self.rows(part, rows, numbers, rng)
+
+            return Batches(range(len(rows)), batch_size, seed, read)
+
+        found = [of(rows) for rows in plan]
+        return found[0] if len(found) == 1 else Mixed(found, seed)
 
 
-def _train_batches(read, part, plan, batch_size, seed):
-    def of(rows):
-        # No `functools.partial`: Grain names what it calls by its repr, here that of every example.
-        return Batches(
-            range(len(rows)), batch_size, seed, lambda *drawn: read.rows(part, rows, *drawn)
-        )
+def _near(corpus, valid, count):
+    """The facts of near duplicates, if they are asked for."""
+    if not count:
+        return {}
+    from kzoo.data.near_duplicates import in_corpus
 
-    parts = [of(rows) for rows in plan]
-    return parts[0] if len(parts) == 1 else Mixed(parts, seed)
+    return {"near_duplicates": in_corpus(corpus, valid, count)}
 
 
 def _of_tokenizer(tokenizer):
@@ -198,16 +225,6 @@ def _of_tokenizer(tokenizer):
         return {}
     digest = hashlib.sha256(tokenizer.content.encode()).hexdigest()
     return {"tokenizer_sha256": digest, "tokenizer_size": tokenizer.vocabulary.size}
-
-
-def _counts(train, held_out):
-    """How many examples, and bytes of their targets, the two parts have."""
-    return {
-        "train_rows": len(train.targets),
-        "valid_rows": len(held_out.targets),
-        "train_bytes": len(train.text),
-        "valid_bytes": len(held_out.text),
-    }
 
 
 def _config(model_or_config, objective):
@@ -270,78 +287,92 @@ def encoder_of(model_or_config, config, tokenizer=None):
     )
 
 
-def _batches(encoded, count, batch_size, pad):
-    """Encoded examples in their order, the last batch filled with padding of zero weight."""
-    fill = (0, -count % batch_size), (0, 0)
-    x, y, sample_weight = encoded
-    padding = {name: pad if name.endswith("token_ids") else 0 for name in x}
-    x = {name: np.pad(a, fill, constant_values=padding[name]) for name, a in x.items()}
-    y, sample_weight = np.pad(y, fill, constant_values=pad), np.pad(sample_weight, fill)
-
-    def batch(start):
-        at = slice(start, start + batch_size)
-        return {name: a[at] for name, a in x.items()}, y[at], sample_weight[at]
-
-    return grain.MapDataset.range(0, count, batch_size).map(batch)
-
-
-class _Part(NamedTuple):
-    """The tokens of one part of the data."""
-
-    sources: list | None  # of token arrays
-    targets: list | np.ndarray
-    complete: bool | np.ndarray  # whether EOS follows, all of them or each
-    text: np.ndarray  # the bytes of the targets
-    sizes: np.ndarray  # integers [examples, 3]: see `kzoo.data.fitting.Fitted`
-
-
-def _split_text(corpus, longest, valid, encoder, long):
-    """Windows of a text's two parts, and facts of the split: nothing is cut."""
+def _split_text(corpus, longest, valid, encoder, packing):
+    """Windows of a text's parts, by name, and facts: that none is cut, and of the split."""
     size = encoder.window(longest)
     in_bytes = encoder.tokenizer is Bytes
+    window = [longest, *encoder.part_lengths(None, size, longest, complete=False)]
 
     def tokens_of(part):
-        tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
-        windows = text.windows(tokens, size)
-        read = windows.reshape(-1) if in_bytes else part
-        parts = encoder.part_lengths(None, tokens[:size], longest, complete=False)
-        sizes = np.broadcast_to([longest, *parts], (len(windows), 3))
-        return _Part(None, windows, complete=False, text=read, sizes=sizes)
+        if in_bytes and isinstance(part, Stored):
+            part = part.part([0], [len(part) // size * size])
+            windows, read = Windows(part, size), part
+        else:
+            tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
+            windows = text.windows(tokens, size)
+            read = windows.reshape(-1) if in_bytes else part
+        sizes = np.broadcast_to(window, (len(windows), 3))
+        return Part(None, windows, complete=False, text=read, sizes=sizes)
 
-    parts = text.split(corpus.text, valid)
-    train, held_out = map(tokens_of, parts)
-    if not len(train.targets) or not len(held_out.targets):
+    texts, facts = splits.texts(corpus, valid)
+    parts = {name: tokens_of(part) for name, part in texts.items()}
+    if not all(map(len, parts.values())):
         unit = "bytes" if in_bytes else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
             f"or more each, for {longest} tokens at once. Received: {len(corpus.text)} bytes"
         )
-    repeated = len(corpus.text) - sum(map(len, parts))
-    apart = {"repeated_bytes": repeated} | splits.overlap(*([part] for part in parts))
-    return train, held_out, {"cut_rows": 0, "split": apart}
+    return parts, {"cut_rows": 0, **facts}
 
 
-def _split_examples(corpus, longest, valid, encoder, long):
-    """Examples, whole groups held out, and facts: what was cut, and of the split."""
-    texts = [utf8(target) for _, target in corpus.examples]
-    targets = encoder.tokens(target for _, target in corpus.examples)
-    paired = corpus.examples[0][0] is not None
-    sources = encoder.tokens(source for source, _ in corpus.examples) if paired else None
-    fitted = fitting.fit(encoder, sources, targets, longest, long)
-    held_out, apart = splits.hold_out(corpus.examples, valid)
+def _split_examples(corpus, longest, valid, encoder, packing):
+    """Examples by part, whole groups held out, and facts: what is cut, and of the split."""
+    chosen, facts = splits.examples(corpus, valid)
+    if any(isinstance(examples, Indexed) for examples in chosen.values()):
+        parts, of_cut = _drawn(chosen, longest, encoder, packing)
+    else:
+        parts, of_cut = _held(chosen, longest, encoder, packing.long)
+    return parts, {**of_cut, **facts}
 
-    def part(side):
-        indices = np.flatnonzero(held_out[fitted.document] == side)
-        return _Part(
-            [fitted.sources[i] for i in indices] if paired else None,
-            [fitted.targets[i] for i in indices],
-            complete=fitted.complete[indices],
-            text=np.concatenate([texts[i] for i in np.flatnonzero(held_out == side)]),
-            sizes=fitted.sizes[indices],
+
+def _held(chosen, longest, encoder, long):
+    """The parts of examples that are held in memory, and facts of what is cut."""
+    tokens = {name: _tokens(examples, encoder) for name, examples in chosen.items()}
+    fitted, facts = fitting.fit(encoder, tokens, longest, long)
+    parts = {
+        name: Part(
+            *(of.sources, of.targets, of.complete),
+            text=np.concatenate([utf8(target) for _, target in chosen[name]]),
+            sizes=of.sizes,
         )
+        for name, of in fitted.items()
+    }
+    return parts, facts
 
-    if not paired:
-        apart |= splits.overlap(
-            *([texts[i] for i in np.flatnonzero(held_out == side)] for side in (False, True))
+
+def _tokens(examples, encoder):
+    """The sources, or None, and the targets of examples: two lists of token arrays."""
+    sources = None
+    if examples[0][0] is not None:
+        sources = encoder.tokens(source for source, _ in examples)
+    return sources, encoder.tokens(target for _, target in examples)
+
+
+def _drawn(chosen, longest, encoder, packing):
+    """The parts of examples that are read when they are drawn, and facts of what is cut in a
+    sample."""
+    if not isinstance(packing, packings.Padded) or packing.long != "truncate":
+        raise InputError(
+            "rows are planned for examples that are held in memory, and these are read when they "
+            f"are drawn; use the packing 'padded'. Received: {packing.get_config()!r}"
         )
-    return part(False), part(True), {**fitted.facts, "split": apart}
+    parts, needed = {}, []
+    for name, examples in chosen.items():
+        large = isinstance(examples, Indexed)
+        sizes = np.broadcast_to([longest] * 3, (len(examples), 3))
+        if large:
+            parts[name] = Drawn(examples, encoder.tokens, sizes)
+        else:
+            read = np.concatenate([utf8(target) for _, target in examples])
+            parts[name] = Part(*_tokens(examples, encoder), complete=True, text=read, sizes=sizes)
+        indices = splits.spread(len(examples), splits.SAMPLED if large else len(examples))
+        sources, targets = parts[name].take(indices)
+        needed += map(encoder.example_length, sources or [None] * len(targets), targets)
+    cut = sum(one > longest for one in needed)
+    if cut:
+        log.warning(
+            "%d of %d examples of a sample are longer than %d tokens and are cut",
+            *(cut, len(needed), longest),
+        )
+    sampled = sum(map(len, parts.values())) > len(needed)
+    return parts, {"cut_rows": cut} | ({"cut_rows_among": len(needed)} if sampled else {})

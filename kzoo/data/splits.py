@@ -4,11 +4,16 @@ Running text is split by `kzoo.data.text.split`.
 """
 
 import logging
-import unicodedata
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from kzoo.data import text
+from kzoo.data.sources import Corpus
+from kzoo.data.sources.index import Indexed, keys
+from kzoo.data.sources.stored import Stored
+from kzoo.encoder import utf8
 from kzoo.errors import InputError
 
 log = logging.getLogger("kzoo")
@@ -16,7 +21,114 @@ log = logging.getLogger("kzoo")
 LARGEST = 0.05  # of all examples: a larger group is split by source
 SMALL = 10  # examples: a group of so few is never split
 LABEL = 32  # characters that labels have on average, or fewer
+SAMPLED = 2048  # texts, to the same end
+SAMPLE = 1 << 20  # bytes of a text that is not held in memory, to count what two parts share
 NEAR_COPIES = 0.2  # of the held-out bytes; where training shares more, a warning says so
+
+
+def texts(corpus: Corpus, valid: float) -> tuple[dict[str, Any], dict]:
+    """The parts of a corpus of running text.
+
+    Args:
+        corpus: with official splits, which are kept, or without, so that a part is held out.
+        valid: the part to hold out, between 0 and 1.
+
+    Returns:
+        `(parts, facts)`: uint8 arrays, or `Stored`, by `"train"`, `"valid"` and, where the source
+        has it, `"test"`; `{"split": ...}` and, with a test part, `"test_split"`, as `Splits` says.
+    """
+    whole = {part: _readable(other.text) for part, other in corpus.official.items()}
+    if "valid" in whole:
+        parts = {"train": _readable(corpus.text), **whole}
+        facts = {"split": {"official": True}}
+    elif isinstance(corpus.text, Stored):
+        train, held_out = text.split_stored(corpus.text, valid)
+        parts, facts = {"train": train, "valid": held_out, **whole}, {"split": {}}
+        log.warning(
+            "%s: of a text of 64 MB or more, what is held out is not cut out of the training part "
+            "where it is repeated there; the facts count it in a sample",
+            corpus.name,
+        )
+    else:
+        train, held_out = text.split(corpus.text, valid)
+        parts = {"train": train, "valid": held_out, **whole}
+        facts = {"split": {"repeated_bytes": len(corpus.text) - len(train) - len(held_out)}}
+    facts["split"] |= _shared(parts["train"], parts["valid"])
+    if "test" in parts:
+        facts["test_split"] = {"official": True} | _shared(parts["train"], parts["test"])
+    return parts, facts
+
+
+def _readable(held):
+    return held if isinstance(held, Stored) else np.frombuffer(held, np.uint8)
+
+
+def _shared(train, held_out):
+    """The overlap of running texts; of those that are not held in memory, of a sample."""
+    runs = [one.sample(SAMPLE) if isinstance(one, Stored) else [one] for one in (train, held_out)]
+    facts = overlap(*runs)
+    if isinstance(train, Stored) or isinstance(held_out, Stored):
+        facts["sampled_bytes"] = [sum(map(len, one)) for one in runs]
+    return facts
+
+
+def examples(corpus: Corpus, valid: float) -> tuple[dict[str, list], dict]:
+    """The parts of a corpus of examples, as `texts` gives those of running text: lists of pairs."""
+    given = corpus.examples
+    whole = {part: other.examples for part, other in corpus.official.items()}
+    facts = {}
+    if "valid" in whole:
+        parts = {"train": given, **whole}
+    else:
+        held_out, facts["split"] = hold_out(given, valid)
+        sides = (some(given, np.flatnonzero(held_out == side)) for side in (False, True))
+        parts = dict(zip(("train", "valid"), sides, strict=True), **whole)
+        if given[0][0] is None:
+            facts["split"] |= _shared_texts(parts["train"], parts["valid"])
+    for part in whole:
+        facts["split" if part == "valid" else f"{part}_split"] = _in_common(
+            parts["train"], parts[part]
+        )
+    return parts, facts
+
+
+def some(examples: Sequence[Any], indices: np.ndarray) -> Sequence[Any]:
+    """Some examples: a list, or `Indexed` of such."""
+    if isinstance(examples, Indexed):
+        return examples.some(indices)
+    return [examples[i] for i in indices]
+
+
+def sample(examples: Sequence[Any], size: int) -> list[Any]:
+    """At most `size` examples, evenly spread: a list."""
+    return list(some(examples, spread(len(examples), size)))
+
+
+def spread(count: int, size: int) -> np.ndarray:
+    """At most `size` indices below `count`, evenly spread."""
+    return np.linspace(0, count - 1, min(size, count)).astype(int)
+
+
+def _in_common(train, held_out):
+    """What two official splits have in common: nothing is moved."""
+    facts, rows = {"official": True}, [keys(train), keys(held_out)]
+    both, sides = np.concatenate(rows), np.repeat([False, True], [*map(len, rows)])
+    if train[0][0] is None:
+        facts |= _shared_texts(train, held_out)
+    else:
+        facts["sources_on_both_sides"] = _on_both_sides(both["source"], sides)
+        pair = both["source"] * np.uint64(0x9E3779B97F4A7C15) ^ both["target"]
+        facts["examples_on_both_sides"] = _on_both_sides(pair, sides)
+    facts["targets_on_both_sides"] = _on_both_sides(both["target"], sides)
+    return facts
+
+
+def _shared_texts(train, held_out):
+    """The overlap of texts; of those that are not held in memory, of a sample of them."""
+    large = isinstance(train, Indexed) or isinstance(held_out, Indexed)
+    read = [sample(part, SAMPLED if large else len(part)) for part in (train, held_out)]
+    facts = overlap(*([utf8(target) for _, target in part] for part in read))
+    return facts | ({"sampled_rows": [*map(len, read)]} if large else {})
 
 
 def hold_out(examples, valid):
@@ -57,9 +169,9 @@ def hold_out(examples, valid):
         >>> held_out.tolist(), facts["groups"]
         ([True, True, False, False], 2)
     """
-    targets = [folded(target) for _, target in examples]
-    sources = None if examples[0][0] is None else [folded(source) for source, _ in examples]
-    linked_by, group, split = _groups(sources, targets)
+    rows = keys(examples)
+    targets, sources = rows["target"], None if examples[0][0] is None else rows["source"]
+    linked_by, group, split = _groups(sources, targets, rows["letters"])
     sizes = np.bincount(group)
     label = np.zeros(len(sizes), int)
     if linked_by == "source":
@@ -83,12 +195,12 @@ def hold_out(examples, valid):
     return held_out, facts
 
 
-def _groups(sources, targets):
+def _groups(sources, targets, letters):
     """By what examples are linked, the group of each, and how many were split by source."""
     if sources is None:
         linked_by, group, split = "text", components([targets]), 0
     else:
-        free = not are_labels(targets)
+        free = not are_labels(targets, letters)
         linked_by = "source and target" if free else "source"
         group = components([sources, targets] if free else [sources])
         group, split = _split_large(group, sources)
@@ -123,42 +235,41 @@ def overlap(train, held_out):
     return {"shared_bytes": shared}
 
 
-def folded(string):
-    """A text without what does not make it another: case, white space, Unicode form."""
-    return " ".join(unicodedata.normalize("NFKC", string).casefold().split())
+def are_labels(targets, letters):
+    """Whether targets are labels, by the rule of `hold_out`.
 
-
-def are_labels(targets):
-    """Whether targets are labels, by the rule of `hold_out`."""
-    distinct = set(targets)
-    return 2 * len(distinct) < len(targets) and sum(map(len, distinct)) <= LABEL * len(distinct)
+    Args:
+        targets: a hash of each example's target, `[examples]`.
+        letters: how many characters it has, `[examples]`.
+    """
+    _, first = np.unique(targets, return_index=True)
+    return bool(2 * len(first) < len(targets) and letters[first].sum() <= LABEL * len(first))
 
 
 def components(columns):
     """Groups of examples that share a text, directly or through others.
 
     Args:
-        columns: lists of one text for each example. Empty texts link nothing.
+        columns: arrays or lists with one text, or a hash of it, for each example. Empty texts, and
+            the hash 0, link nothing.
 
     Returns:
         The number of each example's group, `[examples]`; groups are counted in the order of their
         first examples.
     """
-    parent = list(range(len(columns[0])))
+    from scipy.sparse import coo_array, csgraph
 
-    def root(example):
-        while parent[example] != example:
-            parent[example] = example = parent[parent[example]]
-        return example
-
-    first = {}
-    for column in columns:
-        for example, string in enumerate(column):
-            if string:
-                one, other = root(example), root(first.setdefault(string, example))
-                parent[max(one, other)] = min(one, other)
-    # The root of a group is its first example, so that sorting numbers them in order.
-    return np.unique([root(example) for example in range(len(parent))], return_inverse=True)[1]
+    count = len(columns[0])
+    texts, text_of = np.unique(
+        np.concatenate([np.asarray(c) for c in columns]), return_inverse=True
+    )
+    linking = (texts != np.zeros(1, texts.dtype))[text_of]
+    ends = np.tile(np.arange(count), len(columns))[linking], count + text_of[linking]
+    shape = (count + len(texts),) * 2
+    graph = coo_array((np.ones(len(ends[0]), bool), ends), shape)
+    label = csgraph.connected_components(graph, directed=False)[1][:count]
+    _, first, group = np.unique(label, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[group]
 
 
 def choose(sizes, valid, label):
@@ -201,13 +312,18 @@ def _split_large(group, sources):
         return group, 0
     inside = large[group] | (len(sizes) == 1)
     # Rows of large groups are linked by source, all others as before.
-    again = [s if within else f"\0{g}" for s, within, g in zip(sources, inside, group, strict=True)]
+    again = np.where(inside, sources, _hashes_of(group))
     after = components([again])
     changed = np.bincount(after)[after] < sizes[group]
     return after, int(changed.sum())
 
 
+def _hashes_of(group):
+    """Other hashes than those of texts, all but certainly, for the numbers of groups."""
+    return (group.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+
+
 def _on_both_sides(texts, held_out):
-    learned = {text for text, held in zip(texts, held_out, strict=True) if text and not held}
-    scored = {text for text, held in zip(texts, held_out, strict=True) if text and held}
-    return len(learned & scored)
+    """How many texts, given by their hashes, stand on both sides."""
+    held_out = np.asarray(held_out)
+    return len(np.setdiff1d(np.intersect1d(texts[held_out], texts[~held_out]), [0]))

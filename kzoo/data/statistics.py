@@ -7,6 +7,8 @@ import numpy as np
 
 from kzoo.data.pipeline import Splits
 from kzoo.data.sources.corpus import JOINT, Corpus
+from kzoo.data.sources.index import Indexed
+from kzoo.data.sources.records import take
 from kzoo.encoder import Encoder
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
@@ -39,9 +41,9 @@ def statistics(corpus: Corpus, encoder: Encoder) -> dict[str, Any]:
         >>> found["documents"], found["duplicates"], found["lengths"]["target"][-1]
         (2, 1, 8)
     """
-    pairs = _documents(corpus)
-    some = np.unique(np.linspace(0, len(pairs) - 1, min(MOST, len(pairs))).round().astype(int))
-    chosen = [pairs[i] for i in some]
+    count = len(corpus.sizes if corpus.examples is None else corpus.examples)
+    some = np.unique(np.linspace(0, count - 1, min(MOST, count)).round().astype(int))
+    chosen = _documents(corpus, some)
     paired = chosen[0][0] is not None
     targets = encoder.tokens(target for _, target in chosen)
     given = encoder.tokens(source for source, _ in chosen) if paired else [None] * len(targets)
@@ -56,9 +58,9 @@ def statistics(corpus: Corpus, encoder: Encoder) -> dict[str, Any]:
     running = corpus.examples is None
     return {
         "kind": "running text" if running else "pairs" if paired else "texts",
-        "documents": len(pairs),
+        "documents": count,
         "duplicates": corpus.repeated,
-        "bytes": sum(len(text.encode()) for pair in pairs for text in pair if text),
+        "bytes": _bytes(corpus),
         "measured": len(chosen),
         "tokens": int(total),
         "bytes_per_token": round(float(size / max(total, 1)), 4),
@@ -92,16 +94,24 @@ def _masks(x: Mapping[str, np.ndarray]):
     return [(names[name], array) for name, array in x.items() if name in names]
 
 
-def _documents(corpus):
-    """The documents of running text, or the examples, as pairs of strings."""
+def _documents(corpus, indices):
+    """Some documents of running text, or examples, as pairs of strings: a list."""
     if corpus.examples is not None:
-        return corpus.examples
-    ends = np.cumsum([size + len(JOINT) for size in corpus.sizes])
-    starts = [0, *ends[:-1]]
-    return [
-        (None, corpus.text[start : end - len(JOINT)].decode("utf-8", "replace"))
-        for start, end in zip(starts, ends, strict=True)
-    ]
+        return take(corpus.examples, indices)
+    sizes = np.array(corpus.sizes)
+    ends = np.cumsum(sizes + len(JOINT)) - len(JOINT)
+    places = zip((ends - sizes)[indices].tolist(), ends[indices].tolist(), strict=True)
+    return [(None, corpus.text[start:end].decode("utf-8", "replace")) for start, end in places]
+
+
+def _bytes(corpus):
+    """The bytes of all texts of a corpus."""
+    if corpus.examples is None:
+        return int(np.sum(corpus.sizes, dtype=np.int64))
+    if isinstance(corpus.examples, Indexed):
+        rows = corpus.examples.rows
+        return int(sum(rows[f"{part}_size"].sum(dtype=np.int64) for part in ("source", "target")))
+    return sum(len(text.encode()) for pair in corpus.examples for text in pair if text)
 
 
 def _quantiles(lengths):

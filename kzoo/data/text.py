@@ -34,12 +34,7 @@ def split(text, valid):
         `(train, held_out)`, uint8 arrays of one dimension. They depend on nothing but the
         arguments.
     """
-    size = len(text) * valid
-    count = max(1, round(size / BLOCK))
-    ends = np.arange(1, count + 1) * len(text) / count
-    starts = [_line_start(text, int(end - size / count), int(size / count / 8)) for end in ends]
-    ends = [_line_start(text, int(end), int(size / count / 8)) for end in ends]
-
+    starts, ends = _blocks(text, valid)
     held_out = [_bytes(text[start:end]) for start, end in zip(starts, ends, strict=True)]
     train = [_bytes(text[a:b]) for a, b in zip([0, *ends[:-1]], starts, strict=True)]
     whole, known = np.concatenate(train), _runs(held_out, SHARED)
@@ -55,6 +50,31 @@ def split(text, valid):
         100 - 100 * len(kept) // len(train),
     )
     return train, held_out
+
+
+def split_stored(text, valid):
+    """Holds out about `valid` of a text that is not held in memory, in the same blocks as `split`
+    does; what stands in both parts stays there.
+
+    Args:
+        text: a `kzoo.data.sources.stored.Stored`.
+        valid: the part to hold out, between 0 and 1.
+
+    Returns:
+        `(train, held_out)`, of the same kind.
+    """
+    starts, ends = _blocks(text, valid)
+    return text.part([0, *ends[:-1]], starts), text.part(starts, ends)
+
+
+def _blocks(text, valid):
+    """Where the held-out blocks of a text begin and end: two lists."""
+    size = len(text) * valid
+    count = max(1, round(size / BLOCK))
+    ends = np.arange(1, count + 1) * len(text) / count
+    starts = [_line_start(text, int(end - size / count), int(size / count / 8)) for end in ends]
+    ends = [_line_start(text, int(end), int(size / count / 8)) for end in ends]
+    return starts, ends
 
 
 def shared(train, held_out):
@@ -81,15 +101,28 @@ def pieces(text):
     """A text as strings that end at line breaks, of about 64 KB each: a list of one at least.
 
     Args:
-        text: uint8 array. Bytes that are no UTF-8, as where a repetition was cut out, are left
+        text: uint8 array, or a text that is not held in memory, whose strings are made one at a
+            time. Bytes that are no UTF-8, as where a repetition was cut out, are left
             out.
     """
+    if hasattr(text, "chunks"):
+        return _pieces_of_chunks(text)
     text, parts, start = text.tobytes(), [], 0
     while start < len(text):
         end = text.find(b"\n", start + PIECE) + 1 or len(text)
         parts.append(text[start:end].decode("utf-8", "ignore"))
         start = end
     return parts or [""]
+
+
+def _pieces_of_chunks(text):
+    rest = b""
+    for chunk in text.chunks(PIECE):
+        whole, line, begun = (rest + chunk.tobytes()).rpartition(b"\n")
+        rest = begun
+        if whole:
+            yield (whole + line).decode("utf-8", "ignore")
+    yield rest.decode("utf-8", "ignore")
 
 
 def unigram_entropy(text):
@@ -105,7 +138,7 @@ def unigram_entropy(text):
         >>> unigram_entropy(b"abab")
         1.0
     """
-    return _entropy(np.bincount(_bytes(text)))
+    return _entropy(sum(np.bincount(chunk, minlength=256) for chunk in _chunks(text)))
 
 
 def bigram_entropy(text):
@@ -124,8 +157,12 @@ def bigram_entropy(text):
         >>> bigram_entropy(b"abababab")
         0.0
     """
-    text = _bytes(text).astype(np.int64)
-    return max(0.0, _entropy(np.bincount(text[:-1] * 256 + text[1:])) - unigram_entropy(text[:-1]))
+    pairs, before = np.zeros(256 * 256, np.int64), np.zeros(0, np.uint8)
+    for chunk in _chunks(text):
+        chunk = np.concatenate([before, chunk]).astype(np.int64)
+        pairs += np.bincount(chunk[:-1] * 256 + chunk[1:], minlength=len(pairs))
+        before = chunk[-1:].astype(np.uint8)
+    return max(0.0, _entropy(pairs) - _entropy(pairs.reshape(256, 256).sum(1)))
 
 
 def _entropy(counts):
@@ -135,6 +172,11 @@ def _entropy(counts):
 
 def _bytes(text):
     return text if isinstance(text, np.ndarray) else np.frombuffer(text, np.uint8)
+
+
+def _chunks(text):
+    """A text, in memory or not, as uint8 arrays, at least one."""
+    return text.chunks() if hasattr(text, "chunks") else [_bytes(text)]
 
 
 def _line_start(text, at, reach):

@@ -7,8 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from kzoo.compilation_cache import folder
 from kzoo.data import sources, splits, text
 from kzoo.errors import InputError, unknown
@@ -109,11 +107,9 @@ def _version():
 def _texts(corpus, valid):
     """The strings of the part that is trained on: a list."""
     if corpus.examples is None:
-        train, _ = text.split(corpus.text, valid)
-        return text.pieces(train)
-    held_out, _ = splits.hold_out(corpus.examples, valid)
-    kept = (corpus.examples[i] for i in np.flatnonzero(~held_out))
-    return [one for pair in kept for one in pair if one]
+        return text.pieces(splits.texts(corpus, valid)[0]["train"])
+    pairs = splits.examples(corpus, valid)[0]["train"]
+    return [one for pair in pairs for one in pair if one]
 
 
 def _facts(made):

@@ -7,7 +7,8 @@
   and the labels are the tokens that stood there. BERT's masked LM and UniLM's mixture.
 
 A *token array* holds the tokens of one text: integers [tokens], ids that stand for a byte each, or
-int32 [tokens, 2], ids and how many bytes of text each stands for (see `kzoo.encoder`).
+int32 [tokens, 2], ids and how many bytes of text each stands for, or int32 [tokens, 3], these and
+whether each is scored (see `kzoo.encoder`).
 """
 
 from typing import Any, ClassVar, NamedTuple
@@ -101,7 +102,7 @@ class Objective(Part):
     def scored(self, held_out: bool = False) -> str:
         """Which tokens of an example are scored: `"targets"`, the end token among them, or
         `"all"`, the sources' too; of held-out examples where `held_out`. A separator is never
-        scored. In place it is what `hide` chooses."""
+        scored, nor what a target's token array says is not. In place it is what `hide` chooses."""
         return "targets"
 
     def draws(self, paired: bool) -> bool:

@@ -37,6 +37,12 @@ class Sequences(NamedTuple):
     ids: np.ndarray  # int32
     kinds: np.ndarray  # int8, START to PADDING
     sizes: np.ndarray | None  # int32, bytes of text; None where tokens do not tell
+    told: np.ndarray | None  # bool, False where an example says that a token is not scored
+
+    def weights(self, scored):
+        """Which tokens are scored, of `"targets"` or `"all"`: float32 [batch, width]."""
+        weights = SCORED[scored][self.kinds]
+        return weights if self.told is None else weights * self.told
 
 
 def write(sources, targets, width, complete=True, vocabulary=BYTES):
@@ -76,17 +82,22 @@ def write(sources, targets, width, complete=True, vocabulary=BYTES):
     ids = np.array([vocabulary.bos or 0, pad, vocabulary.sep, pad, vocabulary.eos, pad], np.int32)
     ids = ids[kinds]
     sizes = np.zeros_like(ids) if np.ndim(targets[0]) == 2 else None
+    told = None
     for kind, arrays, lengths in ((TARGET, targets, t), (SOURCE, sources, s)):
         parts = [x[:n] for x, n in zip(arrays, lengths, strict=True) if x is not None]
         if not parts:
             continue
         # Boolean indices run example by example, as the concatenated arrays do.
         tokens, at = np.concatenate(parts), kinds == kind
-        if sizes is None:
-            ids[at] = tokens
-        else:
-            ids[at], sizes[at] = tokens.T
-    return Sequences(ids, kinds, sizes)
+        one_byte = tokens.ndim == 1
+        ids[at] = tokens if one_byte else tokens[:, 0]
+        if sizes is not None:
+            sizes[at] = 1 if one_byte else tokens[:, 1]
+        if kind == TARGET and tokens.shape[1:] == (3,):
+            told = np.ones(ids.shape, bool)
+            told[at] = tokens[:, 2]
+            told &= (kinds != END) | told.all(axis=1, keepdims=True)
+    return Sequences(ids, kinds, sizes, told)
 
 
 def cut(source, target, room):
@@ -265,9 +276,16 @@ class Single:
         """
         shift = int(objective.next_token)
         sources, targets, visible = Examples(*examples)
-        ids, kinds, sizes = write(sources, targets, length + shift, complete, vocabulary)
+        sequences = write(sources, targets, length + shift, complete, vocabulary)
+        ids, kinds, sizes, told = sequences
         if shift:
-            shown, weight = ids[:, :-1], SCORED[scored][kinds[:, 1:]]
+            shown, weight = ids[:, :-1], sequences.weights(scored)[:, 1:]
+        elif told is not None:
+            raise InputError(
+                "where an example says which of its tokens are scored, they are predicted as next "
+                "tokens: use the objective 'prefix_lm'. "
+                f"Received: objective={objective.get_config()!r}"
+            )
         else:
             shown, chosen = objective.hide(ids, rng, vocabulary)
             weight = chosen.astype(np.float32)
@@ -338,7 +356,8 @@ class EncoderDecoder:
         vocabulary: Vocabulary,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         sources, targets, _ = Examples(*examples)
-        ids, kinds, sizes = write(sources, targets, length + 1, complete, vocabulary)
+        sequences = write(sources, targets, length + 1, complete, vocabulary)
+        ids, kinds, sizes, _ = sequences
         encoded = kinds <= SEPARATOR
         # The target follows a BOS of its own: its sequence begins where the separator stood.
         position = np.arange(length + 1) + encoded.sum(1, keepdims=True) - 1
@@ -355,7 +374,8 @@ class EncoderDecoder:
         }
         if sizes is not None:
             x["label_bytes"] = np.where(inside, np.take_along_axis(sizes, position, 1), 0)[:, 1:]
-        return x, decoded[:, 1:], SCORED[scored][kinds[:, 1:]]
+        weights = np.take_along_axis(sequences.weights(scored), position, 1)
+        return x, decoded[:, 1:], np.where(inside, weights, 0)[:, 1:]
 
     def prompts(self, texts: list[Any], as_source: bool, vocabulary: Vocabulary = BYTES) -> Any:
         """As `Single.prompts`; whatever a prompt is, the encoder reads it."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import logsumexp
 
+from kzoo.data.tasks.regression import squared_errors
 from kzoo.errors import InputError
 from kzoo.registry import Part, Registry
 from kzoo.values import is_number
@@ -167,6 +168,29 @@ class Accuracy(Metric):
             right += float((weight * (logits.argmax(-1) == y)).sum())
             scored += float(weight.sum())
         return right / scored
+
+
+@METRICS.register
+class SquaredError(Metric):
+    """The squared error of a model on `synthetic:linear_regression`, the mean over its answers.
+
+    Its record holds the errors by the number of points shown, as
+    `kzoo.data.tasks.regression.squared_errors` measures them.
+    """
+
+    name = "squared_error"
+    measured = True
+
+    def value(self, record):
+        errors = record.get("metrics", {}).get(self.name)
+        return None if errors is None else float(np.mean(errors))
+
+    def measure(self, model, valid):
+        errors = [
+            squared_errors(np.asarray(model.predict_on_batch(x)), y, weight)
+            for x, y, weight in valid
+        ]
+        return np.concatenate(errors).mean(0).tolist()
 
 
 def example_losses(model, valid):

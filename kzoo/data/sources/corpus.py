@@ -5,16 +5,19 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kzoo.data.sources import memory
+from kzoo.data.sources import memory, stored
 from kzoo.data.sources.base import Source, get, named, names
 from kzoo.data.sources.files import Files
+from kzoo.data.sources.index import Indexed, index
+from kzoo.data.sources.records import Records
+from kzoo.data.sources.stored import Stored, documents
 from kzoo.data.sources.table import Table, is_table
 
 log = logging.getLogger("kzoo")
-JOINT = b"\n\n"  # between the documents of running text
+JOINT = stored.BETWEEN  # between the documents of running text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,19 +28,22 @@ class Corpus:
         name: the source as the caller named it, or `"list"`.
         sha256: of the data, in hexadecimal (of a single file: the file's own, without a
             byte order mark).
-        text: bytes, or None.
+        text: bytes; a `Stored` of a source of 64 MB or more, which is not held in memory; or None.
         examples: list of `(source, target)` pairs of strings (source None in plain text), or
-            None.
+            `Indexed` of such, or None.
+        official: of a source that keeps parts of its own apart, those that are not trained on:
+            a `Corpus` each by `"valid"` and `"test"`.
         repeated: how many documents or examples were left out since they repeat others.
         sizes: of running text, the bytes of each document; `JOINT` stands between two of them.
     """
 
     name: str
     sha256: str
-    text: bytes | None = None
-    examples: list | None = None
+    text: bytes | Stored | None = None
+    examples: list | Indexed | None = None
+    official: Mapping[str, "Corpus"] = dataclasses.field(default_factory=dict)
     repeated: int = 0
-    sizes: tuple[int, ...] = ()
+    sizes: Sequence[int] = ()
 
 
 def read(source: Any) -> Corpus:
@@ -51,19 +57,25 @@ def read(source: Any) -> Corpus:
     """
     found = _source(source)
     if found is None:
-        return _of_examples("list", source)
-    name = (
-        os.fsdecode(source)
-        if isinstance(source, str | os.PathLike)
-        else json.dumps(found.get_config())
-    )
-    held = found.read()
-    if not isinstance(held[0], bytes):
-        return _of_examples(name, held)
-    documents = _distinct(held, name, "documents")
-    text, repeated = JOINT.join(documents), len(held) - len(documents)
-    digest = hashlib.sha256(text).hexdigest()
-    return Corpus(name, digest, text=text, repeated=repeated, sizes=tuple(map(len, documents)))
+        name, held = "list", memory.parts(source)
+        if held is None:
+            return _of_examples(name, source)
+    else:
+        is_name = isinstance(source, str | os.PathLike)
+        name = os.fsdecode(source) if is_name else json.dumps(found.get_config())
+        held = found.read()
+    if not isinstance(held, Mapping):
+        return _corpus(name, held)
+    parts = {
+        part: _corpus(f"{name}, {part}", _not_empty(name, part, items))
+        for part, items in held.items()
+    }
+    train = dataclasses.replace(parts.pop("train"), name=name)
+    if not parts:
+        return train
+    all_of_them = train.sha256 + "".join(parts[part].sha256 for part in sorted(parts))
+    sha256 = hashlib.sha256(all_of_them.encode()).hexdigest()
+    return dataclasses.replace(train, sha256=sha256, official=parts)
 
 
 def _source(spec):
@@ -73,6 +85,44 @@ def _source(spec):
         return named(name) or (Table(name) if is_table(name) else Files(name))
     is_json = isinstance(spec, Mapping) and len(spec) == 1 and {*spec} <= {*names()}
     return get(spec) if is_json or isinstance(spec, Source) else None
+
+
+def _corpus(name, held):
+    """The corpus of a list of documents or examples."""
+    if isinstance(held, Stored):
+        return Corpus(name, held.sha256, text=held, repeated=held.repeated, sizes=held.sizes)
+    if isinstance(held, Records):
+        if held.size > stored.LARGE:
+            return _indexed(name, held)
+        held = list(held)
+    if not (len(held) and isinstance(held[0], bytes)):
+        return _of_examples(name, held)
+    kept = _distinct(held, name, "documents")
+    text, repeated = JOINT.join(kept), len(held) - len(kept)
+    digest = hashlib.sha256(text).hexdigest()
+    return Corpus(name, digest, text=text, repeated=repeated, sizes=tuple(map(len, kept)))
+
+
+def _indexed(name, records):
+    """The corpus of records that are not held in memory."""
+    found, sha256, repeated = index(records, name)
+    if not isinstance(records[0], bytes):
+        return Corpus(name, sha256, examples=found, repeated=repeated)
+    text = documents(found.read_bytes, found.rows["target_size"], sha256)
+    return Corpus(name, sha256, text=text, repeated=repeated, sizes=text.sizes)
+
+
+def _not_empty(name, part, items: Sequence[Any]) -> Sequence[Any]:
+    """The items of a published data set, which its reader cannot mend, without empty ones."""
+    if isinstance(items, Records) and items.size > stored.LARGE:
+        return items  # to index them leaves empty ones out
+    kept = [item for item in items if (item[-1] if isinstance(item, tuple) else item)]
+    if len(kept) < len(items):
+        log.warning(
+            "%s, %s: %d of %d texts or targets are empty and are left out",
+            *(name, part, len(items) - len(kept), len(items)),
+        )
+    return kept
 
 
 def _of_examples(name, held):

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from kzoo.data.sources import stored
 from kzoo.data.sources.base import Source, classes, register
 from kzoo.errors import InputError
 
@@ -61,7 +62,7 @@ class Files(Source):
 
     name = "files"
 
-    def read(self) -> list[Any]:
+    def read(self) -> list[Any] | stored.Stored:
         return read(self.path)
 
     @classmethod
@@ -79,7 +80,7 @@ def read(name):
         name: a path; `~` is the home folder.
 
     Returns:
-        A list of bytes, each of them UTF-8.
+        A list of bytes, each of them UTF-8; of 64 MB and more, a `stored.Stored`.
 
     Raises:
         InputError: there is no such file or folder; it cannot be read; it holds no text; a
@@ -91,6 +92,8 @@ def read(name):
         if os.path.isdir(path):
             return _folder(path)
         if os.path.isfile(path):
+            if path.stat().st_size > stored.LARGE:
+                return _large([path])
             texts = [_text(path)]
         else:
             raise missing(str(name), path)
@@ -110,18 +113,21 @@ def read(name):
 def _folder(path):
     files = [p for p in sorted(path.rglob("*")) if p.is_file() or p.is_symlink() and not p.exists()]
     files = [p for p in files if not any(x[0] == "." for x in p.relative_to(path).parts)]
-    texts, left_out = [], []
-    for file in files:
-        if not file.exists() or file.suffix.lower() in TABLES or _format(file):
-            left_out.append(str(file.relative_to(path)))
-        else:
-            texts.append(_text(file))
+    is_text = [
+        file.exists() and file.suffix.lower() not in TABLES and not _format(file) for file in files
+    ]
+    found = [file for file, kept in zip(files, is_text, strict=True) if kept]
+    left_out = [
+        str(file.relative_to(path)) for file, kept in zip(files, is_text, strict=True) if not kept
+    ]
+    large = sum(file.stat().st_size for file in found) > stored.LARGE
+    texts = [] if large else [_text(file) for file in found]
     about = (
         f"{len(left_out)} of {len(files)} files are no running text (tables, other formats, "
         "broken links)"
     )
     named = ", ".join(left_out[:3]) + ", …" * (len(left_out) > 3)
-    if not any(text.strip() for text in texts):
+    if not large and not any(text.strip() for text in texts):
         reason = f"; {about}: {named}" if left_out else ""
         raise InputError(
             f"there is no text in it{reason}. Received: {str(path)!r}, a folder of "
@@ -129,7 +135,20 @@ def _folder(path):
         )
     if left_out:
         log.warning("%s: %s and are left out: %s", path, about, named)
-    return texts
+    return _large(found) if large else texts
+
+
+def _large(paths):
+    """The text of files that are not held in memory."""
+    for path in paths:
+        _check_format(path)
+
+    def check(piece, path, at):
+        check_encoding(piece, path, at)
+        if at < 4:
+            _warn_of_syntax(piece, path)
+
+    return stored.scan(paths, check, BOM)
 
 
 def missing(name, path):
@@ -167,6 +186,18 @@ def _format(file):
 
 def _text(file):
     """The bytes of a text file, without a byte order mark."""
+    _check_format(file)
+    text = file.read_bytes()
+    if text.startswith(BOM):
+        log.info("%s: its byte order mark is left out", file)
+        text = text.removeprefix(BOM)
+    check_encoding(text, file)
+    _warn_of_syntax(text, file)
+    return text
+
+
+def _check_format(file):
+    """`InputError` for a file that is known not to be text, by its name and first bytes."""
     if file.suffix.lower() in TABLES:
         raise InputError(
             f"{file.suffix} files hold examples or cells, not running text; save them as CSV or "
@@ -177,25 +208,23 @@ def _text(file):
         what, command = known
         first = f"; make text of it first ({command})" if command else ""
         raise InputError(f"a text is UTF-8{first}. Received: {str(file)!r}, {what}")
-    text = file.read_bytes()
-    if text.startswith(BOM):
-        log.info("%s: its byte order mark is left out", file)
-        text = text.removeprefix(BOM)
-    check_encoding(text, file)
+
+
+def _warn_of_syntax(text, file):
     if kind := _looks_like(text):
         log.warning("%s looks like %s: its syntax is learned as text", file, kind)
-    return text
 
 
-def check_encoding(text, file):
-    """`InputError` unless the text is UTF-8 without NUL bytes."""
+def check_encoding(text, file, at=0):
+    """`InputError` unless the text, which begins at byte `at` of a file, is UTF-8 without NUL."""
     wide = next((encoding for mark, encoding in MARKS.items() if text.startswith(mark)), None)
     wide = wide or _without_mark(text[:4096])
     if wide:
         raise _convert(file, f"looks like {wide}", f"-f {wide}")
     if b"\0" in text:
         raise InputError(
-            f"a text is UTF-8 without NUL bytes. Received: {str(file)!r}, a binary file"
+            f"a text is UTF-8 without NUL bytes. Received: {str(file)!r}, a binary file (NUL at "
+            f"byte {at + text.index(0)})"
         )
     try:
         text.decode()
@@ -204,9 +233,9 @@ def check_encoding(text, file):
         if any(byte < 32 and byte not in b"\t\n\v\f\r\x1a\x1b" for byte in text[:4096]):
             raise InputError(f"a text is UTF-8. Received: {str(file)!r}, a binary file") from None
         if 100 * bad < len(text.translate(None, bytes(range(128)))):  # nearly all is UTF-8
-            where = f"has {bad} broken characters, the first at byte {error.start}"
+            where = f"has {bad} broken characters, the first at byte {at + error.start}"
             raise _convert(file, where, "-c -f UTF-8", "leaves them out") from None
-        where = f"is in an 8-bit encoding (byte {error.start} is no UTF-8)"
+        where = f"is in an 8-bit encoding (byte {at + error.start} is no UTF-8)"
         raise _convert(
             file, where, "-f WINDOWS-1252", "converts Western European text, another -f others"
         ) from None

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from kzoo.data.sources import official
 from kzoo.data.sources.base import classes
+from kzoo.data.sources.records import Records
 from kzoo.data.sources.table import columns_named
 from kzoo.errors import InputError
 
@@ -14,6 +16,47 @@ def _wanted():
         f"a source is {named}, a list of strings, a list "
         "of (prompt, response) pairs or {'prompts': [...], 'responses': [...]}"
     )
+
+
+def parts(source):
+    """Of Hugging Face `datasets`: the splits of a `DatasetDict` (or another mapping of tables) by
+    `"train"`, `"valid"` and `"test"`, and of a `Dataset` itself as `"train"`, each of them
+    `Records` of the columns of known names. None for anything else."""
+    if _has_rows(source):
+        return {"train": _Rows(source)}
+    if isinstance(source, Mapping) and source and all(map(_has_rows, source.values())):
+        chosen = official.choose(source, "the mapping")
+        return {part: _Rows(source[split]) for part, split in chosen.items()}
+    return None
+
+
+def _has_rows(table):
+    return hasattr(table, "column_names") and hasattr(table, "__getitems__")
+
+
+class _Rows(Records):
+    """The rows of a Hugging Face data set, read by random access."""
+
+    def __init__(self, table):
+        names = list(table.column_names)
+        self._columns = columns_named(names)
+        if not self._columns:
+            raise InputError(
+                "a table has columns of the names prompt and response, source and target, input "
+                "and output, question and answer, or text: table.rename_column(OLD, NEW) names "
+                f"them so. Received: a {type(table).__name__} with {_names(names)}"
+            )
+        self._table = table
+        self.size = getattr(getattr(table, "data", None), "nbytes", 0)
+        self.identity = (str(getattr(table, "_fingerprint", id(table))), *self._columns)
+
+    def __len__(self):
+        return len(self._table)
+
+    def __getitems__(self, indices):
+        rows = self._table.__getitems__([int(i) for i in indices])
+        cells = ([row[name] for name in self._columns] for row in rows)
+        return [tuple(row) if len(row) == 2 else row[0] for row in cells]
 
 
 def examples(source):

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kzoo.data.sources import files
+from kzoo.data.sources import files, lines
 from kzoo.data.sources.base import Source, register
+from kzoo.data.sources.records import Records
 from kzoo.errors import InputError, unknown
 from kzoo.values import is_integer, shown
 
+JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 # The names by which columns are found when none are given.
 PAIRS = (
@@ -74,10 +76,12 @@ class Table(Source):
     def form(cls) -> str:
         return "table:FILE:SOURCE:TARGET"
 
-    def read(self) -> list[Any]:
+    def read(self) -> Sequence[Any]:
         file = Path(self.path).expanduser()
         if not file.is_file():
             raise files.missing(self.path, file)
+        if lines.is_large(file):
+            return _Rows(self, file)
         kind, content = _content(file)
         names, rows = READERS[kind](file, content, self._numbered)
         columns = self._columns(file, names)
@@ -110,6 +114,49 @@ class Table(Source):
             if column not in names:
                 raise unknown(f"column of {str(file)!r}", column, names)
         return [names.index(column) for column in asked]
+
+
+class _Rows(Records):
+    """The examples of a table that is read where it lies."""
+
+    def __init__(self, table, file):
+        self._file, self._lines = file, lines.Lines(file)
+        if not len(self._lines):
+            raise _empty(file)
+        (first,) = self._lines.read([0])
+        self._is_json = file.suffix.lower() in JSON_LINES
+        if self._is_json:
+            _check_object(file, "line 1", first)
+        self._count = len(first)
+        self._skip = not self._is_json and not table._numbered  # the line of names
+        names = list(first) if self._is_json or self._skip else list(range(len(first)))
+        at = table._columns(file, names)
+        self._columns = [names[i] for i in at] if self._is_json else at
+        self.size = file.stat().st_size
+        self.identity = (self._lines.sha256, *map(str, self._columns))
+
+    def __len__(self):
+        return len(self._lines) - self._skip
+
+    def __getitems__(self, indices):
+        numbers = [int(i) + self._skip for i in indices]
+        return [
+            self._example(number, cells)
+            for number, cells in zip(numbers, self._lines.read(numbers), strict=True)
+        ]
+
+    def _example(self, number, cells):
+        try:
+            if self._is_json:
+                _check_object(self._file, "this line", cells)
+                found = [cells.get(name) for name in self._columns]
+            else:
+                _check_count(self._file, "this line", cells, self._count)
+                found = [cells[column] for column in self._columns]
+            return _example(self._file, "this line", found)
+        except InputError as error:  # to count lines takes long, so that it is done here alone
+            where = self._lines.where(number)
+            raise InputError(str(error).replace("this line", where)) from None
 
 
 def is_table(name: str) -> bool:
@@ -170,8 +217,7 @@ def _content(file):
 
 def _separated(file, content, numbered):
     """CSV or TSV."""
-    tabs = ".tsv" in file.name.lower()
-    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
+    style = lines.TSV if ".tsv" in file.name.lower() else lines.CSV
     reader = csv.reader(io.StringIO(content.decode(), newline=""), **style)
     rows = _lines(file, reader)
     where, first = next(rows, (None, None))
@@ -196,12 +242,7 @@ def _lines(file, reader):
             if not cells:
                 continue
             count = len(cells) if count is None else count
-            if len(cells) != count:
-                raise InputError(
-                    f"all lines of a table have as many cells as its first, {count}; a cell with "
-                    f"a separator in it is quoted in CSV. Received: {len(cells)} cells "
-                    f"({str(file)!r}, {where})"
-                )
+            _check_count(file, where, cells, count)
             yield where, cells
     except csv.Error as error:
         raise InputError(
@@ -209,13 +250,21 @@ def _lines(file, reader):
         ) from error
 
 
+def _check_count(file, where, cells, count):
+    if len(cells) != count:
+        raise InputError(
+            f"all lines of a table have as many cells as its first, {count}; a cell with "
+            f"a separator in it is quoted in CSV. Received: {len(cells)} cells "
+            f"({str(file)!r}, {where})"
+        )
+
+
 def _json_lines(file, content, numbered):
     """JSON lines, or one JSON list: objects with the same columns as the first."""
     text = content.decode()
     whole = text.lstrip().startswith("[")
-    lines = [(1, text)] if whole else enumerate(text.split("\n"), 1)
     objects = []
-    for number, line in lines:
+    for number, line in [(1, text)] if whole else enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 objects.append((f"line {number}", json.loads(line)))
@@ -231,15 +280,19 @@ def _json_lines(file, content, numbered):
 
 def _of_objects(file, objects):
     for where, item in objects:
-        if not isinstance(item, dict):
-            raise InputError(
-                "each example is a JSON object, whose fields are the columns. "
-                f"Received: {type(item).__name__} ({str(file)!r}, {where})"
-            )
+        _check_object(file, where, item)
     if not objects:
         raise _empty(file)
     names = list(objects[0][1])
     return names, ((where, [item.get(name) for name in names]) for where, item in objects)
+
+
+def _check_object(file, where, item):
+    if not isinstance(item, dict):
+        raise InputError(
+            "each example is a JSON object, whose fields are the columns. "
+            f"Received: {type(item).__name__} ({str(file)!r}, {where})"
+        )
 
 
 def _empty(file):

@@ -9,9 +9,10 @@ from kzoo.data.tasks.base import Task, check_count, check_sources, register
 class Addition(Task):
     """`"27+905"` and `"932"`: sums of two numbers.
 
-    Both numbers have a number of digits that is drawn first, so that short ones are as frequent as
-    long ones. Reversed sums, least digit first, are learned from far fewer examples: every digit
-    then follows from those before it (Lee et al. 2023, arXiv:2307.03381, section 3).
+    Each number is drawn below 10, 100, ... or 10^digits, and which of these is drawn first, so that
+    short ones are about as frequent as long ones. Reversed sums, least digit first, are learned
+    from far fewer examples: every digit then follows from those before it (Lee et al. 2023,
+    arXiv:2307.03381, section 3).
 
     Attributes:
         count: pairs, distinct ones.

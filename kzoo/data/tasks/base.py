@@ -1,6 +1,7 @@
 """What a synthetic task is."""
 
 import random
+from collections.abc import Iterator
 
 from kzoo.errors import InputError
 from kzoo.registry import Part, Registry
@@ -13,23 +14,41 @@ class Task(Part):
     """Base of the synthetic tasks; a subclass is one file, or one class in a user's script.
 
     Its fields are what can be chosen, such as lengths; from the same fields come the same pairs.
-    A subclass defines `draw`, and `sources` if there may be fewer sources than `count`; or it
-    defines `pairs` alone.
+    A subclass defines `draw` and has a field `count`, which `check_sources` checks; or it defines
+    `pairs` alone.
 
     Attributes:
         name: the task is the source `"synthetic:NAME"`.
     """
 
     def draw(self, rng: random.Random) -> tuple[str, str]:
-        """One example, (source, target), drawn with `rng` and nothing else."""
+        """One example, (source, target), drawn with `rng` and nothing else.
+
+        The target is a `kzoo.data.tasks.PartlyScored` where not all of it is scored.
+        """
         raise NotImplementedError(f"{type(self).__name__} defines neither draw nor pairs")
+
+    def endless(self, seed: int = 0) -> Iterator[tuple[str, str]]:
+        """Examples without an end, the same for the same seed; some may come twice.
+
+        Args:
+            seed: an integer. `pairs` has the different ones among the first of seed 0.
+
+        Example:
+            >>> import itertools
+            >>> list(itertools.islice(get("reverse").endless(seed=1), 1))
+            [('szcdypmgp2', '2pgmpydczs')]
+        """
+        rng = random.Random(seed)
+        while True:
+            yield self.draw(rng)
 
     def pairs(self) -> list[tuple[str, str]]:
         """A list of `count` pairs (source, target) of strings, with different sources."""
-        rng = random.Random(0)
         found: dict[str, str] = {}  # in the order in which they were drawn
+        examples = self.endless()
         while len(found) < self.count:  # type: ignore[attr-defined]
-            source, target = self.draw(rng)
+            source, target = next(examples)
             found.setdefault(source, target)
         return list(found.items())
 

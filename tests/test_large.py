@@ -1,0 +1,232 @@
+"""Data that are read where they lie: the same as those that are held in memory."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from kzoo import data
+from kzoo.data import sources, splits, text
+from kzoo.data.near_duplicates import near_duplicates
+from kzoo.data.sources import stored
+from kzoo.data.sources.records import Records
+from kzoo.errors import InputError
+
+CONFIG = {"max_sequence_length": 64, "mask": "prefix", "objective": "prefix_lm"}
+WORDS = ["the", "quick", "é", "\N{GRINNING FACE}", 'said "no"', "a,b", "x\ny", "jumps"]
+
+
+@pytest.fixture
+def in_pieces(monkeypatch, tmp_path):
+    """Everything is large, and read in pieces that cut characters and lines."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def change():
+        monkeypatch.setattr(stored, "LARGE", 0)
+        monkeypatch.setattr(stored, "CHUNK", 997)
+
+    return change
+
+
+def prose(count):
+    rng = np.random.default_rng(0)
+    words = enumerate(rng.choice(WORDS, count))
+    return "".join(f"{word}{' ' if i % 9 else chr(10)}" for i, word in words)
+
+
+# Text
+
+
+def test_a_text_on_disk_is_read_by_position(tmp_path, in_pieces):
+    (tmp_path / "a").mkdir()
+    written = [f"\ufeff{prose(4000)}", prose(3000), prose(3000)]
+    for name, one in zip("cba", written, strict=True):
+        (tmp_path / "a" / f"{name}.txt").write_text(one, encoding="utf-8")
+    whole = sources.read(tmp_path / "a").text
+    one_file = sources.read(tmp_path / "a" / "c.txt")
+    in_pieces()
+    read = sources.read(tmp_path / "a").text
+    assert len(read) == len(whole) and read.read(0, len(read)) == whole
+    again = sources.read(tmp_path / "a" / "c.txt")
+    assert again.sha256 == one_file.sha256 and again.text.read(0, 9) == one_file.text[:9]
+    rng = np.random.default_rng(1)
+    for start, stop in np.sort(rng.integers(0, len(whole), (50, 2))).tolist():
+        assert read.read(start, stop) == whole[start:stop]
+        part = read.part([0, start], [start // 2, stop])
+        assert part.read(3, len(part) - 3) == (whole[: start // 2] + whole[start:stop])[3:-3]
+    assert "".join(text.pieces(read)).encode() == whole
+    assert text.unigram_entropy(read) == text.unigram_entropy(whole)
+    assert text.bigram_entropy(read) == text.bigram_entropy(whole)
+
+
+def test_windows_of_a_text_on_disk_are_those_of_its_blocks(tmp_path, in_pieces, caplog):
+    rng = np.random.default_rng(0)  # nothing repeats, so that nothing is cut out in memory
+    path = tmp_path / "a.txt"
+    path.write_bytes(rng.integers(32, 127, 90_000).astype(np.uint8).tobytes())
+    config = {**CONFIG, "mask": "causal", "objective": "causal_lm"}
+    held = data.load(path, config, batch_size=8)
+    in_pieces()
+    read = data.load(path, config, batch_size=8)
+    for part in ("train", "valid"):
+        for i in (0, len(getattr(held, part)) - 1):
+            ours, theirs = getattr(read, part)[i], getattr(held, part)[i]
+            np.testing.assert_array_equal(ours[0]["token_ids"], theirs[0]["token_ids"])
+            np.testing.assert_array_equal(ours[1:], theirs[1:])
+    same = ("sha256", "train_rows", "valid_rows", "valid_bytes", "bigram_entropy")
+    assert [read.facts[name] for name in same] == [held.facts[name] for name in same]
+    assert "the facts count it in a sample" in caplog.text
+    assert sum(read.facts["split"]["sampled_bytes"]) == path.stat().st_size
+
+
+def test_held_out_windows_do_not_depend_on_the_batch_size(tmp_path, in_pieces):
+    path = tmp_path / "a.txt"
+    path.write_text(prose(60_000), encoding="utf-8")
+    in_pieces()
+    few, many = (
+        [row for _, y, _ in data.load(path, CONFIG, batch_size=size, valid=0.3).valid for row in y]
+        for size in (7, 300)
+    )
+    assert len(few) > 512
+    np.testing.assert_array_equal(few[:600], many[:600])
+
+
+@pytest.mark.parametrize("name, broken", [("bad", b"\xff"), ("nul", b"\0")])
+def test_what_is_no_text_is_found_anywhere(tmp_path, in_pieces, name, broken):
+    good = prose(3000).encode()
+    path = tmp_path / f"{name}.txt"
+    path.write_bytes(good + b"\n" + broken + good)
+    in_pieces()
+    with pytest.raises(InputError, match=rf"{name}.txt.*byte {len(good) + 1}"):
+        sources.read(path)
+
+
+# Tables
+
+
+def write(path, pairs):
+    if path.suffix == ".jsonl":
+        lines = [json.dumps({"id": 1, "source": a, "target": b}) + "\n" * 2 for a, b in pairs]
+        path.write_text("".join(lines), encoding="utf-8")
+        return
+    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if path.suffix == ".tsv" else {}
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file, **style).writerows([("source", "target"), *pairs])
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.tsv"])
+def test_a_table_on_disk_gives_the_batches_of_one_in_memory(tmp_path, in_pieces, name):
+    rng = np.random.default_rng(0)
+    words = WORDS if name != "a.tsv" else ["a", "b", "é"]
+    pairs = [
+        (" ".join(rng.choice(words, 2)) + f" {i % 400}", f"{rng.choice(words)} {i}")
+        for i in range(1500)
+    ]
+    path = tmp_path / name
+    write(path, [*pairs, *pairs[:10], (pairs[3][0].upper(), "last")])
+    held = data.load(path, CONFIG, batch_size=16)
+    in_pieces()
+    read = data.load(path, CONFIG, batch_size=16)
+    assert read.facts["split"] == held.facts["split"]
+    for i in (0, 7):
+        (x, y, _), (wide, labels, _) = held.train[i], read.train[i]
+        width = x["token_ids"].shape[1]
+        np.testing.assert_array_equal(x["token_ids"], wide["token_ids"][:, :width])
+        np.testing.assert_array_equal(y, labels[:, :width])
+    index = list((tmp_path / "cache" / "kzoo").rglob("index.npy"))
+    assert len(index) == 1
+    changed = index[0].stat().st_mtime_ns
+    data.load(path, CONFIG, batch_size=16)
+    assert index[0].stat().st_mtime_ns == changed  # found again
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("a.csv", "source,target\n" + "x,y\n" * 999 + "a,b,c\n", "3 cells .*line 1001"),
+        ("a.csv", "source,target\n" + "x,y\n" * 99 + '"a\n\nb",\n', "empty.*line 101"),
+        ("a.csv", "source,target\n" + "x,y\n" * 99 + 'a"b,c\nx,y\n', "doubled.*line 101"),
+        ("a.jsonl", '{"text": "a"}\n' * 50 + '{"txt": "a"}\n', "NoneType.*line 51"),
+        ("a.jsonl", '{"text": "a"}\n\n{"text', "one JSON object.*line 3"),
+        ("a.jsonl", '["a"]\n', "Received: list"),
+        ("a.tsv", "text\tb\nx\n", "1 cells .*line 2"),
+        ("a.csv", "text,b\n", "is empty|no example"),
+        ("a.csv", "text\nsesam\xff".encode("latin-1"), "byte 10"),
+    ],
+)
+def test_a_bad_line_of_a_table_on_disk_is_named(tmp_path, in_pieces, name, content, words):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    in_pieces()
+    with pytest.raises(InputError, match=words):
+        sources.read(path)
+
+
+# Records
+
+
+class Numbers(Records):
+    """Documents, bytes, that are made when they are read, and counts how many are."""
+
+    size, identity = 1 << 40, ("numbers",)
+
+    def __init__(self, item):
+        self.item, self.reads = item, 0
+
+    def __len__(self):
+        return 3000
+
+    def __getitems__(self, indices):
+        self.reads += 1
+        return [self.item(int(i)) for i in indices]
+
+
+def test_documents_and_official_splits_are_read_when_they_are_drawn(in_pieces, tmp_path):
+    in_pieces()
+    records = Numbers(lambda i: f"document {i} ".encode() * (i % 5))
+
+    @sources.register
+    class Counting(sources.Source):
+        name = "counting_documents"
+
+        def read(self):
+            return {"train": records, "test": [b"document one hundred thousand " * 9]}
+
+    config = {**CONFIG, "mask": "causal", "objective": "causal_lm"}
+    read = data.load("counting_documents", config, batch_size=8)
+    distinct = {records.item(i) for i in range(3000)} - {b""}
+    whole = b"\n\n".join(x for x in map(records.item, range(3000)) if x in distinct)
+    stream = sources.read("counting_documents").text
+    assert stream.read(0, len(stream)) == whole
+    assert len(read.test) == 1 and read.facts["test_rows"] == 4
+    records.reads = 0
+    read.train[0]
+    assert 0 < records.reads < 50
+
+
+# Near duplicates
+
+
+def test_near_copies_are_counted_in_a_sample():
+    pytest.importorskip("datasketch")
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(10_000, 40).astype(str)) for _ in range(60)]
+    held_out = [*(f"{one} and more" for one in texts[:5]), *texts[30:]]
+    facts = near_duplicates(texts[:30], [one.upper() for one in held_out])
+    assert (facts["train_texts"], facts["held_out_texts"], facts["near_copies"]) == (30, 35, 5)
+    pairs = [(one, f"answer {i} to it") for i, one in enumerate([*texts, *held_out[:5]])]
+    read = data.load(pairs, CONFIG, batch_size=4, valid=0.5, near_duplicates=100)
+    assert "Jaccard" in read.facts["near_duplicates"]["rule"]
+    assert json.dumps(read.facts)
+    with pytest.raises(InputError, match="positive number"):
+        near_duplicates(texts, texts, sample=0)
+
+
+def test_components_take_hashes_as_well_as_texts():
+    columns = [["a", "b", "", "a", ""], ["x", "y", "z", "q", "b"]]
+    hashes = [[hash(one) % 2**63 if one else 0 for one in column] for column in columns]
+    expected = [0, 1, 2, 0, 1]
+    assert splits.components(columns).tolist() == expected
+    assert (
+        splits.components([np.array(column, np.uint64) for column in hashes]).tolist() == expected
+    )
