@@ -13,6 +13,7 @@ _SUBMODULES = (
     "config",
     "convert",
     "data",
+    "evaluation",
     "feature_maps",
     "layers",
     "masks",
@@ -24,7 +25,7 @@ _SUBMODULES = (
     "studies",
     "training",
 )
-__all__ = [*_SUBMODULES, "check", "compare", "distribute"]
+__all__ = [*_SUBMODULES, "check", "compare", "distribute", "evaluate_choices"]
 
 
 def __getattr__(name):
@@ -36,6 +37,8 @@ def __getattr__(name):
         return importlib.import_module("kzoo.studies").compare
     if name == "distribute":
         return importlib.import_module("kzoo.training.distribution").distribute
+    if name == "evaluate_choices":
+        return importlib.import_module("kzoo.evaluation").evaluate_choices
     raise AttributeError(f"module 'kzoo' has no attribute {name!r}")
 
 

@@ -3,6 +3,7 @@ from kzoo import analysis as analysis
 from kzoo import config as config
 from kzoo import convert as convert
 from kzoo import data as data
+from kzoo import evaluation as evaluation
 from kzoo import feature_maps as feature_maps
 from kzoo import layers as layers
 from kzoo import masks as masks
@@ -14,6 +15,7 @@ from kzoo import presets as presets
 from kzoo import studies as studies
 from kzoo import training as training
 from kzoo.analysis.check import check as check
+from kzoo.evaluation.choices import evaluate_choices as evaluate_choices
 from kzoo.studies.notebook import compare as compare
 from kzoo.training.distribution import distribute as distribute
 

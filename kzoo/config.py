@@ -368,6 +368,17 @@ class Config(HeadConfig, BackboneConfig):
                 f"Received: decoder_layers={self.decoder_layers} with stack='single'"
             )
         objectives.check(self.stack, self.mask, self.objective)
+        if self.objective.labels is not None:
+            self._check_no_head_of_tokens()
+
+    def _check_no_head_of_tokens(self):
+        for field in dataclasses.fields(HeadConfig):
+            if (value := getattr(self, field.name)) != field.default:
+                raise InputError(
+                    f"{field.name} is of a language model's head, which a classifier has not: it "
+                    f"must be {field.default!r}. Received: {field.name}={value!r} with "
+                    f"objective={self.objective.get_config()!r:.120}"
+                )
 
 
 def get(spec: Any) -> BackboneConfig:
@@ -453,7 +464,8 @@ def count_parameters(config: Any) -> int:
     embeddings += norm * config.embedding_norm
     pooler = config.pooler * (d + 1) * d
     transform = config.output_transform * ((d + 1) * d + norm + v)
-    return stacks + embeddings + pooler + transform
+    classes = (d + 1) * len(config.objective.labels or ())
+    return stacks + embeddings + pooler + transform + classes
 
 
 def checkpoint_bytes(parameters: int, keep: int) -> int:

@@ -137,6 +137,16 @@ class Encoder:
             return arrays
         return [_told(text, tokens) for text, tokens in zip(texts, arrays, strict=True)]
 
+    def targets(self, texts: Iterable[str]) -> list[np.ndarray]:
+        """Targets as token arrays, a list; of a classifier each is the class of a label, [1].
+
+        Raises:
+            InputError: for a label that the objective does not have.
+        """
+        if self.objective.labels is None:
+            return self.tokens(texts)
+        return [np.array([self.objective.index(text)], np.int32) for text in texts]
+
     def example_length(
         self, source: np.ndarray | None, target: np.ndarray, complete: bool = True
     ) -> int:
@@ -147,6 +157,8 @@ class Encoder:
             complete: whether EOS follows the target.
         """
         length = None if source is None else len(source)
+        if self.objective.labels is not None:  # a label takes no token
+            return layouts.example_length(self.objective, length, 0, False, self.vocabulary)
         return layouts.example_length(
             self.objective, length, len(target), complete, self.vocabulary
         )
@@ -161,6 +173,9 @@ class Encoder:
             length: tokens to which a longer example is truncated.
             complete: whether EOS follows the target.
         """
+        if self.objective.labels is not None:  # a label takes no token
+            needed = layouts.example_length(self.objective, source, 0, False, self.vocabulary)
+            return 0, min(length, needed)
         return layouts.part_lengths(
             self.objective, source, target, length, complete, self.vocabulary
         )
@@ -207,6 +222,8 @@ class Encoder:
         Raises:
             InputError: if a target is empty, or a text too short for the objective.
         """
+        if self.objective.labels is not None:
+            return self._labelled(sources, targets, length, weights)
         room = self.window(length)
         x, y, sample_weight = self.layout.batch(
             self.objective,
@@ -220,6 +237,20 @@ class Encoder:
         if weights is not None:
             sample_weight = sample_weight * np.asarray(weights, np.float32)[:, None]
         return x, y, sample_weight
+
+    def _labelled(self, texts, targets, length, weights):
+        """`batch` of a classifier: texts as prompts of `length` tokens, and of each text one label
+        and one weight, [batch]. An end of a text that does not fit is truncated."""
+        room = length - self.example_length(texts[0][:0], None)
+        x = self.prompts([ids(text)[:room] for text in texts], as_source=True)
+        missing = length - x["token_ids"].shape[1]
+        pad = {name: self.vocabulary.pad if name == "token_ids" else 0 for name in x}
+        x = {
+            name: np.pad(array, [(0, 0), (0, missing)], constant_values=pad[name])
+            for name, array in x.items()
+        }
+        y = np.concatenate(targets).astype(np.int32)
+        return x, y, np.ones(len(y), np.float32) if weights is None else weights
 
     def prompts(self, texts: list[Any], as_source: bool) -> Any:
         """A model's inputs for generation from prompts: see `prompts` of the layout."""

@@ -5,6 +5,8 @@ import difflib
 # What is installed under another name than it is imported.
 _PACKAGES = {extra: f"'kzoo[{extra}]'" for extra in ("torch", "tensorflow", "ray")}
 _PACKAGES |= {"libtpu": "'kzoo[tpu]'", "tensorboardX": "'kzoo[tensorboard]'"}
+_PACKAGES |= {"sacrebleu": "'kzoo[evaluation]'", "rouge_score": "'kzoo[evaluation]'"}
+_PACKAGES["lm_eval"] = "'kzoo[harness]'"
 _PACKAGES["orbax"] = "orbax-checkpoint"
 MOST_NAMES = 24  # of a longer list the message shows the beginning
 

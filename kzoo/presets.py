@@ -59,7 +59,8 @@ def config(name: str, **overrides: Any) -> dict[str, Any]:
 
     Args:
         name: one of `names()`; or `"FILE.json:SIZE"`, a family of one's own in a file like
-            those of kzoo's presets, in one of their sizes: `{"config": {"mask": …, …}}`.
+            those of kzoo's presets, in one of their sizes: `{"config": {"mask": …, …}}`; or what
+            else `load` takes, such as a directory that `save` wrote.
         **overrides: fields that replace the preset's, e.g. `mechanism="linear"` or
             `mechanism={"linear": {"feature_map": "relu"}}`.
 
@@ -74,6 +75,13 @@ def config(name: str, **overrides: Any) -> dict[str, Any]:
         >>> config("unilm_base", num_layers=2)["mask"]
         'prefix'
     """
+    held = kind(name)
+    if held == "saved":
+        return _resolved(_saved_config(Path(name)), overrides)
+    if held == "checkpoint":
+        from kzoo import convert
+
+        return _resolved(convert.read(name).config.get_config(), overrides)
     family, size = _find(name)
     return _resolved({**size, **family["config"]}, overrides)
 
@@ -99,13 +107,15 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
             saved with.
         **overrides: config fields that replace the preset's or the saved ones. Of a preset
             `tokenizer` can be the path of a `tokenizer.json` (`kzoo.data.train_tokenizer`), which
-            then gives `vocabulary_size`. What `save`
-            wrote must fit the resulting model exactly. Other checkpoints must not lose a
-            weight; what the model has besides gets initial values and is named in the log.
+            then gives `vocabulary_size`. Saved and pretrained weights all have their place in the
+            resulting model; what it has besides gets initial values and is named in the log.
+            `objective={"classification": {"labels": [...]}}` is a new head: the old one is left
+            out, and named.
 
     Returns:
-        A `kzoo.models.CausalLM`, `MaskedLM` or `Seq2SeqLM`, compiled with its objective's loss
-        and AdamW, at the rate that `kzoo.training.learning_rate` gives its width.
+        A `kzoo.models.CausalLM`, `MaskedLM`, `Seq2SeqLM` or `TextClassifier`, compiled with its
+        objective's loss and AdamW, at the rate that `kzoo.training.learning_rate` gives its width
+        (a classifier at that of `kzoo.training.finetuning_rate`).
 
     Raises:
         InputError: as `config`; or if the directory is no saved model or its weights do not
@@ -116,13 +126,14 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
         >>> model.fit(["Call me Ishmael."] * 32, epochs=1)
         >>> bert = load("hf://google-bert/bert-base-uncased", mask="half_heads")  # doctest: +SKIP
     """
-    kind = _kind(name)
+    held = kind(name)
     tokenizer = head_dtype = None
-    if kind == "preset":
+    if held == "preset":
         tokenizer, overrides = _own_tokenizer(overrides)
         complete = config(name, **overrides)
-    elif kind == "saved":
-        complete = _resolved(_saved_config(Path(name)), overrides)
+    elif held == "saved":
+        saved = _saved_config(Path(name))
+        complete = _resolved(saved, overrides)
         tokenizer = _saved_tokenizer(Path(name))
         dtype, head_dtype = _saved_dtype(Path(name), dtype)
     else:
@@ -132,12 +143,12 @@ def load(name: Any, *, dtype: Any = None, remat: str = "none", **overrides: Any)
         complete = _resolved(checkpoint.config.get_config(), overrides)
         tokenizer = checkpoint.tokenizer
     model = build(complete, dtype, tokenizer, remat, head_dtype)
-    if kind == "checkpoint":
+    if held == "checkpoint":
         checkpoint.fill(model)
-    elif kind == "saved":
-        _load_weights(model, Path(name))
+    elif held == "saved":
+        _load_weights(model, Path(name), saved, complete != _resolved(saved, {}))
     shown = name if isinstance(name, str | Path) else f"{type(name).__name__} of keras-hub"
-    weights = f"random (seed {complete['seed']})" if kind == "preset" else "loaded"
+    weights = f"random (seed {complete['seed']})" if held == "preset" else "loaded"
     log.info("%s: %s parameters, weights %s", shown, f"{model.count_params():,}", weights)
     if remat != "none" and _undone():
         log.warning(
@@ -252,8 +263,11 @@ def _own_tokenizer(overrides):
     if not isinstance(path, str | Path) or named and not os.path.exists(path) or path in TOKENIZERS:
         return None, overrides  # a wrong name is told with the valid ones
     from kzoo.models.tokenizer_file import read_file
+    from kzoo.tokenizer_json import lost
 
     tokenizer = read_file(path)
+    if what := lost(path):
+        log.warning("%s %s: bits per byte leave out what it loses", path, what)
     size = overrides.get("vocabulary_size", tokenizer.vocabulary.size)
     if is_integer(size) and size < tokenizer.vocabulary.size:
         raise InputError(
@@ -288,8 +302,29 @@ def _segments(count, mask):
     return (0, 1)
 
 
-def _kind(name):
-    """What `load` was given: `"preset"`, `"saved"` or `"checkpoint"`."""
+def kind(name: Any) -> str:
+    """What `load` is given.
+
+    Args:
+        name: as of `load`.
+
+    Returns:
+        `"preset"`, with random weights; `"saved"`, by `save`; or `"checkpoint"`, of another
+        library.
+
+    Raises:
+        InputError: for what is none of them by its type.
+
+    Example:
+        >>> kind("gpt_nano"), kind("hf://openai-community/gpt2")
+        ('preset', 'checkpoint')
+    """
+    if not (isinstance(name, str | Path) or hasattr(name, "get_config")):
+        raise InputError(
+            "a model is loaded by the name of a preset, such as 'unilm_nano', the path of a "
+            "folder, a handle ('hf://ORG/NAME'), or as a backbone of keras-hub. "
+            f"Received: {name!r:.80}"
+        )
     if not isinstance(name, str | Path) or str(name).startswith(("hf://", "kaggle://")):
         return "checkpoint"
     if str(name) in names() or not Path(name).is_dir():
@@ -329,15 +364,30 @@ def _saved_config(directory):
         ) from None
 
 
-def _load_weights(model, directory):
-    _load(model.backbone.load_weights, directory / WEIGHTS_FILE)
-    if (directory / HEAD_FILE).is_file() or model.has_task_weights():
-        _load(model.load_task_weights, directory / HEAD_FILE)
+def _load_weights(model, directory, saved, changed):
+    """Load a saved model's weights, and say which are new or left out.
+
+    Only where the config is `changed` may some be. A head that predicts labels, or other labels,
+    is another head.
+    """
+    from kzoo.models.weights import by_path, read_weights, say_loaded, shapes_in
+
+    of_backbone, own = by_path(model.backbone), model.own_weights()
+    new = _read(read_weights, directory / WEIGHTS_FILE, of_backbone, changed)
+    head, left_out = directory / HEAD_FILE, {}
+    if objectives.get(saved["objective"]).labels != model.objective.labels:
+        new += own
+        left_out = _read(shapes_in, head) if head.is_file() else {}
+    elif head.is_file() or own and not changed:
+        new += _read(read_weights, head, own, changed)
+    else:
+        new += own
+    say_loaded({**of_backbone, **own}, new, left_out)
 
 
-def _load(weights, path):
+def _read(read, path, *arguments):
     try:
-        weights(path)
+        return read(str(path), *arguments)
     except OSError as error:  # HDF5 does not name the file
         raise InputError(
             "the weights cannot be read: the file is cut short, damaged or missing "
@@ -384,7 +434,15 @@ def _saved_tokenizer(directory):
 
 
 def _resolved(fields, overrides):
-    return Config.get({**fields, **overrides}).get_config()
+    """The complete config of some fields, others in the place of theirs.
+
+    A classifier's head takes none of the options of the language model's that it replaces.
+    """
+    fields = {**fields, **overrides}
+    if "objective" in fields and objectives.get(fields["objective"]).labels is not None:
+        of_tokens = set(HeadConfig.field_names()) - set(overrides)
+        fields = {name: value for name, value in fields.items() if name not in of_tokens}
+    return Config.get(fields).get_config()
 
 
 def _find(name):

@@ -67,21 +67,33 @@ def lossless_size(path):
     Raises:
         InputError: where there is no such file, it is no tokenizer, or a text does not come back.
     """
-    file = find(path)
+    size, lost = _tried(find(path))
+    if lost:
+        raise InputError(
+            "a tokenizer gives every text back exactly, else bits per byte would leave out what it "
+            "loses; kzoo.data.train_tokenizer makes one that does. "
+            f"Received: {str(path)!r}, which {lost}"
+        )
+    return size
+
+
+def lost(path):
+    """What a file's tokenizer loses of a text, as in "makes 'the' of 'The'"; "" for nothing."""
+    return _tried(find(path))[1]
+
+
+def _tried(file):
     about = file.stat()
-    return _lossless_size(file, (about.st_mtime_ns, about.st_size))
+    return _size_and_loss(file, (about.st_mtime_ns, about.st_size))
 
 
 @functools.lru_cache(maxsize=32)
-def _lossless_size(file, _):
+def _size_and_loss(file, _):
     tokenizer = parse(read_text(file))
     ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
     back = tokenizer.decode(ids, skip_special_tokens=False)
-    if back != PROBE:
-        at = next((i for i, (a, b) in enumerate(zip(PROBE, back, strict=False)) if a != b), 0)
-        raise InputError(
-            "a tokenizer gives every text back exactly, else bits per byte would leave out what it "
-            f"loses; kzoo.data.train_tokenizer makes one that does. Received: {str(file)!r}, which "
-            f"makes {back[at : at + 12]!r} of {PROBE[at : at + 12]!r}"
-        )
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    if back == PROBE:
+        return size, ""
+    at = next((i for i, (a, b) in enumerate(zip(PROBE, back, strict=False)) if a != b), 0)
+    return size, f"makes {back[at : at + 12]!r} of {PROBE[at : at + 12]!r}"

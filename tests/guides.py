@@ -31,7 +31,6 @@ CUT = {
     r"--steps \d+": "--steps 4",
     r"\[:\d{3,}\]": "[:4]",
     r"\bseeds=\d+": "seeds=1",
-    r'"seeds": \d+': '"seeds": 1',
     r"\bmax_length=\d+": "max_length=20",
     r"--max-length \d+": "--max-length 20",
 }

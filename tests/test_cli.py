@@ -361,15 +361,12 @@ def test_a_run_that_was_begun_before_goes_on_with_its_own_rate(tmp_path):
     schedule = {"initial_learning_rate": 0.003, "warmup_target": 0.003}
     settings = {"optimizer": {"learning_rate": {"config": schedule}}, "evaluations": 1}
     (facts / "metadata").write_text(json.dumps({"settings": settings}))
+    left_out = {"pretrained": None, "evaluations": None, "packing": None}
     for given, expected in [(None, 0.003), (0.02, 0.02)]:
-        options = argparse.Namespace(
-            out=tmp_path, learning_rate=given, evaluations=None, packing=None
-        )
+        options = argparse.Namespace(**left_out, out=tmp_path, learning_rate=given)
         run_folder.fill_in(options, {"hidden_dim": 64}, evaluations=10)
         assert (options.learning_rate, options.evaluations) == (expected, 1)
-        assert options.packing == {"padded": {"equal_lengths": True}}
-    options.out, options.learning_rate, options.evaluations = tmp_path / "new", None, None
-    options.packing = None
+    options = argparse.Namespace(**left_out, out=tmp_path / "new", learning_rate=None)
     run_folder.fill_in(options, {"hidden_dim": 64}, evaluations=10)
     assert (options.learning_rate, options.evaluations) == (0.0063, 10)
     assert options.packing == "padded"

@@ -81,6 +81,14 @@ def test_every_objective_is_shown(preset, objective):
             assert "".join(spans) == one["target"]
 
 
+def test_a_classifier_is_shown_a_text_and_its_label():
+    labelled = [(f"owl number {i}", "odd" if i % 2 else "even") for i in range(40)]
+    objective = {"classification": {"labels": ["even", "odd"]}}
+    for one in examples(labelled, "bert_nano", objective=objective):
+        assert (one["source"], one["target"]) in labelled and one["scored"] == [one["target"]]
+        assert text_of(one["reads"]["decoder"], "source") == one["source"]
+
+
 def test_packed_examples_are_taken_apart():
     config = presets.config("gpt_nano", max_sequence_length=16)
     encoder = pipeline.encoder_of(config, config)
@@ -111,6 +119,16 @@ def test_statistics_by_hand():
     assert cut[128]["examples"] == pytest.approx((row > 128).mean())
     lost = np.maximum(row - 128, 0).sum() / row.sum()
     assert cut[128]["tokens"] == pytest.approx(lost, abs=1e-4)
+
+
+def test_a_long_document_is_measured_by_its_beginning(monkeypatch):
+    monkeypatch.setattr(statistics, "LONGEST", 100)
+    config = presets.config("gpt_nano")
+    encoder = pipeline.encoder_of(config, config)
+    corpus = kzoo.data.sources.Corpus("x", "", text=b"a" * 1000 + b"\n\nbb", sizes=(1000, 2))
+    found = statistics.statistics(corpus, encoder)
+    assert found["lengths"]["target"][-1] == 1000 and found["lengths"]["target"][0] == 2
+    assert (found["bytes"], found["tokens"], found["bytes_per_token"]) == (1002, 102, 1)
 
 
 def test_documents_of_a_folder_are_counted(tmp_path):

@@ -11,8 +11,10 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "kzoo"
 QUICK_STUDY = PACKAGE.parent / "examples" / "quick"
 # These make models or train them; the others answer at once.
-DEAR = ("analysis", "bench", "convert", "layers", "models", "ops", "presets", "studies", "training")
+DEAR = ("analysis", "bench", "convert", "evaluation", "layers", "models", "ops", "presets")
+DEAR += ("studies", "training")
 QUICK = ("kzoo.studies.hypotheses", "kzoo.studies.protocol", "kzoo.studies.sentences")
+QUICK += tuple(f"kzoo.evaluation.{x}" for x in ("examples", "prompts", "texts"))
 QUICK += ("kzoo.studies.statistics", "kzoo.studies.study", "kzoo.studies.verdicts")
 NETWORK, MINUTES = "needs a network", "takes minutes"
 TRAINS = "compiles for half a minute; the tests of studies and of README do the like"

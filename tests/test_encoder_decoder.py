@@ -7,6 +7,7 @@ import keras
 import keras_hub
 import numpy as np
 import pytest
+from autodiff import computed
 from keras import ops
 from marks import once
 
@@ -209,11 +210,16 @@ def test_linear_cross_attention_is_one_state():
     rng = np.random.default_rng(0)
     x, source = (rng.normal(size=(2, n, 16)).astype("float32") for n in (5, 7))
     mask = np.array([[1] * 7, [1] * 4 + [0] * 3], "int32")
-    got = block.cross_attention.attend(x, source, key_padding_mask=mask)
-    weights = block.cross_attention.attention_weights(x, source, key_padding_mask=mask)
-    v = ops.reshape(block.cross_attention.value(source), (2, 7, 2, 8))
-    want = np.einsum("bhqk,bkhd->bqhd", ops.convert_to_numpy(weights), ops.convert_to_numpy(v))
-    np.testing.assert_allclose(ops.convert_to_numpy(got), want, atol=1e-5)
+
+    @computed
+    def results():
+        attention = block.cross_attention
+        weights = attention.attention_weights(x, source, key_padding_mask=mask)
+        return attention.attend(x, source, key_padding_mask=mask), weights, attention.value(source)
+
+    got, weights, v = results
+    want = np.einsum("bhqk,bkhd->bqhd", weights, v.reshape(2, 7, 2, 8))
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 # Tasks --------------------------------------------------------------------------------------

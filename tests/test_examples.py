@@ -1,4 +1,5 @@
-"""The notebooks of examples: made from their scripts, and run as they stand with tiny models."""
+"""The examples: scripts run as they stand for a few steps, and notebooks, made from their scripts,
+with tiny models."""
 
 import base64
 import os
@@ -112,6 +113,21 @@ def test_an_image_with_an_older_jax_is_told_in_one_line(image, monkeypatch):
     assert line.endswith(f"{image or 'none'}: choose a newer image") and "\n" not in line
 
 
+@on_jax
+@pytest.mark.slow
+def test_ranked_choices_runs(monkeypatch, capsys, tmp_path):
+    script = ROOT / "examples" / "ranked_choices.py"
+    monkeypatch.setattr(sys, "argv", [str(script), "--steps", "2"])
+    asked = runpy.run_path(str(script), run_name="__main__")["asked"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [
+        *("as loaded, 0 shots", "as loaded, 2 shots"),
+        *("after 2 steps, 0 shots", "after 2 steps, 2 shots"),
+    ]
+    assert all(re.search(r"acc 0\.\d\d ± 0\.\d\d, .* of 25 questions$", line) for line in lines)
+    assert all(q["choices"][q["answer"]] == chr(ord(q["question"][6]) + 1) for q in asked)
+
+
 def execute(name, folder, monkeypatch, devices=1):
     flags = os.environ.get("XLA_FLAGS", "")
     settings = {
@@ -177,6 +193,29 @@ def test_notebooks_run(name, devices, tmp_path, monkeypatch):
     assert len(records) == 2
     assert len({tuple(r["provenance"]["device_ids"]) for r in records}) == min(devices, 2)
     assert {r["provenance"]["dtype"] for r in records} == {"mixed_bfloat16"}
+
+
+SCRIPTS = {
+    "translate_pairs": (["--steps", "2"], r"t5: \d\.\d{3} held-out bits"),
+    "span_corruption": (["--steps", "2", "--text", "TEXT"], r"cut out: +'<0>.*\npredicted: '"),
+    "fine_tune_classifier": (
+        ["--steps", "2", "--pretraining", "2", "--text", "TEXT"],
+        r"pretrained weights: accuracy \d+\.\d%.*\nrandom weights: accuracy [^\n]*\n\[",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_run(name, monkeypatch, capsys, tmp_path):
+    arguments, printed = SCRIPTS[name]
+    (tmp_path / "TEXT").write_text("".join(f"Sentence {i} of a text. " for i in range(800)))
+    monkeypatch.chdir(tmp_path)
+    script = ROOT / "examples" / f"{name}.py"
+    monkeypatch.setattr(sys, "argv", [str(script), *arguments])
+    runpy.run_path(str(script), run_name="__main__")
+    lines = [line for line in capsys.readouterr().out.splitlines() if "bits_per" not in line]
+    assert re.search(printed, "\n".join(lines))
 
 
 @pytest.mark.slow

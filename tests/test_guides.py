@@ -8,14 +8,21 @@ import subprocess
 import sys
 
 import guides
+import numpy as np
 import pytest
 
 import kzoo
 from kzoo import feature_maps, masks, mechanisms, objectives, presets
 from kzoo.backend import BACKENDS
 from kzoo.config import Config
+from kzoo.data import tasks
+from kzoo.data.sources.base import classes as sources
 from kzoo.errors import InputError
 from kzoo.ops import dispatch
+from kzoo.studies import Study, tuning
+from kzoo.studies import study as study_module
+from kzoo.studies.evidence import draw
+from kzoo.studies.records import read, read_tuning, run_name
 
 ROOT = guides.ROOT
 README = (ROOT / "README.md").read_text()
@@ -83,42 +90,55 @@ def test_ten_lines_are_ten():
 
 
 def test_results_are_those_of_the_records():
-    """Of the README's table and of the study's own: every number, and that each arm has one."""
-    records = [json.loads(line) for line in (QUICK / "results.jsonl").read_text().splitlines()]
+    """Of the README and of the study's own page: every number of a table, and each verdict."""
+    study, records = read(QUICK)
     runs = {}
     for record in records:
-        runs.setdefault((record["data"], record["arm"]), []).append(record["bits"])
-    mean = {key: f"{sum(bits) / len(bits):.3f}" for key, bits in runs.items()}
-
-    def shown(data, arm, mechanism):
-        """Arms of both mechanisms are named alike, others with a comma."""
-        arm = {
-            "GPT, all tokens scored in training": "GPT, all tokens scored",
-            "T5, shared stacks": "T5 shared",
-        }.get(arm, arm)
-        names = (f"{arm} {mechanism}", f"{arm}, {mechanism}")
-        names += tuple(name.replace(",", "", 1) for name in names)
-        return next((mean.pop((data, name)) for name in names if (data, name) in mean), "")
-
-    whole = dict(mean)
-    heads, *rows = table((QUICK / "README.md").read_text(), "arm")
-    for arm, *cells in rows:
-        if arm.startswith("*"):
-            continue
-        for head, cell in zip(heads[1:], cells, strict=True):
-            data, mechanism = head.split(", ")
-            data = {"English": "pydoc", "copying": "synthetic:copy"}[data]
-            assert cell == shown(data, arm, mechanism), (arm, head)
-    assert not mean, "each arm of the records has its cell"
-
-    mean.update(whole)
+        runs.setdefault(record["arm"], []).append(record)
+    mean = {arm: f"{np.mean([run['bits'] for run in of]):.3f}" for arm, of in runs.items()}
+    page = (QUICK / "README.md").read_text()
+    _, *rows = table(page, "arm")
+    assert [arm for arm, *_ in rows] == list(study["arms"])
+    for arm, _, rate, bits, span, accuracy in rows:
+        of = runs[arm]
+        losses = [run["bits"] for run in of]
+        assert len(of) == len(study["seeds"]) and bits == mean[arm]
+        assert span == f"{min(losses):.3f} to {max(losses):.3f}"
+        assert {f"{run['learning_rate']:g}" for run in of} == {rate}
+        assert accuracy == f"{np.mean([run['metrics']['accuracy'] for run in of]):.3f}"
     heads, *rows = table(README, "mechanism")
     for mechanism, *cells in rows:
         for arm, cell in zip(heads[1:], cells, strict=True):
-            assert cell == shown("pydoc", arm, mechanism), (arm, mechanism)
-    assert not [name for data, name in mean if data == "pydoc"]
-    apart = max(max(bits) - min(bits) for (data, _), bits in runs.items() if data == "pydoc")
-    assert f"up to {apart:.2f} bits apart" in " ".join(README.split())
+            assert cell == mean.get(arm if mechanism == "softmax" else f"{arm} linear", "")
+    drawn = draw(study, records)
+    written = json.loads((QUICK / "verdicts.json").read_text())["verdicts"]
+    assert [verdict["text"] for verdict in written] == [str(verdict) for verdict in drawn]
+    said = {verdict.hypothesis.name: verdict.sentence for verdict in drawn}
+    bullets = r"- \*\*(.+?)\.\*\* (.+?)\.(?= - \*\*| ##)"
+    quoted = dict(re.findall(bullets, " ".join(page.split())))
+    assert quoted == {name: words[0].upper() + words[1:] for name, words in said.items()}
+    for name in ("Q1", "Q4"):
+        assert f"- {name}: {said[name]}." in " ".join(README.split())
+
+
+def test_the_quick_study_is_that_of_its_records():
+    """What the package runs is what ran, and its tuning runs are all there."""
+    ours, ran = (
+        json.loads(path.read_text()) for path in (study_module.QUICK, QUICK / "study.json")
+    )
+    asked = [Study.from_dict({**of, "description": ""}).to_dict() for of in (ours, ran)]
+    for of in asked:
+        del of["tuning"]["records"]
+    assert asked[0] == asked[1]
+    quick = Study.from_json(study_module.QUICK)
+    tuned = {
+        record["run"] for record in read_tuning(study_module.QUICK.parent, "quick_tuning.jsonl")
+    }
+    assert tuned == {
+        run_name(s, label, seed)
+        for s, label, _ in tuning.asked(quick, []).runs()
+        for seed in quick.tuning.seeds
+    }
 
 
 def test_families_and_sizes():
@@ -166,6 +186,18 @@ def test_masks_and_mechanisms(row):
                 assert answer == "refused"
 
 
+def test_readme_lists_sources_objectives_and_tasks():
+    listed = {" ".join(re.findall(r"\w+", row[0])[:2]): row[1] for row in table(README, "what")}
+    parts = {
+        "sources examples": sources(),
+        "objectives examples": [type(objectives.get(name)) for name in objectives.names()],
+        "synthetic tasks": [type(tasks.get(name)) for name in tasks.names()],
+    }
+    for kind, every in parts.items():
+        names = {x.name for x in every if x.__module__.startswith("kzoo.")}  # tests register theirs
+        assert names <= set(re.findall(r"\w+", listed[kind]))
+
+
 def test_every_order_feature_map_kernel_and_objective_is_named():
     stated = " ".join(row[0] for row in table(README, "`mask`"))
     for order in ("bidirectional", "causal", "reversed", "prefix", "block", "permuted"):
@@ -178,7 +210,7 @@ def test_every_order_feature_map_kernel_and_objective_is_named():
     data = table((guides.GUIDES / "data.md").read_text(), "objective")[1:]
     every = [objectives.get(name) for name in objectives.names()]  # other tests register theirs
     ours = {x.name for x in every if type(x).__module__.startswith("kzoo.")}
-    assert ours <= {row[0] for row in data}
+    assert ours <= {next(iter(json.loads(row[0])), "") if "{" in row[0] else row[0] for row in data}
 
 
 # Links and names -------------------------------------------------------------------------------

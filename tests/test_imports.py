@@ -52,8 +52,9 @@ BELOW["convert"] = BELOW["models"] | {"models"}
 BELOW["presets"] = BELOW["convert"] | {"convert"}
 BELOW["training"] = BELOW["presets"] | {"presets", "data"}
 BELOW["analysis"] = BELOW["training"] | {"training"}
+BELOW["evaluation"] = BELOW["analysis"] | {"analysis"}
 BELOW["bench"] = BELOW["presets"] | {"presets", "data"}
-BELOW["studies"] = BELOW["training"] | {"training", "analysis", "compilation_cache"}
+BELOW["studies"] = BELOW["evaluation"] | {"evaluation", "compilation_cache"}
 BELOW["doctor"] = BELOW["training"] | {"training"}
 BELOW["cli"] = BELOW["studies"] | {"studies", "bench", "doctor"}
 BELOW["__main__"] = {"cli"}
@@ -63,7 +64,7 @@ LIGHT = (
     *sorted(LEAVES),
     *("backend", "learning_rate", "precision", "masks", "feature_maps", "mechanisms", "mixers"),
     *("objectives", "encoder", "attention_options", "config", "data", "presets", "cli"),
-    "tokenizer_json",
+    *("evaluation", "tokenizer_json"),
 )
 
 

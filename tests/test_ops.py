@@ -97,6 +97,10 @@ def _round(x, dtype):
     return ops.convert_to_numpy(ops.cast(ops.cast(x, dtype), "float32")).astype("float64")
 
 
+def _tensors(*arrays):
+    return [ops.convert_to_tensor(x, "float32") for x in arrays]
+
+
 # Every mechanism at every length, and in either dtype.
 @pytest.mark.slow
 @pytest.mark.parametrize(
@@ -130,25 +134,80 @@ def test_every_order_without_padding_equals_the_oracle(mechanism, time):
     assert_equals_oracle((q, k, v), cotangent, mechanism, **kwargs)
 
 
+@pytest.fixture(scope="module")
+def one_by_one():
+    """Arrays, a cotangent, and by mechanism what the definition gives, from one program.
+
+    Each order has two heads and a head of keys. The last row is the first one again, without a
+    padding mask.
+    """
+    orders = [getattr(order, "values", [order])[0] for order in ONE_BY_ONE]
+    rows = [*range(7), 0]
+    *arrays, padding, source, cotangent = (
+        x[rows] for x in operands(21, heads=2 * len(orders), kv_heads=len(orders))
+    )
+    mask = masks.heads(*(order for order in orders for _ in range(2)))
+    kwargs = {"padding_mask": padding, "source_mask": source, "rotary": True}
+    arrays = [_round(x, "float32") for x in arrays]
+
+    def expected(mechanism):
+        def dense(q, k, v):
+            how = {"mechanism": mechanism, "dtype": "float64", **kwargs}
+            return reference_attention(q, k, v, mask=mask, **how)
+
+        return value_and_gradients(dense, arrays, cotangent, "float64")
+
+    wanted = {mechanism: expected(mechanism) for mechanism in ("softmax", "linear")}
+    return orders, arrays, padding, source, cotangent, wanted
+
+
 @pytest.mark.parametrize("mask", ONE_BY_ONE, ids=str)
 @pytest.mark.parametrize("mechanism", ["softmax", "linear"])
-def test_one_order_in_all_heads_equals_the_oracle(mechanism, mask):
-    q, k, v, padding_mask, source_mask, cotangent = operands(21, heads=2, kv_heads=1)
-    source = {"source_mask": source_mask} if mask == "prefix" else {}
-    for padding in ({}, {"padding_mask": padding_mask}):
-        rows = slice(None) if padding else slice(0, 1)
-        arrays = [x[rows] for x in (q, k, v)]
-        source_rows = {name: x[rows] for name, x in source.items()}
-        assert_equals_oracle(
-            arrays, cotangent[rows], mechanism, mask=mask, rotary=True, **padding, **source_rows
-        )
+def test_one_order_in_all_heads_equals_the_oracle(mechanism, mask, one_by_one):
+    orders, arrays, padding, source, cotangent, wanted = one_by_one
+    own = orders.index(mask)
+    q_heads, kv_heads = slice(2 * own, 2 * own + 2), slice(own, own + 1)
+    parts = (q_heads, kv_heads, kv_heads)
+
+    def both(*qkv):
+        padded = {"padding_mask": padding[:7]}
+        whole = {}
+        if mask == "prefix":
+            padded["source_mask"], whole["source_mask"] = source[:7], source[7:]
+        outs = [
+            fast(mechanism, mask=mask, rotary=True, **kwargs)(*(x[rows] for x in qkv))
+            for rows, kwargs in ((slice(0, 7), padded), (slice(7, 8), whole))
+        ]
+        return ops.concatenate(outs, axis=0)
+
+    own_arrays = [x[:, :, part] for x, part in zip(arrays, parts, strict=True)]
+    got = value_and_gradients(both, own_arrays, cotangent[:, :, q_heads])
+    value, gradients = wanted[mechanism]
+    found, expected = [got[0], *got[1]], [value, *gradients]
+    for one, whole, part in zip(found, expected, (q_heads, *parts), strict=True):
+        want = whole[:, :, part]
+        assert np.isfinite(one).all() and np.isfinite(want).all()
+        scale = max(1, np.abs(want).max())
+        np.testing.assert_allclose(one, want, rtol=2e-5, atol=2e-5 * scale)
 
 
 # `favor` draws seeded directions, `softmax` needs a bidirectional mask, `hedgehog` weights.
-@pytest.mark.parametrize("feature_map", ["elu1", once("squared_relu"), once("taylor2"), "favor"])
-def test_feature_maps_equal_the_oracle(feature_map):
-    q, k, v, padding_mask, source_mask, cotangent = operands(21)
-    kwargs = {"padding_mask": padding_mask, "source_mask": source_mask, "mask": ORDERS}
+# A map acts on q and k before any order does: every map meets a sum over all keys or a scan, and
+# every order meets a map. (All orders together are those of the tests above, with elu1.)
+FEATURE_MAPS = [
+    ("elu1", ["bidirectional", "causal"]),
+    once("squared_relu", ["reversed", "permuted"]),
+    once("taylor2", ["causal", {"block": {"size": 3}}]),
+    ("favor", ["bidirectional", "prefix"]),
+]
+
+
+@pytest.mark.parametrize("feature_map, orders", FEATURE_MAPS)
+def test_feature_maps_equal_the_oracle(feature_map, orders):
+    q, k, v, padding_mask, source_mask, cotangent = operands(21, heads=2, kv_heads=2)
+    kwargs = {"padding_mask": padding_mask, "mask": masks.heads(*orders)}
+    if kwargs["mask"].needs_source:
+        kwargs["source_mask"] = source_mask
     assert_equals_oracle((q, k, v), cotangent, "linear", feature_map=feature_map, **kwargs)
 
 
@@ -243,14 +302,18 @@ def test_blockwise_softmax_skips_blocks_that_the_mask_hides(small_blocks):
             for which, size in ((queries, 8), (keys, 4))
         ]
         first, end = _bounds(_meetings(masks.get(mask), *blocks)[None])
-        return int((end - first).sum())
+        return (end - first).sum()
 
-    assert work("bidirectional") == 4 * 8
-    assert work("causal") == work("reversed") == 2 + 4 + 6 + 8
     source = (np.arange(32)[None] < 16).astype("int32")
-    assert work("prefix", source_mask=source) == 4 + 4 + 6 + 8
     documents = 1 + np.arange(32)[None] // 8
-    assert work("bidirectional", padding_mask=documents) == 4 * 2
+
+    @computed
+    def found():
+        plain = [work(mask) for mask in ("bidirectional", "causal", "reversed")]
+        packed = work("bidirectional", padding_mask=documents)
+        return [*plain, work("prefix", source_mask=source), packed]
+
+    assert [*map(int, found)] == [4 * 8, 2 + 4 + 6 + 8, 2 + 4 + 6 + 8, 4 + 4 + 6 + 8, 4 * 2]
 
 
 def test_a_kernel_that_does_not_apply_raises_when_named():
@@ -297,31 +360,42 @@ def test_split_and_resumed_linear_attention_equals_the_whole(cuts, rotary):
 
 
 def test_a_prefix_goes_on_causally_from_its_state():
-    q, k, v, *_ = operands(21, poison=False, batch=1)
+    q, k, v, *_ = _tensors(*operands(21, poison=False, batch=1))
     source_mask = (np.arange(21)[None] < 9).astype("int32")
-    whole = linear_attention(q, k, v, "prefix", source_mask=source_mask)
-    first = [x[:, :9] for x in (q, k, v)]
-    source, state = linear_attention(*first, "bidirectional", return_state=True)
-    rest = linear_attention(*(x[:, 9:] for x in (q, k, v)), "causal", initial_state=state)
+
+    @computed
+    def results():
+        whole = linear_attention(q, k, v, "prefix", source_mask=source_mask)
+        first = [x[:, :9] for x in (q, k, v)]
+        source, state = linear_attention(*first, "bidirectional", return_state=True)
+        rest = linear_attention(*(x[:, 9:] for x in (q, k, v)), "causal", initial_state=state)
+        return whole, source, rest
+
+    whole, source, rest = results
     np.testing.assert_allclose(source, whole[:, :9], rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(rest, whole[:, 9:], rtol=2e-5, atol=2e-5)
 
 
 def test_a_state_belongs_to_the_first_document_and_comes_of_the_last():
     q, k, v, *_ = operands(21, poison=False, batch=1)
-    _, state = linear_attention(q[:, :5], k[:, :5], v[:, :5], "causal", return_state=True)
     rows = np.array([[0, 0, *[1] * 6, *[2] * 8]])
-    later = [x[:, 5:] for x in (q, k, v)]
-    for chunk_size in (4, 64):
-        kwargs = {"mask": "causal", "initial_state": state, "chunk_size": chunk_size}
-        out, last = linear_attention(*later, padding_mask=rows, return_state=True, **kwargs)
-        # The first document goes on from the state; the second knows of neither.
-        first = np.r_[0:5, 7:13]
-        expected = linear_attention(*(x[:, first] for x in (q, k, v)), "causal")
-        np.testing.assert_allclose(out[:, 2:8], expected[:, 5:], rtol=2e-5, atol=2e-5)
-        alone = [x[:, 13:] for x in (q, k, v)]
-        expected, ends = linear_attention(*alone, "causal", return_state=True)
-        np.testing.assert_allclose(out[:, 8:], expected, rtol=2e-5, atol=2e-5)
+    first = np.r_[0:5, 7:13]
+
+    def attend(times, **kwargs):
+        return linear_attention(*_tensors(*(x[:, times] for x in (q, k, v))), "causal", **kwargs)
+
+    @computed
+    def results():
+        _, state = attend(slice(0, 5), return_state=True)
+        whole = {"initial_state": state, "padding_mask": rows, "return_state": True}
+        later = [attend(slice(5, None), chunk_size=size, **whole) for size in (4, 64)]
+        return later, attend(first), attend(slice(13, None), return_state=True)
+
+    # The first document goes on from the state; the second knows of neither.
+    later, before, (after, ends) = results
+    for out, last in later:
+        np.testing.assert_allclose(out[:, 2:8], before[:, 5:], rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(out[:, 8:], after, rtol=2e-5, atol=2e-5)
         for name in ends:
             np.testing.assert_allclose(last[name], ends[name], rtol=2e-5, atol=2e-5)
 

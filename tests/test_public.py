@@ -11,7 +11,7 @@ import pytest
 
 # The packages whose `__all__` users read, and what DESIGN's list of names adds to them.
 PACKAGES = ("masks", "ops", "layers", "presets", "data", "objectives", "mechanisms", "feature_maps")
-PACKAGES += ("training", "analysis", "studies", "convert", "models")
+PACKAGES += ("training", "analysis", "studies", "convert", "models", "evaluation")
 OTHERS = ("kzoo:check", "kzoo:compare", "kzoo:distribute", "kzoo.models.conversation:Conversation")
 OTHERS += ("kzoo.data.sources:Source", "kzoo.data.tasks:Task", "kzoo.encoder:Encoder")
 OTHERS += ("kzoo.studies.verdicts:Verdict", "kzoo.ops.dispatch:register", "kzoo.config:Config")
@@ -89,7 +89,7 @@ def test_all_that_is_called_has_types(called):
     assert {name: missing for name, missing in bare.items() if missing} == {}
 
 
-@pytest.mark.parametrize("package", ["kzoo", "kzoo.data", "kzoo.studies"])
+@pytest.mark.parametrize("package", ["kzoo", "kzoo.data", "kzoo.evaluation", "kzoo.studies"])
 def test_type_checkers_see_what_loads_when_it_is_named(package):
     module = importlib.import_module(package)
     stub = ast.parse(Path(module.__file__).with_suffix(".pyi").read_text())

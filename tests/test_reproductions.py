@@ -13,6 +13,14 @@ from kzoo.studies import Study, run
 FOLDER = Path(__file__).resolve().parents[1] / "examples" / "reproductions"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def beside():
+    """Scripts import what stands beside them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield
+
+
 def script(name):
     spec = importlib.util.spec_from_file_location(f"reproduction_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
@@ -67,8 +75,11 @@ def test_memories_answer_as_the_papers_equations_do(capacity, rule):
         np.testing.assert_allclose(found[row], want, atol=1e-5)
 
 
-def test_a_memory_is_trained(capacity):
+def test_a_memory_is_trained(capacity, tmp_path):
     record = capacity.measure(3, "elu1", False, steps=2, sequences=1, dim=4)
+    capacity.append(tmp_path / "new" / "capacity.jsonl", record)
+    (table,) = script("tables").tables(tmp_path / "new").values()
+    assert f"| elu1 | {record['loss']:.4f} / |" in table
     assert record["steps"] == 2 and 0 < record["loss"] < 1
 
 
@@ -89,9 +100,11 @@ def test_the_study_of_recall_is_one():
 def test_the_study_of_recall_runs(tmp_path):
     fields = json.loads((FOLDER / "mqar.json").read_text())
     arms = {"elu1, rotary": fields["arms"]["elu1, rotary"]}
-    small = {"steps": 2, "evaluations": 1, "valid": 0.005, "arms": arms}
+    data = ["synthetic:mqar,count=64,length=16,num_pairs=2"]
+    small = {"steps": 2, "evaluations": 1, "valid": 0.5, "arms": arms, "data": data}
     (record,) = run(Study.from_dict({**fields, **small}), tmp_path, progress=False)
-    assert record["scored_tokens"] == 2 * 32 * 8  # eight answers in each of 32 examples
+    assert record["facts"]["valid_rows"] == 32
+    assert record["scored_tokens"] == 32 * 2  # of each held-out example two answers
     assert 0 <= record["metrics"]["accuracy"] < 0.2
 
 

@@ -216,7 +216,7 @@ def test_bad_studies_are_refused_in_one_line(changes, message):
 
 def test_a_study_that_names_no_learning_rate_takes_each_arms_by_its_width(tmp_path):
     fields = {name: value for name, value in STUDY.items() if name != "learning_rate"}
-    arms = {"nano": "gpt_nano", "tiny": "gpt_tiny", "linear": "gpt_nano"}
+    arms = {"nano": "gpt_nano", "tiny": "gpt_tiny", "unilm": "unilm_nano"}
     made = Study.from_dict({**fields, "arms": arms})
     assert [made.rate(arm) for arm in made.arms.values()] == [0.0063, 0.0031, 0.0063]
     assert Study.from_dict(made.to_dict()) == made

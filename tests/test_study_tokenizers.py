@@ -146,6 +146,11 @@ def test_what_is_no_tokenizer(spec, words, lossy):
         study({"GPT": {**ARM, "tokenizer": spec}})
 
 
+def test_a_model_with_a_lossy_tokenizer_says_so(lossy, caplog):
+    kzoo.presets.load("bert_nano", num_layers=1, tokenizer=str(lossy))
+    assert "makes" in caplog.text and "bits per byte leave out what it loses" in caplog.text
+
+
 def test_a_vocabulary_holds_the_tokenizer():
     arm = {**ARM, "overrides": {**ARM["overrides"], "vocabulary_size": 380}}
     with pytest.raises(InputError, match="has 390 ids"):

@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from asked_study import (
+    DIFFERENCE,
+    EQUAL,
+    NOISE,
+    STUDY,
+    TUNED,
+    Made,
+    go,
+    said,
+    study,
+    tuned_by,
+    without_training,
+)
 
-from kzoo.data.pipeline import Splits
 from kzoo.errors import InputError
 from kzoo.studies import Study, amounts, planning, report, run
 from kzoo.studies import runner as runner_module
@@ -23,111 +34,12 @@ from kzoo.studies.metrics import METRICS
 from kzoo.studies.notebook import Results
 from kzoo.studies.prediction import Prediction
 from kzoo.studies.provenance import built_from
-from kzoo.studies.records import read, read_tuning
-from kzoo.studies.retuning import pack
-from kzoo.studies.tuning import losses_by_rate
-
-SMALL = {
-    "num_layers": 1,
-    "hidden_dim": 16,
-    "num_heads": 2,
-    "intermediate_dim": 16,
-    "max_sequence_length": 36,
-}
-DIFFERENCE = {"name": "Q1", "kind": "difference", "arms": ["linear", "softmax"], "sign": "+"}
-DIFFERENCE |= {"differ_in": ["mechanism"]}
-EQUAL = {**DIFFERENCE, "name": "Q2", "kind": "equivalence", "margin": 0.2}
-del EQUAL["sign"]
-STUDY = {
-    "name": "asks",
-    "arms": {
-        "softmax": {"preset": "gpt_nano", "overrides": SMALL},
-        "linear": {"preset": "gpt_nano", "overrides": {**SMALL, "mechanism": "linear"}},
-    },
-    "data": ["synthetic:copy"],
-    "seeds": 5,
-    "steps": 2,
-    "evaluations": 1,
-    "batch_size": 4,
-    "valid": 0.001,
-    "learning_rate": 0.003,
-    "hypotheses": [DIFFERENCE],
-}
-NOISE = [0.01, -0.02, 0.005, 0.015, -0.01, 0.0, 0.008, -0.008, 0.012, -0.012]
-
-
-def study(**changes):
-    return Study.from_dict({**STUDY, **changes})
-
-
-class Made:
-    """In place of `runner.Trainer`: records that are made up, with a gap of 0.5 bits."""
-
-    gap = 0.5
-    made = []
-    changes = {}
-
-    def __init__(self, study, source, arm):
-        self.study, self.source, self.arm = study, source, arm
-
-    def run(self, seed, path, on_step):
-        linear = self.arm.overrides.get("mechanism") == "linear"
-        Made.made.append((linear, seed))
-        bits = 3.0 + seed / 100 + linear * (self.gap + NOISE[seed % 10])
-        return {
-            "group": f"every next byte on {self.source}",
-            "measure": "bits per byte",
-            "status": "finished",
-            "steps": 2,
-            "train_loss": [3.0, 2.9],
-            "held_out": [[2, bits]],
-            "bits": bits,
-            "scored_tokens": 10,
-            "parameters": 100,
-            "seconds": 1.0,
-            "tokens_per_second": 10.0,
-            "learning_rate": self.study.rate(self.arm, self.source),
-            "batch_size": self.study.training(self.arm, self.source)["batch_size"],
-            "training": {**self.study.training(self.arm, self.source), "steps": 2},
-            "config": self.arm.config(seed),
-            "overrides": self.arm.overrides,
-            "spectrum": [],
-            "facts": {"sha256": "ab", "unigram_entropy": 4.7, "bigram_entropy": 3.5},
-            "provenance": {
-                "commit": None,
-                "dirty": None,
-                "versions": {},
-                "kernels": [],
-                "processor": "EPYC",
-                "started": "2026",
-            },
-            **self.changes,
-        }
-
-
-BATCH = {"padding_mask": np.ones((4, 9))}, np.zeros((4, 9)), np.ones((4, 9))
-DATA = Splits([BATCH] * 3, [BATCH], {"sha256": "ab"})
+from kzoo.studies.records import read
 
 
 @pytest.fixture
 def made(monkeypatch):
-    monkeypatch.setattr(runner_module, "Trainer", Made)
-    monkeypatch.setattr(runner_module.control, "compared", lambda study: None)
-    monkeypatch.setattr(amounts, "_load", lambda *key: DATA)
-    amounts._counts.cache_clear()
-    monkeypatch.setattr(Made, "made", [])
-    return monkeypatch
-
-
-def go(asked, directory):
-    return run(asked, directory, progress=False, at_once=1)
-
-
-def said(directory):
-    return [
-        verdict["text"]
-        for verdict in json.loads((directory / "verdicts.json").read_text())["verdicts"]
-    ]
+    return without_training(monkeypatch)
 
 
 def test_a_study_ends_in_the_sentences_of_its_verdicts(made, tmp_path):
@@ -241,91 +153,6 @@ def test_modules_of_imports_are_hashed_and_may_not_change(made, tmp_path, monkey
         go(asked, tmp_path / "out")
 
 
-TUNED = {**STUDY, "tuning": {"seeds": [7, 8], "grid": {"learning_rate": [0.003, 0.01, 0.03]}}}
-del TUNED["learning_rate"]
-
-
-def tuned_by(best):
-    """A made trainer whose bits grow with the distance of the rate from the best of its arm."""
-
-    class ByRate(Made):
-        def run(self, *arguments):
-            record = super().run(*arguments)
-            away = abs(math.log(record["learning_rate"] / best[len(self.arm.overrides) > 5]))
-            return {**record, "bits": record["bits"] + away}
-
-    return ByRate
-
-
-def rates(records):
-    return {record["arm"]: record["learning_rate"] for record in records}
-
-
-def test_a_rate_that_suits_all_arms_is_shared(made, tmp_path):
-    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.011]))
-    asked = Study.from_dict(TUNED)
-    records = go(asked, tmp_path)
-    assert rates(records) == {"softmax": 0.01, "linear": 0.01}
-    assert records[0]["rate_chosen"] == {
-        "rate": 0.01,
-        "grid": [0.003, 0.01, 0.03],
-        "seeds": 2,
-        "widened": 0,
-        "at_edge": False,
-        "shared": True,
-    }
-    tuning = read_tuning(tmp_path)
-    assert len(tuning) == 12 and all(record["tuning"] for record in tuning)
-    assert {record["arm"] for record in tuning} == {"softmax", "linear"}
-    assert "; rate 0.01 chosen from {0.003, 0.01, 0.03} on 2 other seeds)." in said(tmp_path)[0]
-    assert "leaves out the uncertainty of choosing the rates" in said(tmp_path)[0]
-    page = report(tmp_path).read_text()
-    assert "Loss against learning rate" in page and "learning rates chosen on other" in page
-    count = len(Made.made)
-    assert go(asked, tmp_path) == records and len(Made.made) == count
-
-
-def test_a_hypothesis_that_came_after_tuning_is_post_hoc(made, tmp_path):
-    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
-    go(Study.from_dict(TUNED), tmp_path)
-    (tmp_path / "results.jsonl").write_text("")
-    go(Study.from_dict({**TUNED, "hypotheses": [DIFFERENCE, EQUAL]}), tmp_path)
-    first, second = said(tmp_path)
-    assert first.startswith("linear against") and second.startswith("Post hoc: linear against")
-
-
-def test_arms_without_a_common_rate_take_their_own_and_grids_widen(made, tmp_path):
-    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.09]))
-    records = go(Study.from_dict(TUNED), tmp_path)
-    assert rates(records) == {"softmax": 0.01, "linear": 0.09}
-    count = len(Made.made)
-    assert go(Study.from_dict(TUNED), tmp_path) == records and len(Made.made) == count
-    choice = records[-1]["rate_chosen"]
-    assert choice["grid"] == [0.003, 0.01, 0.03, 0.09, 0.27]
-    assert choice["widened"] == 2 and not choice["at_edge"] and not choice["shared"]
-    (sentence,) = said(tmp_path)
-    assert "each arm its own: linear 0.09, softmax 0.01" in sentence
-    assert "linear: the grid of rates was widened 2 times." in sentence
-
-
-def test_a_best_rate_at_the_edge_of_a_wide_grid_is_named(made, tmp_path):
-    made.setattr(runner_module, "Trainer", tuned_by([3.0, 3.0]))
-    records = go(Study.from_dict(TUNED), tmp_path)
-    assert records[0]["rate_chosen"]["at_edge"] and records[0]["learning_rate"] == 0.27
-    assert "the rate chosen, 0.27, is at the edge of its grid" in said(tmp_path)[0]
-
-
-def test_arms_that_diverge_at_every_rate_do_not_share_one():
-    runs = [
-        {"data": "x", "arm": arm, "learning_rate": rate, "status": status, "bits": bits}
-        for arm, status, bits in (("a", "nan", None), ("b", "finished", 3.0))
-        for rate in (0.1, 0.2, 0.3)
-    ]
-    found = losses_by_rate(runs * 2)
-    assert found["x", "a"][0.1] == (float("inf"), float("inf"))
-    assert found["x", "b"][0.1] == (3.0, 0.0)
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -352,120 +179,6 @@ def test_arms_that_diverge_at_every_rate_do_not_share_one():
 def test_what_cannot_decide_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
         study(**changes)
-
-
-def both(field, values, **more):
-    """The study, tuned over rates and another field."""
-    grid = {"learning_rate": [0.003, 0.01, 0.03], field: values}
-    return Study.from_dict({**TUNED, "tuning": {"seeds": [7, 8], "grid": grid}, **more})
-
-
-def test_other_fields_are_tuned_beside_the_rate(made, tmp_path):
-    class Trainer(tuned_by([0.01, 0.01])):
-        def run(self, *arguments):
-            record = super().run(*arguments)
-            better = record["training"]["schedule"] == "wsd"
-            return {**record, "bits": record["bits"] - 0.3 * better}
-
-    made.setattr(runner_module, "Trainer", Trainer)
-    records = go(both("schedule", ["cosine", "wsd"]), tmp_path)
-    assert len(read_tuning(tmp_path)) == 2 * 2 * 3 * 2
-    assert {record["training"]["schedule"] for record in records} == {"wsd"}
-    others = records[0]["rate_chosen"]["others"]
-    assert others == {
-        "schedule": {"value": "wsd", "grid": ["cosine", "wsd"], "at_edge": False},
-    }
-    assert "schedule wsd chosen from {cosine, wsd})" in said(tmp_path)[0]
-    assert losses_by_rate(read_tuning(tmp_path))["synthetic:copy", "softmax"][0.01][0] < 3.0
-    records = go(both("batch_size", [2, 4]), tmp_path / "sizes")
-    assert (
-        records[0]["batch_size"] == 2
-        and "batch_size chosen, 2, is at the edge" in said(tmp_path / "sizes")[0]
-    )
-
-
-def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, monkeypatch):
-    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
-    go(Study.from_dict(TUNED), tmp_path / "first")
-    assert pack(tmp_path / "first", tmp_path / "mine.jsonl") == 12
-    with pytest.raises(InputError, match="is there already"):
-        pack(tmp_path / "first", tmp_path / "mine.jsonl")
-    assert "train_loss" not in (tmp_path / "mine.jsonl").read_text()
-    (tmp_path / "study.json").write_text(
-        json.dumps({**TUNED, "tuning": {**TUNED["tuning"], "records": "mine.jsonl"}})
-    )
-    asked = Study.from_json(tmp_path / "study.json")
-    Made.made.clear()
-    records = go(asked, tmp_path / "second")
-    assert len(Made.made) == len(records) == 10 and rates(records)["linear"] == 0.01
-    assert all(run["reused_from"] == "mine.jsonl" for run in read_tuning(tmp_path / "second"))
-    (sentence,) = said(tmp_path / "second")
-    assert "The runs that chose them were made before, on EPYC (mine.jsonl)." in sentence
-    assert "Post hoc" not in sentence
-    assert go(asked, tmp_path / "second") == records
-    # Other data: all of them are made anew.
-    changed = Splits(DATA.train, DATA.valid, {"sha256": "cd"})
-    monkeypatch.setattr(amounts, "_load", lambda *key: changed)
-    made.setattr(Made, "changes", {"facts": {"sha256": "cd", "bigram_entropy": 3.5}})
-    Made.made.clear()
-    go(asked, tmp_path / "third")
-    assert len(Made.made) == 22
-    assert not any("reused_from" in run for run in read_tuning(tmp_path / "third"))
-    missing = {**TUNED, "tuning": {**TUNED["tuning"], "records": "nowhere.jsonl"}}
-    with pytest.raises(InputError, match="a file beside the study's, or one of kzoo's own"):
-        go(Study.from_dict(missing), tmp_path / "fourth")
-    assert not (tmp_path / "fourth").exists()
-
-
-def test_tuning_runs_travel_where_a_source_has_another_text(made, tmp_path, monkeypatch):
-    """Python's documentation differs between versions of Python, and rates need not."""
-    facts = {"source": "pydoc", "sha256": "ab", "row_length": 64, "bigram_entropy": 3.5}
-    monkeypatch.setattr(amounts, "_load", lambda *key: Splits(DATA.train, DATA.valid, facts))
-    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
-    made.setattr(Made, "changes", {"facts": facts})
-    go(Study.from_dict(TUNED), tmp_path / "first")
-    pack(tmp_path / "first", tmp_path / "mine.jsonl")
-    (tmp_path / "study.json").write_text(
-        json.dumps({**TUNED, "tuning": {**TUNED["tuning"], "records": "mine.jsonl"}})
-    )
-    elsewhere = {**facts, "sha256": "cd", "train_rows": 9}
-    monkeypatch.setattr(amounts, "_load", lambda *key: Splits(DATA.train, DATA.valid, elsewhere))
-    made.setattr(Made, "changes", {"facts": elsewhere})
-    Made.made.clear()
-    go(Study.from_json(tmp_path / "study.json"), tmp_path / "second")
-    assert len(Made.made) == 10
-    (sentence,) = said(tmp_path / "second")
-    assert (
-        "made before, on EPYC (mine.jsonl), on another text, since this one follows the version "
-        "of Python." in sentence
-    )
-    # The length of what a model sees is no matter of the text.
-    longer = {**elsewhere, "row_length": 128}
-    monkeypatch.setattr(amounts, "_load", lambda *key: Splits(DATA.train, DATA.valid, longer))
-    Made.made.clear()
-    go(Study.from_json(tmp_path / "study.json"), tmp_path / "third")
-    assert len(Made.made) == 22
-
-
-def test_tuning_is_made_anew(made, tmp_path):
-    made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
-    asked = Study.from_dict(TUNED)
-    go(asked, tmp_path)
-    with pytest.raises(InputError, match="before the runs that use them"):
-        run(asked, tmp_path, progress=False, at_once=1, retune=True)
-    (tmp_path / "results.jsonl").write_text("")
-    Made.made.clear()
-    records = run(asked, tmp_path, progress=False, at_once=1, retune=True)
-    assert len(Made.made) == 22
-    assert len((tmp_path / "tuning-before.jsonl").read_text().splitlines()) == 12
-    # Were its runs lost, others might choose another rate.
-    (tmp_path / "tuning.jsonl").unlink()
-    made.setattr(runner_module, "Trainer", tuned_by([0.003, 0.003]))
-    with pytest.raises(InputError, match="choose other values than those of the run"):
-        go(asked, tmp_path)
-    assert len(records) == 10
-    with pytest.raises(InputError, match="without a tuning"):
-        run(study(), tmp_path / "untuned", progress=False, retune=True)
 
 
 def test_arms_have_training_fields_of_their_own_which_are_declared(made, tmp_path):

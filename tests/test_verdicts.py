@@ -297,8 +297,8 @@ def test_doubtful_arms_and_spreads_are_named():
         "The sign-flip test has p = ",
         "UniLM: the rate chosen, 0.03, is at the edge of its grid.",
         "UniLM: the grid of rates was widened once.",
-        "UniLM: its curves still fall steeply; the gap may be one of speed only.",
-        "GPT: its loss stays above the bigram entropy of the data.",
+        "UniLM: the curves still fall steeply; the gap may be one of speed only.",
+        "GPT: the loss stays above the bigram entropy of the data.",
     ):
         assert words in said
     assert "BERT" not in said

@@ -12,9 +12,7 @@ runs/reproductions/capacity.jsonl, and `tables.py` shows them beside the paper's
 """
 
 import argparse
-import json
 import os
-import pathlib
 import time
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before anything imports Keras
@@ -22,6 +20,7 @@ os.environ.setdefault("KERAS_BACKEND", "jax")  # before anything imports Keras
 import keras
 import numpy as np
 from keras import ops
+from records import append
 
 from kzoo.ops import delta_attention, linear_attention, softmax_attention
 
@@ -139,15 +138,13 @@ def measure(size, rule, updates, *, steps, sequences=4, dim=DIM, seed=1):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 40, 60, 80, 100])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20, 60, 80, 100])
     parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
     parser.add_argument("--steps", type=int, default=4000, help="of each memory, at most")
     parser.add_argument("--out", default="runs/reproductions/capacity.jsonl")
     options = parser.parse_args()
-    pathlib.Path(options.out).parent.mkdir(parents=True, exist_ok=True)
     for size in options.sizes:
         for name in options.rules:
             record = measure(size, *RULES[name], steps=options.steps)
-            with open(options.out, "a") as file:
-                file.write(json.dumps(record) + "\n")
+            append(options.out, record)
             print(f"{size:4} keys, {name:14}  loss {record['loss']:.4f}  {record['steps']} steps")

@@ -5,8 +5,9 @@ python examples/reproductions/tables.py --records runs/reproductions
 """
 
 import argparse
-import json
 import pathlib
+
+from records import read
 
 HERE = pathlib.Path(__file__).parent
 
@@ -29,11 +30,6 @@ DONG = {
 DEPTHS = (0, 1, 2, 4, 6, 8, 12)
 # "Attention solves MQAR" at width 64 at every length: Arora et al. 2023, section 4 and figure 2.
 ZOOLOGY = {"softmax, learned": "1.00"}
-
-
-def read(path):
-    """The records of a file of JSON lines; none if it is not there."""
-    return [json.loads(line) for line in path.open()] if path.is_file() else []
 
 
 def capacity(records):

@@ -38,8 +38,9 @@ def copied(backbone):
     modes = {layer.quantization_mode for layer in backbone._flatten_layers()} - {None}
     if modes:
         raise InputError(
-            "float64 is computed from weights that are not quantised; analyse the model before "
-            f"quantize. Received: {', '.join(sorted(modes))}"
+            "parts of a model are left out in float64, which quantised weights are not: analyse "
+            "the model before quantize, or without this measure of its collapse (--measures "
+            f"spectrum, measures='spectrum'). Received: {', '.join(sorted(modes))}"
         )
     check_factors(backbone)
     with float64():

@@ -15,14 +15,26 @@ import sys
 
 from kzoo import __version__
 from kzoo.backend import BACKENDS, VARIABLE, chosen
-from kzoo.cli import analyse, bench, compare, compile, data, doctor, generate, look, quiet, train
+from kzoo.cli import (
+    analyse,
+    bench,
+    compare,
+    compile,
+    data,
+    doctor,
+    evaluate,
+    generate,
+    look,
+    quiet,
+    train,
+)
 from kzoo.cli.arguments import Parser, need
 from kzoo.compilation_cache import use_compilation_cache
 from kzoo.errors import InputError, Preempted, missing_package, unknown
 from kzoo.files import reason
 
 EPILOG = "Run `kzoo COMMAND --help` for the options of a command."
-COMMANDS = (look, data, train, generate, compare, analyse, compile, bench, doctor)
+COMMANDS = (look, data, train, generate, evaluate, compare, analyse, compile, bench, doctor)
 
 
 def main(arguments=None):

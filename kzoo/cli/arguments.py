@@ -210,6 +210,14 @@ def positive(text):
     return number
 
 
+def count(text):
+    if not (text.isdecimal() and len(text) < 20 and int(text) <= LARGEST):
+        raise argparse.ArgumentTypeError(
+            f"an integer from 0, at most {LARGEST}. Received: {text!r}"
+        )
+    return int(text)
+
+
 def seed(text):
     if not (text.isdecimal() and len(text) < 20 and int(text) <= LARGEST):
         raise argparse.ArgumentTypeError(f"an integer in [0, 2^31). Received: {text!r}")

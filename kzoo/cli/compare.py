@@ -180,11 +180,14 @@ def _saved(options):
     begun = sum(bool(numbered(folder)) for folder in directory.glob("checkpoints/*"))
     if not finished and not begun and not tuned:
         return "nothing is saved"
-    begun = f", and {begun} begun," if begun else ""
-    begun += f" and {tuned} of tuning" if tuned else ""
+    parts = [f"{finished} of {runs} runs are finished"]
+    if begun:
+        parts.append(f"{begun} more {'have' if begun > 1 else 'has'} a checkpoint to go on from")
+    if tuned:
+        parts.append(f"{tuned} {'runs' if tuned > 1 else 'run'} of the tuning are finished")
     return (
-        f"{finished} of {runs} runs are finished{begun} in {directory}; the same command goes on "
-        "from there"
+        f"saved in {directory}: {', '.join(parts)}. The same command makes what is missing, and "
+        "nothing again"
     )
 
 

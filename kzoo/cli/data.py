@@ -19,7 +19,8 @@ from kzoo.errors import InputError
 from kzoo.files import parse_json
 
 DEFAULT = "gpt_nano"
-OF_OBJECTIVE = {"causal_lm": DEFAULT, "masked_lm": "bert_nano"}  # others: a UniLM, which takes all
+# Others have a UniLM, which takes all.
+OF_OBJECTIVE = {"causal_lm": DEFAULT, "masked_lm": "bert_nano", "classification": "bert_nano"}
 STYLES = {"source": "cyan", "target": "green", "special": "magenta"}
 SIGNS = str.maketrans({"\n": "↵", "\t": "→", "\r": "␍", "\0": "␀"})
 CELLS = 64  # the most cells in which keys are drawn
@@ -87,14 +88,18 @@ def _config(options):
             raise InputError(
                 f"--objective or --set gives the objective. Received: {options.objective!r} in both"
             )
-        own["objective"] = _objective(options.objective)
+        own["objective"] = _objective(options.objective, options.source)
         if options.preset is None:
             preset = OF_OBJECTIVE.get(options.objective, "unilm_nano")
     own |= tokenizer_spec.config_fields(options.tokenizer, own)
     return presets.config(preset, **own)
 
 
-def _objective(text):
+def _objective(text, source):
+    if text == "classification":  # whose labels are those of the data
+        from kzoo import data
+
+        return {text: {"labels": data.labels(source)}}
     try:
         return parse_json(text)
     except InputError as error:

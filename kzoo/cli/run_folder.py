@@ -9,9 +9,9 @@ import logging
 import os
 
 from kzoo import migrations
+from kzoo.cli import starting
 from kzoo.errors import InputError
 from kzoo.files import check_folder, check_new, numbered, read_json, taken, write
-from kzoo.learning_rate import learning_rate
 from kzoo.values import differences
 
 RUN_FILE, CHECKPOINTS = "training.json", "checkpoints"
@@ -44,7 +44,7 @@ def fill_in(options, config, evaluations):
     """Options that were left out: those of the run that is there, else the defaults."""
     recorded = _recorded(options.out)
     if options.learning_rate is None:
-        default = learning_rate(config["hidden_dim"])
+        default = starting.start_rate(options, config)
         options.learning_rate = recorded.get("learning_rate", default)
     if options.evaluations is None:
         options.evaluations = recorded.get("evaluations", evaluations)
@@ -58,6 +58,9 @@ def settings(options, config, splits):
     given = ("preset", "steps", "batch_size", "learning_rate", "optimizer", "schedule", "dtype")
     return {
         **{name: getattr(options, name) for name in (*given, "evaluations", "packing")},
+        "from": options.pretrained,
+        "train_layers": options.train_layers,
+        "lora_rank": options.lora_rank,
         "backend": os.environ["KERAS_BACKEND"],
         "config": config,
         "data": {name: splits.facts[name] for name in of_data if name in splits.facts},
@@ -73,7 +76,7 @@ def result(out, settings):
     run = _run_file(out)
     if not run:
         return None
-    before = {"evaluations": 1, "packing": migrations.PACKING}
+    before = {"evaluations": 1, "packing": migrations.PACKING, **starting.SETTINGS}
     recorded = migrations.record({**before, **run.get("settings", {})})
     other = list(differences(recorded, json.loads(json.dumps(settings))))
     if other:

@@ -16,7 +16,6 @@ from kzoo.cli.arguments import (
     load_backend,
     name,
     need,
-    overrides,
     packing,
     path,
     positive,
@@ -25,6 +24,7 @@ from kzoo.cli.arguments import (
     say_backend,
     share,
 )
+from kzoo.cli.starting import add_starting, start_config, start_model
 from kzoo.errors import InputError
 
 log = logging.getLogger("kzoo")
@@ -41,9 +41,13 @@ _MANY_PASSES = 16  # over the training text
 
 def add(commands):
     train = add_command(
-        commands, "train", "train a preset on text and save it", _train, run_folder.saved
+        commands,
+        "train",
+        "train a preset, or pretrained weights, on text and save it",
+        _train,
+        run_folder.saved,
     )
-    train.add_argument("preset", metavar="NAME")
+    add_starting(train)
     train.add_argument("--text", type=name, required=True, metavar="FILE", help=SOURCE)
     train.add_argument("--steps", type=positive, required=True, metavar="N")
     train.add_argument(
@@ -58,7 +62,8 @@ def add(commands):
         "--learning-rate",
         type=rate,
         metavar="PEAK",
-        help="default: by the model's width, 0.4 / width and at most 0.01",
+        help="default: by the model's width, 0.4 / width and at most 0.01; a tenth of it with "
+        "--from, but for --lora-rank",
     )
     train.add_argument("--optimizer", default="adamw", choices=("adamw", "muon"))
     train.add_argument(
@@ -95,12 +100,9 @@ def add(commands):
 
 
 def _train(options):
-    from kzoo import presets
     from kzoo.data import tokenizer_spec
 
-    own = overrides(options.set)
-    own |= tokenizer_spec.config_fields(options.tokenizer, own)
-    config = presets.config(options.preset, **own)
+    config = start_config(options)
     if options.tensorboard:
         need("tensorboardX", "--tensorboard")
     run_folder.check(options, config)
@@ -112,9 +114,11 @@ def _train(options):
     from kzoo.models.tokenizer_file import read_file
 
     tokenizer = tokenizer_spec.file(options.tokenizer, options.text, options.valid)
+    # Of pretrained weights a tokenizer, and segments, come with the model.
+    model = start_model(options, config) if options.pretrained else None
     splits = data.load(
         options.text,
-        config,
+        model or config,
         batch_size=options.batch_size,
         valid=options.valid,
         seed=config["seed"],
@@ -124,7 +128,8 @@ def _train(options):
     settings = run_folder.settings(options, config, splits)
     result = run_folder.result(options.out, settings)
     if result is None:
-        result = _run(options, config, splits, settings, tokenizer)
+        model = model or start_model(options, config, tokenizer)
+        result = _run(options, config, splits, settings, model)
         run_folder.finish(options.out, settings, result)
     shutil.rmtree(options.out / run_folder.CHECKPOINTS, ignore_errors=True)
     if options.json:
@@ -142,11 +147,17 @@ def _check_text(text):
 
 
 def _print_result(out, result):
-    print(
-        f"held out: {result['bits_per_byte']:.3f} {result['measure']} (the text's unigram entropy "
-        f"{result['unigram_entropy']:.3f}, bigram {result['bigram_entropy']:.3f})\n"
-        f"saved in {out}: kzoo.presets.load({str(out)!r})"
-    )
+    if "bits_per_label" in result:
+        print(
+            f"held out: accuracy {result['accuracy']:.1%}, {result['bits_per_label']:.3f} "
+            f"{result['measure']} (the labels' entropy {result['label_entropy']:.3f})"
+        )
+    else:
+        print(
+            f"held out: {result['bits_per_byte']:.3f} {result['measure']} (the text's unigram "
+            f"entropy {result['unigram_entropy']:.3f}, bigram {result['bigram_entropy']:.3f})"
+        )
+    print(f"saved in {out}: kzoo.presets.load({str(out)!r})")
     best = result.get("best")  # runs of before have none
     if best:
         print(
@@ -155,7 +166,7 @@ def _print_result(out, result):
         )
 
 
-def _run(options, config, splits, settings, tokenizer):
+def _run(options, config, splits, settings, model):
     """Train and save the model; what the command prints, a dict of JSON values."""
     from kzoo import presets
     from kzoo.studies.study import measure
@@ -172,8 +183,6 @@ def _run(options, config, splits, settings, tokenizer):
         settings={"preset": options.preset, "dtype": options.dtype},
     )
     monitor = Monitor(out, tokens=tokens, tensorboard=options.tensorboard)
-    fields = {**config, "tokenizer": tokenizer or config["tokenizer"]}
-    model = presets.load(options.preset, dtype=options.dtype, **fields)
     program = prepare(model, options.learning_rate, steps, options.optimizer, options.schedule)
     sample = _sample(options, splits)
     _say_what_comes(options, splits, sample)
@@ -185,19 +194,32 @@ def _run(options, config, splits, settings, tokenizer):
             f"learning rate, in a new folder. Received: --learning-rate {options.learning_rate}"
         )
     presets.save(model, out)
-    whole = len(sample) == len(splits.valid)
-    bits = outcome.held_out[-1][1] if whole else program.bits(splits.valid)
     return {
-        "bits_per_byte": bits,
+        **_held_out(program, splits, outcome, whole=len(sample) == len(splits.valid)),
         "loss": outcome.train_loss[-1],
         "steps": outcome.steps,
         "best": monitor.best,
         "tokens_per_second": tokens * outcome.steps / outcome.seconds,
         "measure": measure(config["objective"], options.text)[0],
-        "unigram_entropy": splits.facts["unigram_entropy"],
-        "bigram_entropy": splits.facts["bigram_entropy"],
         "parameters": model.count_params(),
         "preset": options.preset,
+        "from": options.pretrained,
+    }
+
+
+def _held_out(program, splits, outcome, whole):
+    """What was measured on all held-out examples at the end, and what it compares with."""
+    if program.model.objective.labels is not None:
+        measured = program.measure(splits.valid)
+        return {
+            "bits_per_label": measured["bits_per_label"],
+            "accuracy": measured["accuracy"],
+            "label_entropy": splits.facts["label_entropy"],
+        }
+    return {
+        "bits_per_byte": outcome.held_out[-1][1] if whole else program.bits(splits.valid),
+        "unigram_entropy": splits.facts["unigram_entropy"],
+        "bigram_entropy": splits.facts["bigram_entropy"],
     }
 
 
@@ -215,11 +237,15 @@ def _sample(options, splits):
 def _say_what_comes(options, splits, sample):
     """How often the run passes over its text, and what its measurements cost."""
     steps, batches = options.steps, len(splits.valid)
-    passes = steps * options.batch_size / splits.facts["packing"]["rows"]
+    facts = splits.facts
+    passes = steps * options.batch_size / facts["packing"]["rows"]
+    size = f"{facts['train_bytes']:,} bytes"
+    if "label_entropy" in facts:
+        size = f"{facts['train_rows']:,} texts"
     log.info(
-        "learning rate %g; %s steps pass %.3g times over the %s bytes to train on; held-out bits "
+        "learning rate %g; %s steps pass %.3g times over the %s to train on; held-out bits "
         "are measured %d times on %d of %d held-out batches, about %.0f%% of the computation",
-        *(options.learning_rate, f"{steps:,}", passes, f"{splits.facts['train_bytes']:,}"),
+        *(options.learning_rate, f"{steps:,}", passes, size),
         *(min(options.evaluations, steps), len(sample), batches),
         100 * len(sample) * options.evaluations / (3 * steps),
     )

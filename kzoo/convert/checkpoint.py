@@ -1,16 +1,12 @@
 """Weights that wait for their model."""
 
 import dataclasses
-import logging
-import re
 from collections.abc import Callable
 
 from kzoo.config import Config
 from kzoo.errors import InputError
-from kzoo.models.weights import by_path
+from kzoo.models.weights import by_path, grouped, say_loaded
 from kzoo.typing import Model
-
-log = logging.getLogger("kzoo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,15 +26,16 @@ class Checkpoint:
     arrays: Callable
 
     def fill(self, model: Model) -> None:
-        """Gives a model the weights; what it has besides keeps its initial values, and is
-        named in the log.
+        """Gives a model the weights. What it has besides keeps its initial values, and what a
+        language model's head has is left out of a classifier; the log names and counts both.
 
         Raises:
-            InputError: if a weight would be lost, or has another shape; all are named.
+            InputError: if another weight would be lost, or has another shape; all are named.
         """
         variables = by_path(model)
         lost = [path for path in self.shapes if path not in variables]
-        faults = [f"no variable for {text}" for text in grouped(lost)]
+        left_out = {p: self.shapes[p] for p in lost if _of_another_head(p, model)}
+        faults = [f"no variable for {t}" for t in grouped(p for p in lost if p not in left_out)]
         faults += grouped(
             f"{path} has shape {list(shape)}, not {list(variables[path].shape)}"
             for path, shape in self.shapes.items()
@@ -50,32 +47,11 @@ class Checkpoint:
                 f"of {model.count_params():,} parameters"
             )
         for path, array in self.arrays():
-            variables[path].assign(array)
-        new = [path for path in variables if path not in self.shapes]
-        if new:
-            log.info("new parameters, with initial values: %s", ", ".join(grouped(new)))
+            if path not in left_out:
+                variables[path].assign(array)
+        say_loaded(variables, new=variables.keys() - self.shapes.keys(), left_out=left_out)
 
 
-def grouped(texts):
-    """Texts that differ in their first number alone, as one: `block_[0-11]/…`."""
-    groups = {}
-    for text in texts:
-        found = re.search(r"(?<=[._])\d+(?=[./])", text)
-        key = (text[: found.start()], text[found.end() :]) if found else (text, None)
-        groups.setdefault(key, []).append(int(found.group()) if found else None)
-    return [
-        start if end is None else f"{start}{_ranges(sorted(numbers))}{end}"
-        for (start, end), numbers in groups.items()
-    ]
-
-
-def _ranges(numbers):
-    if len(numbers) == 1:
-        return str(numbers[0])
-    parts = []
-    for number in numbers:
-        if parts and parts[-1][1] == number - 1:
-            parts[-1][1] = number
-        else:
-            parts.append([number, number])
-    return f"[{','.join(str(a) if a == b else f'{a}-{b}' for a, b in parts)}]"
+def _of_another_head(path, model):
+    """Whether a weight is that of a head which predicts tokens, and the model has classes."""
+    return model.objective.labels is not None and path.startswith("head/")

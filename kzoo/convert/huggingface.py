@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from kzoo.config import Config
 from kzoo.convert.bert import BERT, UNILM, UNILM_SEGMENTS
-from kzoo.convert.checkpoint import Checkpoint, grouped
+from kzoo.convert.checkpoint import Checkpoint
 from kzoo.convert.family import Family, scale
 from kzoo.convert.gpt2 import GPT2
 from kzoo.convert.t5 import T5
@@ -23,7 +23,7 @@ from kzoo.convert.tokenizers import read_tokenizer
 from kzoo.errors import InputError, unknown
 from kzoo.files import check_new, whole_folder
 from kzoo.models.tokenizer_file import FileTokenizer
-from kzoo.models.weights import by_path
+from kzoo.models.weights import by_path, grouped
 
 log = logging.getLogger("kzoo")
 

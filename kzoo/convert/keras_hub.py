@@ -11,13 +11,14 @@ import keras_hub
 
 from kzoo.config import Config
 from kzoo.convert.bert import BERT
-from kzoo.convert.checkpoint import Checkpoint, grouped
+from kzoo.convert.checkpoint import Checkpoint
 from kzoo.convert.family import UNSCALED, TensorPair
 from kzoo.convert.gpt2 import GPT2
 from kzoo.convert.t5 import T5
 from kzoo.convert.tensors import read_json
 from kzoo.convert.tokenizers import read_tokenizer
 from kzoo.errors import InputError, unknown
+from kzoo.models.weights import grouped
 
 HEAD_FILE = "task.weights.h5"
 SIZES = ("vocabulary_size", "num_layers", "num_heads", "hidden_dim", "intermediate_dim", "dropout")

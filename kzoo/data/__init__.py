@@ -8,7 +8,12 @@ import importlib
 
 from kzoo.data import sources, tasks
 
-_LATER = {"Splits": "pipeline", "load": "pipeline", "train_tokenizer": "tokenizer_training"}
+_LATER = {
+    "Splits": "pipeline",
+    "labels": "classes",
+    "load": "pipeline",
+    "train_tokenizer": "tokenizer_training",
+}
 __all__ = [*_LATER, "sources", "tasks"]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from kzoo.data.sources.index import Indexed
 from kzoo.data.sources.records import Records, take
 from kzoo.data.splits import SAMPLED, sample
-from kzoo.encoder import utf8
+from kzoo.encoder import Encoder, utf8
 
 SEED = 9529  # of the draws for held-out examples
 AT_ONCE = 256  # held-out examples that are encoded together where there are too many for one go
@@ -67,17 +67,15 @@ class Drawn:
 
     Args:
         examples: an `Indexed`.
-        tokens: strings to token arrays, as `Encoder.tokens`.
+        encoder: an `Encoder`, which makes tokens of their strings.
         sizes: as of `Part`.
     """
 
     in_memory = False
 
-    def __init__(
-        self, examples: Indexed, tokens: Callable[[list[str]], list], sizes: np.ndarray
-    ) -> None:
+    def __init__(self, examples: Indexed, encoder: Encoder, sizes: np.ndarray) -> None:
         self.sizes = sizes
-        self._examples, self._tokens, self.text = examples, tokens, _Targets(examples)
+        self._examples, self._encoder, self.text = examples, encoder, _Targets(examples)
 
     def __len__(self):
         return len(self._examples)
@@ -85,10 +83,10 @@ class Drawn:
     def take(self, indices: Sequence[int]) -> tuple[list | None, list]:
         """The sources and the targets of some examples."""
         pairs = self._examples.__getitems__(indices)
-        targets = self._tokens([target for _, target in pairs])
+        targets = self._encoder.targets([target for _, target in pairs])
         if not self._examples.paired:
             return None, targets
-        return self._tokens([source for source, _ in pairs]), targets
+        return self._encoder.tokens([source for source, _ in pairs]), targets
 
     def ends(self, indices: Sequence[int]) -> bool:
         """Whether EOS follows some examples."""
@@ -172,9 +170,13 @@ def _joined(blocks):
 def _filled(encoded, batch_size, pad):
     """A batch filled with padding of zero weight."""
     x, y, sample_weight = encoded
-    fill = (0, batch_size - len(y)), (0, 0)
-    if not fill[0][1]:
+    missing = batch_size - len(y)
+    if not missing:
         return encoded
-    padding = {name: pad if name.endswith("token_ids") else 0 for name in x}
-    x = {name: np.pad(a, fill, constant_values=padding[name]) for name, a in x.items()}
-    return x, np.pad(y, fill, constant_values=pad), np.pad(sample_weight, fill)
+
+    def filled(array, value=0):
+        ends = [(0, missing)] + [(0, 0)] * (array.ndim - 1)
+        return np.pad(array, ends, constant_values=value)
+
+    x = {name: filled(a, pad if name.endswith("token_ids") else 0) for name, a in x.items()}
+    return x, filled(y, pad if y.ndim > 1 else 0), filled(sample_weight)

@@ -13,6 +13,7 @@ from kzoo import masks, objectives
 from kzoo.data import fitting, sources, splits, text
 from kzoo.data import packing as packings
 from kzoo.data.batches import Batches, Mixed
+from kzoo.data.classes import check_labelled, label_entropy
 from kzoo.data.parts import Drawn, Part, held_out
 from kzoo.data.sources.index import Indexed
 from kzoo.data.sources.stored import Stored, Windows
@@ -47,7 +48,8 @@ class Splits:
             nothing is moved or cut: `official` is true, and what they have in common is counted.
             Where there is a test split, `test_rows`, `test_bytes`, and `test_split`, what it has
             in common with training. A file's tokenizer has `tokenizer_sha256`, of its content, and
-            `tokenizer_size`, its number of ids.
+            `tokenizer_size`, its number of ids. A classifier's examples have `label_entropy`, that
+            of the held-out labels in bits.
     """
 
     train: grain.MapDataset
@@ -134,7 +136,14 @@ def load(
     _check(config, batch_size, valid, seed)
     encoder = encoder_of(model_or_config, config, tokenizer)
     packing = packings.get(packing)
+    if encoder.objective.labels is not None and isinstance(packing, packings.FirstFit):
+        raise InputError(
+            "a classifier has one label for each row, so its examples are not packed; use 'padded' "
+            f"or 'buckets'. Received: {packing.get_config()!r}"
+        )
     corpus = sources.read(source)
+    if encoder.objective.labels is not None:
+        check_labelled(corpus.examples)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
     parts, of_parts = split(corpus, longest, valid, encoder, packing)
@@ -165,6 +174,8 @@ def load(
         "bigram_entropy": text.bigram_entropy(parts["valid"].text),
         **_of_tokenizer(encoder.tokenizer),
     }
+    if encoder.objective.labels is not None:
+        facts["label_entropy"] = label_entropy(parts["valid"])
     pad = encoder.vocabulary.pad
     kept = {name: held_out(read.alone, part, batch_size, pad) for name, part in parts.items()}
     return Splits(read.batches(train, plan, batch_size, seed), facts=facts, **kept)
@@ -345,7 +356,7 @@ def _tokens(examples, encoder):
     sources = None
     if examples[0][0] is not None:
         sources = encoder.tokens(source for source, _ in examples)
-    return sources, encoder.tokens(target for _, target in examples)
+    return sources, encoder.targets(target for _, target in examples)
 
 
 def _drawn(chosen, longest, encoder, packing):
@@ -361,7 +372,7 @@ def _drawn(chosen, longest, encoder, packing):
         large = isinstance(examples, Indexed)
         sizes = np.broadcast_to([longest] * 3, (len(examples), 3))
         if large:
-            parts[name] = Drawn(examples, encoder.tokens, sizes)
+            parts[name] = Drawn(examples, encoder, sizes)
         else:
             read = np.concatenate([utf8(target) for _, target in examples])
             parts[name] = Part(*_tokens(examples, encoder), complete=True, text=read, sizes=sizes)

@@ -42,6 +42,9 @@ def shown(batch: Any, config: Mapping[str, Any], encoder: Encoder) -> list[dict[
     x, y, weight = batch
     two = "decoder_token_ids" in x
     found = []
+    if encoder.objective.labels is not None:
+        rows = ({name: array[i] for name, array in x.items()} for i in range(len(y)))
+        return [_labelled(row, y[i], config, encoder) for i, row in enumerate(rows)]
     for i in range(len(y)):
         row = {name: array[i] for name, array in x.items()}
         documents = row["decoder_padding_mask" if two else "padding_mask"]
@@ -82,6 +85,17 @@ def _two_stacks(row, y, weight, columns, document, config, encoder):
     }
     source, target = _text(sources, encoder), _text(texts, encoder)
     return _example(source, target, len(read) + len(columns), marks, reads, sees)
+
+
+def _labelled(row, y, config, encoder):
+    """A text and its label, which takes no token."""
+    columns = np.flatnonzero(row["padding_mask"])
+    ids, unmarked = row["token_ids"][columns], np.zeros(len(columns), bool)
+    reads = {"decoder": _runs(ids, _kinds(ids, encoder, "source"), unmarked, encoder)}
+    sees = {"decoder": _sees(config["mask"], config, row, columns, unmarked, encoder, ids)}
+    label = encoder.objective.labels[int(y)]
+    one = _example(_text(ids, encoder), label, len(columns), unmarked, reads, sees)
+    return {**one, "scored": [label], "scored_tokens": 1}
 
 
 def _example(source, target, tokens, marks, reads, sees):

@@ -9,10 +9,13 @@ from kzoo.data.pipeline import Splits
 from kzoo.data.sources.corpus import JOINT, Corpus
 from kzoo.data.sources.index import Indexed
 from kzoo.data.sources.records import take
+from kzoo.data.splits import spread
 from kzoo.encoder import Encoder
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 MOST = 20_000  # documents or examples that are measured; of more, so many evenly spaced
+MOST_BYTES = 1 << 26  # of those that are measured, about
+LONGEST = 1 << 20  # bytes of a document that are tokenized; the tokens of a longer one follow
 ROWS = 256  # of an epoch whose padding is counted
 
 
@@ -41,29 +44,26 @@ def statistics(corpus: Corpus, encoder: Encoder) -> dict[str, Any]:
         >>> found["documents"], found["duplicates"], found["lengths"]["target"][-1]
         (2, 1, 8)
     """
-    count = len(corpus.sizes if corpus.examples is None else corpus.examples)
-    some = np.unique(np.linspace(0, count - 1, min(MOST, count)).round().astype(int))
-    chosen = _documents(corpus, some)
-    paired = chosen[0][0] is not None
-    targets = encoder.tokens(target for _, target in chosen)
-    given = encoder.tokens(source for source, _ in chosen) if paired else [None] * len(targets)
-    lengths = {"target": np.array([len(target) for target in targets])}
-    if paired:
-        lengths = {"source": np.array([len(source) for source in given]), **lengths}
-    total = sum(part.sum() for part in lengths.values())
-    size = sum(len(text.encode()) for pair in chosen for text in pair if text)
-    lengths["example"] = np.array(
-        [encoder.example_length(*pair) for pair in zip(given, targets, strict=True)]
-    )
-    running = corpus.examples is None
+    count, size, some = _chosen(corpus)
+    pairs, whole = _read(corpus, some)
+    running, paired = corpus.examples is None, pairs[0][0] is not None
+    texts = {"source": [source for source, _ in pairs]} if paired else {}
+    texts["target"] = [target for _, target in pairs]
+    lengths = {name: _tokens(of, encoder) for name, of in texts.items()}
+    read = sum(len(text.encode()) for of in texts.values() for text in of)
+    tokens = sum(of.sum() for of in lengths.values())
+    lengths["target"] = np.round(lengths["target"] * whole).astype(int)
+    sources = map(range, lengths["source"]) if paired else [None] * len(pairs)
+    each = zip(sources, map(range, lengths["target"]), strict=True)
+    lengths["example"] = np.array([encoder.example_length(*pair) for pair in each])
     return {
         "kind": "running text" if running else "pairs" if paired else "texts",
         "documents": count,
         "duplicates": corpus.repeated,
-        "bytes": _bytes(corpus),
-        "measured": len(chosen),
-        "tokens": int(total),
-        "bytes_per_token": round(float(size / max(total, 1)), 4),
+        "bytes": size,
+        "measured": len(pairs),
+        "tokens": int(tokens),
+        "bytes_per_token": round(float(read / max(tokens, 1)), 4),
         "quantiles": list(QUANTILES),
         "lengths": {name: _quantiles(of) for name, of in lengths.items()},
         "cut": [_cut(lengths["example"], length, running) for length in _lengths(lengths)],
@@ -94,24 +94,35 @@ def _masks(x: Mapping[str, np.ndarray]):
     return [(names[name], array) for name, array in x.items() if name in names]
 
 
-def _documents(corpus, indices):
-    """Some documents of running text, or examples, as pairs of strings: a list."""
-    if corpus.examples is not None:
-        return take(corpus.examples, indices)
-    sizes = np.array(corpus.sizes)
-    ends = np.cumsum(sizes + len(JOINT)) - len(JOINT)
-    places = zip((ends - sizes)[indices].tolist(), ends[indices].tolist(), strict=True)
-    return [(None, corpus.text[start:end].decode("utf-8", "replace")) for start, end in places]
-
-
-def _bytes(corpus):
-    """The bytes of all texts of a corpus."""
+def _chosen(corpus):
+    """How many documents or examples there are, their bytes, and which of them are measured."""
     if corpus.examples is None:
-        return int(np.sum(corpus.sizes, dtype=np.int64))
-    if isinstance(corpus.examples, Indexed):
+        sizes = np.asarray(corpus.sizes, np.int64)
+    elif isinstance(corpus.examples, Indexed):
         rows = corpus.examples.rows
-        return int(sum(rows[f"{part}_size"].sum(dtype=np.int64) for part in ("source", "target")))
-    return sum(len(text.encode()) for pair in corpus.examples for text in pair if text)
+        sizes = rows["source_size"].astype(np.int64) + rows["target_size"]
+    else:
+        sizes = np.array([sum(len(t.encode()) for t in pair if t) for pair in corpus.examples])
+    affordable = MOST_BYTES // max(1, int(np.minimum(sizes, LONGEST).mean()))
+    some = spread(len(sizes), min(MOST, max(1, affordable)))
+    return len(sizes), int(sizes.sum()), some
+
+
+def _read(corpus, some):
+    """Some documents or examples, pairs of strings; and the size of each in units of what was
+    read of it."""
+    if corpus.examples is not None:
+        return take(corpus.examples, some), np.ones(len(some))
+    sizes = np.asarray(corpus.sizes, np.int64)
+    starts = np.cumsum(sizes + len(JOINT)) - sizes - len(JOINT)
+    read = np.minimum(sizes, LONGEST)
+    texts = [corpus.text[int(starts[i]) : int(starts[i] + read[i])] for i in some]
+    pairs = [(None, text.decode("utf-8", "ignore")) for text in texts]
+    return pairs, sizes[some] / np.maximum(read[some], 1)
+
+
+def _tokens(texts, encoder):
+    return np.array([len(tokens) for tokens in encoder.tokens(texts)])
 
 
 def _quantiles(lengths):

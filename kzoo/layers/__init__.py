@@ -3,6 +3,7 @@
 import kzoo.load_keras  # noqa: F401
 from kzoo.layers.attention import Attention, kernels
 from kzoo.layers.block import Block
+from kzoo.layers.classes import ClassHead
 from kzoo.layers.embedding import SegmentEmbedding, TokenEmbedding
 from kzoo.layers.feed_forward import FeedForward
 from kzoo.layers.head import Head
@@ -20,6 +21,7 @@ from kzoo.layers.positions import LearnedPositions, RelativeBias, SinusoidalPosi
 __all__ = [
     "Attention",
     "Block",
+    "ClassHead",
     "DeltaAttention",
     "FeedForward",
     "GatedDeltaAttention",

@@ -2,11 +2,13 @@
 
 import kzoo.load_keras_hub  # noqa: F401
 from kzoo.models.beams import BeamSampler
+from kzoo.models.classifier import TextClassifier
 from kzoo.models.encoder_decoder import EncoderDecoderBackbone
 from kzoo.models.preprocessing import (
     CausalLMPreprocessor,
     MaskedLMPreprocessor,
     Seq2SeqLMPreprocessor,
+    TextClassifierPreprocessor,
 )
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.tasks import CausalLM, MaskedLM, Seq2SeqLM
@@ -25,4 +27,6 @@ __all__ = [
     "Seq2SeqLM",
     "Seq2SeqLMPreprocessor",
     "SingleStackBackbone",
+    "TextClassifier",
+    "TextClassifierPreprocessor",
 ]

@@ -116,6 +116,9 @@ def token_weights(y, sample_weight):
 class TokenLoss:
     """A mixin of tasks: one loss over scored tokens, and bits per byte."""
 
+    bits_name = "bits_per_byte"  # of the metric that held-out sets are measured by
+    _gives_hidden = False
+
     def compile(
         self,
         optimizer: Any = "auto",

@@ -250,3 +250,60 @@ class Seq2SeqLMPreprocessor(
 @keras.saving.register_keras_serializable(package="kzoo")
 class MaskedLMPreprocessor(_ObjectivePreprocessor, keras_hub.models.MaskedLMPreprocessor):
     __doc__ = _ObjectivePreprocessor.__doc__
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class TextClassifierPreprocessor(
+    _ObjectivePreprocessor, keras_hub.models.TextClassifierPreprocessor
+):
+    """Texts, with or without labels, as a classifier's inputs, classes and weights.
+
+    Args:
+        tokenizer, sequence_length, objective, source_mask, segments: as of the other
+            preprocessors; the objective is a `classification`.
+
+    Call arguments:
+        x: (text, label) pairs, `{"prompts": texts, "responses": labels}`, or texts.
+        y: with texts, the label of each: strings, or integers from 0 on; or None.
+        sample_weight: float [texts]: how much each counts.
+
+    Returns:
+        `(x, y, sample_weight)`, of which only x where there are no labels: see
+        `kzoo.encoder.Encoder.batch`.
+
+    Raises:
+        InputError: for a label that the objective does not have, texts and labels of different
+            numbers, and what holds no texts.
+    """
+
+    def call(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        if is_tokens(x):
+            return keras.utils.pack_x_y_sample_weight(x, y, sample_weight)
+        if in_tf_graph(x):
+            raise InputError(
+                "a classifier reads its texts before tf.data does; batch tensors of strings with "
+                "as_numpy_iterator(). Received: symbolic tensors"
+            )
+        texts, classes = self._read(x, y)
+        weights = read_weights(sample_weight, len(texts))
+        tokens = self.encoder.tokens(texts)
+        given = [0] * len(texts) if classes is None else classes
+        x, y, weight = self.encode(tokens, np.array(given, "int32")[:, None], weights=weights)
+        return (x, y, weight) if classes is not None else (x, None, None)
+
+    def _read(self, x, y):
+        """Texts, and the class of each, a list, or None."""
+        classes = self.objective.index
+        if y is not None and np.asarray(y).dtype.kind in "iu":
+            texts, y = strings(x), np.asarray(y)
+            if y.shape != (len(texts),):
+                raise InputError(
+                    f"there are as many labels as texts. Received: {len(texts)} texts and labels "
+                    f"of shape {list(y.shape)}"
+                )
+            check_ids(y, len(self.objective.labels), "classes")
+            return texts, y.tolist()
+        texts, labels = read(x, y)
+        if texts is None:
+            return labels, None
+        return texts, [classes(label) for label in labels]

@@ -1,7 +1,11 @@
 """Weights in HDF5 files, by variable path."""
 
 import io
+import logging
+import math
 import os
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import h5py
@@ -11,6 +15,8 @@ import numpy as np
 from kzoo.errors import InputError
 from kzoo.files import whole
 from kzoo.typing import Path
+
+log = logging.getLogger("kzoo")
 
 # Keras's low-rank matrices: first factor -> (second factor, the matrix that their product changes).
 LORA = {
@@ -163,21 +169,24 @@ class _DefersErrors(io.FileIO):
             raise self.error
 
 
-def read_weights(filepath, variables):
+def read_weights(filepath, variables, may_be_new=False):
     """Assign the weights of an HDF5 file to variables, by path; both must have the same paths.
+
+    Args:
+        filepath: of the file.
+        variables: path -> variable.
+        may_be_new: whether variables that the file has not keep their initial values.
+
+    Returns:
+        The paths of those, a list.
 
     Raises:
         InputError: if a weight is missing, extra or of another shape; all are named.
     """
-    with h5py.File(filepath, "r") as file:
-        arrays = {}
-        file.visititems(
-            lambda path, item: (
-                arrays.update({path: np.asarray(item)}) if isinstance(item, h5py.Dataset) else None
-            )
-        )
+    arrays = _arrays(filepath)
     _merge_lora(arrays, variables)
-    faults = [f"missing {path}" for path in variables if path not in arrays]
+    new = [path for path in variables if path not in arrays]
+    faults = [] if may_be_new else [f"missing {path}" for path in new]
     faults += [f"unknown {path}" for path in arrays if path not in variables]
     faults += [
         f"{path} has shape {list(arrays[path].shape)}, not {list(variable.shape)}"
@@ -189,7 +198,52 @@ def read_weights(filepath, variables):
         hint = "; a model has LoRA matrices after enable_lora(rank)" if lora else ""
         raise InputError(f"the weights do not fit: {'; '.join(faults)}{hint}. Received: {filepath}")
     for path, variable in variables.items():
-        variable.assign(arrays[path])
+        if path in arrays:
+            variable.assign(arrays[path])
+    return new
+
+
+def shapes_in(filepath):
+    """The shapes of the weights in an HDF5 file, by path."""
+    return {path: array.shape for path, array in _arrays(filepath).items()}
+
+
+def _arrays(filepath):
+    with h5py.File(filepath, "r") as file:
+        arrays = {}
+        file.visititems(
+            lambda path, item: (
+                arrays.update({path: np.asarray(item)}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+    return arrays
+
+
+def say_loaded(
+    variables: Mapping[str, Any], new: Iterable[str], left_out: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Log what became of a checkpoint's weights, unless a model has exactly these.
+
+    Args:
+        variables: of the model: path -> variable.
+        new: paths of those that keep their initial values.
+        left_out: what the model has no place for: path -> shape.
+    """
+    new = [path for path in variables if path in set(new)]
+    if new:
+        log.info(
+            "new parameters, with initial values: %s; the other %d weights are loaded",
+            *(_counted({p: variables[p].shape for p in new}), len(variables) - len(new)),
+        )
+    if left_out:
+        log.warning("left out, as this model has no place for them: %s", _counted(left_out))
+
+
+def _counted(shapes):
+    """`"2 weights, 130 parameters (classes/kernel, classes/bias)"`."""
+    count = sum(map(math.prod, shapes.values()))
+    weights = f"{len(shapes)} weight{'s' * (len(shapes) > 1)}"
+    return f"{weights}, {count:,} parameters ({', '.join(grouped(shapes))})"
 
 
 def _merge_lora(arrays, variables):
@@ -216,3 +270,28 @@ def _merge_lora(arrays, variables):
 def _storage(variable):
     dtype = keras.backend.standardize_dtype(variable.dtype)
     return "float32" if dtype == "bfloat16" else dtype
+
+
+def grouped(texts):
+    """Texts that differ in their first number alone, as one: `block_[0-11]/…`."""
+    groups = {}
+    for text in texts:
+        found = re.search(r"(?<=[._])\d+(?=[./])", text)
+        key = (text[: found.start()], text[found.end() :]) if found else (text, None)
+        groups.setdefault(key, []).append(int(found.group()) if found else None)
+    return [
+        start if end is None else f"{start}{_ranges(sorted(numbers))}{end}"
+        for (start, end), numbers in groups.items()
+    ]
+
+
+def _ranges(numbers):
+    if len(numbers) == 1:
+        return str(numbers[0])
+    parts = []
+    for number in numbers:
+        if parts and parts[-1][1] == number - 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return f"[{','.join(str(a) if a == b else f'{a}-{b}' for a, b in parts)}]"

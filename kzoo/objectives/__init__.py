@@ -12,6 +12,7 @@ weights of a model, so that one objective trains every stack that can learn it, 
     "span_corruption"                 spans of a text, given the rest of it
     "ul2"                             the same with few, many and long spans, and the text's end
     "unilm"                           hidden tokens, seen from both sides, one, or a source
+    {"classification": {"labels": ["ham", "spam"]}}   which label a text has
 
 An objective of one's own is one class:
 
@@ -26,6 +27,7 @@ An objective of one's own is one class:
 from kzoo.objectives.base import Examples, Objective, get, names, register
 from kzoo.objectives.causal_lm import CausalLM
 from kzoo.objectives.checks import check, check_two_stacks, task_name
+from kzoo.objectives.classification import Classification
 from kzoo.objectives.masked_lm import MaskedLM
 from kzoo.objectives.prefix_lm import PrefixLM
 from kzoo.objectives.span_corruption import SpanCorruption
@@ -34,6 +36,7 @@ from kzoo.objectives.unilm import UniLM
 
 __all__ = [
     "CausalLM",
+    "Classification",
     "Examples",
     "MaskedLM",
     "Objective",

@@ -51,11 +51,14 @@ class Objective(Part):
             encoder may read.
         ends: whether EOS follows a target also where the text goes on, as in windows of running
             text.
+        labels: the names of the classes, of an objective that predicts one for each text; None
+            of those that predict tokens.
     """
 
     next_token: ClassVar[bool] = True
     has_source: ClassVar[bool] = False
     ends: ClassVar[bool] = False
+    labels = None
 
     def examples(
         self,

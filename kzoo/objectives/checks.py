@@ -15,12 +15,14 @@ def task_name(stack: str, objective: Objective) -> str:
         objective: an `Objective`.
 
     Returns:
-        `"CausalLM"`, `"MaskedLM"` or `"Seq2SeqLM"`.
+        `"CausalLM"`, `"MaskedLM"`, `"Seq2SeqLM"` or `"TextClassifier"`.
 
     Example:
         >>> task_name("single", kzoo.objectives.get("masked_lm"))
         'MaskedLM'
     """
+    if objective.labels is not None:
+        return "TextClassifier"
     if stack != "single":
         return "Seq2SeqLM"
     return "CausalLM" if objective.next_token else "MaskedLM"
@@ -39,6 +41,12 @@ def check(stack: str, mask: Any, objective: Objective) -> None:
     Example:
         >>> check("single", kzoo.masks.causal(), kzoo.objectives.get("causal_lm"))
     """
+    if stack != "single" and objective.labels is not None:
+        raise InputError(
+            "a classifier is a single stack; an encoder and a decoder learn to write the label, "
+            f"with 'prefix_lm' on the same pairs. Received: stack={stack!r} with "
+            f"objective={objective.get_config()!r}"
+        )
     layout(stack).check(objective)
     if stack != "single":
         return

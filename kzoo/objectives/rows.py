@@ -49,7 +49,10 @@ def trimmed(batch: Batch, lengths: Lengths) -> Batch:
     x, y, weight = batch
     own = lengths.decoder if "decoder_token_ids" in x else lengths.row
     width = {name: lengths.encoder if _encodes(name) else own for name in x}
-    return {name: a[:, : width[name]] for name, a in x.items()}, y[:, :own], weight[:, :own]
+    x = {name: a[:, : width[name]] for name, a in x.items()}
+    if y.ndim == 1:  # a label for each example
+        return x, y, weight
+    return x, y[:, :own], weight[:, :own]
 
 
 def packed(

@@ -248,10 +248,7 @@ def _attend(
         state = initial_state
         if state is not None:
             state = check_state(state, q, *sizes, options.normalize)
-        position, bound = queries.position, q.shape[1]
-        if stateful and not (isinstance(query_offset, int) and query_offset == 0):
-            check_batch("query_offset", ops.convert_to_tensor(query_offset), q.shape[0])
-            position, bound = shifted(queries, query_offset), None
+        position, bound = _positions(queries, q, query_offset if stateful else 0)
         wide = "float32" if raw else q.dtype
         sin_cos = features.sin_cos(position, q.shape[3], wide, bound)
         own = q, k, v, weights, heads, queries, sin_cos, state, log_decay
@@ -264,6 +261,14 @@ def _attend(
         return out
     named = zip(("kv_state", "k_sum"), state, strict=True)
     return out, {name: x for name, x in named if x is not None}
+
+
+def _positions(queries, q, offset):
+    """The position of each query in its document after `offset`, and a bound on it or None."""
+    if isinstance(offset, int) and offset == 0:
+        return queries.position, q.shape[1]
+    check_batch("query_offset", ops.convert_to_tensor(offset), q.shape[0])
+    return shifted(queries, offset), None
 
 
 def _kernel(options, q, k, v, queries, keys, stateful):

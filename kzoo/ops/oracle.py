@@ -73,21 +73,17 @@ def attention(
     if mechanism not in known:
         raise unknown("mechanism", mechanism, known)
     q, k, v = (np.asarray(x, "float64") for x in (q, k, v))
-    query_time, key_time, heads = q.shape[1], k.shape[1], q.shape[2]
+    query_time, key_time = q.shape[1], k.shape[1]
     visible = masks.get(mask).dense(
         query_time,
         key_time,
         query_offset=query_offset,
-        num_heads=heads,
+        num_heads=q.shape[2],
         padding_mask=padding_mask,
         source_mask=source_mask,
         key_padding_mask=key_padding_mask,
     )
-    visible = np.broadcast_to(np.asarray(visible), (len(q), heads, query_time, key_time))
-    k, v = (np.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
-    # What stands at padding may be no number, and 0 · NaN is NaN.
-    k, v = (np.where(visible.any(axis=(1, 2))[..., None, None], x, 0) for x in (k, v))
-    q = np.where(visible.any(axis=(1, 3))[..., None, None], q, 0)
+    q, k, v, visible = _shown(q, k, v, np.asarray(visible))
     query_position, key_position = _of_both(
         query_time, key_time, padding_mask, key_padding_mask, query_offset
     )
@@ -114,6 +110,17 @@ def attention(
     weights = np.where(visible, products, 0) / np.where(total > 0, total, 1)
     weights = np.where(total > 0, weights, 0)
     return np.einsum("bhqk,bkhd->bqhd", weights, v), weights
+
+
+def _shown(q, k, v, visible):
+    """Queries, and the keys and values of each of their heads, with 0 where nothing is seen; and
+    what is visible, [batch, heads, query_time, key_time]."""
+    heads = q.shape[2]
+    visible = np.broadcast_to(visible, (len(q), heads, q.shape[1], k.shape[1]))
+    k, v = (np.repeat(x, heads // x.shape[2], axis=2) for x in (k, v))
+    # What stands at padding may be no number, and 0 · NaN is NaN.
+    k, v = (np.where(visible.any(axis=(1, 2))[..., None, None], x, 0) for x in (k, v))
+    return np.where(visible.any(axis=(1, 3))[..., None, None], q, 0), k, v, visible
 
 
 def _sums_between(gates, padding_mask, batch, time):

@@ -110,22 +110,26 @@ def reference_attention(
         scores = ops.einsum("bqhd,bkhd->bhqk", q, k)
         weights = masked_softmax(scores * softmax_scale(q, scale), visible, bias)
     else:
-        factor = softmax_scale(q, scale)
-        features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
-        shown = None if keys.segment is None else keys.segment != 0
-        sin_cos = [features.sin_cos(x.position, q.shape[3], q.dtype) for x in (queries, keys)]
-        q, k, q_norm, k_norm = features(q, k, feature_weights, sin_cos[0], shown, sin_cos[1])
-        products = hide(ops.einsum("bqhd,bkhd->bhqk", q, k), visible)
-        decay = 1.0
-        if log_decay is not None:
-            log_decay = gates.of_tokens(gates.given(log_decay, q), q, queries, keys)
-            decay = between(ops.swapaxes(log_decay, 1, 2))
-        if mechanism == "gated_linear" and not normalize:
-            weights = products * decay * factor
-        else:
-            norms = products
-            if q_norm is not None:
-                norms = hide(ops.einsum("bqhd,bkhd->bhqk", q_norm, k_norm), visible)
-            weights = ratio(products * decay, ops.sum(norms * decay, axis=-1, keepdims=True))
+        divided = mechanism == "linear" or normalize
+        products, norms = _linear(
+            phi, rotary, q, k, feature_weights, log_decay, queries, keys, visible
+        )
+        weights = ratio(products, norms) if divided else products * softmax_scale(q, scale)
     out = ops.einsum("bhqk,bkhd->bqhd", weights, v)
     return (out, weights) if return_weights else out
+
+
+def _linear(phi, rotary, q, k, feature_weights, log_decay, queries, keys, visible):
+    """φ(q_i)·φ(k_j) with the decay between them, and the sum over j that divides it."""
+    features, q, k = features_of(phi, rotary, q, k, feature_weights, keys.segment)
+    shown = None if keys.segment is None else keys.segment != 0
+    sin_cos = [features.sin_cos(x.position, q.shape[3], q.dtype) for x in (queries, keys)]
+    q, k, q_norm, k_norm = features(q, k, feature_weights, sin_cos[0], shown, sin_cos[1])
+    products = norms = hide(ops.einsum("bqhd,bkhd->bhqk", q, k), visible)
+    if q_norm is not None:
+        norms = hide(ops.einsum("bqhd,bkhd->bhqk", q_norm, k_norm), visible)
+    if log_decay is not None:
+        log_decay = gates.of_tokens(gates.given(log_decay, q), q, queries, keys)
+        decay = between(ops.swapaxes(log_decay, 1, 2))
+        products, norms = products * decay, norms * decay
+    return products, ops.sum(norms, axis=-1, keepdims=True)

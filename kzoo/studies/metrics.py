@@ -9,9 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.special import logsumexp
 
+from kzoo import evaluation, objectives
+from kzoo.backend import installed
 from kzoo.data.tasks.regression import squared_errors
-from kzoo.errors import InputError
+from kzoo.errors import InputError, missing_package
+from kzoo.evaluation.reading import check_next_token
 from kzoo.registry import Part, Registry
+from kzoo.studies.written import write
 from kzoo.values import is_number
 
 _LEAST_POINTS = 2  # of a curve
@@ -41,8 +45,16 @@ class Metric(Part):
         return self.about
 
     def value(self, record: Mapping[str, Any]) -> float | None:
-        """The metric of a finished run; None where it has none."""
-        raise NotImplementedError
+        """The metric of a finished run; None where it has none. What `measure` gave is there."""
+        return record.get("metrics", {}).get(self.name) if self.measured else None
+
+    def check(self, config: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        """`InputError` where it cannot be measured: called before the first run.
+
+        Args:
+            config: of the model.
+            facts: of the data, as `kzoo.data.load` gives them.
+        """
 
     def measure(self, model: Any, valid: Any) -> Any:
         """What is measured with a trained model: a JSON value, kept in `record["metrics"]`.
@@ -158,9 +170,6 @@ class Accuracy(Metric):
     name = "accuracy"
     measured = True
 
-    def value(self, record):
-        return record.get("metrics", {}).get(self.name)
-
     def measure(self, model, valid):
         right = scored = 0.0
         for x, y, weight in valid:
@@ -193,6 +202,63 @@ class SquaredError(Metric):
         return np.concatenate(errors).mean(0).tolist()
 
 
+class Written(Metric):
+    """Base of metrics of what a model writes, greedily, for the sources of held-out pairs, at most
+    `kzoo.studies.written.MOST` of them; a subclass is a `kzoo.evaluation.TextMetric` too."""
+
+    measured = True
+
+    def check(self, config, facts):
+        if self.needs and not installed(self.needs):
+            raise missing_package(self.needs, f"the metric {self.name}")
+        objective = objectives.get(config["objective"])
+        check_next_token(objective, config["prediction_site"])
+        if objective.draws(paired=True) or "sources_on_both_sides" not in facts["split"]:
+            raise InputError(
+                f"the metric {self.name} compares what a model writes for the sources of pairs "
+                "with their targets: the data are pairs, and the objective is 'causal_lm' or "
+                f"'prefix_lm'. Received: objective={objective.get_config()!r} on "
+                f"{facts['source']!r:.80}"
+            )
+
+    def measure(self, model, valid):
+        predictions, references, _ = write(model, valid)
+        return self.of_texts(predictions, references)
+
+    def of_texts(self, predictions, references):
+        """A number of two lists of texts."""
+        return float(np.mean(self.compare(predictions, references)))
+
+
+for _name in evaluation.METRICS.names:
+    _cls = evaluation.METRICS[_name]
+    if issubclass(_cls, evaluation.TextMetric):
+        _words = {"__doc__": _cls.__doc__, "__module__": __name__}
+        METRICS.register(type(_cls.__name__, (Written, _cls), _words))
+
+
+def measure(metrics, model, valid):
+    """What a record keeps of metrics that are measured with a trained model.
+
+    Args:
+        metrics: list of `Metric`.
+        model, valid: as in `Metric.measure`.
+
+    Returns:
+        A dict of `metrics`, a value by name, and, where texts are written for them, which is done
+        once for all, `written`: how many held-out pairs there were, and of how many.
+    """
+    writing = [metric for metric in metrics if isinstance(metric, Written)]
+    texts = write(model, valid) if writing else None
+    found = {
+        metric.name: metric.of_texts(*texts[:2])
+        if metric in writing
+        else metric.measure(model, valid)
+        for metric in metrics
+    }
+    return {"metrics": found, **({"written": texts.counts} if writing else {})}
+
+
 def example_losses(model, valid):
     """The loss of each held-out example: a list of `[nats, scored tokens]`, in order.
 
@@ -205,7 +271,8 @@ def example_losses(model, valid):
     for x, y, weight in valid:
         logits = np.asarray(model.predict_on_batch(x), "float64")
         nats = logsumexp(logits, axis=-1) - np.take_along_axis(logits, y[..., None], -1)[..., 0]
-        for loss, scored in zip((weight * nats).sum(-1), weight.sum(-1), strict=True):
+        sums = ((weight * nats).reshape(len(y), -1).sum(-1), weight.reshape(len(y), -1).sum(-1))
+        for loss, scored in zip(*sums, strict=True):
             if scored > 0:
                 losses.append([float(loss), int(scored)])
     return losses
@@ -240,5 +307,11 @@ def unit(spec):
 def measured(study):
     """The metrics of a study for which runs must measure something: a list of `Metric`."""
     asked = [*study.metrics, *(hypothesis.metric for hypothesis in study.hypotheses)]
-    found = {metric.name: metric for metric in map(METRICS.get, asked) if metric.measured}
+    found = {}
+    for metric in map(METRICS.get, asked):
+        if metric.measured and found.setdefault(metric.name, metric) != metric:
+            raise InputError(
+                "a study measures a metric in one way. Received: "
+                f"{found[metric.name].get_config()!r} and {metric.get_config()!r}"
+            )
     return list(found.values())

@@ -31,6 +31,7 @@ from kzoo.studies.folder import (
     write_study,
 )
 from kzoo.studies.metrics import example_losses, measured
+from kzoo.studies.metrics import measure as measure_with
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import (
     CONTROL_FILE,
@@ -176,7 +177,9 @@ def check(study, directory, at_once=None):
     if jobs_left(study, finished_runs(directory)):
         for asked in (study, tuning.asked(study, [])) if study.tuning else (study,):
             for source, _, arm in asked.runs():  # the unusable are refused here
-                load_splits(asked, source, arm)
+                facts = load_splits(asked, source, arm).facts
+                for metric in measured(asked):
+                    metric.check(arm.config(asked.seeds[0]), facts)
         check_folder(directory, _bytes(study, directory, at_once))
 
 
@@ -388,7 +391,7 @@ class Trainer:
         batch = {name: array[:SPECTRUM_ROWS] for name, array in x.items()}
         found = {"spectrum": attention_spectrum(model, batch)}
         if metrics:
-            found["metrics"] = {each.name: each.measure(model, splits.valid) for each in metrics}
+            found |= measure_with(metrics, model, splits.valid)
         if self.study.examples:
             found["examples"] = example_losses(model, splits.valid)
         return found

@@ -292,7 +292,9 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=(), unequal="
     found += _on_the_spread(verdict, far_from_normal)
     for label in verdict.hypothesis.labels:
         found += _on_the_arm(label, facts.get(label, ArmFacts()))
-    known = [facts[label] for label in verdict.hypothesis.labels if label in facts]
+    of_labels = {label: facts[label] for label in verdict.hypothesis.labels if label in facts}
+    found += _on_the_curves(of_labels)
+    known = list(of_labels.values())
     if any(fact.grid or fact.others for fact in known):
         found.append("The interval leaves out the uncertainty of choosing the rates.")
     found += _on_reuse([fact.reused for fact in known if fact.reused])
@@ -385,8 +387,22 @@ def _on_the_arm(label, facts):
         if chosen["at_edge"]:
             value = chosen["value"]
             found.append(f"{label}: the {field} chosen, {value}, is at the edge of its grid.")
-    if facts.above_bigram:
-        found.append(f"{label}: its loss stays above the bigram entropy of the data.")
-    if facts.still_falling:
-        found.append(f"{label}: its curves still fall steeply; the gap may be one of speed only.")
     return found
+
+
+def _on_the_curves(facts):
+    """Which arms have not learned much yet, of label -> `ArmFacts`."""
+    above = [label for label, fact in facts.items() if fact.above_bigram]
+    falling = [label for label, fact in facts.items() if fact.still_falling]
+    found = []
+    if above:
+        found.append(f"{_all(above)}: the loss stays above the bigram entropy of the data.")
+    if falling:
+        found.append(
+            f"{_all(falling)}: the curves still fall steeply; the gap may be one of speed only."
+        )
+    return found
+
+
+def _all(labels):
+    return " and ".join(filter(None, [", ".join(labels[:-1]), labels[-1]]))

@@ -1,6 +1,7 @@
 """A study: what is compared, on what, how long. JSON both ways, checked before anything runs."""
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,6 +145,7 @@ class Study:
         seed = given.get("seeds", cls.seeds)[0]
         # Refuses what does not fit, before anything is written.
         configs = {label: arm.config(seed) for label, arm in given["arms"].items()}
+        _check_different(given["arms"], configs)
         if "tuning" in given:
             given["tuning"] = protocol.tuning(
                 given["tuning"], configs, {"seeds": kinds.seeds, **CHECKS_OF_TRAINING}
@@ -249,6 +251,7 @@ def measure(objective, source, tokenizer=tokenizer_spec.BYTES):
     objective = objectives.get(objective)
     unit = "bits per byte of target" if objective.has_source else "bits per byte"
     unit = unit if objective.next_token else "bits per masked byte"
+    unit = unit if objective.labels is None else "bits per label"
     names = {
         "causal_lm": "every next byte",
         "prefix_lm": "continuation",
@@ -322,6 +325,11 @@ def _arm(label, arm, data, tokenizer):
     for field in arm:
         if field not in ARM_FIELDS:
             raise unknown("field of an arm", field, ARM_FIELDS)
+    if presets.kind(arm["preset"]) != "preset":
+        raise InputError(
+            "the arms of a study start from random weights, those of a preset; kzoo train --from "
+            f"starts from others. Received: preset={shown(arm['preset'])} of the arm {label!r}"
+        )
     own = kinds.sources("data", arm.get("data", list(data)))
     for source in own:
         if source not in data:
@@ -337,6 +345,22 @@ def _arm(label, arm, data, tokenizer):
         tokenizer = kinds.tokenizer(f"the tokenizer of {label!r}", arm["tokenizer"])
     training = _training(label, arm.get("training", {}))
     return Arm(arm["preset"], overrides, own, training, tokenizer=tokenizer)
+
+
+def _check_different(arms, configs):
+    """`InputError` for two arms that are one: the same model, trained in the same way."""
+    for (a, first), (b, second) in itertools.combinations(arms.items(), 2):
+        same = configs[a] == configs[b] and first.tokenizer == second.tokenizer
+        if not same or first.training != second.training or not set(first.data) & set(second.data):
+            continue
+        fields = ", ".join({**first.overrides, **second.overrides})
+        told = f"; {fields}, which overrides name, is the same in both" if fields else ""
+        raise InputError(
+            f"the arms {a!r} and {b!r} are the same model, trained in the same way{told}. Give "
+            "one of them another value of a field, such as mechanism or mask in its overrides, or "
+            f"learning_rate in its training. Received: {first.preset} with "
+            f"{shown(first.overrides)}, and {second.preset} with {shown(second.overrides)}"
+        )
 
 
 def _training(label, fields):

@@ -1,9 +1,10 @@
 """Training: optimizers, the loop with its log and checkpoints, several devices."""
 
 import kzoo.load_keras  # noqa: F401
-from kzoo.learning_rate import learning_rate
+from kzoo.learning_rate import finetuning_rate, learning_rate
 from kzoo.training.checkpoints import Checkpoints
 from kzoo.training.distribution import distribute, initialize, layout_map
+from kzoo.training.finetuning import train_last_layers
 from kzoo.training.loop import Outcome, Program, prepare, train
 from kzoo.training.monitor import Monitor
 from kzoo.training.optimizer import (
@@ -28,6 +29,7 @@ __all__ = [
     "WarmupStableDecay",
     "adamw",
     "distribute",
+    "finetuning_rate",
     "initialize",
     "layout_map",
     "learning_rate",
@@ -35,6 +37,7 @@ __all__ = [
     "muon",
     "prepare",
     "train",
+    "train_last_layers",
     "warmup_cosine",
     "warmup_stable_decay",
 ]

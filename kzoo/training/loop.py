@@ -96,11 +96,16 @@ class Program:
             variable.assign(value)
 
     def bits(self, valid: Any, callbacks: Any = None) -> float:
-        """Bits per scored byte over all of `valid`, a dataset of batches."""
+        """Bits per scored byte over all of `valid`, a dataset of batches; of a classifier, bits per
+        label."""
+        return self.measure(valid, callbacks)[self.model.bits_name]
+
+    def measure(self, valid: Any, callbacks: Any = None) -> dict[str, float]:
+        """What the task measures by default over all of `valid`: a number for each name."""
         logs = self.evaluator.evaluate(
             read_ahead(valid), steps=len(valid), callbacks=callbacks, verbose=0, return_dict=True
         )
-        return float(logs["bits_per_byte"])
+        return {name: float(value) for name, value in logs.items()}
 
 
 def prepare(

@@ -20,11 +20,18 @@ class Source(Part):
 
     text_follows = ""
 
-    def read(self) -> list[Any]:
+    def read(self) -> Any:
         """What the source holds, a list that is not empty:
 
         - documents of running text: bytes, UTF-8 each;
         - or examples: strings, or (source, target) pairs of strings.
+
+        Instead of a list it can be `Records`, of which any can be read at any time, so that
+        memory does not grow with them, or, of running text, a `Stored`.
+
+        Where the source has splits of its own, a mapping of such to `"train"`, `"valid"` and
+        `"test"`; the latter two may be missing. Empty texts and targets are then left out, and
+        counted in the log.
 
         Raises:
             InputError: there is nothing of that name, or no text in it.

@@ -81,23 +81,14 @@ def index(records: Records, name: str) -> tuple[Indexed, str, int]:
     """The examples of some records that are neither empty nor repeated, a hash of all, and how many
     repeat others.
 
-    The first time all are read once; what is found is kept in a folder of the user's cache, so
-    that later runs begin at once.
+    The first time all are read once. Where the records have an `identity`, what is found is kept
+    in a folder of the user's cache, so that later runs begin at once.
 
     Args:
-        records: texts or pairs of strings, whose `identity` says which they are.
+        records: texts or pairs of strings.
         name: of the source, for messages.
     """
-    identity = json.dumps([_RULE, *records.identity, len(records)])
-    kept = folder("indices").parent / hashlib.sha256(identity.encode()).hexdigest()[:24]
-    try:
-        facts = json.loads((kept / FACTS).read_text("utf-8"))
-        rows = np.load(kept / FILE, mmap_mode="r")
-    except (OSError, ValueError):
-        log.info("%s: %d examples are read once, to index them", name, len(records))
-        with whole_folder(kept, last=FACTS) as part:
-            facts = _write(Path(part), records)
-        rows = np.load(kept / FILE, mmap_mode="r")
+    rows, facts = _kept(records, name)
     _, which = np.unique(rows["whole"], return_index=True)
     which.sort()
     empty = rows["target_size"][which] == 0
@@ -111,18 +102,35 @@ def index(records: Records, name: str) -> tuple[Indexed, str, int]:
     return Indexed(records, rows, full.astype(np.uint32), facts["paired"]), facts["sha256"], left
 
 
-def _write(part, records):
-    rows = np.lib.format.open_memmap(part / FILE, "w+", ROW, (len(records),))
+def _kept(records, name):
+    """The rows and facts of records: those kept from an earlier time, or those found now."""
+    if not records.identity:
+        rows = np.empty(len(records), ROW)
+        return rows, _fill(rows, records)
+    identity = json.dumps([_RULE, *records.identity, len(records)])
+    kept = folder("indices").parent / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    try:
+        facts = json.loads((kept / FACTS).read_text("utf-8"))
+        return np.load(kept / FILE, mmap_mode="r"), facts
+    except (OSError, ValueError):
+        log.info("%s: %d examples are read once, to index them", name, len(records))
+    with whole_folder(kept, last=FACTS) as part:
+        rows = np.lib.format.open_memmap(Path(part) / FILE, "w+", ROW, (len(records),))
+        facts = _fill(rows, records)
+        rows.flush()
+        (Path(part) / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    return np.load(kept / FILE, mmap_mode="r"), facts
+
+
+def _fill(rows, records):
+    """Fills the rows, and returns a hash of all and whether there are sources."""
     digest, paired = hashlib.sha256(), False
     for start in range(0, len(records), CHUNK):
         items = records.__getitems__(range(start, min(start + CHUNK, len(records))))
         paired = isinstance(items[0], tuple)
         rows[start : start + len(items)] = found = _rows(items)
         digest.update(found["whole"].tobytes())
-    rows.flush()
-    facts = {"sha256": digest.hexdigest(), "paired": paired}
-    (part / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-    return facts
+    return {"sha256": digest.hexdigest(), "paired": paired}
 
 
 def _rows(items: Iterable[Any]) -> np.ndarray:

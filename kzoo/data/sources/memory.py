@@ -48,7 +48,8 @@ class _Rows(Records):
             )
         self._table = table
         self.size = getattr(getattr(table, "data", None), "nbytes", 0)
-        self.identity = (str(getattr(table, "_fingerprint", id(table))), *self._columns)
+        fingerprint = getattr(table, "_fingerprint", None)
+        self.identity = (str(fingerprint), *self._columns) if fingerprint else ()
 
     def __len__(self):
         return len(self._table)

@@ -15,11 +15,11 @@ NAMES = {
 }
 
 
-def choose(names: Iterable[str], name: str, **asked: str | None) -> dict[str, str]:
+def choose(known: Iterable[str], name: str, **asked: str | None) -> dict[str, str]:
     """The splits of a data set by what they are for.
 
     Args:
-        names: of its splits. A single one is trained on, whatever its name.
+        known: the names of its splits. A single one is trained on, whatever its name.
         name: of the data set, for messages.
         asked: the split to take as `train`, `valid` or `test`, instead of the one of that name;
             of TFDS also a part of one, such as `"train[:10%]"`.
@@ -36,36 +36,43 @@ def choose(names: Iterable[str], name: str, **asked: str | None) -> dict[str, st
         >>> choose(["train"], "wiki", valid="train[90%:]", train="train[:90%]")
         {'train': 'train[:90%]', 'valid': 'train[90%:]'}
     """
-    names = list(names)
+    known = list(known)
     found: dict[str, str] = {}
     for part, usual in NAMES.items():
         split = asked.get(part)
         if split is not None:
-            check(split, names, name)
+            check(split, known, name)
         else:
-            split = next((one for one in usual if one in names), None)
-        if split is None and part == "train" and len(names) == 1:
-            split = names[0]
+            split = next((one for one in usual if one in known), None)
+        if split is None and part == "train" and len(known) == 1:
+            split = known[0]
         if split is not None:
             found[part] = split
     if "train" not in found:
         raise InputError(
             "which split is trained on is to be said: train='SPLIT'. "
-            f"Received: {name!r}, with {', '.join(names) or 'no splits'}"
+            f"Received: {name!r}, with {', '.join(known) or 'no splits'}"
         )
-    left = [one for one in names if not any(_base(split) == one for split in found.values())]
+    read = {one for split in found.values() for one in names(split)}
+    left = [one for one in known if one not in read]
     if left:
         log.info("%s: not read are its splits %s", name, ", ".join(left))
     return found
 
 
-def check(split: str, names: Iterable[str], name: str) -> None:
+def check(split: str, known: Iterable[str], name: str) -> None:
     """`InputError` unless all splits of an expression such as `"train[:10%]+test"` are known."""
-    names = list(names)
-    for one in split.split("+"):
-        if _base(one) not in names:
-            raise unknown(f"split of {name!r}", _base(one), names)
+    known = list(known)
+    for one in names(split):
+        if one not in known:
+            raise unknown(f"split of {name!r}", one, known)
 
 
-def _base(split):
-    return split.partition("[")[0].strip()
+def names(split: str) -> list[str]:
+    """The splits of which an expression takes parts.
+
+    Example:
+        >>> names("train[:10%]+test")
+        ['train', 'test']
+    """
+    return [one.partition("[")[0].strip() for one in split.split("+")]

@@ -13,7 +13,7 @@ class Records(Sequence):
 
     Attributes:
         size: in bytes, about.
-        identity: strings that say which data these are, in which version.
+        identity: strings that say which data these are, in which version; none if nothing does.
     """
 
     size: int = 0

@@ -161,7 +161,8 @@ class _Split(Records):
         self._labels = [_labels(builder.info.features[name]) for name in self._names]
         self._held = _opened(builder, split)
         self.size = _size(builder, split)
-        self.identity = (str(builder.data_dir), split, *self._names)
+        self._where = f"{builder.data_dir}, {split}"
+        self.identity = (self._where, *self._names, *_state(builder, split))
 
     def __len__(self):
         return len(self._held)
@@ -191,7 +192,7 @@ class _Split(Records):
             return value if isinstance(value, str) else bytes(value).decode()
         except UnicodeDecodeError as error:
             raise InputError(
-                f"a text is UTF-8. Received: example {i} of {'/'.join(self.identity)}, whose byte "
+                f"a text is UTF-8. Received: example {i} of {self._where}, whose byte "
                 f"{error.start} is none"
             ) from error
 
@@ -337,10 +338,16 @@ class _Listed(list):
 
 
 def _size(builder, split):
-    """Bytes of a split, about."""
-    info = builder.info.splits[split]
-    whole = builder.info.splits[info.name.partition("[")[0]] if "[" in info.name else info
-    return int(whole.num_bytes * info.num_examples / max(1, whole.num_examples))
+    """Bytes of a split, or of a part of one, about."""
+    whole = [builder.info.splits[name] for name in official.names(split)]
+    part = builder.info.splits[split].num_examples / max(1, sum(one.num_examples for one in whole))
+    return int(part * sum(one.num_bytes for one in whole))
+
+
+def _state(builder, split):
+    """What changes when the files of a split do."""
+    about = [(file.name, file.stat()) for file in map(Path, builder.info.splits[split].filepaths)]
+    return [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in about]
 
 
 def _reachable(url):
