@@ -120,6 +120,13 @@ class Objective(Part):
         """
         return source, target
 
+    def longest_parts(self, source: int | None, target: int) -> tuple[int | None, int]:
+        """The most tokens that the source, and that the target, can have on its own.
+
+        Arguments and result as of `lengths`, which it equals where the two do not depend on draws.
+        """
+        return self.lengths(source, target)
+
     def scored(self, held_out: bool = False) -> str:
         """Which tokens of an example are scored: `"targets"`, the end token among them, or
         `"all"`, the sources' too; of held-out examples where `held_out`. A separator is never
