@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 
 import keras
 import keras_hub
@@ -61,7 +62,7 @@ def test_presets_both_ways(family, tmp_path):
     assert_same_weights(presets.load_backbone(tmp_path), model.backbone)
 
 
-def test_saved_weights_serve_another_mask_and_objective(tmp_path):
+def test_saved_weights_serve_another_mask_and_objective(tmp_path, caplog):
     gpt = load("gpt")
     presets.save(gpt, tmp_path)
     unilm = presets.load(tmp_path, mask="prefix", objective="prefix_lm")
@@ -69,8 +70,12 @@ def test_saved_weights_serve_another_mask_and_objective(tmp_path):
     assert isinstance(bert, keras_hub.models.MaskedLM)
     for model in (unilm, bert):
         assert_same_weights(model, gpt)
-    with pytest.raises(InputError, match="missing block_2/attention/query/kernel"):
+    with caplog.at_level(logging.INFO, "kzoo"):
         presets.load(tmp_path, num_layers=3)
+    (new,) = [line for line in caplog.messages if line.startswith("new parameters")]
+    assert "block_2/attention/query/kernel" in new and "block_1" not in new
+    with pytest.raises(InputError, match="unknown block_1/attention/query/kernel"):
+        presets.load(tmp_path, num_layers=1)
     with pytest.raises(InputError, match="show a next-token loss its answer"):
         presets.load(tmp_path, mask="bidirectional")
 
