@@ -35,6 +35,10 @@ def _count_or_none(name, value):
     return None if value is None else _count(name, value)
 
 
+def _layers_or_none(name, value):
+    return None if value is None else _count(name, value, most=MOST_MASKS)
+
+
 def _number(name, value, *, below=None):
     """Positive; or in [0, below)."""
     if below is None and not (is_number(value) and value > 0):
@@ -155,6 +159,11 @@ class BackboneConfig(Fields):
 
     vocabulary_size: int = _field(_count, "number of token ids.", VOCABULARY_SIZE)
     num_layers: int = _field(_count, "number of blocks of a stack.", most=MOST_MASKS)
+    decoder_layers: int | None = _field(
+        _layers_or_none,
+        "number of blocks of the decoder, where it is not `num_layers`, the encoder's.",
+        None,
+    )
     num_heads: int = _field(_count, "number of heads of queries.", most=MOST_MASKS)
     kv_heads: int | None = _field(
         _count_or_none, "number of heads of keys and values; by default `num_heads`.", None
@@ -257,6 +266,11 @@ class BackboneConfig(Fields):
         for layer in masks.per_layer(self.mask, self.num_layers):
             self.check_mechanism(layer)
 
+    @property
+    def decoder_depth(self) -> int:
+        """The number of blocks of a decoder."""
+        return self.decoder_layers or self.num_layers
+
     def check_mechanism(self, mask: masks.Mask) -> None:
         """`InputError` unless the mechanism can follow the mask of a layer."""
         heads = mask.per_head(self.num_heads)
@@ -347,7 +361,12 @@ class Config(HeadConfig, BackboneConfig):
                 f"{VOCABULARY_SIZE} or more. Received: {self.vocabulary_size}"
             )
         if self.stack != "single":
-            check_two_stacks(self)
+            check_two_stacks(self, shared=self.stack == "encoder_decoder_shared")
+        elif self.decoder_layers is not None:
+            raise InputError(
+                "only an encoder and a decoder have decoder_layers. "
+                f"Received: decoder_layers={self.decoder_layers} with stack='single'"
+            )
         objectives.check(self.stack, self.mask, self.objective)
         if self.objective.labels is not None:
             self._check_no_head_of_tokens()
@@ -395,8 +414,13 @@ def check_split(config: Any, model: int) -> None:
             )
 
 
-def check_two_stacks(config: BackboneConfig) -> None:
-    """`InputError` for what an encoder and a decoder cannot have."""
+def check_two_stacks(config: BackboneConfig, shared: bool = False) -> None:
+    """`InputError` for what an encoder and a decoder cannot have, or one that shares its blocks."""
+    if shared and config.decoder_depth != config.num_layers:
+        raise InputError(
+            f"a decoder that shares the encoder's blocks has as many, {config.num_layers}. "
+            f"Received: decoder_layers={config.decoder_layers}"
+        )
     objectives.check_two_stacks(config)
     config.check_mechanism(masks.causal())  # the decoder's
     config.mechanism.check_cross()
@@ -431,9 +455,10 @@ def count_parameters(config: Any) -> int:
     layers, own = config.num_layers, attention + feed_forward + 2 * norm
     stacks = layers * own + final_norm + relative
     if config.stack != "single":
-        stacks *= 1 if config.stack == "encoder_decoder_shared" else 2
+        depth, shared = config.decoder_depth, config.stack == "encoder_decoder_shared"
+        stacks += 0 if shared else depth * own + final_norm + relative
         cross = mixers.sequence_mixer(config, cross=True).parameters()
-        stacks += layers * (cross + norm)  # the decoder's cross-attention
+        stacks += depth * (cross + norm)  # the decoder's cross-attention
     embeddings = v * d * (1 if config.tie_embeddings else 2) + config.num_segments * d
     embeddings += config.max_sequence_length * d * (config.positions == "learned")
     embeddings += norm * config.embedding_norm

@@ -88,7 +88,7 @@ class Bytes:
         return [utf8(text) for text in texts]
 
     @staticmethod
-    def detokenize(ids: np.ndarray) -> str:
+    def detokenize(ids: Iterable[int]) -> str:
         """The text of some ids, reserved ones left out."""
         return bytes(i for i in map(int, ids) if i < NUM_BYTES).decode("utf-8", "replace")
 
@@ -163,6 +163,23 @@ class Encoder:
             self.objective, length, len(target), complete, self.vocabulary
         )
 
+    def part_lengths(
+        self, source: int | None, target: int, length: int, complete: bool = True
+    ) -> tuple[int, int]:
+        """The most columns of an encoder's, and of a decoder's, sequence that an example takes.
+
+        Args:
+            source, target: numbers of tokens; source is None for plain text.
+            length: tokens to which a longer example is truncated.
+            complete: whether EOS follows the target.
+        """
+        if self.objective.labels is not None:  # a label takes no token
+            needed = layouts.example_length(self.objective, source, 0, False, self.vocabulary)
+            return 0, min(length, needed)
+        return layouts.part_lengths(
+            self.objective, source, target, length, complete, self.vocabulary
+        )
+
     def window(self, length: int) -> int:
         """How many tokens of running text fill an example of `length` tokens, without EOS."""
         return layouts.window(self.objective, length, self.vocabulary)
@@ -174,7 +191,7 @@ class Encoder:
         length: int,
         rng: Rng = None,
         *,
-        complete: bool = True,
+        complete: bool | np.ndarray = True,
         held_out: bool = False,
         weights: np.ndarray | None = None,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -190,7 +207,7 @@ class Encoder:
                 positions. The result depends only on the arguments and its state. It can be None
                 for an objective that draws nothing.
             complete: whether targets are complete, so that EOS follows; windows of running text
-                are not.
+                are not. A bool, or bool [batch].
             held_out: score the tokens that held-out examples score (for `prefix_lm` only the
                 target, whatever is trained on, so that all arms are measured on the same tokens).
             weights: float [batch], the weight of each example; None for equal weights.
@@ -213,7 +230,7 @@ class Encoder:
             self.objective.examples(sources, targets, room, rng, self.vocabulary),
             length,
             rng,
-            complete=complete or self.objective.ends,
+            complete=np.logical_or(complete, self.objective.ends),
             scored=self.objective.scored(held_out),
             vocabulary=self.vocabulary,
         )

@@ -21,12 +21,16 @@ OPTIONS = {
 }
 # Fields that came later, and what models do without them.
 LATER = {
+    "decoder_layers": None,
     "qk_norm": "default",
     "output_norm": False,
     "output_gate": False,
     "short_convolution": 0,
     "short_convolution_activation": "silu",
 }
+# The packing of studies and runs that were saved before there was a choice: the sequences of an
+# encoder and of a decoder were both as long as the longest example in one sequence.
+PACKING = {"padded": {"equal_lengths": True}}
 # Objectives of config_version 1. `seq2seq` was `continuation` for an encoder and a decoder; now the
 # layout of a stack decides how an example is written.
 OBJECTIVES = {"continuation": "prefix_lm", "seq2seq": "prefix_lm"}
@@ -82,6 +86,7 @@ def study(fields):
     arms = fields.get("arms") if isinstance(fields, Mapping) else None
     if not isinstance(arms, Mapping):
         return fields  # no study, as the reader says
+    fields = {"packing": PACKING, **fields}
     return {**fields, "arms": {label: _with(arm, "overrides") for label, arm in arms.items()}}
 
 

@@ -361,7 +361,7 @@ def test_a_run_that_was_begun_before_goes_on_with_its_own_rate(tmp_path):
     schedule = {"initial_learning_rate": 0.003, "warmup_target": 0.003}
     settings = {"optimizer": {"learning_rate": {"config": schedule}}, "evaluations": 1}
     (facts / "metadata").write_text(json.dumps({"settings": settings}))
-    left_out = {"pretrained": None, "evaluations": None}
+    left_out = {"pretrained": None, "evaluations": None, "packing": None}
     for given, expected in [(None, 0.003), (0.02, 0.02)]:
         options = argparse.Namespace(**left_out, out=tmp_path, learning_rate=given)
         run_folder.fill_in(options, {"hidden_dim": 64}, evaluations=10)
@@ -369,13 +369,15 @@ def test_a_run_that_was_begun_before_goes_on_with_its_own_rate(tmp_path):
     options = argparse.Namespace(**left_out, out=tmp_path / "new", learning_rate=None)
     run_folder.fill_in(options, {"hidden_dim": 64}, evaluations=10)
     assert (options.learning_rate, options.evaluations) == (0.0063, 10)
+    assert options.packing == "padded"
 
 
 def test_a_small_text_for_many_steps_is_warned_of_before_the_first(tmp_path, monkeypatch):
     """30 kB, 6,000 steps; and what is measured along the way costs about a tenth."""
     warned = []
     monkeypatch.setattr(train.log, "warning", lambda text, *values: warned.append(text % values))
-    splits = types.SimpleNamespace(facts=dict.fromkeys(FACTS, 435), valid=range(300))
+    facts = {**dict.fromkeys(FACTS, 435), "packing": {"rows": 435}}
+    splits = types.SimpleNamespace(facts=facts, valid=range(300))
     for steps, warns in [(6000, True), (400, False)]:
         options = {"steps": steps, "batch_size": 16, "learning_rate": 0.0063, "evaluations": 10}
         options = argparse.Namespace(**options, out=tmp_path)

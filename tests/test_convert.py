@@ -371,7 +371,7 @@ def test_damaged_files(folders, tmp_path, spoil, said):
         ("gpt2", {"activation_function": "tanh"}, "activation_function"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
         ("bert", {"is_decoder": True}, "is_decoder=False only"),
-        ("t5", {"num_decoder_layers": 3}, "num_decoder_layers=2 only"),
+        ("t5", {"num_decoder_layers": 1}, "decoder.block.1"),
     ],
     ids=str,
 )

@@ -233,6 +233,7 @@ NO_VALUES += [{"a": 1}, "a\nb", "../../evil", ".", "x" * 500]
 # Which of them a field takes.
 TAKEN = {
     "learning_rate": [None, 1.5, 10**30],
+    "packing": [None],
     "warmup": [0],
     "examples": [True],
     "name": ["7"],

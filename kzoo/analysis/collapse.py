@@ -119,8 +119,8 @@ def _through(block, x, call, encoded, *, skips, feed_forward, norms):
     """A block without some of its parts; `kzoo.layers.Block.assemble` is the whole one."""
     parts = [(block.attention_norm, lambda x: block.attention(x, **call))]
     if block.cross_attention is not None:
-        cross = block.cross_attention
-        parts.append((block.cross_attention_norm, lambda x: cross(x, **encoded)))
+        cross, of_queries = block.cross_attention, {"padding_mask": call["padding_mask"]}
+        parts.append((block.cross_attention_norm, lambda x: cross(x, **encoded, **of_queries)))
     if feed_forward:
         parts.append((block.feed_forward_norm, block.feed_forward))
     before = norms and block.norm_placement == "pre"

@@ -76,8 +76,8 @@ def _data(result):
     settings = result["settings"]
     columns = ("tokenize", "batch", "both", "first batch s", "trains on", "data ÷ training")
     table = _plain(
-        f"thousand tokens per second, {settings['source']}, batch {settings['batch']} × "
-        f"{settings['time']}, beside {settings['preset']} in training",
+        f"thousand tokens/s of {settings['source']}, {settings['batch']} × {settings['time']} a "
+        f"batch, for {settings['preset']}",
         columns,
     )
     for row in result["rows"]:

@@ -247,6 +247,16 @@ def share(text):
     return number
 
 
+def packing(text):
+    """A packing by its name or its JSON, as JSON."""
+    from kzoo.data import packing as packings
+
+    try:
+        return packings.get(parse_json(text) if text.startswith("{") else text).get_config()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def every(text):
     """`1000`, steps, or `60s`, as text."""
     try:

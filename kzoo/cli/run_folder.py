@@ -48,6 +48,8 @@ def fill_in(options, config, evaluations):
         options.learning_rate = recorded.get("learning_rate", default)
     if options.evaluations is None:
         options.evaluations = recorded.get("evaluations", evaluations)
+    if options.packing is None:
+        options.packing = recorded.get("packing", migrations.PACKING) if recorded else "padded"
 
 
 def settings(options, config, splits):
@@ -55,7 +57,7 @@ def settings(options, config, splits):
     of_data = ("sha256", "row_length", "train_rows", "tokenizer_sha256")
     given = ("preset", "steps", "batch_size", "learning_rate", "optimizer", "schedule", "dtype")
     return {
-        **{name: getattr(options, name) for name in (*given, "evaluations")},
+        **{name: getattr(options, name) for name in (*given, "evaluations", "packing")},
         "from": options.pretrained,
         "train_layers": options.train_layers,
         "lora_rank": options.lora_rank,
@@ -74,8 +76,8 @@ def result(out, settings):
     run = _run_file(out)
     if not run:
         return None
-    begun = {"evaluations": 1, **starting.SETTINGS, **run.get("settings", {})}
-    recorded = migrations.record(begun)
+    before = {"evaluations": 1, "packing": migrations.PACKING, **starting.SETTINGS}
+    recorded = migrations.record({**before, **run.get("settings", {})})
     other = list(differences(recorded, json.loads(json.dumps(settings))))
     if other:
         state = "a finished run" if run.get("result") else "a run"

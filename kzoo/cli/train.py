@@ -16,6 +16,7 @@ from kzoo.cli.arguments import (
     load_backend,
     name,
     need,
+    packing,
     path,
     positive,
     print_json,
@@ -70,6 +71,12 @@ def add(commands):
     )
     train.add_argument("--valid", type=share, default=0.1, metavar="SHARE", help="held out")
     train.add_argument(
+        "--packing",
+        type=packing,
+        metavar="NAME_OR_JSON",
+        help="how examples stand in rows: padded (the default), buckets or first_fit",
+    )
+    train.add_argument(
         "--evaluations",
         type=positive,
         metavar="N",
@@ -115,6 +122,7 @@ def _train(options):
         batch_size=options.batch_size,
         valid=options.valid,
         seed=config["seed"],
+        packing=options.packing,
         tokenizer=tokenizer and read_file(tokenizer),
     )
     settings = run_folder.settings(options, config, splits)
@@ -230,7 +238,7 @@ def _say_what_comes(options, splits, sample):
     """How often the run passes over its text, and what its measurements cost."""
     steps, batches = options.steps, len(splits.valid)
     facts = splits.facts
-    passes = steps * options.batch_size / facts["train_rows"]
+    passes = steps * options.batch_size / facts["packing"]["rows"]
     size = f"{facts['train_bytes']:,} bytes"
     if "label_entropy" in facts:
         size = f"{facts['train_rows']:,} texts"

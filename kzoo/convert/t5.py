@@ -52,12 +52,12 @@ def _read_config(config, names):
     config = renamed(config, ALIASES)
     sizes = take(config, SIZES)
     require(config, is_encoder_decoder=True)
-    if config.get("num_decoder_layers") is not None:
-        require(config, num_decoder_layers=sizes["num_layers"])
+    depth = config.get("num_decoder_layers")
     # transformers 5 ties in every config.json, and says here whether the model is version 1.0's.
     scaled = config.get("scale_decoder_outputs", config.get("tie_word_embeddings", True))
     return {
         **sizes,
+        "decoder_layers": None if depth == sizes["num_layers"] else depth,
         "max_sequence_length": config.get("n_positions", 512),
         "stack": "encoder_decoder",
         "mask": "bidirectional",
@@ -88,7 +88,7 @@ def _write_config(c):
     scaled = c.output_scale != 1.0
     return {
         **{theirs: getattr(c, ours) for theirs, ours in SIZES.items()},
-        "num_decoder_layers": c.num_layers,
+        "num_decoder_layers": c.decoder_depth,
         "n_positions": c.max_sequence_length,
         "relative_attention_num_buckets": c.relative_buckets,
         "relative_attention_max_distance": c.relative_distance,
@@ -118,7 +118,7 @@ def _pairs(c):
     for stack in ("encoder", "decoder"):
         bias = f"{stack}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
         pairs += one(f"{stack}_relative_bias/embeddings", bias, "bn")
-        for i in range(c.num_layers):
+        for i in range(c.num_layers if stack == "encoder" else c.decoder_depth):
             ours, theirs = f"{stack}_block_{i}", f"{stack}.block.{i}.layer"
             pairs += _rms_norm(f"{ours}/attention_norm", f"{theirs}.0.layer_norm")
             pairs += _attention(f"{ours}/attention", f"{theirs}.0.SelfAttention")

@@ -79,6 +79,57 @@ class Batches(_Sliceable):
         return self._order[index]
 
 
+class Mixed(_Sliceable):
+    """The batches of several `Batches` in random order, a new one in each epoch.
+
+    Args:
+        parts: list of `Batches`.
+        seed: of the orders.
+
+    Example:
+        >>> parts = [Batches(range(4), 2, 0, lambda rows, rng, n=n: (n, rows)) for n in "ab"]
+        >>> sorted({n for n, _ in Mixed(parts, seed=0)})
+        ['a', 'b']
+    """
+
+    def __init__(self, parts: list[Any], seed: int) -> None:
+        super().__init__(parts)
+        self._seed = seed
+        self._orders: dict[int, np.ndarray] = {}  # of the epoch that was read last
+        # Which part each batch of an epoch is of, before it is shuffled, and which of the part's.
+        self._which = [(n, i) for n, part in enumerate(parts) for i in range(len(part))]
+
+    def __len__(self):
+        return len(self._which)
+
+    def at(self, index: int) -> tuple[Any, int]:
+        part, within = self._where(index)
+        return self._parents[part].at(within)
+
+    def examples(self, index: int) -> list[Any]:
+        """The number of the part, and that of the example, of each in a batch."""
+        part, within = self._where(index)
+        return [(part, example) for example in self._parents[part].examples(within)]
+
+    def of(self, examples: list[Any]) -> "Mixed":
+        """The same of other examples, with other draws."""
+        each = [[i for n, i in examples if n == part] for part in range(len(self._parents))]
+        chosen = [part.of(own) for part, own in zip(self._parents, each, strict=True) if own]
+        return Mixed(chosen, int(np.random.SeedSequence(self._seed).generate_state(1)[0]))
+
+    def _where(self, index):
+        epoch, position = divmod(index, len(self))
+        part, within = self._which[self._order(epoch)[position]]
+        return part, epoch * len(self._parents[part]) + within
+
+    def _order(self, epoch):
+        known = self._orders  # threads read too
+        if epoch not in known:
+            drawn = np.random.default_rng([self._seed, epoch]).permutation(len(self))
+            self._orders = known = {epoch: drawn}
+        return known[epoch]
+
+
 class _Part(_Sliceable):
     """The batches at some positions of a whole, and beyond its end their examples in new orders."""
 

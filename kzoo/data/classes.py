@@ -28,9 +28,10 @@ def labels(source: Any) -> tuple[str, ...]:
         ('bad', 'good')
     """
     corpus = sources.read(source)
-    check_labelled(corpus.examples)
-    parts = [corpus.examples, *(part.examples for part in corpus.official.values())]
-    targets = [target for part in parts for _, target in part]
+    held: list[Any] = [part.examples for part in (corpus, *corpus.official.values())]
+    for examples in held:
+        check_labelled(examples)
+    targets = [target for examples in held for _, target in examples]
     found = set(targets)
     few = 1 < len(found) < len(targets) / 2
     if not few or sum(map(len, found)) > splits.LABEL * len(found):
@@ -42,7 +43,7 @@ def labels(source: Any) -> tuple[str, ...]:
     return tuple(sorted(found, key=(lambda label: (int(label), label)) if numbers else None))
 
 
-def check_labelled(examples: list[Any] | None) -> None:
+def check_labelled(examples: Any) -> None:
     """`InputError` unless a source holds pairs: `Corpus.examples`, or None for running text."""
     if examples is None or examples[0][0] is None:
         raise InputError(

@@ -34,7 +34,8 @@ def in_corpus(corpus: Corpus, valid: float, size: int) -> dict[str, Any]:
         parts, _ = splits.examples(corpus, valid)
         chosen = [splits.sample(parts[name], size) for name in ("train", "valid")]
         texts = [[f"{source or ''} {target}" for source, target in part] for part in chosen]
-    return near_duplicates(*texts, sample=size)
+    train, held_out = texts
+    return near_duplicates(train, held_out, size)
 
 
 def _paragraphs(text):

@@ -24,14 +24,17 @@ class Part:
     Attributes:
         sources: token arrays, or None for plain text.
         targets: token arrays.
-        complete: whether EOS follows.
+        complete: whether EOS follows, all of them or each: a bool, or bool [examples].
+        sizes: integers [examples, 3], what each takes of a row of a single stack, of an encoder's
+            and of a decoder's, at most.
         text: the bytes of the targets, a uint8 array or a `Stored`.
     """
 
     sources: Sequence[Any] | None
     targets: Sequence[Any]
-    complete: bool
+    complete: bool | np.ndarray
     text: Any
+    sizes: np.ndarray
 
     def __len__(self):
         return len(self.targets)
@@ -40,6 +43,10 @@ class Part:
         """The sources and the targets of some examples."""
         sources = None if self.sources is None else take(self.sources, indices)
         return sources, take(self.targets, indices)
+
+    def ends(self, indices: Sequence[int]) -> Any:
+        """Whether EOS follows some examples: a bool, or one for each."""
+        return self.complete if isinstance(self.complete, bool) else self.complete[list(indices)]
 
     @property
     def in_memory(self) -> bool:
@@ -61,11 +68,13 @@ class Drawn:
     Args:
         examples: an `Indexed`.
         encoder: an `Encoder`, which makes tokens of their strings.
+        sizes: as of `Part`.
     """
 
-    complete, in_memory = True, False
+    in_memory = False
 
-    def __init__(self, examples: Indexed, encoder: Encoder) -> None:
+    def __init__(self, examples: Indexed, encoder: Encoder, sizes: np.ndarray) -> None:
+        self.sizes = sizes
         self._examples, self._encoder, self.text = examples, encoder, _Targets(examples)
 
     def __len__(self):
@@ -78,6 +87,10 @@ class Drawn:
         if not self._examples.paired:
             return None, targets
         return self._encoder.tokens([source for source, _ in pairs]), targets
+
+    def ends(self, indices: Sequence[int]) -> bool:
+        """Whether EOS follows some examples."""
+        return True
 
     @property
     def shortest(self) -> int:

@@ -4,14 +4,15 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from kzoo import masks, objectives
-from kzoo.data import sources, splits, text
-from kzoo.data.batches import Batches
+from kzoo.data import fitting, sources, splits, text
+from kzoo.data import packing as packings
+from kzoo.data.batches import Batches, Mixed
 from kzoo.data.classes import check_labelled, label_entropy
 from kzoo.data.parts import Drawn, Part, held_out
 from kzoo.data.sources.index import Indexed
@@ -19,6 +20,7 @@ from kzoo.data.sources.stored import Stored, Windows
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
+from kzoo.objectives.rows import Lengths, packed, trimmed
 from kzoo.typing import ObjectiveSpec
 from kzoo.values import check_batch_size, is_count, is_number
 
@@ -36,16 +38,18 @@ class Splits:
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
             tokens, `train_rows` and `valid_rows`, the numbers of examples, `train_bytes` and
             `valid_bytes` (of pairs: of their targets), `cut_rows`, how many examples were longer
-            than a sequence and are cut, `unigram_entropy` and `bigram_entropy` of the held-out
-            bytes, in bits per byte, and `split`, what the two parts have in common: of examples,
-            the counts of `kzoo.data.splits.hold_out`; of running text, `repeated_bytes`, cut out
-            of the training part; of texts, `shared_bytes`, those held out that stand in training
-            too, in runs of 32 or more. Of official splits nothing is moved or cut: `official`
-            is true, and what they have in common is counted. Where there is a test split,
-            `test_rows`, `test_bytes`, and `test_split`, what it has in common with training. A
-            file's tokenizer has `tokenizer_sha256`, of its content, and `tokenizer_size`, its
-            number of ids. A classifier's examples have `label_entropy`, that of the held-out
-            labels in bits.
+            than a sequence and are cut, of strings and pairs also `cut_tokens`,
+            `cut_to_one_token` and `split_rows` (`kzoo.data.fitting.fit`), `packing`, the rows of
+            `train` and how full they are (`kzoo.data.packing.facts`), `unigram_entropy` and
+            `bigram_entropy` of the held-out bytes, in bits per byte, and `split`, what the two
+            parts have in common: of examples, the counts of `kzoo.data.splits.hold_out`; of
+            running text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`,
+            those held out that stand in training too, in runs of 32 or more. Of official splits
+            nothing is moved or cut: `official` is true, and what they have in common is counted.
+            Where there is a test split, `test_rows`, `test_bytes`, and `test_split`, what it has
+            in common with training. A file's tokenizer has `tokenizer_sha256`, of its content, and
+            `tokenizer_size`, its number of ids. A classifier's examples have `label_entropy`, that
+            of the held-out labels in bits.
     """
 
     train: grain.MapDataset
@@ -65,6 +69,7 @@ def load(
     objective: ObjectiveSpec | None = None,
     valid: float = 0.1,
     seed: int = 0,
+    packing: Any = "padded",
     tokenizer: Any = None,
     near_duplicates: int = 0,
 ) -> Splits:
@@ -90,6 +95,11 @@ def load(
             are held out in groups that share a source, or a target of free text
             (`kzoo.data.splits.hold_out`), running text in blocks (`kzoo.data.text.split`).
         seed: of the order and of the random choices (boundaries, masks) in training.
+        packing: how examples stand in the rows of a batch, and what becomes of those that are
+            longer, by name or JSON (`kzoo.data.packing`): `"padded"`, each in a row of its own;
+            `"buckets"`, those of like length in a batch; `"first_fit"`, several in a row, of which
+            a batch has `batch_size`. Held-out examples, and the windows of running text, stand
+            each in a row of its own.
         near_duplicates: how many texts of each part are compared, to count in
             `facts["near_duplicates"]` the held-out ones that are nearly those of training
             (`kzoo.data.near_duplicates`; needs `pip install datasketch`). 0 counts none.
@@ -101,7 +111,8 @@ def load(
         `kzoo.encoder.Encoder.batch` makes them, `[batch_size, row_length]` each;
         `x` has `"source_mask"` where the model's mask contains a prefix, and `"segment_ids"`
         where it has segment embeddings. Sequences of running text have `max_sequence_length`
-        tokens; of strings and pairs, as many as the longest needs, and at most that.
+        tokens; of strings and pairs, as many as the longest needs, and at most that. An encoder's
+        and a decoder's have lengths of their own.
 
         `train` is one epoch, in random order. `train.repeat()` goes on with a new order and
         new random choices in each epoch, and `train.repeat()[k:]` goes on at batch k. A slice
@@ -124,34 +135,40 @@ def load(
     config = _config(model_or_config, objective)
     _check(config, batch_size, valid, seed)
     encoder = encoder_of(model_or_config, config, tokenizer)
+    packing = packings.get(packing)
+    if encoder.objective.labels is not None and isinstance(packing, packings.FirstFit):
+        raise InputError(
+            "a classifier has one label for each row, so its examples are not packed; use 'padded' "
+            f"or 'buckets'. Received: {packing.get_config()!r}"
+        )
     corpus = sources.read(source)
     if encoder.objective.labels is not None:
         check_labelled(corpus.examples)
     split = _split_text if corpus.examples is None else _split_examples
     longest = config["max_sequence_length"]
-    parts, length, cut, apart = split(corpus, longest, valid, encoder)
+    parts, of_parts = split(corpus, longest, valid, encoder, packing)
+    widest = Lengths(*np.max([part.sizes.max(0) for part in parts.values()], axis=0).tolist())
+    counts = {f"{name}_rows": len(part) for name, part in parts.items()}
+    counts |= {f"{name}_bytes": len(part.text) for name, part in parts.items()}
     train = parts.pop("train")
-    _check_enough(train, batch_size)
-
-    def encode(part, indices, rng, **kwargs):
-        sources, targets = part.take(indices)
-        return encoder.batch(sources, targets, length, rng, complete=part.complete, **kwargs)
+    alone = packing if isinstance(packing, packings.Padded) else packings.Padded()
+    plan = (alone if corpus.examples is None else packing).plan(
+        train.sizes, widest, longest, batch_size, seed
+    )
+    _check_enough(plan, batch_size)
 
     # What the shortest example is too short for is refused here, not in mid-training.
-    encode(train, [train.shortest], np.random.default_rng(0))
-    every = range(len(train))
-    # No `functools.partial`: Grain names what it calls by its repr, here that of every example.
-    batches = Batches(every, batch_size, seed, lambda *drawn: encode(train, *drawn))
-
-    every_part = {"train": train, **parts}
+    read = _Reader(encoder, widest.row, alone.lengths(widest))
+    read.encode(train, [train.shortest], np.random.default_rng(0))
+    paired = encoder.objective.has_source or bool(widest.encoder)
+    of_rows = packings.facts(packing, plan, train.sizes, paired)
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
-        "row_length": length,
-        **{f"{name}_rows": len(part) for name, part in every_part.items()},
-        **{f"{name}_bytes": len(part.text) for name, part in every_part.items()},
-        "cut_rows": cut,
-        **apart,
+        "row_length": of_rows["row_length"],
+        **counts,
+        **of_parts,
+        "packing": of_rows,
         **_near(corpus, valid, near_duplicates),
         "unigram_entropy": text.unigram_entropy(parts["valid"].text),
         "bigram_entropy": text.bigram_entropy(parts["valid"].text),
@@ -160,8 +177,48 @@ def load(
     if encoder.objective.labels is not None:
         facts["label_entropy"] = label_entropy(parts["valid"])
     pad = encoder.vocabulary.pad
-    kept = {name: held_out(encode, part, batch_size, pad) for name, part in parts.items()}
-    return Splits(batches, facts=facts, **kept)
+    kept = {name: held_out(read.alone, part, batch_size, pad) for name, part in parts.items()}
+    return Splits(read.batches(train, plan, batch_size, seed), facts=facts, **kept)
+
+
+class _Reader(NamedTuple):
+    """Makes batches of the examples of parts."""
+
+    encoder: Encoder
+    length: int  # tokens that hold any example in one sequence
+    lengths: Lengths  # of a row that holds one example
+
+    def encode(self, part, indices, rng, **kwargs):
+        """Some examples, one in a row: `(x, y, sample_weight)`."""
+        sources, targets = part.take(indices)
+        kwargs["complete"] = part.ends(indices)
+        return self.encoder.batch(sources, targets, self.length, rng, **kwargs)
+
+    def alone(self, part, indices, rng, **kwargs):
+        """The same, with no column that no example of the data needs."""
+        return trimmed(self.encode(part, indices, rng, **kwargs), self.lengths)
+
+    def rows(self, part, rows, numbers, rng):
+        """Some `Rows` of examples."""
+        examples, row = rows.members(numbers)
+        batch = self.encode(part, examples, rng)
+        if not rows.packed:
+            return trimmed(batch, rows.lengths)
+        next_token = self.encoder.objective.next_token
+        return packed(batch, row, len(numbers), rows.lengths, next_token, self.encoder.vocabulary)
+
+    def batches(self, part, plan, batch_size, seed):
+        """The data set of a plan, a list of `Rows`."""
+
+        def of(rows):
+            # No `functools.partial`: Grain names what it calls by its repr, here all examples.
+            def read(numbers, rng):
+                return self.rows(part, rows, numbers, rng)
+
+            return Batches(range(len(rows)), batch_size, seed, read)
+
+        found = [of(rows) for rows in plan]
+        return found[0] if len(found) == 1 else Mixed(found, seed)
 
 
 def _near(corpus, valid, count):
@@ -213,11 +270,12 @@ def _check(config, batch_size, valid, seed):
         )
 
 
-def _check_enough(train, batch_size):
-    if len(train) < batch_size:
+def _check_enough(plan, batch_size):
+    most = max(map(len, plan))
+    if most < batch_size:
         raise InputError(
             "too little data for a batch: use more data, shorter texts, or a batch_size of at most "
-            f"{len(train)}. Received: {len(train)} examples and "
+            f"{most}. Received: {most} {'rows' if plan[0].packed else 'examples'} and "
             f"batch_size={batch_size}"
         )
 
@@ -240,19 +298,22 @@ def encoder_of(model_or_config, config, tokenizer=None):
     )
 
 
-def _split_text(corpus, length, valid, encoder):
-    """Windows of a text's parts, by name; their length; that none is cut; facts of the split."""
-    size = encoder.window(length)
+def _split_text(corpus, longest, valid, encoder, packing):
+    """Windows of a text's parts, by name, and facts: that none is cut, and of the split."""
+    size = encoder.window(longest)
     in_bytes = encoder.tokenizer is Bytes
+    window = [longest, *encoder.part_lengths(None, size, longest, complete=False)]
 
     def tokens_of(part):
         if in_bytes and isinstance(part, Stored):
             part = part.part([0], [len(part) // size * size])
-            return Part(None, Windows(part, size), complete=False, text=part)
-        tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
-        windows = text.windows(tokens, size)
-        read = windows.reshape(-1) if in_bytes else part
-        return Part(None, windows, complete=False, text=read)
+            windows, read = Windows(part, size), part
+        else:
+            tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
+            windows = text.windows(tokens, size)
+            read = windows.reshape(-1) if in_bytes else part
+        sizes = np.broadcast_to(window, (len(windows), 3))
+        return Part(None, windows, complete=False, text=read, sizes=sizes)
 
     texts, facts = splits.texts(corpus, valid)
     parts = {name: tokens_of(part) for name, part in texts.items()}
@@ -260,40 +321,69 @@ def _split_text(corpus, length, valid, encoder):
         unit = "bytes" if in_bytes else "tokens"
         raise InputError(
             f"the text is too short: its {valid:.0%} to hold out and the rest need {size} {unit} "
-            f"or more each, for {length} tokens at once. Received: {len(corpus.text)} bytes"
+            f"or more each, for {longest} tokens at once. Received: {len(corpus.text)} bytes"
         )
-    return parts, length, 0, facts
+    return parts, {"cut_rows": 0, **facts}
 
 
-def _split_examples(corpus, length, valid, encoder):
-    """Examples by part, whole groups held out; the length that they need; how many it cuts; facts
-    of the split."""
+def _split_examples(corpus, longest, valid, encoder, packing):
+    """Examples by part, whole groups held out, and facts: what is cut, and of the split."""
     chosen, facts = splits.examples(corpus, valid)
-    parts, needed = {}, []
-    for name, examples in chosen.items():
-        large = isinstance(examples, Indexed)
-        parts[name] = Drawn(examples, encoder) if large else _held(examples, encoder)
-        # The lengths of examples that are not held in memory are those of a sample.
-        indices = splits.spread(len(examples), splits.SAMPLED if large else len(examples))
-        sources, targets = parts[name].take(indices)
-        needed += map(encoder.example_length, sources or [None] * len(targets), targets)
-    sampled = sum(map(len, parts.values())) > len(needed)
-    cut = sum(one > length for one in needed)
-    if cut:
-        log.warning(
-            "%d of %d examples%s are longer than %d tokens and are cut",
-            *(cut, len(needed), " of a sample" if sampled else "", length),
+    if any(isinstance(examples, Indexed) for examples in chosen.values()):
+        parts, of_cut = _drawn(chosen, longest, encoder, packing)
+    else:
+        parts, of_cut = _held(chosen, longest, encoder, packing.long)
+    return parts, {**of_cut, **facts}
+
+
+def _held(chosen, longest, encoder, long):
+    """The parts of examples that are held in memory, and facts of what is cut."""
+    tokens = {name: _tokens(examples, encoder) for name, examples in chosen.items()}
+    fitted, facts = fitting.fit(encoder, tokens, longest, long)
+    parts = {
+        name: Part(
+            *(of.sources, of.targets, of.complete),
+            text=np.concatenate([utf8(target) for _, target in chosen[name]]),
+            sizes=of.sizes,
         )
-    if sampled:
-        return parts, length, cut, facts | {"cut_rows_among": len(needed)}
-    return parts, min(length, max(needed)), cut, facts
+        for name, of in fitted.items()
+    }
+    return parts, facts
 
 
-def _held(examples, encoder):
-    """The part of examples that are held in memory."""
+def _tokens(examples, encoder):
+    """The sources, or None, and the targets of examples: two lists of token arrays."""
     sources = None
     if examples[0][0] is not None:
         sources = encoder.tokens(source for source, _ in examples)
-    targets = encoder.targets(target for _, target in examples)
-    read = np.concatenate([utf8(target) for _, target in examples])
-    return Part(sources, targets, complete=True, text=read)
+    return sources, encoder.targets(target for _, target in examples)
+
+
+def _drawn(chosen, longest, encoder, packing):
+    """The parts of examples that are read when they are drawn, and facts of what is cut in a
+    sample."""
+    if not isinstance(packing, packings.Padded) or packing.long != "truncate":
+        raise InputError(
+            "rows are planned for examples that are held in memory, and these are read when they "
+            f"are drawn; use the packing 'padded'. Received: {packing.get_config()!r}"
+        )
+    parts, needed = {}, []
+    for name, examples in chosen.items():
+        large = isinstance(examples, Indexed)
+        sizes = np.broadcast_to([longest] * 3, (len(examples), 3))
+        if large:
+            parts[name] = Drawn(examples, encoder, sizes)
+        else:
+            read = np.concatenate([utf8(target) for _, target in examples])
+            parts[name] = Part(*_tokens(examples, encoder), complete=True, text=read, sizes=sizes)
+        indices = splits.spread(len(examples), splits.SAMPLED if large else len(examples))
+        sources, targets = parts[name].take(indices)
+        needed += map(encoder.example_length, sources or [None] * len(targets), targets)
+    cut = sum(one > longest for one in needed)
+    if cut:
+        log.warning(
+            "%d of %d examples of a sample are longer than %d tokens and are cut",
+            *(cut, len(needed), longest),
+        )
+    sampled = sum(map(len, parts.values())) > len(needed)
+    return parts, {"cut_rows": cut} | ({"cut_rows_among": len(needed)} if sampled else {})

@@ -37,6 +37,7 @@ def texts(corpus: Corpus, valid: float) -> tuple[dict[str, Any], dict]:
         `(parts, facts)`: uint8 arrays, or `Stored`, by `"train"`, `"valid"` and, where the source
         has it, `"test"`; `{"split": ...}` and, with a test part, `"test_split"`, as `Splits` says.
     """
+    facts: dict[str, Any]
     whole = {part: _readable(other.text) for part, other in corpus.official.items()}
     if "valid" in whole:
         parts = {"train": _readable(corpus.text), **whole}
@@ -72,11 +73,11 @@ def _shared(train, held_out):
     return facts
 
 
-def examples(corpus: Corpus, valid: float) -> tuple[dict[str, list], dict]:
+def examples(corpus: Corpus, valid: float) -> tuple[dict[str, Any], dict]:
     """The parts of a corpus of examples, as `texts` gives those of running text: lists of pairs."""
     given = corpus.examples
     whole = {part: other.examples for part, other in corpus.official.items()}
-    facts = {}
+    facts: dict[str, Any] = {}
     if "valid" in whole:
         parts = {"train": given, **whole}
     else:

@@ -1,5 +1,6 @@
 """What a source holds, in numbers: lengths, duplicates, and what rows of a length would cut."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,9 +54,7 @@ def statistics(corpus: Corpus, encoder: Encoder) -> dict[str, Any]:
     read = sum(len(text.encode()) for of in texts.values() for text in of)
     tokens = sum(of.sum() for of in lengths.values())
     lengths["target"] = np.round(lengths["target"] * whole).astype(int)
-    sources = map(range, lengths["source"]) if paired else [None] * len(pairs)
-    each = zip(sources, map(range, lengths["target"]), strict=True)
-    lengths["example"] = np.array([encoder.example_length(*pair) for pair in each])
+    lengths["example"] = _rows(lengths, encoder)
     return {
         "kind": "running text" if running else "pairs" if paired else "texts",
         "documents": count,
@@ -119,6 +118,13 @@ def _read(corpus, some):
     texts = [corpus.text[int(starts[i]) : int(starts[i] + read[i])] for i in some]
     pairs = [(None, text.decode("utf-8", "ignore")) for text in texts]
     return pairs, sizes[some] / np.maximum(read[some], 1)
+
+
+def _rows(lengths, encoder):
+    """The tokens of a row that holds each example whole."""
+    targets = map(range, lengths["target"])  # an encoder asks for lengths alone
+    sources = map(range, lengths["source"]) if "source" in lengths else itertools.repeat(None)
+    return np.array([encoder.example_length(*pair) for pair in zip(sources, targets, strict=False)])
 
 
 def _tokens(texts, encoder):

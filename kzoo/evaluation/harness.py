@@ -62,8 +62,8 @@ class KzooLM(LM):
 
             pretrained = presets.load(pretrained)
         self.model, self.separated = pretrained, separated
-        chosen = batch_size is not None and not str(batch_size).startswith("auto")
-        self.batch_size = int(batch_size) if chosen else _BATCH_SIZE
+        automatic = batch_size is None or str(batch_size).startswith("auto")
+        self.batch_size = _BATCH_SIZE if automatic else int(str(batch_size))
         self.reader = Reader.of(pretrained, separated)
 
     @property

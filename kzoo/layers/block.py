@@ -46,7 +46,8 @@ class Block(keras.layers.Layer):
         source_mask: integers [batch, time], 1 for source; needed by a prefix mask.
         bias: floats [1, heads, time, time], with an attention that is `relative`.
         encoded: floats [batch, encoder_time, hidden_dim], with `cross_attention`.
-        encoder_padding_mask: integers [batch, encoder_time], 0 for padding.
+        encoder_padding_mask: integers [batch, encoder_time]: 0 padding, k for what the k-th
+            document of `padding_mask` attends to.
         mask, inputs_mask, encoded_mask: booleans [batch, time], the masks that Keras hands on,
             as in `Attention`; `mask` is that of the inputs, and replaces `inputs_mask`.
 
@@ -155,8 +156,10 @@ class Block(keras.layers.Layer):
             return self.attention(x, **{name: others.get(name) for name in names})
 
         def cross_attend(x, others):
-            padding_mask = others.get("encoder_padding_mask")
-            return self.cross_attention(x, others["encoded"], key_padding_mask=padding_mask)
+            masks = {"key_padding_mask": others.get("encoder_padding_mask")}
+            if masks["key_padding_mask"] is not None:  # whose documents are those of the queries
+                masks["padding_mask"] = others.get("padding_mask")
+            return self.cross_attention(x, others["encoded"], **masks)
 
         if self.remat == "attention":
             attend, cross_attend = keras.remat(attend), keras.remat(cross_attend)

@@ -52,10 +52,15 @@ class TextClassifier(Task, keras_hub.models.TextClassifier, PipelineModel):
     default_objective = "classification"
     bits_name = "bits_per_label"
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the classes: strings."""
+        return self.objective.labels or ()
+
     def make_head(self, dtype: Any) -> ClassHead:
         backbone = self.backbone
         return ClassHead(
-            len(self.objective.labels),
+            len(self.labels),
             summary_token(backbone),
             backbone.pooler,
             derive_seed(backbone.seed, "classes"),
@@ -82,7 +87,7 @@ class TextClassifier(Task, keras_hub.models.TextClassifier, PipelineModel):
         if loss == "auto":
             loss = token_loss()
         if weighted_metrics == "auto":
-            ones = np.ones(len(self.objective.labels))
+            ones = np.ones(len(self.labels))
             weighted_metrics = [
                 BitsPerByte(self.bits_name, token_bytes=ones),  # a label counts as one
                 keras.metrics.SparseCategoricalAccuracy("accuracy"),
@@ -102,7 +107,7 @@ class TextClassifier(Task, keras_hub.models.TextClassifier, PipelineModel):
             A list of strings.
         """
         logits = self.predict(texts, batch_size=batch_size, verbose=0)
-        return [self.objective.labels[i] for i in np.argmax(logits, axis=-1)]
+        return [self.labels[i] for i in np.argmax(logits, axis=-1)]
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         raise InputError(
@@ -134,7 +139,7 @@ class TextClassifier(Task, keras_hub.models.TextClassifier, PipelineModel):
                 f"a classifier's inputs come with y, the class of each text, {list(batch)}. "
                 f"Received: {received}"
             )
-        check_ids(y, len(self.objective.labels), "classes")
+        check_ids(y, len(self.labels), "classes")
 
     def _tell_of_bytes(self):
         """A label's bytes do not count."""

@@ -25,8 +25,8 @@ class EncoderDecoderBackbone(Backbone):
 
     Inputs:
         A dict of integers [batch, time]: `encoder_token_ids`, `encoder_padding_mask`,
-        `decoder_token_ids`, `decoder_padding_mask`; the masks are 0 for padding and 1 otherwise,
-        one document per example. The two times may differ.
+        `decoder_token_ids`, `decoder_padding_mask`; the masks are 0 for padding and k for the k-th
+        document of the row, whose target attends to its own source alone. The two times may differ.
 
     Returns:
         A dict of floats [batch, time, hidden_dim]: `encoder_sequence_output`,
@@ -44,7 +44,7 @@ class EncoderDecoderBackbone(Backbone):
         self.shared = shared
 
     def assemble(self, config: Any, embeddings: Any, dtype: Any, remat: str) -> Any:
-        check_two_stacks(config)
+        check_two_stacks(config, self._shared)
         encoder = Stack(config, config.mask, dtype, "encoder_", remat=remat)
         names = ("encoder_token_ids", "encoder_padding_mask")
         inputs = {name: token_input(name) for name in names}
@@ -55,6 +55,7 @@ class EncoderDecoderBackbone(Backbone):
             masks.causal(),
             dtype,
             "decoder_",
+            depth=config.decoder_depth,
             cross_attention=True,
             bidirectional=False,
             remat=remat,

@@ -295,6 +295,7 @@ class Stack:
         mask: the `Mask` of its attention.
         dtype: a Keras dtype policy.
         prefix: of the names of its layers.
+        depth: number of blocks; by default the config's `num_layers`.
         cross_attention: whether its blocks attend to another sequence too.
         bidirectional: whether relative positions of keys after a query differ from those before.
         remat: of its blocks.
@@ -312,12 +313,14 @@ class Stack:
         mask,
         dtype,
         prefix="",
+        depth=None,
         cross_attention=False,
         bidirectional=True,
         remat="none",
         shares=None,
     ):
-        layers = masks.per_layer(mask, config.num_layers)
+        depth = depth or config.num_layers
+        layers = masks.per_layer(mask, depth)
         encoder = masks.per_layer(config.mask, config.num_layers)
         self.blocks = [
             _block(
@@ -325,7 +328,8 @@ class Stack:
                 layer_mask,
                 f"{prefix}block_{i}",
                 dtype,
-                cross_attention=encoder[i] if cross_attention else None,
+                depth,
+                cross_attention=encoder[i % len(encoder)] if cross_attention else None,
                 shares=shares and shares.blocks[i],
                 remat=remat,
             )
@@ -372,8 +376,8 @@ class Stack:
         return x if self.final_norm is None else self.final_norm(x)
 
 
-def _block(config, mask, name, dtype, *, cross_attention, shares, remat):
-    """One `Block` of a stack, made of the layers that a config describes.
+def _block(config, mask, name, dtype, depth, *, cross_attention, shares, remat):
+    """One `Block` of a stack of `depth`, made of the layers that a config describes.
 
     `cross_attention` is the mask of the encoder's block beside it; None in a stack without.
     """
@@ -381,7 +385,7 @@ def _block(config, mask, name, dtype, *, cross_attention, shares, remat):
     orders = {}
     if cross_attention is not None and config.short_convolution:
         orders = {"query_order": mask, "key_order": cross_attention}
-    stddev = stddevs(config.initialization, config.num_layers)
+    stddev = stddevs(config.initialization, depth)
     common = {"use_bias": config.use_bias, "stddev": stddev, "dtype": dtype}
 
     def attention(name, **own):

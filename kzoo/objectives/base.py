@@ -16,6 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from kzoo import migrations
+from kzoo.errors import unknown
 from kzoo.registry import Part, Registry
 from kzoo.typing import ObjectiveSpec, Rng
 from kzoo.vocabulary import BYTES, Vocabulary
@@ -51,14 +52,38 @@ class Objective(Part):
             encoder may read.
         ends: whether EOS follows a target also where the text goes on, as in windows of running
             text.
-        labels: the names of the classes, of an objective that predicts one for each text; None
-            of those that predict tokens.
     """
 
     next_token: ClassVar[bool] = True
     has_source: ClassVar[bool] = False
     ends: ClassVar[bool] = False
-    labels = None
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The names of the classes, of an objective that predicts one for each text; None of those
+        that predict tokens."""
+        return None
+
+    def index(self, label: str) -> int:
+        """The class of a label.
+
+        Args:
+            label: a string.
+
+        Returns:
+            An int in [0, number of labels).
+
+        Raises:
+            InputError: for a label that is none of `labels`.
+
+        Example:
+            >>> get({"classification": {"labels": ["ham", "spam"]}}).index("spam")
+            1
+        """
+        labels = self.labels or ()
+        if label not in labels:
+            raise unknown("label", label, labels)
+        return labels.index(label)
 
     def examples(
         self,
@@ -94,6 +119,13 @@ class Objective(Part):
             `(source, target)`, two integers; source is None where none is written.
         """
         return source, target
+
+    def longest_parts(self, source: int | None, target: int) -> tuple[int | None, int]:
+        """The most tokens that the source, and that the target, can have on its own.
+
+        Arguments and result as of `lengths`, which it equals where the two do not depend on draws.
+        """
+        return self.lengths(source, target)
 
     def scored(self, held_out: bool = False) -> str:
         """Which tokens of an example are scored: `"targets"`, the end token among them, or

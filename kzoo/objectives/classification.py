@@ -1,6 +1,6 @@
 """The label of a text."""
 
-from kzoo.errors import InputError, unknown
+from kzoo.errors import InputError
 from kzoo.objectives.base import Objective, register
 
 
@@ -34,26 +34,6 @@ class Classification(Objective):
                 f"labels of {self.name} are two or more, each once. Received: {labels!r:.120}"
             )
         object.__setattr__(self, "labels", tuple(labels))
-
-    def index(self, label: str) -> int:
-        """The class of a label.
-
-        Args:
-            label: a string.
-
-        Returns:
-            An int in [0, number of labels).
-
-        Raises:
-            InputError: for a label that is none of `labels`.
-
-        Example:
-            >>> Classification(("ham", "spam")).index("spam")
-            1
-        """
-        if label not in self.labels:
-            raise unknown("label", label, self.labels)
-        return self.labels.index(label)
 
     def draws(self, paired: bool) -> bool:
         return False

@@ -54,7 +54,8 @@ def write(sources, targets, width, complete=True, vocabulary=BYTES):
         sources: list of `batch` token arrays, each of which may be None; or None.
         targets: list of `batch` token arrays, none of them empty.
         width: tokens of a sequence.
-        complete: whether targets are whole and EOS follows. Windows of running text are not.
+        complete: whether targets are whole and EOS follows, of all or of each: a bool, or bool
+            [batch]. Windows of running text are not.
         vocabulary: a `kzoo.vocabulary.Vocabulary`.
 
     Raises:
@@ -70,9 +71,7 @@ def write(sources, targets, width, complete=True, vocabulary=BYTES):
     separated = np.array([source is not None for source in sources])
     s = np.array([0 if source is None else len(source) for source in sources])
     begun = vocabulary.bos is not None
-    room = width - begun - separated
-    t = np.clip(room - s, 1, t)
-    s = np.minimum(s, room - t)
+    s, t = cut(s, t, width - begun - separated)
 
     begin = begun + s + separated
     edges = [np.full_like(s, begun), begun + s, begin, begin + t, begin + t + complete]
@@ -101,6 +100,26 @@ def write(sources, targets, width, complete=True, vocabulary=BYTES):
     return Sequences(ids, kinds, sizes, told)
 
 
+def cut(source, target, room):
+    """How many tokens are left of a source and its target, of which `room` tokens fit.
+
+    The target's end is cut first, down to one token, then the source's end.
+
+    Args:
+        source, target: numbers of tokens, integers or arrays of them.
+        room: the same.
+
+    Returns:
+        `(source, target)`, arrays.
+
+    Example:
+        >>> [int(n) for n in cut(4, 5, 6)]
+        [4, 2]
+    """
+    target = np.clip(room - source, 1, target)
+    return np.minimum(source, room - target), target
+
+
 def example_length(objective, source, target, complete=True, vocabulary=BYTES):
     """The `length` at which every layout keeps an example whole.
 
@@ -122,6 +141,39 @@ def example_length(objective, source, target, complete=True, vocabulary=BYTES):
     begun, complete = vocabulary.bos is not None, complete or objective.ends
     tokens = begun + (0 if source is None else source + 1) + target + complete
     return tokens - objective.next_token
+
+
+def part_lengths(objective, source, target, length, complete=True, vocabulary=BYTES):
+    """The most columns of an encoder's and of a decoder's sequence that an example takes.
+
+    They are exact where the objective draws neither (`Objective.longest_parts`). It is cut as in
+    `write`.
+
+    Args:
+        objective, source, target, complete, vocabulary: as of `example_length`.
+        length: tokens of a sequence, to which a longer example is cut.
+
+    Returns:
+        `(encoder, decoder)`, two ints. An example without a source is all the decoder's.
+
+    Example:
+        >>> from kzoo import objectives
+        >>> part_lengths(objectives.get("prefix_lm"), 3, 2, 64)
+        (5, 3)
+    """
+    begun, complete = vocabulary.bos is not None, complete or objective.ends
+    exact = objective.longest_parts(source, target) == objective.lengths(source, target)
+    source, target = objective.longest_parts(source, target)
+    width = length + objective.next_token
+    if source is None:
+        return 0, min(begun + target + complete, width) - objective.next_token
+    room = width - begun - 1
+    if exact:
+        source, target = (int(n) for n in cut(source, target, room))
+    else:
+        source, target = min(source, room - 1), min(target, room)
+    encoder = begun + source + 1
+    return encoder, min(target + complete, width - encoder if exact else length)
 
 
 def window(objective, length, vocabulary=BYTES):
@@ -200,7 +252,7 @@ class Single:
         length: int,
         rng: Rng,
         *,
-        complete: bool,
+        complete: bool | np.ndarray,
         scored: str,
         vocabulary: Vocabulary,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -299,7 +351,7 @@ class EncoderDecoder:
         length: int,
         rng: Rng,
         *,
-        complete: bool,
+        complete: bool | np.ndarray,
         scored: str,
         vocabulary: Vocabulary,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:

@@ -54,6 +54,9 @@ class PrefixLM(Objective):
     def lengths(self, source: int | None, target: int) -> tuple[int | None, int]:
         return (1, target - 1) if source is None else (source, target)
 
+    def longest_parts(self, source: int | None, target: int) -> tuple[int | None, int]:
+        return (target - 1, target - 1) if source is None else (source, target)
+
     def scored(self, held_out: bool = False) -> str:
         # Arms that train on more are measured on the same tokens.
         return "targets" if held_out else self.score

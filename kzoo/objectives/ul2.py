@@ -59,6 +59,12 @@ class UL2(Objective):
         source, target = max((length(spans) for _, spans in self.denoisers), key=sum)
         return source + self.mode_tokens, target
 
+    def longest_parts(self, source: int | None, target: int) -> tuple[int | None, int]:
+        known = [spans.lengths(None, target) for _, spans in self.denoisers if spans]
+        # Of the end: all but a token and its sentinel, and half of the text and its sentinel.
+        source, target = (max(each) for each in zip(*known, (target, target // 2 + 1), strict=True))
+        return source + self.mode_tokens, target
+
     def examples(
         self,
         sources: list[Any] | None,

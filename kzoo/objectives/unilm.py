@@ -66,5 +66,8 @@ class UniLM(MaskedLM):
     def lengths(self, source: int | None, target: int) -> tuple[int | None, int]:
         return (1, max(1, target - 1)) if source is None else (source, target)
 
+    def longest_parts(self, source: int | None, target: int) -> tuple[int | None, int]:
+        return (max(1, target - 1), target) if source is None else (source, target)
+
     def draws(self, paired: bool) -> bool:
         return True

@@ -99,19 +99,21 @@ def _key(study, source, arm, seed):
     names = ("max_sequence_length", "mask", "stack", "objective", "tokenizer")
     fields = {name: config[name] for name in names}
     given = json.dumps(study.given.get(source))
-    size = study.training(arm, source)["batch_size"]
+    size, packing = study.training(arm, source)["batch_size"], json.dumps(study.packing or "padded")
     tokenizer = tokenizers.packed(study, source, arm)
-    return source, given, json.dumps(fields), size, study.valid, config["seed"], tokenizer
+    of_data = source, given, json.dumps(fields), size, study.valid, config["seed"]
+    return *of_data, packing, tokenizer
 
 
 @functools.lru_cache(maxsize=16)
-def _load(source, given, fields, batch_size, valid, seed, tokenizer):
+def _load(source, given, fields, batch_size, valid, seed, packing, tokenizer):
     return data.load(
         json.loads(given) or source,
         json.loads(fields),
         batch_size=batch_size,
         valid=valid,
         seed=seed,
+        packing=json.loads(packing),
         tokenizer=tokenizers.unpacked(tokenizer),
     )
 

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from kzoo.data import tokenizer_spec
+from kzoo.data import packing, tokenizer_spec
 from kzoo.errors import InputError, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_number, shown
 
@@ -157,6 +157,11 @@ def one_of(names):
         raise unknown(field, value, names)
 
     return take
+
+
+def rows(field, value):
+    """How examples stand in rows, the JSON of a `kzoo.data.packing.Packing`; None: not said."""
+    return None if value is None else packing.get(value).get_config()
 
 
 CHECKS_OF_TRAINING = {

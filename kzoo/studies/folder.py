@@ -27,14 +27,15 @@ def finished_runs(directory):
 def as_begun(study, directory):
     """The study, with what was written down where it leaves that open.
 
-    That is the learning rate where it names none, that its tuning is made anew, and the
-    tokenizers that it trains.
+    That is the learning rate where it names none, its packing, that its tuning is made anew, and
+    the tokenizers that it trains.
     """
     study = tokenizers.settled(study, directory)
     path = Path(directory) / STUDY_FILE
-    if not os.path.isfile(path):
-        return study
-    begun = read_json(path)
+    begun = migrations.study(read_json(path)) if os.path.isfile(path) else None
+    if study.packing is None:
+        said = begun.get("packing") if isinstance(begun, dict) else None
+        study = dataclasses.replace(study, packing=said or "padded")
     if not isinstance(begun, dict):
         return study
     rate, tuning = begun.get("learning_rate"), begun.get("tuning")

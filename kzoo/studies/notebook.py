@@ -157,7 +157,7 @@ def compare(
         minutes: after which it stops, between two runs where it can.
         progress: whether to show progress bars.
         **settings: further fields of `kzoo.studies.Study`, such as `batch_size`,
-            `learning_rate`, `valid`, `evaluations`, `name`, `imports`.
+            `learning_rate`, `valid`, `packing`, `evaluations`, `name`, `imports`.
 
     Returns:
         `Results`.

@@ -137,14 +137,21 @@ def inputs(config, training, steps, facts):
         steps: optimizer steps.
         facts: of the data, of `kzoo.data.Splits`.
     """
-    return _digits(config, training, steps, [facts.get(name) for name in _OF_DATA])
+    return _digits(config, training, steps, _of_data(facts, _OF_DATA))
 
 
 def inputs_elsewhere(config, training, steps, facts):
     """`inputs`, which are the same on a machine where the source has another text."""
     source = sources.named(str(facts.get("source")))
     names = _SHAPE_OF_DATA if source and source.text_follows else _OF_DATA
-    return _digits(config, training, steps, [facts.get(name) for name in names])
+    return _digits(config, training, steps, _of_data(facts, names))
+
+
+def _of_data(facts, names):
+    """Facts by name; and the number of rows, where examples are packed into fewer."""
+    rows = facts.get("packing", {}).get("rows", facts.get("train_rows"))
+    packed = [] if rows == facts.get("train_rows") else [rows]
+    return [facts.get(name) for name in names] + packed
 
 
 def _digits(config, training, steps, of_data):

@@ -75,6 +75,8 @@ class Study:
             of each source; or the path of a `tokenizer.json`. Of all arms but those that name
             their own.
         evaluations: how often the held-out set is measured along a run.
+        packing: how examples stand in the rows of a batch, as of `kzoo.data.load`: `"padded"`,
+            `"buckets"` or `"first_fit"`, or JSON; None: as the folder's study began, else padded.
         given: name -> the texts, or the (prompt, response) pairs, of sources in `data` that are
             lists and no names.
         hypotheses: what the study asks: `Hypothesis` of its arms.
@@ -110,6 +112,7 @@ class Study:
     warmup: float = TRAINING["warmup"]
     valid: float = 0.1
     evaluations: int = 5
+    packing: Any = None
     given: dict = dataclasses.field(default_factory=dict)
     hypotheses: tuple = ()
     tuning: protocol.Tuning | None = None
@@ -202,6 +205,8 @@ class Study:
                 del fields[field]
         if not self.imports:
             del fields["imports"]
+        if self.packing is None:
+            del fields["packing"]
         of_later = ("budget", "failed_runs", "optimizer", "schedule", "warmup", "tokenizer")
         for field in of_later:
             if fields[field] == type(self).__dataclass_fields__[field].default:
@@ -288,6 +293,7 @@ _CHECKS = {
     "valid": kinds.share,
     "tokenizer": kinds.tokenizer,
     "evaluations": kinds.count,
+    "packing": kinds.rows,
     "given": kinds.given,
     "imports": protocol.imports,
     "budget": protocol.budget,

@@ -29,15 +29,15 @@ def count_flops(config: Any) -> dict[str, int]:
         {'matmul': 15728640, 'attention': 1064960}
     """
     config = Config.get(config)
-    time, layers = config.max_sequence_length, config.num_layers
+    time, layers, depth = config.max_sequence_length, config.num_layers, 0
     mixer, flops = mixers.sequence_mixer(config), collections.Counter()
     stacks = [(mixer, mask) for mask in masks.per_layer(config.mask, layers)]
     if config.stack != "single":  # the decoder attends to itself, and to the encoder
-        cross = mixers.sequence_mixer(config, cross=True)
-        stacks += [(mixer, masks.causal()), (cross, masks.bidirectional())] * layers
+        cross, depth = mixers.sequence_mixer(config, cross=True), config.decoder_depth
+        stacks += [(mixer, masks.causal()), (cross, masks.bidirectional())] * depth
     for mixer, mask in stacks:
         flops.update(mixer.flops(time, mask.per_head(config.num_heads)))
-    for _ in range(layers * (1 if config.stack == "single" else 2)):
+    for _ in range(layers + depth):
         flops.update(mixers.channel_mixer(config).flops(time))
     d = config.hidden_dim
     output = d * config.vocabulary_size + d * d * config.output_transform

@@ -11,7 +11,7 @@ from typing import Any
 from kzoo.data.sources import memory, stored
 from kzoo.data.sources.base import Source, get, named, names
 from kzoo.data.sources.files import Files
-from kzoo.data.sources.index import Indexed, index
+from kzoo.data.sources.index import index
 from kzoo.data.sources.records import Records
 from kzoo.data.sources.stored import Stored, documents
 from kzoo.data.sources.table import Table, is_table
@@ -39,8 +39,8 @@ class Corpus:
 
     name: str
     sha256: str
-    text: bytes | Stored | None = None
-    examples: list | Indexed | None = None
+    text: Any = None
+    examples: Any = None
     official: Mapping[str, "Corpus"] = dataclasses.field(default_factory=dict)
     repeated: int = 0
     sizes: Sequence[int] = ()

@@ -39,7 +39,7 @@ class Synthetic(Source):
                 f"Received: 'synthetic:{text}'"
             )
         fields = {field: _value(value) for field, _, value in pairs}
-        return cls({name: fields} if fields else name)
+        return cls(tasks.get({name: fields} if fields else name))
 
     @classmethod
     def form(cls) -> str:

@@ -20,7 +20,7 @@ _APART = ("commit", "dirty", "versions", "kernels", "kernel_of_layer", "started"
 COSTS = {
     "parameters": "parameters",
     "learning_rate": "learning rate",
-    "batch_size": "rows of a batch",
+    "batch_size": "examples of a batch",
     "steps": "steps",
     "tokens_seen": "tokens seen",
     "tokens_scored": "tokens scored",
@@ -53,6 +53,7 @@ def content(study, records, tuned, control):
     shown = {
         "study": study,
         "short": short,
+        "batch_sizes": _batch_sizes(study),
         "verdicts": verdicts,
         "forests": forests(entries, found),
         "runs": len(planned) * len(study["seeds"]),
@@ -86,6 +87,15 @@ def content(study, records, tuned, control):
         **({"rates": tables.rates(records, tuned)} if tuned else {}),
     }
     return shown, found, {name: frame for name, frame in frames.items() if len(frame)}
+
+
+def _batch_sizes(study):
+    """The batch sizes of the arms, in words."""
+    sizes = {
+        arm.get("training", {}).get("batch_size", study["batch_size"])
+        for arm in study["arms"].values()
+    }
+    return " or ".join(map(str, sorted(sizes)))
 
 
 def joined(studies, links, found):

@@ -42,8 +42,9 @@ def other_suggestions(report, model, config, target, batch, options):
         said.append(
             f"dtype mixed_bfloat16: up to {in_units(work / 2)} less (half of what is no argument)"
         )
-    stacks = 1 if config["stack"] == "single" else 2
-    layers, tokens = stacks * config["num_layers"], batch * config["max_sequence_length"] // parts
+    decoder = config.get("decoder_layers") or config["num_layers"]
+    layers = config["num_layers"] + (0 if config["stack"] == "single" else decoder)
+    tokens = batch * config["max_sequence_length"] // parts
     size = 4 if model.dtype_policy.compute_dtype == "float32" else 2
     logits = 2 * 4 * tokens * config["vocabulary_size"]
     if options["remat"] == "none":
