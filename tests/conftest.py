@@ -1,4 +1,5 @@
 import gc
+import hashlib
 import os
 import sys
 from importlib import metadata
@@ -34,6 +35,7 @@ def pytest_collection_finish():
     gc.freeze()
     if "jax" in sys.modules:
         share_contexts()
+        share_programs()
 
 
 def share_contexts(programs=100):
@@ -51,6 +53,26 @@ def share_contexts(programs=100):
         return made[0]
 
     mlir.make_ir_context = shared
+
+
+def share_programs():
+    """Equal programs are compiled once, as those of two models that differ in values alone are:
+    of seeds, of a run that goes on, of a model and its copy from a file."""
+    from jax._src import compiler
+
+    compile_, made = compiler.backend_compile_and_load, {}
+
+    def shared(backend, module, devices, options, callbacks):
+        text = module.operation.get_asm(enable_debug_info=False)
+        if callbacks or "callback" in text:  # which are Python's, of one program
+            return compile_(backend, module, devices, options, callbacks)
+        text = hashlib.sha256(text.encode()).digest()
+        key = backend, text, devices, options.SerializeAsString()
+        if key not in made:
+            made[key] = compile_(backend, module, devices, options, callbacks)
+        return made[key]
+
+    compiler.backend_compile_and_load = shared
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,7 @@ from kzoo.cli import main, run_folder, train
 from kzoo.training import Checkpoints
 
 COMMANDS = ["list", "show", "train", "generate", "compare", "report", "compile", "bench", "doctor"]
-SMALL = ["num_layers=2", "hidden_dim=16", "num_heads=2", "intermediate_dim=32"]
+SMALL = ["num_layers=1", "hidden_dim=16", "num_heads=2", "intermediate_dim=32"]
 SETTINGS = [part for setting in SMALL for part in ("--set", setting)]
 FACTS = ("train_rows", "train_bytes")
 QUIET = ("TF_CPP_MIN_LOG_LEVEL", "GLOG_minloglevel", "KERAS_BACKEND", "XLA_FLAGS")

@@ -227,7 +227,7 @@ def test_linear_cross_attention_is_one_state():
 
 @pytest.mark.torch
 def test_fit_takes_strings_pairs_token_batches_and_grain():
-    model = load("t5", mechanism="linear")
+    model = load("t5", mechanism="linear", num_layers=1)
     model.compile(optimizer=keras.optimizers.SGD(0.0), weighted_metrics=[])
     x, y, weight = tokens(model)
     rows = grain.MapDataset.source([(x, y, weight)])
@@ -242,13 +242,13 @@ def test_fit_takes_strings_pairs_token_batches_and_grain():
 
 
 def test_score_is_the_loss_of_the_response():
-    model = load("t5")
+    model = load("t5", num_layers=1)
     x, y, weight = tokens(model)
     out = logits(model, x).astype("float64")
     out -= np.log(np.exp(out).sum(-1, keepdims=True))
     nats = -(np.take_along_axis(out, y[..., None], -1)[..., 0] * weight).sum(1)
     np.testing.assert_allclose(model.score(PAIRS)["nats"], nats, rtol=1e-5)
-    by_rows = load("t5", loss_tokens=5)
+    by_rows = load("t5", num_layers=1, loss_tokens=5)
     np.testing.assert_allclose(by_rows.score(PAIRS)["nats"], nats, rtol=1e-5)
     a, b = (m.evaluate(x, y, sample_weight=weight, verbose=0) for m in (model, by_rows))
     np.testing.assert_allclose(a, b, rtol=1e-5)

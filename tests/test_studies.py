@@ -129,12 +129,13 @@ def test_a_killed_study_goes_on_to_the_same_records(finished, monkeypatch, tmp_p
         return whole(*args, on_step=kill, **kwargs)
 
     monkeypatch.setattr(runner_module, "train", killed)
+    first = study(arms={"gpt": STUDY["arms"]["gpt"]})  # which knows nothing of another arm
     with pytest.raises(Killed):
-        run(study(), tmp_path, progress=False)
+        run(first, tmp_path, progress=False)
     assert len(read(tmp_path)[1]) == 1
     monkeypatch.setattr(runner_module, "train", whole)
-    resumed = run(study(), tmp_path, progress=False)
-    assert list(map(without_clock, resumed)) == list(map(without_clock, expected))
+    resumed = run(first, tmp_path, progress=False)
+    assert list(map(without_clock, resumed)) == list(map(without_clock, expected[:2]))
 
 
 @pytest.mark.slow
