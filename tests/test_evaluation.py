@@ -8,6 +8,7 @@ import types
 import keras
 import numpy as np
 import pytest
+from marks import once
 from small_models import SMALL, nll
 
 import kzoo
@@ -90,7 +91,7 @@ def by_hand(model, pairs):
 
 
 @pytest.mark.backends
-@pytest.mark.parametrize("family", ["gpt", "unilm", "t5"])
+@pytest.mark.parametrize("family", [once("gpt"), "unilm", once("t5")])
 def test_log_p_is_that_of_the_logits(family):
     model = small(family)
     found = evaluation.loglikelihood(model, PAIRS, batch_size=BATCH)
