@@ -262,7 +262,7 @@ def test_what_transformers_does_not_compute_is_refused_by_name(family, overrides
 
 def test_every_field_of_a_config_is_tried():
     tried = {field for _, overrides, _ in [*WRITTEN, *REFUSED] for field in overrides}
-    sizes = {"num_layers", "hidden_dim", "intermediate_dim", "objective"}
+    sizes = {"num_layers", "decoder_layers", "hidden_dim", "intermediate_dim", "objective"}
     assert set(config.Config.field_names()) - tried - sizes == {"tokenizer", "config_version"}
 
 
@@ -420,7 +420,6 @@ def test_other_names_that_transformers_takes_for_sizes(tmp_path):
         ("bert", {"is_decoder": True}, "is_decoder"),
         ("bert", {"hidden_act": "silu"}, "hidden_act"),
         ("bert", {"pruned_heads": {"0": [1]}}, "pruned_heads"),
-        ("t5", {"num_decoder_layers": 3}, "num_decoder_layers"),
         ("t5", {"feed_forward_proj": "gated-relu"}, "feed_forward_proj"),
         ("t5", {"is_encoder_decoder": False}, "is_encoder_decoder"),
         ("t5", {"tie_encoder_decoder": True}, "tie_encoder_decoder"),
