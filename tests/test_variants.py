@@ -364,7 +364,13 @@ def test_logits_are_float32_and_near(dtype):
     low, high = (presets.load("gpt_nano", dtype=d, **SMALL) for d in (dtype, "float32"))
     low.set_weights(high.get_weights())
     x, _, _ = tokens(high, TEXTS)
-    got = low(x)
-    assert keras.backend.standardize_dtype(got.dtype) == "float32"
-    assert keras.backend.standardize_dtype(low.backbone(x).dtype) == "bfloat16"
-    np.testing.assert_allclose(numpy(got), numpy(high(x)), atol=0.06)
+    dtypes = {}
+
+    @computed
+    def outputs():
+        found = {"low": low(x), "hidden": low.backbone(x), "high": high(x)}
+        dtypes.update({name: str(y.dtype) for name, y in found.items()})
+        return found
+
+    assert dtypes == {"low": "float32", "hidden": "bfloat16", "high": "float32"}
+    np.testing.assert_allclose(outputs["low"], outputs["high"], atol=0.06)
