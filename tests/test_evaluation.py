@@ -160,7 +160,9 @@ def test_a_context_that_does_not_fit_loses_its_beginning(models, caplog):
 
 
 def test_what_has_no_log_p_is_refused(models):
-    with pytest.raises(InputError, match="predicts hidden ones, or labels; models of the families gpt"):
+    with pytest.raises(
+        InputError, match="predicts hidden ones, or labels; models of the families gpt"
+    ):
         evaluation.loglikelihood(small("bert"), PAIRS)
     with pytest.raises(InputError, match="predicts hidden ones"):
         evaluation.answers(small("unilm", objective="unilm"), ["a"])
