@@ -237,17 +237,23 @@ def _work_off(study, directory, jobs, say, at_once, ray=None):
 
 
 def _grouped(study, jobs, count):
-    """Jobs whose runs share a compiled program, together: a list of `(jobs,)`.
+    """Jobs whose runs share a compiled program, together: a list of `(jobs,)`, the dearest first,
+    so that no process is left alone with a long one.
 
     There are as many groups as `count` processes need, if there are as many jobs.
     """
-    groups = {}
+    groups, costs = {}, {}
     for job in jobs:
-        source, arm = job[0], study.arms[job[1]]
-        of_arm = study.training(arm, source), study.steps_of(arm, source)
-        groups.setdefault(programs.shape(arm.config(0), *of_arm), []).append(job)
+        source, label, seeds = job
+        arm = study.arms[label]
+        training, steps = study.training(arm, source), study.steps_of(arm, source)
+        key = programs.shape(arm.config(0), training, steps)
+        groups.setdefault(key, []).append(job)
+        of_run = amounts.flops(arm.config(0), training["batch_size"], steps)
+        costs[key] = costs.get(key, 0) + len(seeds) * of_run
     parts = -(-count // len(groups))
-    return [(group[i::parts],) for group in groups.values() for i in range(min(parts, len(group)))]
+    ordered = [groups[key] for key in sorted(groups, key=costs.get, reverse=True)]
+    return [(group[i::parts],) for group in ordered for i in range(min(parts, len(group)))]
 
 
 def _all_decided(study, done):
