@@ -2,7 +2,9 @@
 
 import ast
 import doctest
+import functools
 import importlib
+import json
 import shutil
 from pathlib import Path
 
@@ -86,7 +88,26 @@ def light():
 
 
 @pytest.fixture(scope="module")
-def prepared(light):
+def figures_drawn_once():
+    """Four examples draw the same figure, for some seconds each."""
+    import vl_convert
+
+    draw = vl_convert.vegalite_to_svg
+
+    @functools.cache
+    def drawn(spec, version):
+        return draw(json.loads(spec), vl_version=version)
+
+    def once(spec, vl_version):
+        return drawn(json.dumps(spec), vl_version)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vl_convert, "vegalite_to_svg", once)
+        yield
+
+
+@pytest.fixture(scope="module")
+def prepared(light, figures_drawn_once):
     """What examples take as given: small tensors, a small model and its data."""
     import jax
     import keras

@@ -1,6 +1,5 @@
 """What training and quantising leave, saved and loaded in every way: the same, or refused."""
 
-import itertools
 import json
 import random
 
@@ -131,22 +130,22 @@ def brought_back(model, fresh, folder):
     yield "weights", fresh
 
 
-QUICK = {
+# A layer is changed alike wherever it stands: every change in one family, and the two that users
+# make most also where both stacks share their layers.
+CHANGED = [
     ("lora", "gpt"),
     ("lora", "bert"),
+    ("lora", "t5_shared"),
     ("int8", "bert"),
+    ("int8", "t5_shared"),
     ("int4", "gpt"),
     ("float8", "t5_shared"),
-}
-GRID = [
-    pytest.param(*pair, marks=() if pair in QUICK else pytest.mark.slow)
-    for pair in itertools.product(("lora", "int8", "int4", "float8"), ("gpt", "bert", "t5_shared"))
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("how, family", GRID)
+@pytest.mark.parametrize("how, family", CHANGED)
 def test_every_way_brings_the_same_logits_back(how, family, tmp_path):
     model = changed(family, how)
     x, *_ = tokens(model)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -139,14 +140,16 @@ def test_a_killed_study_goes_on_to_the_same_records(finished, monkeypatch, tmp_p
 
 
 @pytest.mark.slow
-def test_programs_in_processes_of_their_own_give_the_same_records(finished, tmp_path):
+def test_programs_in_processes_of_their_own_give_the_same_records(finished, tmp_path, monkeypatch):
     _, expected = finished
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # nor do the processes load it then
     records = run(study(), tmp_path, progress=False, at_once=2)
     assert list(map(without_clock, records)) == list(map(without_clock, expected))
     assert read(tmp_path)[1] == records
 
 
-def test_a_process_that_fails_stops_the_study(tmp_path):
+def test_a_process_that_fails_stops_the_study(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
     jobs = [("synthetic:copy", "no such arm", [0])]
     with pytest.raises(RuntimeError, match="KeyError: 'no such arm'"):
         in_processes(runner_module.run_program, study(), tmp_path, jobs, print, 1)
