@@ -82,3 +82,9 @@ def compiled_programs_stay():
     yield
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_spectra(monkeypatch):
+    """Studies' runs without spectra, which compile ninety operations for each shape."""
+    monkeypatch.setattr("kzoo.studies.runner.attention_spectrum", lambda model, batch: [])

@@ -171,7 +171,7 @@ def test_generate_streams(capsys, tmp_path, monkeypatch):
     assert drawn[0] == drawn[1] and drawn[0]["sampler"] == "top_k"
 
 
-def test_compare_and_report(capsys, tmp_path, text):
+def test_compare_and_report(capsys, tmp_path, text, no_spectra):
     overrides = dict(setting.split("=") for setting in SMALL)
     overrides = {name: int(value) for name, value in overrides.items()}
     study = {

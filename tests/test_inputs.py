@@ -186,7 +186,7 @@ def test_running_text_in_ids_is_laid_out_as_windows_are(model):
     assert logs["bits_per_byte"] == pytest.approx(want["bits_per_byte"], rel=1e-5)
 
 
-def test_compare_takes_data_in_memory():
+def test_compare_takes_data_in_memory(no_spectra):
     from kzoo.studies.notebook import _sources
 
     pairs = [(f"{i}", f"{i} {i + 1}") for i in range(40)]

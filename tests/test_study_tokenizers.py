@@ -77,6 +77,7 @@ def run(tmp_path_factory):
     """A study of bytes and BPE, its results and its folder."""
     patch = pytest.MonkeyPatch()
     patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    patch.setattr("kzoo.studies.runner.attention_spectrum", lambda model, batch: [])
     folder = tmp_path_factory.mktemp("study") / "run"
     arms = {"bytes": {**ARM, "tokenizer": "bytes"}, "bpe": ARM}
     settings = {"steps": 2, "batch_size": 4, "evaluations": 1, "seeds": 1, "progress": False}
