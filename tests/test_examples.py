@@ -222,7 +222,8 @@ def test_scripts_run(name, monkeypatch, capsys, tmp_path):
 def test_a_bpe_of_ones_own(tmp_path, monkeypatch, capsys):
     text = tmp_path / "my_book.txt"
     text.write_text("".join(f"The owl number {i} sat down and saw {i * i}.\n" for i in range(400)))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = tmp_path / "cache"
+    monkeypatch.setattr("kzoo.data.tokenizer_training.folder", lambda name: own / name)
     arguments = ["--text", str(text), "--size", "420", "--steps", "2"]
     monkeypatch.setattr(sys, "argv", ["own_bpe.py", *arguments])
     runpy.run_path(str(ROOT / "examples" / "own_bpe.py"), run_name="__main__")

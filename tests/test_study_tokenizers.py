@@ -25,9 +25,9 @@ FIELDS = {"data": "lines", "given": {"lines": LINES}, "steps": 2, "batch_size": 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path_factory, monkeypatch):
-    """A cache of the tests' own, which they share."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("XDG_CACHE_HOME", str(folder.absolute()))
+    """A cache of the tests' own, which they share; that of the C++ stays the user's."""
+    own = tmp_path_factory.getbasetemp() / "cache"
+    monkeypatch.setattr("kzoo.data.tokenizer_training.folder", lambda name: own.absolute() / name)
 
 
 @pytest.fixture
@@ -76,7 +76,8 @@ def test_what_is_hidden_compares_within_a_tokenizer():
 def run(tmp_path_factory):
     """A study of bytes and BPE, its results and its folder."""
     patch = pytest.MonkeyPatch()
-    patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    own = tmp_path_factory.mktemp("cache")
+    patch.setattr("kzoo.data.tokenizer_training.folder", lambda name: own / name)
     patch.setattr("kzoo.studies.runner.attention_spectrum", lambda model, batch: [])
     folder = tmp_path_factory.mktemp("study") / "run"
     arms = {"bytes": {**ARM, "tokenizer": "bytes"}, "bpe": ARM}
@@ -102,7 +103,8 @@ def test_records_say_which_tokenizer(run):
 
 
 def test_a_study_goes_on_with_the_tokenizer_of_its_folder(run, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no cache"))
+    none = tmp_path / "no cache"
+    monkeypatch.setattr("kzoo.data.tokenizer_training.folder", lambda name: none / name)
     folder = tmp_path / "copy"
     shutil.copytree(run[1], folder)
     fields, records = read(folder)
