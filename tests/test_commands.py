@@ -79,7 +79,8 @@ def test_train_and_generate(capsys, tmp_path, monkeypatch, without_graphs):
     assert run(capsys, "generate", tmp_path / "again", *prompt)["sampler"] == "greedy"
     questions = tmp_path / "questions.jsonl"
     questions.write_text('{"question": "to", "choices": ["be", "not"], "answer": 0}')
-    assert run(capsys, "evaluate", tmp_path / "again", "--task", questions)["acc"] in (0, 1)
+    asked = ["evaluate", tmp_path / "again", "--task", questions, "--json"]
+    assert run(capsys, *asked)["acc"] in (0, 1)
 
 
 def test_compare_predict_and_report(capsys, tmp_path):
