@@ -221,7 +221,12 @@ def test_scripts_run(name, monkeypatch, capsys, tmp_path):
 @pytest.mark.slow
 def test_a_bpe_of_ones_own(tmp_path, monkeypatch, capsys):
     text = tmp_path / "my_book.txt"
-    text.write_text("".join(f"The owl number {i} sat down and saw {i * i}.\n" for i in range(400)))
+    text.write_text(
+        "".join(
+            f"The owl number {i} sat down in the house, and saw {i * i} of them.\n"
+            for i in range(400)
+        )
+    )
     own = tmp_path / "cache"
     monkeypatch.setattr("kzoo.data.tokenizer_training.folder", lambda name: own / name)
     arguments = ["--text", str(text), "--size", "420", "--steps", "2"]
