@@ -1,5 +1,6 @@
 """Runs of a study on a Ray cluster of two nodes on this machine, one of which is lost."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,9 @@ def two_nodes(monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_lost_nodes_run_is_made_elsewhere_with_the_records_of_a_serial_study(two_nodes, tmp_path):
+def test_a_lost_nodes_run_is_made_elsewhere_with_the_records_of_a_serial_study(
+    two_nodes, tmp_path, monkeypatch
+):
     study, said, lost = Study.from_dict(STUDY), [], []
     write_study(study, tmp_path)
 
@@ -58,7 +61,9 @@ def test_a_lost_nodes_run_is_made_elsewhere_with_the_records_of_a_serial_study(t
             two_nodes()
 
     jobs = [("synthetic:copy", "gpt", [0, 1])]
-    cluster.on_cluster(runner_module.run_program, study, tmp_path, jobs, say)
+    with monkeypatch.context() as here:
+        here.setitem(sys.modules, "tensorflow", None)  # which the workers then do not load either
+        cluster.on_cluster(runner_module.run_program, study, tmp_path, jobs, say)
     records = {name: what[0] for kind, name, *what in said if kind == "record"}
     # Neither had ended, so one was on each node when the second node was lost.
     assert len(lost) == 1 and "record" not in lost[0]
