@@ -56,20 +56,19 @@ small = dict(num_layers=1, hidden_dim=16, num_heads=2, intermediate_dim=16, max_
 texts = [f"{i} and {i + 1}" for i in range(40)]
 pairs = {"prompts": texts[:8], "responses": texts[8:16]}
 with tempfile.TemporaryDirectory() as folder:
-    for name, mechanism in (("gpt_nano", "softmax"), ("t5_nano", "softmax"),
-                            ("bert_mixed_heads_nano", "linear")):
+    for name, mechanism in (("t5_nano", "softmax"), ("bert_mixed_heads_nano", "linear"),
+                            ("gpt_nano", "softmax")):
         model = kzoo.presets.load(name, mechanism=mechanism, **small)
-        model.fit(pairs if "t5" in name else texts, batch_size=8, verbose=0)
+        model.fit(pairs if "t5" in name else texts[:16], batch_size=8, verbose=0)
         model.score(pairs if "t5" in name else texts[:2])
         kzoo.presets.save(model, f"{folder}/{name}")
         kzoo.presets.load(f"{folder}/{name}")
         model.save(f"{folder}/{name}.keras")
         keras.saving.load_model(f"{folder}/{name}.keras")
-        if "bert" not in name:
+        if "t5" in name:
             model.generate({"prompts": ["1", "2 a"]}, max_length=10, sampler=BeamSampler(2))
-            model.generate({"prompts": "1"}, max_length=10, sampler=sampler)
-            "".join(model.stream({"prompts": "1"}, max_length=10, sampler="greedy"))
-    model = kzoo.presets.load("gpt_nano", **small)
+    model.generate({"prompts": "1"}, max_length=10, sampler=sampler)
+    "".join(model.stream({"prompts": "1"}, max_length=10, sampler="greedy"))
     splits = kzoo.data.load(texts, model, batch_size=8)
     callback = kzoo.training.Checkpoints(f"{folder}/run", every=1)
     model.fit(splits.train, steps_per_epoch=2, epochs=1, callbacks=[callback], verbose=0)
