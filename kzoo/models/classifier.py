@@ -43,7 +43,7 @@ class TextClassifier(Task, keras_hub.models.TextClassifier, PipelineModel):
         >>> spam = {"classification": {"labels": ["ham", "spam"]}}
         >>> model = kzoo.presets.load("bert_nano", num_layers=1, objective=spam)
         >>> model.fit([("win a prize", "spam"), ("see you at six", "ham")], verbose=0)
-        >>> model.predict(["a prize for you"]).shape
+        >>> model.predict(["a prize for you"], verbose=0).shape
         (1, 2)
     """
 
