@@ -15,7 +15,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # or libtpu, which compiles here,
 # and in one piece, since two processes share the processors, in 0.9 of that.
 flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 flags.append("--xla_llvm_disable_expensive_passes=true")
-if metadata.version("jaxlib").startswith("0.10."):  # later ones end the process at its name
+KNOWN_JAX = metadata.version("jaxlib").startswith("0.10.")
+if KNOWN_JAX:  # later ones end the process at its name
     flags.append("--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # Two processes share the processors: torch's threads would wait for one another, busily.
@@ -33,7 +34,7 @@ def pytest_collection_finish():
     """
     gc.collect()
     gc.freeze()
-    if "jax" in sys.modules:
+    if "jax" in sys.modules and KNOWN_JAX:  # both change private functions of JAX
         share_contexts()
         share_programs()
 

@@ -3,19 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from asked_study import SMALL
 
 from kzoo.errors import InputError
 from kzoo.studies import Study, control, programs, tuning
 from kzoo.studies.metrics import example_losses
 from kzoo.studies.runner import Trainer, _grouped, jobs_left
 
-SMALL = {
-    "num_layers": 1,
-    "hidden_dim": 16,
-    "num_heads": 2,
-    "intermediate_dim": 16,
-    "max_sequence_length": 36,
-}
 LINEAR = {"name": "Q", "kind": "difference", "arms": ["linear", "softmax"], "sign": "+"}
 LINEAR |= {"differ_in": ["mechanism"]}
 STUDY = {

@@ -103,13 +103,37 @@ def overrides(settings):
                 raise InputError(f"--set gives a field once. Received: {name!r} twice")
         if last in inside:
             raise InputError(f"--set gives a field once. Received: {path!r} twice")
-        try:
-            inside[last] = parse_json(value)
-        except InputError as error:
-            raise InputError(f"{error}. Received: --set {setting!r}") from None
-        except ValueError:
-            inside[last] = value
+        inside[last] = json_or_text(value, f"--set {setting!r}")
     return fields
+
+
+def with_labels(fields, source):
+    """Overrides whose objective, if it is a classification without labels, has those of the data.
+
+    Args:
+        fields: a dict of overrides.
+        source: of the data, as in `kzoo.data.load`.
+    """
+    name = "classification"
+    if fields.get("objective") not in (name, {name: {}}):
+        return fields
+    from kzoo import data
+
+    return {**fields, "objective": {name: {"labels": data.labels(source)}}}
+
+
+def json_or_text(text, received):
+    """The value of a text that is JSON, or else the text, such as a name.
+
+    Raises:
+        InputError: for JSON that `kzoo.files.parse_json` refuses, with what was `received`.
+    """
+    try:
+        return parse_json(text)
+    except InputError as error:
+        raise InputError(f"{error}. Received: {received}") from None
+    except ValueError:
+        return text
 
 
 def leave_tensorflow(sources):

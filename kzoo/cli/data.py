@@ -7,6 +7,7 @@ from kzoo.cli.arguments import (
     add_json,
     add_overrides,
     add_tokenizer,
+    json_or_text,
     leave_tensorflow,
     load_backend,
     name,
@@ -14,9 +15,9 @@ from kzoo.cli.arguments import (
     positive,
     print_json,
     share,
+    with_labels,
 )
 from kzoo.errors import InputError
-from kzoo.files import parse_json
 
 DEFAULT = "gpt_nano"
 # Others have a UniLM, which takes all.
@@ -88,24 +89,12 @@ def _config(options):
             raise InputError(
                 f"--objective or --set gives the objective. Received: {options.objective!r} in both"
             )
-        own["objective"] = _objective(options.objective, options.source)
+        own["objective"] = json_or_text(options.objective, f"--objective {options.objective!r}")
         if options.preset is None:
             preset = OF_OBJECTIVE.get(options.objective, "unilm_nano")
+    own = with_labels(own, options.source)
     own |= tokenizer_spec.config_fields(options.tokenizer, own)
     return presets.config(preset, **own)
-
-
-def _objective(text, source):
-    if text == "classification":  # whose labels are those of the data
-        from kzoo import data
-
-        return {text: {"labels": data.labels(source)}}
-    try:
-        return parse_json(text)
-    except InputError as error:
-        raise InputError(f"{error}. Received: --objective {text!r}") from None
-    except ValueError:
-        return text
 
 
 # On the terminal ------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from pathlib import Path
 from kzoo.cli.arguments import (
     add_command,
     add_running,
+    json_or_text,
     leave_tensorflow,
     load_backend,
     name,
@@ -18,7 +19,6 @@ from kzoo.cli.arguments import (
     words,
 )
 from kzoo.errors import InputError
-from kzoo.files import parse_json
 
 log = logging.getLogger("kzoo")
 
@@ -71,7 +71,8 @@ def add(commands):
 def _evaluate(options):
     from kzoo import evaluation, presets
 
-    metrics = [evaluation.METRICS.get(_spec(text)) for text in options.metric]
+    specs = [json_or_text(text, f"--metric {text!r}") for text in options.metric]
+    metrics = list(map(evaluation.METRICS.get, specs))
     for metric in metrics:
         if metric.needs:
             need(metric.needs, f"the metric {metric.name}")
@@ -111,15 +112,6 @@ def _print(found):
             continue
         error = found.get(f"{metric}_stderr")
         print(f"{metric:<16} {value:.4g}" + (f" ± {error:.2g}" if error is not None else ""))
-
-
-def _spec(text):
-    try:
-        return parse_json(text)
-    except InputError as error:
-        raise InputError(f"{error}. Received: --metric {text!r}") from None
-    except ValueError:
-        return text
 
 
 def _check_model(model, metrics):

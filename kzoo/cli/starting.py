@@ -1,6 +1,5 @@
 """What `kzoo train` starts from: a preset with random weights, or pretrained ones (`--from`)."""
 
-from kzoo import objectives
 from kzoo.cli.arguments import (
     count,
     leave_tensorflow,
@@ -8,6 +7,7 @@ from kzoo.cli.arguments import (
     name,
     overrides,
     positive,
+    with_labels,
 )
 from kzoo.errors import InputError
 
@@ -51,11 +51,7 @@ def start_config(options):
     from kzoo.data import tokenizer_spec
 
     _check(options)
-    fields = overrides(options.set)
-    if _without_labels(fields.get("objective")):
-        from kzoo import data
-
-        fields["objective"] = {"classification": {"labels": data.labels(options.text)}}
+    fields = with_labels(overrides(options.set), options.text)
     fields |= tokenizer_spec.config_fields(options.tokenizer, fields)
     if options.pretrained and presets.kind(options.pretrained) == "checkpoint":
         leave_tensorflow([options.text])
@@ -121,9 +117,3 @@ def _check(options):
                 f"--{option.replace('_', '-')} leaves weights as they are, which are pretrained: "
                 f"it goes with --from. Received: {value} with the preset {options.preset!r}"
             )
-
-
-def _without_labels(spec):
-    """Whether an objective is a classification whose labels are to be found in the data."""
-    name = objectives.Classification.name
-    return spec == name or spec == {name: {}}

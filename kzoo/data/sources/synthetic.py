@@ -1,12 +1,12 @@
 """Synthetic tasks as sources."""
 
-import json
 from typing import Any
 
 from kzoo.data import tasks
 from kzoo.data.sources.base import Source, register
 from kzoo.data.tasks import Task
 from kzoo.errors import InputError
+from kzoo.files import parse_json
 
 
 @register
@@ -53,6 +53,6 @@ class Synthetic(Source):
 def _value(text):
     """A number or a word of JSON, or else the text."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
