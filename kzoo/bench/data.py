@@ -98,13 +98,13 @@ class _Contestant:
         self.tokenizer = file and read_file(file)
         self.preset, self.fields = preset, {**fields, "tokenizer": file or "bytes"}
         begin = time.perf_counter()
+        self.read = data.sources.read(source)
         self.splits = data.load(
-            source, self.config, batch_size=BATCH, valid=VALID, tokenizer=self.tokenizer
+            self.read, self.config, batch_size=BATCH, valid=VALID, tokenizer=self.tokenizer
         )
         self.batch = self.splits.train[0]
         self.first_batch = time.perf_counter() - begin
         self.tokens = _tokens(self.batch)
-        self.read = data.sources.read(source)
 
     def parts(self):
         """The work to be timed, by name: functions that prepare it."""

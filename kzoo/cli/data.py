@@ -57,11 +57,11 @@ def _data(options):
     from kzoo.data import pipeline, showing, statistics, tokenizer_spec
     from kzoo.models.tokenizer_file import read_file
 
-    file = tokenizer_spec.file(options.tokenizer, options.source, options.valid)
+    file = tokenizer_spec.file(options.tokenizer, corpus, options.valid)
     tokenizer = file and read_file(file)
     # One example in a batch, so that few are enough.
     settings = {"batch_size": 1, "valid": options.valid, "seed": config["seed"]}
-    splits = data.load(options.source, config, tokenizer=tokenizer, **settings)
+    splits = data.load(corpus, config, tokenizer=tokenizer, **settings)
     encoder = pipeline.encoder_of(config, config, tokenizer)
     result = {"source": options.source, "facts": splits.facts}
     if options.stats or not options.show:
@@ -194,13 +194,10 @@ def _print_statistics(console, result):
         lengths.add_row(part, *(f"{value:,}" for value in values))
     console.print(f"tokens of {found['measured']:,} {documents}", style="bold")
     console.print(lengths)
-    cut = Table(box=None, pad_edge=False)
-    for column in ("length", "longer", "tokens lost"):
-        cut.add_column(column, justify="right")
-    for row in found["cut"]:
-        cut.add_row(f"{row['length']:,}", f"{row['examples']:.1%}", f"{row['tokens']:.1%}")
-    console.print("what rows of a length would cut", style="bold")
-    console.print(cut)
+    if found["kind"] == "running text":
+        console.print("running text is cut into rows, and none of it is lost")
+    else:
+        _print_cut(console, found["cut"])
     console.print(f"split: {_facts(facts['split'])}")
     entropies = (facts["unigram_entropy"], facts["bigram_entropy"])
     console.print(
@@ -210,3 +207,15 @@ def _print_statistics(console, result):
 
 def _facts(facts):
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+
+
+def _print_cut(console, rows):
+    from rich.table import Table
+
+    cut = Table(box=None, pad_edge=False)
+    for column in ("length", "longer", "tokens lost"):
+        cut.add_column(column, justify="right")
+    for row in rows:
+        cut.add_row(f"{row['length']:,}", f"{row['examples']:.1%}", f"{row['tokens']:.1%}")
+    console.print("what rows of a length would cut", style="bold")
+    console.print(cut)

@@ -106,18 +106,18 @@ def _train(options):
     if options.tensorboard:
         need("tensorboardX", "--tensorboard")
     run_folder.check(options, config)
-    _check_text(options.text)
+    source = _source(options.text)
     run_folder.fill_in(options, config, EVALUATIONS)
     leave_tensorflow([options.text])
     load_backend()
     from kzoo import data
     from kzoo.models.tokenizer_file import read_file
 
-    tokenizer = tokenizer_spec.file(options.tokenizer, options.text, options.valid)
+    tokenizer = tokenizer_spec.file(options.tokenizer, source, options.valid)
     # Of pretrained weights a tokenizer, and segments, come with the model.
     model = start_model(options, config) if options.pretrained else None
     splits = data.load(
-        options.text,
+        source,
         model or config,
         batch_size=options.batch_size,
         valid=options.valid,
@@ -138,12 +138,12 @@ def _train(options):
         _print_result(options.out, result)
 
 
-def _check_text(text):
-    """Refuse files that are no text before anything loads; other sources have their own rules."""
+def _source(text):
+    """What is trained on: files are read, and refused if they are no text, before anything loads;
+    other sources have their own rules."""
     from kzoo.data import sources
 
-    if sources.named(text) is None:
-        sources.read(text)
+    return sources.read(text) if sources.named(text) is None else text
 
 
 def _print_result(out, result):

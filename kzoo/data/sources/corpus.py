@@ -47,7 +47,7 @@ class Corpus:
 
 
 def read(source: Any) -> Corpus:
-    """Reads a source; `kzoo.data.load` says which there are.
+    """Reads a source; `kzoo.data.load` says which there are. A `Corpus` has been read already.
 
     Returns:
         A `Corpus` without repeated documents or examples.
@@ -55,6 +55,8 @@ def read(source: Any) -> Corpus:
     Raises:
         InputError: nothing of that name, or data that is not text.
     """
+    if isinstance(source, Corpus):
+        return source
     found = _source(source)
     if found is None:
         name, held = "list", memory.parts(source)
