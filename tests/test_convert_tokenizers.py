@@ -403,7 +403,6 @@ def test_other_models_of_sentencepiece(settings, said, tmp_path):
         ("bert", {"never_split": ["x"]}, "never_split"),
         ("bert", {"wordpieces_prefix": "@@"}, "wordpieces_prefix"),
         ("bert", {"clean_text": False}, "clean_text"),
-        ("bert", {"split_special_tokens": True}, "split_special_tokens"),
         ("bert", {"auto_map": {"AutoTokenizer": ["mine.Mine", None]}}, "auto_map"),
         ("bert", {"added_tokens_decoder": added(40000, {})}, "goes on where the vocabulary ends"),
         ("bert", {"mask_token": "<none>"}, "<none>"),
@@ -415,6 +414,17 @@ def test_settings_that_kzoo_does_not_follow(kind, settings, said, vocabularies, 
     folder = folder_of(tmp_path, kind, vocabularies, tokenizer_config_json=settings)
     with pytest.raises(InputError, match=said):
         ours(folder, kind)
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_special_tokens_in_a_text_are_split_where_transformers_splits_them(
+    split, vocabularies, tmp_path
+):
+    settings = {"split_special_tokens": split}
+    folder = folder_of(tmp_path, "bert", vocabularies, tokenizer_config_json=settings)
+    tokenizer = ours(folder, "bert")
+    assert_same_ids(tokenizer, transformers_ids(folder), ["Paris is [MASK].", "[SEP] of [CLS]"])
+    assert (tokenizer.mask_token_id in tokenizer("Paris is [MASK].")) != split
 
 
 def test_ids_that_are_drawn_at_random(vocabularies, tmp_path):

@@ -41,6 +41,7 @@ def test_every_text_comes_back_as_it_was_written(models, kind):
     tokenizer = models[kind].preprocessor.tokenizer
     special = st.sampled_from(
         [" ", "\n", "\r\n", "\0", "\ufeff", "é", "e\u0301", "ﬁ", "🎉", "\u2028"]
+        + ["[BOS]", "[MASK]", "[R]", "<extra_id_0>"]
     )
 
     @settings(deadline=None, max_examples=60)

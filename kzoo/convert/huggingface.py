@@ -194,6 +194,7 @@ def to_huggingface(model: Any, directory: str | Path) -> None:
         files["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "model_max_length": config.max_sequence_length,
+            "split_special_tokens": tokenizer.split_special_tokens,
             **special,
         }
     else:

@@ -29,7 +29,6 @@ CLASSES = {"BertTokenizer": "WordPiece", "GPT2Tokenizer": "BPE", "T5Tokenizer": 
 AS_IT_STANDS = ("PreTrainedTokenizer", "TokenizersBackend")
 # Keys of tokenizer_config.json that would change ids -> the values that change none.
 SETTINGS = {
-    "split_special_tokens": (False,),
     "do_basic_tokenize": (True,),
     "never_split": ([],),
     "wordpieces_prefix": ("##",),
@@ -67,7 +66,8 @@ def read_tokenizer(directory, family, vocabulary_size, decoder_start=None):
     known = tokenizer.get_vocab(with_added_tokens=True)
     special = {role: token for role, token in family.special_tokens.items() if token in known}
     special |= {role: _content(stated[role]) for role in ROLES if stated.get(role)}
-    tokenizer = FileTokenizer(special, decoder_start, tokenizer.to_str())
+    split = bool(stated.get("split_special_tokens"))
+    tokenizer = FileTokenizer(special, decoder_start, tokenizer.to_str(), split)
     size = tokenizer.vocabulary.size
     if not size <= vocabulary_size < size + MOST_UNUSED:
         raise InputError(

@@ -28,7 +28,7 @@ ROLES = {
 MODES = ("[R]", "[S]", "[X]")
 SPECIAL = (*ROLES.values(), *MODES, *(f"<extra_id_{k}>" for k in range(NUM_SENTINELS)))
 LEAST = NUM_BYTES + len(SPECIAL)
-_RULE = 1  # of what is trained; another one trains anew
+_RULE = 2  # of what is trained; another one trains anew
 
 
 def train_tokenizer(
@@ -128,6 +128,7 @@ def _write(made, tokenizer, facts):
     stated = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **ROLES,
+        "split_special_tokens": True,  # a text that holds "[BOS]" comes back too
         "kzoo": {**facts, "content": hashlib.sha256(content.encode()).hexdigest()},
     }
     with whole_folder(made, last=CONFIG) as part:

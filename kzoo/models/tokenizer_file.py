@@ -40,6 +40,7 @@ USUAL = {
     "mask_token": ("[MASK]", "<mask>"),
     "unk_token": ("[UNK]", "<unk>"),
 }
+SPLIT = "split_special_tokens"  # in a tokenizer_config.json
 MODES = ("[R]", "[S]", "[X]")  # of UL2
 
 
@@ -64,6 +65,7 @@ def read_file(path: str | Path) -> "FileTokenizer":
     known = parse(content).get_vocab(with_added_tokens=True)
     beside = file.with_name("tokenizer_config.json")
     stated = read_json(beside) if beside.is_file() else {}
+    split = bool(stated.get(SPLIT))
     stated = {role: stated.get(role) for role in USUAL}
     named = {
         role: token["content"] if isinstance(token, Mapping) else token
@@ -71,15 +73,16 @@ def read_file(path: str | Path) -> "FileTokenizer":
         if token
     }
     usual = ((role, next((n for n in found if n in known), None)) for role, found in USUAL.items())
-    return FileTokenizer(named or {role: token for role, token in usual if token}, None, content)
+    roles = named or {role: token for role, token in usual if token}
+    return FileTokenizer(roles, content=content, split_special_tokens=split)
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
 class FileTokenizer(keras_hub.tokenizers.Tokenizer):
     """Strings to token ids by a `tokenizer.json` of the package `tokenizers`.
 
-    Special tokens are recognised in texts: `"Paris is [MASK]."` holds a mask token. None are
-    added; objectives and layouts do that.
+    Special tokens are recognised in texts: `"Paris is [MASK]."` holds a mask token, unless
+    `split_special_tokens`. None are added; objectives and layouts do that.
 
     Args:
         special_tokens: role -> string, with the roles of Hugging Face's files: `"pad_token"`,
@@ -87,6 +90,8 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
             `"unk_token"`. Without a padding token the end token pads.
         decoder_start: id of the first token of a decoder, or None.
         content: the text of the file; None if `load_assets` follows.
+        split_special_tokens: whether what looks like a special token in a text is text as all of
+            it is, and comes back.
 
     Attributes:
         vocabulary: a `kzoo.vocabulary.Vocabulary`.
@@ -113,17 +118,19 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         special_tokens: Mapping[str, Any],
         decoder_start: Any = None,
         content: str | None = None,
+        split_special_tokens: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self._special_tokens = tuple(sorted(special_tokens.items()))
-        self.decoder_start = decoder_start
+        self.decoder_start, self.split_special_tokens = decoder_start, split_special_tokens
         self.built = True  # an unbuilt layer makes Keras trace its model anew in every `fit`
         if content is not None:
             self._read(content)
 
     def _read(self, content):
         tokenizer = parse(content)
+        tokenizer.encode_special_tokens = self.split_special_tokens
         roles = dict(self._special_tokens)
         missing = [token for token in roles.values() if tokenizer.token_to_id(token) is None]
         if missing:
@@ -239,6 +246,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
             **super().get_config(),
             "special_tokens": self.special_tokens,
             "decoder_start": self.decoder_start,
+            SPLIT: self.split_special_tokens,
         }
 
 

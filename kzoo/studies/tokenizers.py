@@ -17,6 +17,7 @@ from kzoo.tokenizer_json import FILE
 
 FOLDER = "tokenizers"  # in a study's
 CONFIG = "tokenizer_config.json"
+SPLIT = "split_special_tokens"
 
 
 def packed(study, source, arm):
@@ -87,8 +88,9 @@ def keep(study, directory):
             continue
         made = json.loads(text)
         with whole_folder(place, last=FILE) as part:
-            roles = json.dumps(made["special_tokens"], indent=2, ensure_ascii=False)
-            (Path(part) / CONFIG).write_text(roles, encoding="utf-8")
+            stated = {**made["special_tokens"], SPLIT: made[SPLIT]}
+            config = json.dumps(stated, indent=2, ensure_ascii=False)
+            (Path(part) / CONFIG).write_text(config, encoding="utf-8")
             (Path(part) / FILE).write_text(made["content"], encoding="utf-8")
 
 
@@ -109,6 +111,5 @@ def _read(path):
     from kzoo.models.tokenizer_file import read_file
 
     tokenizer = read_file(path)
-    return json.dumps(
-        {"special_tokens": tokenizer.special_tokens, "content": tokenizer.content}, sort_keys=True
-    )
+    fields = {"special_tokens": tokenizer.special_tokens, "content": tokenizer.content}
+    return json.dumps({**fields, SPLIT: tokenizer.split_special_tokens}, sort_keys=True)
