@@ -127,7 +127,7 @@ def _print_programs(found):
             cells += [f"{row[name] * 1e3:.3g}" for name in ("peak", "roofline", "step")]
             cells += [f"{row['run'] / 60:.2g}", f"{row['compile']:.0f}"]
         else:
-            cells.append(f"needs {row['over'] / 2**30:.1f} GiB more than a chip has")
+            cells.append("does not fit")
         lines.add_row(row["arm"], row["data"], *cells)
     console = Console(markup=False, highlight=False)
     console.width = max(console.width, 130)

@@ -60,13 +60,19 @@ class Hours:
 
     def __str__(self):
         where = f"{self.chips} chips" if self.chips > 1 else "1 chip"
-        lines = [
-            f"{self.study}: about {self.hours:.2g} hours on {where} ({self.topology}), a run on "
-            f"each at a time: {self.runs} runs, {self.tuning_runs} of them to choose rates; a grid "
-            "that is widened adds to them"
-            if self.hours is not None
-            else f"{self.study}: a program does not fit into a chip; give a smaller batch_size"
-        ]
+        if self.hours is None:
+            lines = [f"{self.study}: no hours, as programs do not fit; give a smaller batch_size"]
+            lines += [
+                f"{row['arm']}: needs {row['over'] / 2**30:.1f} GiB more than a chip has"
+                for row in self.programs
+                if not row["fits"]
+            ]
+        else:
+            lines = [
+                f"{self.study}: about {self.hours:.2g} hours on {where} ({self.topology}), a run "
+                f"on each at a time: {self.runs} runs, {self.tuning_runs} of them to choose rates; "
+                "a grid that is widened adds to them"
+            ]
         if self.chips > A_HOST:
             lines.append("more chips than those of one host take kzoo compare --ray")
         return "\n".join([*lines, *(f"assumed: {each}" for each in self.assumed)])
@@ -140,8 +146,10 @@ def _program(study, source, arm, chip, chips, dtype, quick, known, spectra):
     # What is compiled is the optimizer of a preset, at all steps and rates the same.
     key = programs.shape(config, {**training, "batch_size": size}, 0), size
     if key not in known:
-        known[key] = step_of_a_chip(config, chip, size, dtype=dtype, quick=quick)
-        log.info("compiled %s", arm.preset)
+        start = time.process_time()
+        made = step_of_a_chip(config, chip, size, dtype=dtype, quick=quick)
+        known[key] = {**made, "compile": time.process_time() - start}
+        log.info("compiled %s for %s", arm.preset, chip)
     report = known[key]
     row = {
         "parameters": report["parameters"],
@@ -160,22 +168,17 @@ def _program(study, source, arm, chip, chips, dtype, quick, known, spectra):
     held_out = measurements * len(splits.valid) * max(least * FORWARD, chips * CALL_SECONDS)
     spectrum = _spectrum(config, spectra)
     row |= {"peak": peak, "roofline": roofline, "step": step, "spectrum": spectrum}
-    took = report["seconds"]
-    return {
-        **row,
-        "run": steps * step + held_out + spectrum,
-        "compile": took["trace"] + took["compile"],
-    }
+    return {**row, "run": steps * step + held_out + spectrum, "compile": report["compile"]}
 
 
 def _spectrum(config, known):
-    """Seconds for the singular values of all heads of some rows, on this machine."""
+    """Seconds of a core of this machine for the singular values of all heads of some rows."""
     n = config["max_sequence_length"]
     if n not in known:
         matrix = np.random.default_rng(0).random((n, n))
-        start = time.perf_counter()
+        start = time.process_time()
         np.linalg.svd(matrix, compute_uv=False)
-        known[n] = time.perf_counter() - start
+        known[n] = time.process_time() - start
     layers = config["num_layers"]
     if config["stack"] != "single":
         layers += config["decoder_layers"] or layers
@@ -185,11 +188,11 @@ def _spectrum(config, known):
 def _assumed(study, quick):
     what = "its products at the peak" if quick else "its roofline"
     said = [
-        f"a step reaches {OF_ROOFLINE:.0%} of {what}, and each call of it takes {CALL_SECONDS * 1e3:g} "
-        "ms of Python, at which the chips of a process take turns; held-out passes take a third of "
-        "a step",
+        f"a step reaches {OF_ROOFLINE:.0%} of {what}; each call of it takes "
+        f"{CALL_SECONDS * 1e3:g} ms of Python, at which the chips of a process take turns; a "
+        "held-out batch takes a third of a step",
         "compiling, once for each program on each chip, and the singular values at the end of each "
-        "run take what they took on this machine",
+        "run take the seconds of one core that they take on this machine",
     ]
     optimizers = {study.training(arm)["optimizer"] for arm in study.arms.values()}
     if optimizers != {"adamw"}:

@@ -66,10 +66,9 @@ def changes(before, after):
     """
     found = []
     for label, arm in before.arms.items():
-        own = after.arms[label].overrides
         for field, value in arm.overrides.items():
-            if own[field] != value:
-                found.append(f"{label}: {field} {value} becomes {own[field]}, in its ratio to the size's")
+            if (new := after.arms[label].overrides[field]) != value:
+                found.append(f"{label}: {field} {value} becomes {new}, in its ratio to the size's")
     for name, old, new in _rates(before, after):
         found.append(f"{name} {old} becomes {new}, by the width")
     if before.arms != after.arms:
@@ -87,7 +86,8 @@ def _rates(before, after):
     """(name, old, new) of the learning rates that changed, as texts."""
     pairs = [(RATE, before.learning_rate, after.learning_rate)]
     for label, arm in before.arms.items():
-        pairs.append((f"{label}: {RATE}", *(a.training.get(RATE) for a in (arm, after.arms[label]))))
+        own = (each.training.get(RATE) for each in (arm, after.arms[label]))
+        pairs.append((f"{label}: {RATE}", *own))
     if before.tuning:
         of_all = (t.grid.get(RATE) for t in (before.tuning, after.tuning))
         pairs.append(("the grid of rates", *of_all))

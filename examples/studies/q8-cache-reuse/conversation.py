@@ -1,6 +1,6 @@
 """What of a conversation's cache the next turn can keep, and how long a turn takes to begin.
 
-    python examples/studies/q8-cache-reuse/conversation.py                  # half a minute on 2 cores
+    python examples/studies/q8-cache-reuse/conversation.py            # half a minute on 2 cores
     python examples/studies/q8-cache-reuse/conversation.py --size small --turns 8
 
 A GPT, a UniLM and a T5 with random weights are asked turn after turn. Printed are, at each turn,
@@ -20,8 +20,8 @@ REMARK = "Tell me more of it. "
 
 
 def rows(size, turns, repeats=3):
-    """A dict for each family and turn, of `kzoo.analysis.cache_reuse`, which all fills a half of the
-    longest sequence."""
+    """A dict for each family and turn, of `kzoo.analysis.cache_reuse`; all turns together fill
+    half of the longest sequence."""
     found = []
     for family in FAMILIES:
         model = kzoo.presets.load(f"{family}_{size}")
