@@ -19,6 +19,7 @@ QUICK = ("kzoo.studies.hypotheses", "kzoo.studies.protocol", "kzoo.studies.sente
 QUICK += tuple(f"kzoo.evaluation.{x}" for x in ("examples", "prompts", "texts"))
 QUICK += ("kzoo.studies.statistics", "kzoo.studies.study", "kzoo.studies.verdicts")
 NETWORK, MINUTES = "needs a network", "takes minutes"
+COMPILER = "needs the compiler for TPUs, and a minute"
 TRAINS = "compiles for half a minute; the tests of studies and of README do the like"
 PAGE = "draws the page of 50 runs; tests/test_report.py writes smaller ones"
 SKIPPED = {
@@ -38,7 +39,8 @@ SKIPPED = {
     "kzoo.studies.page.writing:report": PAGE,
     "kzoo.studies.prediction:predict": TRAINS,
     "kzoo.studies.runner:run": TRAINS,
-    "kzoo.training.compile_only:compile_only": "needs the compiler for TPUs, and a minute",
+    "kzoo.training.compile_only:compile_only": COMPILER,
+    "kzoo.training.compile_only:step_of_a_chip": COMPILER,
     "kzoo.training.distribution:distribute": "needs several devices",
     "kzoo.training.distribution:initialize": "needs several processes",
 }

@@ -19,6 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 import kzoo
+from kzoo.studies import Study
 from kzoo.studies.records import read
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -113,6 +114,16 @@ def test_an_image_with_an_older_jax_is_told_in_one_line(image, monkeypatch):
     assert line.endswith(f"{image or 'none'}: choose a newer image") and "\n" not in line
 
 
+@pytest.mark.parametrize(("name", "size"), [("colab_tpu", "tiny"), ("kaggle_tpu", "small")])
+def test_the_studies_of_a_notebook_are_in_the_repository(name, size, monkeypatch):
+    monkeypatch.setattr(os, "environ", {"KZOO_EXAMPLE_SIZE": "full"})
+    settings = {}
+    exec(titled(notebook(name))["Settings"], settings)
+    for file, how in settings["STUDIES"].items():
+        study = Study.from_json(ROOT / "examples" / "studies" / file).at(**how)
+        assert study.hypotheses and study.tuning and f"-{size}-" in study.name
+
+
 @on_jax
 @pytest.mark.slow
 def test_ranked_choices_runs(monkeypatch, capsys, tmp_path):
@@ -177,7 +188,12 @@ def test_notebooks_run(name, devices, tmp_path, monkeypatch):
     assert ("of a session" in timed) == (name == "kaggle_tpu")
     foreseen, _ = output(book, "How long the comparison takes")
     places = "1 device," if devices == 1 else "2 devices,"
-    assert re.search(r"compare: about .* minutes? for 2 runs on " + places, foreseen)
+    study = "q4-rotary-8-steps"
+    assert re.search(rf"compare: {study}, about .* minutes? for 2 runs on {places}", foreseen)
+    fits = re.search(r"1 session\(s\); into a week's quota of 20 hours it fits", foreseen)
+    assert bool(fits) == (name == "kaggle_tpu")
+    assert f"{study}: it took" in output(book, "Compare")[0]
+    assert f"{study}: 2 runs" in output(book, "Verdicts")[0]
 
     assert len(output(book, "Generate")[0].splitlines()) == 4
     assert "<table" in output(book, "The table")[1]["text/html"]
@@ -191,7 +207,7 @@ def test_notebooks_run(name, devices, tmp_path, monkeypatch):
     model = kzoo.presets.load(tmp_path / "runs" / "model")
     text = model.generate("Return ", max_length=12, sampler="greedy")
     assert text.startswith("Return ") and len(text) > len("Return ")
-    records = read(tmp_path / "runs" / "compare")[1]
+    records = read(tmp_path / "runs" / "studies" / study)[1]
     assert len(records) == 2
     assert len({tuple(r["provenance"]["device_ids"]) for r in records}) == min(devices, 2)
     assert {r["provenance"]["dtype"] for r in records} == {"mixed_bfloat16"}
