@@ -9,6 +9,7 @@ other text is written by hand.
 """
 
 import argparse
+import json
 import os
 import re
 from pathlib import Path
@@ -102,7 +103,60 @@ def runs(study, records):
     )
 
 
-def answers(_study, _records):
+def ranks(records):
+    """Figures of the attention matrices at the first and the last step, a row for each arm."""
+    figures = ("numerical_rank", "entropy_rank", "stable_rank", "k99", "concentration")
+    rows = [["mechanism", "mask", *(figure.replace("_", " ") for figure in figures)]]
+    for mechanism, mask, of in _arms(records):
+        ends = [
+            {f: np.mean([r["spectrum"]["as it is"][f] for r in runs]) for f in figures}
+            for runs in (of[min(of)], of[max(of)])
+        ]
+        rows.append([mechanism, mask, *(_change(*(end[f] for end in ends)) for f in figures)])
+    return _table(rows)
+
+
+def controls(records):
+    """The entropy rank of each control at the first and the last step, a row for each arm."""
+    names = ("as it is", "permuted", "identity mix", "random half")
+    rows = [["mechanism", "mask", *names]]
+    for mechanism, mask, of in _arms(records):
+        cells = []
+        for name in names:
+            ends = [[r["spectrum"].get(name) for r in of[step]] for step in (min(of), max(of))]
+            there = all(all(runs) for runs in ends)
+            means = [np.mean([r["entropy_rank"] for r in runs]) for runs in ends] if there else []
+            cells.append(_change(*means) if there else "")
+        rows.append([mechanism, mask, *cells])
+    return _table(rows)
+
+
+def residuals(records):
+    """The relative residual behind the last layer at the first and the last step, by what is left
+    out of the model."""
+    parts = list(records[0]["residual"])
+    rows = [["mechanism", "mask", *(f"without {part}" for part in parts)]]
+    for mechanism, mask, of in _arms(records):
+        cells = []
+        for part in parts:
+            ends = [np.mean([r["residual"][part][-1] for r in of[s]]) for s in (min(of), max(of))]
+            cells.append(_change(*ends, digits=3))
+        rows.append([mechanism, mask, *cells])
+    return _table(rows)
+
+
+def _arms(records):
+    """(mechanism, mask, step -> its records) of each arm that was measured."""
+    for mechanism, of_mechanism in by(records, "mechanism").items():
+        for mask, of in by(of_mechanism, "mask").items():
+            yield mechanism, mask, by(of, "step")
+
+
+def _change(first, last, digits=2):
+    return f"{first:.{digits}f} → {last:.{digits}f}"
+
+
+def answers():
     """Every verdict, by question and study."""
     lines = []
     for page in sorted(HERE.glob("q*/README.md")):
@@ -113,7 +167,8 @@ def answers(_study, _records):
     return "".join(lines)
 
 
-KINDS = {each.__name__: each for each in (arms, verdicts, curves, runs, answers)}
+OF_STUDIES = {each.__name__: each for each in (arms, verdicts, curves, runs)}
+OF_MEASUREMENTS = {each.__name__: each for each in (ranks, controls, residuals)}
 
 
 def page(path):
@@ -122,7 +177,13 @@ def page(path):
     def made(block):
         kind, name, _ = block.groups()
         of = f" of {name}" if name else ""
-        found = KINDS[kind](*(_read(path.parent / name) if name else ({}, [])))
+        if kind == answers.__name__:
+            found = answers()
+        elif kind in OF_STUDIES:
+            found = OF_STUDIES[kind](*_read(path.parent / name))
+        else:
+            lines = (path.parent / f"{name}.jsonl").read_text().splitlines()
+            found = OF_MEASUREMENTS[kind]([json.loads(line) for line in lines])
         return f"<!-- {kind}{of} -->\n\n{found}\n<!-- end -->"
 
     return BLOCK.sub(made, path.read_text())
