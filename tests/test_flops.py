@@ -19,9 +19,10 @@ TASK = "synthetic:copy_varying,least=4,most=24,count=40"
 def compiled(model, batch):
     """XLA's count for the loss of a batch and its gradient."""
     x, y, weight = batch
-    state = [v.value for v in model.trainable_variables], [
-        v.value for v in model.non_trainable_variables
-    ]
+    state = (
+        [v.value for v in model.trainable_variables],
+        [v.value for v in model.non_trainable_variables],
+    )
 
     def loss(trainable, fixed):
         logits, _ = model.stateless_call(trainable, fixed, x, training=True)
