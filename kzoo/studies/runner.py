@@ -27,6 +27,7 @@ from kzoo.studies.folder import (
     as_begun,
     check_choices,
     check_directory,
+    check_steps,
     finished_runs,
     write_study,
 )
@@ -45,6 +46,7 @@ from kzoo.studies.study import Study, measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
 from kzoo.training import Checkpoints, train
+from kzoo.training.flops import count_flops
 
 log = logging.getLogger("kzoo")
 SPECTRUM_ROWS = 8
@@ -143,6 +145,8 @@ def _work_through(study, directory, done, bars, clock, work):
         each = settled.runs()
         given = [f"{label} {settled.steps_of(arm, source):,}" for source, label, arm in each]
         log.info("steps at equal %s: %s", study.budget.replace("_", " "), ", ".join(given))
+        if jobs_left(settled, done):
+            check_steps(settled, done.values())
 
     def complete(record):
         choice = chosen.get((record["data"], record["arm"]))
@@ -248,7 +252,8 @@ def _grouped(study, jobs, count):
         training, steps = study.training(arm, source), study.steps_of(arm, source)
         key = programs.shape(arm.config(0), training, steps)
         groups.setdefault(key, []).extend((source, label, [seed]) for seed in seeds)
-        of_run = amounts.flops(arm.config(0), training["batch_size"], steps)
+        of_row = sum(count_flops(arm.config(0)).values())  # at most: the data is not read here
+        of_run = of_row * training["batch_size"] * steps
         costs[key] = costs.get(key, 0) + len(seeds) * of_run
     *others, last = [groups[key] for key in sorted(groups, key=costs.get, reverse=True)]
     parts = -(-count // len(groups))
@@ -382,7 +387,7 @@ class Trainer:
             "scored_tokens": int(sum(float(weight.sum()) for _, _, weight in splits.valid)),
             "tokens_seen": seen,
             "tokens_scored": scored,
-            "flops": amounts.flops(config, size, outcome.steps),
+            "flops": amounts.flops(*of_run),
             "seconds": outcome.seconds,
             "tokens_per_second": rows * outcome.steps / outcome.seconds,
         }
