@@ -157,14 +157,23 @@ def _change(first, last, digits=2):
 
 
 def answers():
-    """Every verdict, by question and study."""
-    lines = []
-    for page in sorted(HERE.glob("q*/README.md")):
+    """Every verdict, by question and study, and the questions that no study has answered."""
+    lines, waiting = [], []
+    for page in sorted(HERE.glob("q*/README.md"), key=_number):
         title = page.read_text().splitlines()[0].removeprefix("# ")
-        lines.append(f"### [{title}]({page.parent.name}/README.md)\n\n")
-        for folder in sorted(path.parent for path in page.parent.glob("*/results.jsonl")):
+        link = f"[{title}]({page.parent.name}/README.md)"
+        folders = sorted(path.parent for path in page.parent.glob("*/results.jsonl"))
+        if not folders and not BLOCK.search(page.read_text()):
+            waiting.append(f"- {link}\n")
+            continue
+        lines.append(f"### {link}\n\n")
+        for folder in folders:
             lines.append(f"*{folder.name}*\n\n{verdicts(*_read(folder))}\n")
-    return "".join(lines)
+    return "".join([*lines, "### Not run yet\n\n", *waiting])
+
+
+def _number(page):
+    return int(re.match(r"q(\d+)", page.parent.name)[1])
 
 
 OF_STUDIES = {each.__name__: each for each in (arms, verdicts, curves, runs)}
