@@ -101,7 +101,8 @@ def shrunken(folder, text, **changes):
 @pytest.mark.slow
 @pytest.mark.parametrize("folder", OPEN)
 def test_arms_are_equal_at_step_0_but_for_what_is_asked(folder, text):
-    study = shrunken(folder, text)
+    first = json.loads(study_of(folder).read_text())["hypotheses"][:1]  # the others cost as much
+    study = shrunken(folder, text, hypotheses=first)
     compared = control.compared(study)
     asked = {label for hypothesis in study.hypotheses for label in hypothesis.labels}
     assert {arm["arm"] for arm in compared["arms"]} == asked
