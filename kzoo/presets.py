@@ -50,6 +50,9 @@ def size_of(name: str) -> str:
     Args:
         name: one of `names()`, or `"FILE.json:SIZE"`.
 
+    Returns:
+        One of `sizes()`.
+
     Raises:
         InputError: for an unknown preset.
 
@@ -67,6 +70,9 @@ def resized(name: str, size: str) -> str:
     Args:
         name: one of `names()`, or `"FILE.json:SIZE"`.
         size: one of `sizes()`.
+
+    Returns:
+        A name like the given one.
 
     Raises:
         InputError: for an unknown preset or size, and for a family whose own file sets what a size
