@@ -128,7 +128,6 @@ def _set_up():
 
 def main(documents):
     sys.path.insert(0, str(ROOT))
-    sys.modules["tensorflow"] = None  # which no document needs, and keras-hub would load
     _set_up()
     for document in documents:
         namespace = {"__name__": "guide"}
