@@ -86,15 +86,24 @@ def whole_folder(directory, last=None):
         try:
             part.mkdir(parents=True)
             yield part
-            if there:
+            if there or not _placed(part, directory):
                 _move(part, directory, last)
-            else:
-                os.replace(part, directory)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             _remove(made)
             raise
         shutil.rmtree(part, ignore_errors=True)
+
+
+def _placed(part, directory):
+    """Whether a folder has got its own name; not where another process has made one meanwhile."""
+    try:
+        os.replace(part, directory)
+    except OSError:
+        if not directory.is_dir():
+            raise
+        return False
+    return True
 
 
 def _move(part, directory, last):

@@ -72,22 +72,28 @@ class Attention:
         own += (self.width + self.use_bias) * query * self.options.output_gate
         return projected + output + own
 
-    def flops(self, time: int, masks: Iterable[Mask]) -> dict[str, int]:
+    def flops(
+        self, time: int, masks: Iterable[Mask], key_time: int | None = None
+    ) -> dict[str, int]:
         """Floating-point operations on one example of `time` tokens, a dict.
 
         Args:
             time: number of tokens, of queries and of keys.
             masks: the mask of each head.
+            key_time: number of keys, where they come from another sequence.
 
         Returns:
             `matmul`, two for every weight of a kernel and token; and `attention`, the mechanism's.
         """
         query, key = self._inner
         extra = sum(self.mechanism.projections(self.heads).values())
-        weights = self.width * (2 * query + 2 * key + extra + query * self.options.output_gate)
-        weights += self.options.short_convolution * (query + 2 * key)
-        attention = self.mechanism.flops(self.heads, masks, time)
-        return {"matmul": 2 * weights * time, "attention": attention}
+        of_query = self.width * query * (2 + self.options.output_gate)
+        of_key = self.width * (2 * key + extra)
+        of_query += self.options.short_convolution * query
+        of_key += self.options.short_convolution * 2 * key
+        weights = of_query * time + of_key * (time if key_time is None else key_time)
+        attention = self.mechanism.flops(self.heads, masks, time, key_time)
+        return {"matmul": 2 * weights, "attention": attention}
 
     @property
     def _inner(self):

@@ -87,15 +87,18 @@ class Made:
         }
 
 
-BATCH = {"padding_mask": np.ones((4, 9))}, np.zeros((4, 9)), np.ones((4, 9))
-DATA = Splits([BATCH] * 3, [BATCH], {"sha256": "ab"})
+def made_splits(batch_size):
+    """Three batches of rows of 9 tokens, all scored."""
+    ones = np.ones((batch_size, 9))
+    batch = {"padding_mask": ones}, 0 * ones, ones
+    return Splits([batch] * 3, [batch], {"sha256": "ab"})
 
 
 def without_training(monkeypatch):
     """`monkeypatch`, once studies make records by `Made` of data that are not loaded."""
     monkeypatch.setattr(runner_module, "Trainer", Made)
     monkeypatch.setattr(runner_module.control, "compared", lambda study: None)
-    monkeypatch.setattr(amounts, "_load", lambda *key: DATA)
+    monkeypatch.setattr(amounts, "_load", lambda *key: made_splits(key[3]))
     amounts._counts.cache_clear()
     monkeypatch.setattr(Made, "made", [])
     return monkeypatch

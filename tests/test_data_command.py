@@ -156,6 +156,10 @@ def test_the_command(tmp_path, capsys):
     result = json.loads(capsys.readouterr().out)
     assert len(result["examples"]) == 1 and "statistics" not in result
     assert result["facts"]["tokenizer_size"] <= 370
+    assert main(["data", str(table), "--json", "--stats", "--packing", "first_fit"]) == 0
+    packed = json.loads(capsys.readouterr().out)
+    assert packed["facts"]["packing"]["kind"] == "first_fit"
+    assert packed["fill"]["row"] > 0.8 and packed["facts"]["packing"]["rows"] < 36
 
 
 @pytest.mark.parametrize(

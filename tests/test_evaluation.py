@@ -354,6 +354,16 @@ def test_metrics_of_scored_answers(models):
         assert 0 <= found["accuracy"] <= 1 and "accuracy_stderr" not in found
 
 
+def test_white_space_that_is_scored_counts_among_the_bytes(gpt):
+    """That of a context's end counts as the continuation's."""
+    found = evaluation.loglikelihood(gpt, [("to \n", "bé"), ("to", " be")], batch_size=BATCH)
+    assert found["bytes"].tolist() == found["tokens"].tolist() == [5, 3]
+    scored = Evaluation(gpt, [("to \n", "be")], batch_size=BATCH)
+    nats = -scored.scored["loglikelihood"][0]
+    bits = evaluate(scored, ["bits_per_byte"])["bits_per_byte"]
+    assert bits == pytest.approx(nats / (5 * math.log(2)))  # two signs, the delimiter, two letters
+
+
 TEXTS = [
     ("The whale, a fish.", "the whale is a fish"),
     ("call me Ishmael", "Call me Ishmael."),

@@ -105,6 +105,21 @@ def test_a_folder_is_there_whole_or_not(full):
     }
 
 
+def test_two_processes_make_one_folder(tmp_path):
+    """As two that find no index of the same data: the later one puts its files there."""
+    place = tmp_path / "kept"
+    with whole_folder(place, last="last") as later:
+        write(later / "last", "same")
+        with whole_folder(place, last="last") as earlier:
+            write(earlier / "last", "same")
+            write(earlier / "more", "x")
+    assert everything(tmp_path) == {
+        place: False,
+        place / "last": b"same",
+        place / "more": b"x",
+    }
+
+
 def odd_folders(tmp_path):
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")

@@ -1,9 +1,11 @@
 """Data that are read where they lie: the same as those that are held in memory."""
 
 import csv
+import gzip
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from kzoo import data
@@ -11,6 +13,7 @@ from kzoo.data import sources, splits, text
 from kzoo.data.near_duplicates import near_duplicates
 from kzoo.data.sources import stored
 from kzoo.data.sources.records import Records
+from kzoo.data.sources.table import Table
 from kzoo.errors import InputError
 
 CONFIG = {"max_sequence_length": 64, "mask": "prefix", "objective": "prefix_lm"}
@@ -160,6 +163,103 @@ def test_a_bad_line_of_a_table_on_disk_is_named(tmp_path, in_pieces, name, conte
     in_pieces()
     with pytest.raises(InputError, match=words):
         sources.read(path)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv", "jsonl"])
+def test_lines_are_those_of_a_table_in_memory(tmp_path, in_pieces, ending):
+    """Line ends of one kind or both, empty lines, cells of one letter, no last line end."""
+    rng = np.random.default_rng(0)
+    files = []
+    for number, ends in enumerate([["\n"], ["\r\n"], ["\n", "\r\n", "\n\r\n", "\n\n"]]):
+        cells = [str(rng.choice(["a", "é", "b" * 2000])) for _ in range(200)]
+        if ending == "jsonl":
+            cells = [json.dumps({"text": cell}, ensure_ascii=False) for cell in cells]
+            ends = [*ends, "\n \t\n"]
+        lines = ["text", *cells] if ending != "jsonl" else cells
+        text = "".join(line + str(rng.choice(ends)) for line in lines).rstrip("\r\n")
+        files.append(tmp_path / f"{number}.{ending}")
+        files[-1].write_bytes(b"\xef\xbb\xbf" * (number > 0) + text.encode())
+    held = [[*Table(str(file)).read()] for file in files]
+    in_pieces()
+    assert [[*Table(str(file)).read()] for file in files] == held
+    assert len(held[0]) == len(held[2]) == 200
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.gz", "a.parquet"])
+def test_a_compressed_table_is_unpacked_once(tmp_path, in_pieces, name, caplog):
+    pairs = [(f"é {i}", f'"{i}",\n') for i in range(300)]
+    path, plain = tmp_path / name, tmp_path / name.removesuffix(".gz")
+    if name.endswith(".gz"):
+        write(plain, pairs)
+        path.write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    else:
+        pd.DataFrame(
+            [(1.5, *pair) for pair in pairs], columns=["id", "source", "target"]
+        ).to_parquet(path, row_group_size=100)
+    caplog.set_level("INFO", "kzoo")
+    in_pieces()
+    for _ in range(2):
+        assert [*sources.read(path).examples] == pairs
+    assert caplog.text.count("unpacked into") == 1
+    assert len([*(tmp_path / "cache").rglob("index.npy")]) == 1
+
+
+def test_a_broken_compressed_table_leaves_nothing(tmp_path, in_pieces):
+    lines = "".join(f"{i},{i * i}\n" for i in range(3000))
+    half = tmp_path / "a.csv.gz"
+    half.write_bytes(gzip.compress(lines.encode())[:-900])
+    gaps = tmp_path / "a.parquet"
+    pd.DataFrame({"text": ["a", None, "b"]}).to_parquet(gaps)
+    broken = tmp_path / "b.parquet"
+    broken.write_bytes(gaps.read_bytes()[:-200] + b"PAR1")
+    in_pieces()
+    for path, words in (
+        (half, "compressed by gzip"),
+        (gaps, "NoneType .*row 1"),
+        (broken, "broken"),
+    ):
+        with pytest.raises(InputError, match=words):
+            sources.read(path)
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+
+
+def test_a_file_that_changes_under_its_index_is_refused(tmp_path, in_pieces):
+    table, text = tmp_path / "a.jsonl", tmp_path / "a.txt"
+    write(table, [(f"a {i}", f"b {i}") for i in range(99)])
+    text.write_text(prose(3000), encoding="utf-8")
+    in_pieces()
+    rows, running = sources.read(table).examples, sources.read(text).text
+    rows[3], running.read(0, 9)
+    for path in (table, text):
+        path.write_bytes(b" " + path.read_bytes()[1:])
+    for read in (lambda: rows[3], lambda: running.read(0, 9)):
+        with pytest.raises(InputError, match="does not change while it is used.*which changed"):
+            read()
+
+
+def test_cells_of_any_length(tmp_path, in_pieces):
+    path, before = tmp_path / "a.csv", csv.field_size_limit()
+    write(path, [("a", "b" * 300_000)])
+    assert len(sources.read(path).examples[0][1]) == 300_000
+    in_pieces()
+    assert len(sources.read(path).examples[0][1]) == 300_000
+    assert csv.field_size_limit() == before
+
+
+def test_an_index_that_cannot_be_kept_is_made_each_time(tmp_path, in_pieces, monkeypatch, caplog):
+    path = tmp_path / "a.jsonl"
+    write(path, [(f"a {i}", f"b {i}") for i in range(99)])
+    in_pieces()
+    whole = sources.read(path)
+    (index,) = (tmp_path / "cache").rglob("index.npy")
+    index.write_bytes(index.read_bytes()[:200])  # as after a crash
+    assert sources.read(path).sha256 == whole.sha256
+    assert index.stat().st_size > 200
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # a file
+    again = sources.read(path)
+    assert again.sha256 == whole.sha256 and [*again.examples] == [*whole.examples]
+    assert "is not kept and is made each time" in caplog.text
 
 
 # Records

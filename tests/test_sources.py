@@ -221,6 +221,14 @@ def test_a_table_that_is_asked_wrong(tmp_path):
     assert "a table ends in" in refused(f"table:{write(tmp_path, 'a.txt', LINES)}:0:1")
 
 
+def test_a_name_that_two_columns_have_is_refused(tmp_path):
+    path = write(tmp_path, "a.csv", "text,text\na,b\n")
+    assert "'text', 2 times" in refused(path)
+    assert sources.read(f"table:{path}:0:1").examples[1] == ("a", "b")
+    path = write(tmp_path, "a.tsv.csv", 'text,b\n"a\tb",c\n')
+    assert sources.read(path).examples == [(None, "a\tb")]
+
+
 def test_tables_in_memory_of_known_names_are_sources():
     pairs = sources.read(list(zip(ROWS, ROWS[::-1], strict=True)))
     assert sources.read(pd.DataFrame({"source": ROWS, "target": ROWS[::-1], "id": 0})) == pairs

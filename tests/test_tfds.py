@@ -219,6 +219,24 @@ def test_empty_texts_are_left_out_and_counted(caplog):
     assert "1 of 3 texts or targets are empty" in caplog.text
 
 
+def test_a_label_that_is_not_given_is_no_class(caplog):
+    split = object.__new__(tfds._Split)  # as of snli, where -1 stands for no label
+    split._names, split._labels = ["text", "label"], [None, ["yes", "no"]]
+    rows = [{"text": b"a", "label": 1}, {"text": b"b", "label": -1}]
+
+    @sources.register
+    class Unlabelled(sources.Source):
+        name = "partly_labelled"
+
+        def read(self):
+            return {"train": [split._record(i, row) for i, row in enumerate(rows)], "valid": []}
+
+    corpus = sources.read("partly_labelled")
+    assert corpus.examples == [("a", "no")] and not corpus.official
+    assert "1 of 2 texts or targets are empty" in caplog.text
+    assert "its split valid is empty and is not read" in caplog.text
+
+
 # For real
 
 

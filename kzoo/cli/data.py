@@ -12,6 +12,7 @@ from kzoo.cli.arguments import (
     load_backend,
     name,
     overrides,
+    packing,
     positive,
     print_json,
     share,
@@ -41,6 +42,13 @@ def add(commands):
     data.add_argument("--objective", metavar="JSON", help="a name or JSON, instead of the preset's")
     data.add_argument("--show", type=positive, metavar="N", help="print so many training examples")
     data.add_argument("--stats", action="store_true", help="print numbers")
+    data.add_argument(
+        "--packing",
+        type=packing,
+        default="padded",
+        metavar="NAME_OR_JSON",
+        help="how examples stand in rows, as in kzoo train; default: padded",
+    )
     data.add_argument("--valid", type=share, default=0.1, metavar="SHARE", help="held out")
     add_tokenizer(data)
     add_overrides(data)
@@ -61,7 +69,8 @@ def _data(options):
     tokenizer = file and read_file(file)
     # One example in a batch, so that few are enough.
     settings = {"batch_size": 1, "valid": options.valid, "seed": config["seed"]}
-    splits = data.load(corpus, config, tokenizer=tokenizer, **settings)
+    settings |= {"packing": options.packing, "tokenizer": tokenizer}
+    splits = data.load(corpus, config, **settings)
     encoder = pipeline.encoder_of(config, config, tokenizer)
     result = {"source": options.source, "facts": splits.facts}
     if options.stats or not options.show:

@@ -28,16 +28,17 @@ def labels(source: Any) -> tuple[str, ...]:
         ('bad', 'good')
     """
     corpus = sources.read(source)
-    held: list[Any] = [part.examples for part in (corpus, *corpus.official.values())]
-    for examples in held:
-        check_labelled(examples)
-    targets = [target for examples in held for _, target in examples]
-    found = set(targets)
-    few = 1 < len(found) < len(targets) / 2
+    found: dict[str, None] = {}  # in the order of the source, which need not fit into memory
+    count = 0
+    for part in (corpus, *corpus.official.values()):
+        check_labelled(part.examples)
+        count += len(part.examples)
+        found.update((target, None) for _, target in part.examples)
+    few = 1 < len(found) < count / 2
     if not few or sum(map(len, found)) > splits.LABEL * len(found):
         raise InputError(
             "labels are two or more, short, and each of several examples. Received: "
-            f"{len(found)} different ones in {len(targets)} examples, such as {targets[0]!r:.60}"
+            f"{len(found)} different ones in {count} examples, such as {next(iter(found))!r:.60}"
         )
     numbers = all(label.isdecimal() for label in found)
     return tuple(sorted(found, key=(lambda label: (int(label), label)) if numbers else None))

@@ -364,8 +364,9 @@ def _drawn(chosen, longest, encoder, packing):
     sample."""
     if not isinstance(packing, packings.Padded) or packing.long != "truncate":
         raise InputError(
-            "rows are planned for examples that are held in memory, and these are read when they "
-            f"are drawn; use the packing 'padded'. Received: {packing.get_config()!r}"
+            "rows are planned for examples that are held in memory, and those of 64 MB and more "
+            "are read when they are drawn; use the packing 'padded', which cuts long ones, or "
+            f"less data. Received: {packing.get_config()!r}"
         )
     parts, needed = {}, []
     for name, examples in chosen.items():

@@ -34,8 +34,10 @@ def loglikelihood(
     Returns:
         A dict of arrays [pairs]: `"loglikelihood"` (float64, nats); `"is_greedy"` (bool), whether
         each token of the continuation is the likeliest one given all before it, so that greedy
-        decoding writes it; `"tokens"` and `"right"` (int64), how many there are, and how many of
-        them are the likeliest. And `"cut"`, how many contexts lost their beginning.
+        decoding writes it; `"tokens"`, `"right"` and `"bytes"` (int64), how many there are, how
+        many of them are the likeliest, and how many bytes of text they stand for: white space at
+        the end of the context is among them, where the text runs on. And `"cut"`, how many
+        contexts lost their beginning.
 
     Raises:
         InputError: for a model that predicts hidden tokens, an empty continuation, or one that
@@ -56,6 +58,7 @@ def of_tokens(
     model: Any, reader: Reader, requests: list[Request], batch_size: int
 ) -> dict[str, np.ndarray]:
     """`loglikelihood` of requests that fit: the dict of arrays."""
+    sizes = np.array([_bytes(target[given:]) for _, target, given in requests], int)
     nats, right, tokens = np.zeros(len(requests)), *np.zeros((2, len(requests)), int)
     widths = np.array([reader.width(request) for request in requests])
     for width in np.unique(widths):
@@ -72,7 +75,13 @@ def of_tokens(
             np.add.at(nats, here[owner], logsumexp(chosen, axis=-1) - of_label)
             np.add.at(right, here[owner], chosen.argmax(-1) == labels)
             np.add.at(tokens, here[owner], 1)
-    return {"loglikelihood": -nats, "is_greedy": right == tokens, "tokens": tokens, "right": right}
+    found = {"loglikelihood": -nats, "is_greedy": right == tokens, "tokens": tokens, "right": right}
+    return {**found, "bytes": sizes}
+
+
+def _bytes(tokens):
+    """The bytes of the text of a token array."""
+    return len(tokens) if np.ndim(tokens) < 2 else int(tokens[:, 1].sum())
 
 
 def _checked(pairs):

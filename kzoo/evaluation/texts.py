@@ -56,8 +56,19 @@ class TokenF1(TextMetric):
         return np.array([_f1(*map(squad_tokens, pair)) for pair in _pairs(predictions, references)])
 
 
+class Sacrebleu(TextMetric):
+    """Base of metrics that sacrebleu computes of all texts together, 0 to 100; their fields are
+    arguments of its functions."""
+
+    needs = "sacrebleu"
+
+    def compare(self, predictions, references):
+        corpus = getattr(_package(self), f"corpus_{self.name}")
+        return corpus(predictions, [references], **vars(self)).score
+
+
 @METRICS.register
-class Bleu(TextMetric):
+class Bleu(Sacrebleu):
     """BLEU of all texts together, 0 to 100, by sacrebleu (Papineni et al. 2002; Post 2018,
     arXiv:1804.08771).
 
@@ -68,16 +79,10 @@ class Bleu(TextMetric):
     tokenize: str = "13a"
 
     name = "bleu"
-    needs = "sacrebleu"
-
-    def compare(self, predictions, references):
-        sacrebleu = _package(self)
-        found = sacrebleu.corpus_bleu(predictions, [references], tokenize=self.tokenize)
-        return found.score
 
 
 @METRICS.register
-class Chrf(TextMetric):
+class Chrf(Sacrebleu):
     """chrF of all texts together, 0 to 100, by sacrebleu: the F2 of n-grams of characters (Popović
     2015).
 
@@ -88,12 +93,6 @@ class Chrf(TextMetric):
     word_order: int = 0
 
     name = "chrf"
-    needs = "sacrebleu"
-
-    def compare(self, predictions, references):
-        sacrebleu = _package(self)
-        found = sacrebleu.corpus_chrf(predictions, [references], word_order=self.word_order)
-        return found.score
 
 
 @METRICS.register

@@ -7,13 +7,14 @@ from kzoo.evaluation.base import METRICS, Evaluation, Metric
 
 @METRICS.register
 class BitsPerByte(Metric):
-    """−log₂ p of the right answers per byte of theirs: summed over all, not a mean of means."""
+    """−log₂ p of the right answers per byte of what is scored (with the delimiter before it):
+    summed over all, not a mean of means."""
 
     name = "bits_per_byte"
 
     def values(self, evaluation: Evaluation) -> float:
-        sizes = [len(evaluation.continuation(text).encode()) for text in evaluation.references]
-        return -evaluation.scored["loglikelihood"].sum() / (math.log(2) * sum(sizes))
+        nats, sizes = -evaluation.scored["loglikelihood"].sum(), evaluation.scored["bytes"].sum()
+        return nats / (math.log(2) * sizes)
 
 
 @METRICS.register

@@ -150,7 +150,13 @@ class Mechanism(Part):
         projected = sum((width + use_bias) * size for size in self.projections(sizes).values())
         return projected + sum(math.prod(s) for s in self.variable_shapes(sizes).values())
 
-    def flops(self, sizes: HeadSizes, heads: Iterable[masks.Mask], time: int) -> int:
+    def flops(
+        self,
+        sizes: HeadSizes,
+        heads: Iterable[masks.Mask],
+        time: int,
+        key_time: int | None = None,
+    ) -> int:
         """Floating-point operations on one example of `time` tokens, projections aside.
 
         By default those of a score and a weighted value for each pair that the mask shows:
@@ -160,7 +166,11 @@ class Mechanism(Part):
             sizes: a `HeadSizes`.
             heads: the mask of each head.
             time: number of tokens, all of one document.
+            key_time: number of tokens of the second sequence, of which each query sees all; None:
+                there is none.
         """
+        if key_time is not None:
+            return 4 * sizes.head_dim * time * key_time * len(tuple(heads))
         return 4 * sizes.head_dim * sum(visible_pairs(head, time) for head in heads)
 
     def state_shape(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]] | None:

@@ -67,12 +67,14 @@ class Decaying(Linear):
     def variable_shapes(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]]:
         return {name: values.shape for name, values in self.variables(sizes).items()}
 
-    def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
+    def flops(
+        self, sizes: HeadSizes, heads: Iterable[Mask], time: int, key_time: int | None = None
+    ) -> int:
         """Each key joins the state, which decays, and each query reads it; under masks that show
         what stands behind, another state of what does."""
         features, columns = self._features(sizes), sizes.head_dim + self.normalize
-        if sizes.cross:
-            return len(tuple(heads)) * time * 4 * features * columns
+        if key_time is not None:  # nothing decays along another sequence
+            return len(tuple(heads)) * (time + key_time) * 2 * features * columns
         ways = sum(2 - (head.is_causal or head.time_reversed) for head in heads)
         return ways * time * 5 * features * columns
 

@@ -60,7 +60,9 @@ class Delta(Stateful):
         """`beta`, whose sigmoid is β."""
         return {"beta": sizes.num_heads}
 
-    def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
+    def flops(
+        self, sizes: HeadSizes, heads: Iterable[Mask], time: int, key_time: int | None = None
+    ) -> int:
         """Each token reads the state under its key and under its query, and changes it once."""
         return len(tuple(heads)) * time * 6 * sizes.head_dim**2
 

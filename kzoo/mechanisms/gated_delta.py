@@ -42,7 +42,9 @@ class GatedDelta(Delta):
         """`A_log` and `dt_bias`, one for each head."""
         return gates.softplus_variables(sizes.num_heads, RATES)
 
-    def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
+    def flops(
+        self, sizes: HeadSizes, heads: Iterable[Mask], time: int, key_time: int | None = None
+    ) -> int:
         """As without a decay, which is one product more for each entry of the state."""
         heads = tuple(heads)
         return super().flops(sizes, heads, time) + len(heads) * time * sizes.head_dim**2

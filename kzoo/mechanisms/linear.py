@@ -48,10 +48,12 @@ class Linear(Stateful):
         shapes = self.feature_map.weight_shapes(sizes.num_heads, sizes.head_dim)
         return {f"feature_map_{n}": (a * b, features) for n, (a, b, features) in shapes.items()}
 
-    def flops(self, sizes: HeadSizes, heads: Iterable[Mask], time: int) -> int:
+    def flops(
+        self, sizes: HeadSizes, heads: Iterable[Mask], time: int, key_time: int | None = None
+    ) -> int:
         """Each key joins the state, and each query reads it; the normaliser is one column more."""
-        features = self.feature_map.size(sizes.head_dim)
-        return len(tuple(heads)) * time * 4 * features * (sizes.head_dim + 1)
+        features, tokens = self.feature_map.size(sizes.head_dim), time + (key_time or time)
+        return len(tuple(heads)) * tokens * 2 * features * (sizes.head_dim + 1)
 
     def state_shape(self, sizes: HeadSizes) -> dict[str, tuple[int, ...]] | None:
         features = sizes.num_heads, self.feature_map.size(sizes.head_dim)

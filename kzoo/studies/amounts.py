@@ -32,13 +32,21 @@ def tokens(study, source, arm, steps, seed=None):
     Those that are seen are all but padding, of both stacks. They are counted on the first epoch,
     which later ones resemble.
     """
-    seen, scored = _counts(*_key(study, source, arm, seed))
+    seen, scored, _ = _counts(*_key(study, source, arm, seed))
     return tuple(round(_total(each, steps)) for each in (seen, scored))
 
 
-def flops(config, batch_size, steps):
-    """Floating-point operations of a training, by `kzoo.training.flops`: an integer."""
-    return _PASSES * sum(count_flops(config).values()) * batch_size * steps
+def flops(study, source, arm, steps, seed=None):
+    """Floating-point operations of a training, by `kzoo.training.flops`: an integer.
+
+    The rows of batches count as long as they are, padding too: those of pairs are often shorter
+    than `max_sequence_length`, and those of an encoder and a decoder have lengths of their own.
+    """
+    *_, shapes = _counts(*_key(study, source, arm, seed))
+    config = arm.config(study.seeds[0] if seed is None else seed)
+    rows = {shape: sum(count_flops(config, *shape[1:]).values()) for shape in {*shapes}}
+    each = np.array([_PASSES * shape[0] * rows[shape] for shape in shapes], float)
+    return round(_total(each, steps))
 
 
 def with_steps(study, given):
@@ -69,8 +77,7 @@ def _first(study, source):
 
 def _amount(study, source, arm, steps):
     if study.budget == "flops":
-        batch_size = study.training(arm, source)["batch_size"]
-        return flops(arm.config(study.seeds[0]), batch_size, steps)
+        return flops(study, source, arm, steps)
     return tokens(study, source, arm, steps)[1]
 
 
@@ -79,12 +86,11 @@ def planned(study):
     `arm`, `steps`, `batch_size`, `tokens_seen`, `tokens_scored` and `flops`."""
     rows = []
     for source, label, arm in study.runs():
-        config = arm.config(study.seeds[0])
         steps, batch_size = study.steps_of(arm, source), study.training(arm, source)["batch_size"]
         seen, scored = tokens(study, source, arm, steps)
         of_run = {"data": source, "arm": label, "steps": steps, "batch_size": batch_size}
         of_run |= {"tokens_seen": seen, "tokens_scored": scored}
-        rows.append({**of_run, "flops": flops(config, batch_size, steps)})
+        rows.append({**of_run, "flops": flops(study, source, arm, steps)})
     return rows
 
 
@@ -120,15 +126,20 @@ def _load(source, given, fields, batch_size, valid, seed, packing, tokenizer):
 
 @functools.lru_cache(maxsize=64)
 def _counts(*key):
-    """The tokens seen and scored of each batch of the first epoch: two arrays, `[batches]`."""
+    """The tokens seen and scored of each batch of the first epoch, two arrays, `[batches]`, and its
+    shapes: a list of (rows, tokens of a row), of two stacks the encoder's and the decoder's."""
     train = _load(*key).train
     total = len(train)
     some = np.unique(np.linspace(0, total - 1, min(total, _COUNTED)).round().astype(int))
-    seen, scored = [], []
+    seen, scored, shapes = [], [], []
     for index in some:
         x, _, weight = train[int(index)]
-        seen.append(sum((m > 0).sum() for name, m in x.items() if name.endswith("padding_mask")))
+        # The encoder's first.
+        real = [x[name] for name in sorted(x, reverse=True) if name.endswith("padding_mask")]
+        seen.append(sum((mask > 0).sum() for mask in real))
+        shapes.append((len(real[0]), *(mask.shape[1] for mask in real)))
         scored.append(weight.sum())
     # Batches that were not counted are as the one counted before them.
     nearest = np.searchsorted(some, np.arange(total), side="right") - 1
-    return np.array(seen, float)[nearest], np.array(scored, float)[nearest]
+    counts = np.array(seen, float)[nearest], np.array(scored, float)[nearest]
+    return *counts, [shapes[i] for i in nearest]

@@ -122,6 +122,25 @@ def check_choices(chosen, records):
             )
 
 
+def check_steps(settled, records):
+    """`InputError` where runs made other steps than the study's budget gives their arms now, as
+    after a release that counts it otherwise.
+
+    Args:
+        settled: a `Study` of `kzoo.studies.amounts.with_steps`.
+        records: of its finished runs.
+    """
+    for record in records:
+        then = record.get("training", {}).get("steps")
+        now = settled.steps_of(settled.arms[record["arm"]], record["data"])
+        if then not in (None, now):
+            raise InputError(
+                f"all runs of an arm make the steps that the budget {settled.budget!r} gives it; "
+                f"name a new folder with --out. Received: {now:,} steps, and {then:,} in the "
+                f"finished run {record['run']!r}"
+            )
+
+
 def _saved_study(directory):
     return migrations.study(read_json(directory / STUDY_FILE))
 

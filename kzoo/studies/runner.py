@@ -27,6 +27,7 @@ from kzoo.studies.folder import (
     as_begun,
     check_choices,
     check_directory,
+    check_steps,
     finished_runs,
     write_study,
 )
@@ -45,6 +46,7 @@ from kzoo.studies.study import Study, measure
 from kzoo.studies.threads import devices, in_threads, share_out
 from kzoo.studies.workers import in_processes
 from kzoo.training import Checkpoints, train
+from kzoo.training.flops import count_flops
 
 log = logging.getLogger("kzoo")
 SPECTRUM_ROWS = 8
@@ -143,6 +145,8 @@ def _work_through(study, directory, done, bars, clock, work):
         each = settled.runs()
         given = [f"{label} {settled.steps_of(arm, source):,}" for source, label, arm in each]
         log.info("steps at equal %s: %s", study.budget.replace("_", " "), ", ".join(given))
+        if jobs_left(settled, done):
+            check_steps(settled, done.values())
 
     def complete(record):
         choice = chosen.get((record["data"], record["arm"]))
@@ -237,23 +241,24 @@ def _work_off(study, directory, jobs, say, at_once, ray=None):
 
 
 def _grouped(study, jobs, count):
-    """Jobs whose runs share a compiled program, together: a list of `(jobs,)`, the dearest first,
-    so that no process is left alone with a long one.
+    """Runs that share a compiled program, together: a list of `(jobs,)`, the dearest first.
 
-    There are as many groups as `count` processes need, if there are as many jobs.
+    There are as many groups as `count` processes need, if there are as many runs; and the last
+    program is shared out among all of them, so that none has the end of a study to itself.
     """
     groups, costs = {}, {}
-    for job in jobs:
-        source, label, seeds = job
+    for source, label, seeds in jobs:
         arm = study.arms[label]
         training, steps = study.training(arm, source), study.steps_of(arm, source)
         key = programs.shape(arm.config(0), training, steps)
-        groups.setdefault(key, []).append(job)
-        of_run = amounts.flops(arm.config(0), training["batch_size"], steps)
+        groups.setdefault(key, []).extend((source, label, [seed]) for seed in seeds)
+        of_row = sum(count_flops(arm.config(0)).values())  # at most: the data is not read here
+        of_run = of_row * training["batch_size"] * steps
         costs[key] = costs.get(key, 0) + len(seeds) * of_run
+    *others, last = [groups[key] for key in sorted(groups, key=costs.get, reverse=True)]
     parts = -(-count // len(groups))
-    ordered = [groups[key] for key in sorted(groups, key=costs.get, reverse=True)]
-    return [(group[i::parts],) for group in ordered for i in range(min(parts, len(group)))]
+    shared = [(group, parts) for group in others] + [(last, count)]
+    return [(group[i::n],) for group, n in shared for i in range(min(n, len(group)))]
 
 
 def _all_decided(study, done):
@@ -382,7 +387,7 @@ class Trainer:
             "scored_tokens": int(sum(float(weight.sum()) for _, _, weight in splits.valid)),
             "tokens_seen": seen,
             "tokens_scored": scored,
-            "flops": amounts.flops(config, size, outcome.steps),
+            "flops": amounts.flops(*of_run),
             "seconds": outcome.seconds,
             "tokens_per_second": rows * outcome.steps / outcome.seconds,
         }

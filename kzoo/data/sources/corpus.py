@@ -15,6 +15,7 @@ from kzoo.data.sources.index import index
 from kzoo.data.sources.records import Records
 from kzoo.data.sources.stored import Stored, documents
 from kzoo.data.sources.table import Table, is_table
+from kzoo.errors import InputError
 
 log = logging.getLogger("kzoo")
 JOINT = stored.BETWEEN  # between the documents of running text
@@ -68,9 +69,11 @@ def read(source: Any) -> Corpus:
         held = found.read()
     if not isinstance(held, Mapping):
         return _corpus(name, held)
+    full = {part: _not_empty(name, part, items) for part, items in held.items()}
     parts = {
-        part: _corpus(f"{name}, {part}", _not_empty(name, part, items))
-        for part, items in held.items()
+        part: _corpus(f"{name}, {part}", items)
+        for part, items in full.items()
+        if len(items) or part == "train"
     }
     train = dataclasses.replace(parts.pop("train"), name=name)
     if not parts:
@@ -124,6 +127,10 @@ def _not_empty(name, part, items: Sequence[Any]) -> Sequence[Any]:
             "%s, %s: %d of %d texts or targets are empty and are left out",
             *(name, part, len(items) - len(kept), len(items)),
         )
+    if not kept and part == "train":
+        raise InputError(f"the data is empty. Received: {name!r}, without an example to train on")
+    if not kept:
+        log.warning("%s: its split %s is empty and is not read", name, part)
     return kept
 
 

@@ -108,18 +108,32 @@ def _kept(records, name):
         rows = np.empty(len(records), ROW)
         return rows, _fill(rows, records)
     identity = json.dumps([_RULE, *records.identity, len(records)])
-    kept = folder("indices").parent / hashlib.sha256(identity.encode()).hexdigest()[:24]
+    name_of = hashlib.sha256(identity.encode()).hexdigest()[:24]
+    try:
+        kept = folder("indices").parent / name_of
+        if found := _read(kept, len(records)):
+            return found
+        log.info("%s: %d examples are read once, to index them", name, len(records))
+        with whole_folder(kept, last=FACTS) as part:
+            rows = np.lib.format.open_memmap(Path(part) / FILE, "w+", ROW, (len(records),))
+            facts = _fill(rows, records)
+            rows.flush()
+            (Path(part) / FACTS).write_text(json.dumps(facts), encoding="utf-8")
+        return np.load(kept / FILE, mmap_mode="r"), facts
+    except OSError as error:
+        log.warning("%s: its index is not kept and is made each time: %s", name, error)
+        rows = np.empty(len(records), ROW)
+        return rows, _fill(rows, records)
+
+
+def _read(kept, count):
+    """The rows and facts of a folder, or None where it does not hold them whole."""
     try:
         facts = json.loads((kept / FACTS).read_text("utf-8"))
-        return np.load(kept / FILE, mmap_mode="r"), facts
-    except (OSError, ValueError):
-        log.info("%s: %d examples are read once, to index them", name, len(records))
-    with whole_folder(kept, last=FACTS) as part:
-        rows = np.lib.format.open_memmap(Path(part) / FILE, "w+", ROW, (len(records),))
-        facts = _fill(rows, records)
-        rows.flush()
-        (Path(part) / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-    return np.load(kept / FILE, mmap_mode="r"), facts
+        rows = np.load(kept / FILE, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return (rows, facts) if (rows.dtype, len(rows)) == (ROW, count) else None
 
 
 def _fill(rows, records):

@@ -1,8 +1,10 @@
 """Tables that are read where they lie: where each line begins, so that any can be read."""
 
+import contextlib
 import csv
 import io
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,19 @@ from kzoo.errors import InputError
 TSV = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
 CSV = {"strict": True}
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+_LIMIT = threading.Lock()
 
 
-def is_large(file: Path) -> bool:
-    """Whether a table is read where it lies: it is large, and lines can be read alone."""
-    return file.suffix.lower() in ENDINGS and file.stat().st_size > stored.LARGE
+@contextlib.contextmanager
+def long_cells():
+    """A context in which cells of CSV may have more characters than 131,072, the limit of `csv`,
+    which is one for the whole process."""
+    with _LIMIT:
+        before = csv.field_size_limit(2**31 - 1)
+        try:
+            yield
+        finally:
+            csv.field_size_limit(before)
 
 
 class Lines:
@@ -34,24 +44,18 @@ class Lines:
     """
 
     def __init__(self, file: Path) -> None:
-        self._file, self._kind = file, file.suffix.lower()
-        ends, self.sha256, begin, size = _ends(file, self._kind == ".csv")
-        starts = np.concatenate([[begin], ends])
-        ends = np.concatenate([ends, [size]])
-        filled = ends - starts > _line_end(file)
-        filled[-1] = ends[-1] > starts[-1]  # what no line end follows
-        self._starts, self._ends = starts[filled], ends[filled]
+        self._file, self._kind = stored.Unchanged(file), file.suffix.lower()
+        self._starts, self._ends, self.sha256 = _lines(file, self._kind)
 
     def __len__(self):
         return len(self._starts)
 
     def where(self, i: int) -> str:
         """What names a line in messages."""
-        with open(self._file, "rb") as opened:
-            left, breaks = int(self._starts[i]), 0
-            while left:
-                piece = opened.read(min(left, stored.CHUNK))
-                left, breaks = left - len(piece), breaks + piece.count(b"\n")
+        start, breaks = int(self._starts[i]), 0
+        for at in range(0, start, stored.CHUNK):
+            (piece,) = self._file.read([(at, min(start, at + stored.CHUNK))])
+            breaks += piece.count(b"\n")
         return f"line {breaks + 1}"
 
     def read(self, indices: Sequence[int]) -> list[Any]:
@@ -59,32 +63,27 @@ class Lines:
         parse = _cells if self._kind in (".csv", ".tsv") else _object
         style = CSV if self._kind == ".csv" else TSV
         found = []
-        for i, line in zip(indices, self._raw(indices), strict=True):
-            try:
-                found.append(parse(line.decode(), style))
-            except (ValueError, csv.Error) as error:
-                wanted = "CSV is quoted as in RFC 4180"
-                if parse is _object:
-                    wanted = "each line is one JSON object"
-                raise InputError(
-                    f"{wanted} ({error}). Received: {str(self._file)!r}, {self.where(i)}"
-                ) from error
+        with long_cells():
+            for i, line in zip(indices, self._raw(indices), strict=True):
+                try:
+                    found.append(parse(line.decode(), style))
+                except (ValueError, csv.Error) as error:
+                    wanted = "CSV is quoted as in RFC 4180"
+                    if parse is _object:
+                        wanted = "each line is one JSON object"
+                    raise InputError(
+                        f"{wanted} ({error}). Received: {str(self._file.path)!r}, {self.where(i)}"
+                    ) from error
         return found
 
     def _raw(self, indices):
         starts, ends = self._starts[indices].tolist(), self._ends[indices].tolist()
         places = list(zip(starts, ends, strict=True))
         first, last = min(starts), max(ends)
-        with open(self._file, "rb", buffering=0) as opened:
-            if last - first < 2 * sum(b - a for a, b in places):  # neighbours: at once
-                block = _read(opened, first, last)
-                return [block[a - first : b - first] for a, b in places]
-            return [_read(opened, a, b) for a, b in places]
-
-
-def _read(opened, start, stop):
-    opened.seek(start)
-    return opened.read(stop - start)
+        if last - first < 2 * sum(b - a for a, b in places):  # neighbours: at once
+            (block,) = self._file.read([(first, last)])
+            return [block[a - first : b - first] for a, b in places]
+        return self._file.read(places)
 
 
 def _cells(line, style):
@@ -98,29 +97,30 @@ def _object(line, style):
     return json.loads(line)
 
 
-def _ends(file, quoted):
-    """Where lines end, within quotes left out; the file's hash; where text begins and ends."""
-    found, quotes = [], 0
+def _lines(file, kind):
+    """The first byte of each line with something in it, and the end; the file's hash. A line end
+    within quotes of CSV ends no line."""
+    ends, written, quotes, begin, total = [], [], 0, None, 0
+    # What an empty line may have; of JSON also white space.
+    solid = ~np.isin(np.arange(256), list(b"\r\n" if kind in (".csv", ".tsv") else b"\r\n\t "))
 
     def check(piece, path, at):
-        nonlocal quotes
+        nonlocal quotes, begin, total
         files.check_encoding(piece, path, at)
         here = np.frombuffer(piece, np.uint8)
-        ends = np.flatnonzero(here == ord("\n"))
-        if quoted:
+        found = np.flatnonzero(here == ord("\n"))
+        if kind == ".csv":
             marks = np.flatnonzero(here == ord('"'))
-            outside = (quotes + np.searchsorted(marks, ends)) % 2 == 0
-            ends, quotes = ends[outside], quotes + len(marks)
-        found.append(ends + (at + 1))
+            outside = (quotes + np.searchsorted(marks, found)) % 2 == 0
+            found, quotes = found[outside], quotes + len(marks)
+        so_far = np.cumsum(solid[here]) + total
+        written.append(so_far[found])
+        ends.append(found + (at + 1))
+        begin, total = at if begin is None else begin, int(so_far[-1])
 
     text = stored.scan([file], check, files.BOM)
-    size = file.stat().st_size
-    begin = size - len(text)
-    ends = np.concatenate(found) if found else np.zeros(0, np.int64)
-    return ends, text.sha256, begin, size
-
-
-def _line_end(file):
-    """How many bytes a line end has: two, as of Windows, or one."""
-    with open(file, "rb") as opened:
-        return 2 if b"\r\n" in opened.read(1 << 16) else 1
+    begin = begin or 0
+    # The last line may have no end.
+    bounds = np.concatenate([[begin], *ends, [begin + len(text)]])
+    filled = np.diff(np.concatenate([[0], *written, [total]])) > 0
+    return bounds[:-1][filled], bounds[1:][filled], text.sha256

@@ -56,7 +56,14 @@ class _Rows(Records):
 
     def __getitems__(self, indices):
         rows = self._table.__getitems__([int(i) for i in indices])
-        cells = ([row[name] for name in self._columns] for row in rows)
+        cells = [[row[name] for name in self._columns] for row in rows]
+        for i, row in zip(indices, cells, strict=True):
+            if not all(isinstance(cell, str) for cell in row):
+                kinds = ", ".join(map(_kind_of, row))
+                raise InputError(
+                    f"the columns {', '.join(self._columns)} hold strings. "
+                    f"Received: {kinds} (example {int(i)})"
+                )
         return [tuple(row) if len(row) == 2 else row[0] for row in cells]
 
 

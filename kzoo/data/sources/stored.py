@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kzoo.data.sources.records import Records
+from kzoo.errors import InputError
 
 log = logging.getLogger("kzoo")
 
@@ -139,21 +141,58 @@ def documents(
     return Stored(read, stretches, sha256, sizes, repeated)
 
 
+class Unchanged:
+    """A file that is read by position as long as it is the one that was looked through.
+
+    Args:
+        path: of the file, as it is now.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._state = _state(os.stat(path))
+
+    def read(self, stretches: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes between some positions.
+
+        Args:
+            stretches: the first byte of each, and the end.
+
+        Raises:
+            InputError: if the file was written to or replaced.
+        """
+        found = []
+        with open(self.path, "rb", buffering=0) as file:
+            for start, stop in stretches:
+                file.seek(start)
+                found.append(file.read(stop - start))
+            same = _state(os.fstat(file.fileno())) == self._state
+        if not same or sum(map(len, found)) < sum(stop - start for start, stop in stretches):
+            raise InputError(
+                "a large file is read where it lies, so it does not change while it is used; "
+                f"begin again. Received: {str(self.path)!r}, which changed"
+            )
+        return found
+
+
+def _state(about):
+    return about.st_size, about.st_mtime_ns
+
+
 class FileReader:
     """Reads stretches of files.
 
     Args:
-        paths: of the files.
+        files: list of `Unchanged`.
         skip: bytes at the beginning of each that are left out, such as its byte order mark.
     """
 
-    def __init__(self, paths: Sequence[Path], skip: Sequence[int]) -> None:
-        self._paths, self._skip = paths, skip
+    def __init__(self, files: Sequence[Unchanged], skip: Sequence[int]) -> None:
+        self._files, self._skip = files, skip
 
     def __call__(self, document: int, start: int, stop: int) -> bytes:
-        with open(self._paths[document], "rb", buffering=0) as file:
-            file.seek(self._skip[document] + start)
-            return file.read(stop - start)
+        skip = self._skip[document]
+        return self._files[document].read([(skip + start, skip + stop)])[0]
 
 
 def whole_characters(file: Any) -> Iterator[tuple[int, bytes]]:
@@ -194,6 +233,7 @@ def scan(paths: Sequence[Path], check: Callable[[bytes, Path, int], None], mark:
     """
     kept, skip, sizes, seen = [], [], [], {}
     for path in paths:
+        unchanged = Unchanged(path)
         with open(path, "rb") as file:
             start = len(mark) if file.read(len(mark)) == mark else 0
             file.seek(start)
@@ -205,7 +245,7 @@ def scan(paths: Sequence[Path], check: Callable[[bytes, Path, int], None], mark:
         if seen.setdefault(digest.digest(), path) is not path:
             log.info("%s: the same as %s, and left out", path, seen[digest.digest()])
             continue
-        kept, skip, sizes = [*kept, path], [*skip, start], [*sizes, size]
+        kept, skip, sizes = [*kept, unchanged], [*skip, start], [*sizes, size]
     digests = list(seen)
     whole = digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
     return documents(FileReader(kept, skip), sizes, whole.hex(), len(paths) - len(kept))

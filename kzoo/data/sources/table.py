@@ -1,20 +1,23 @@
 """Tables of examples: a column of texts, or two of sources and targets."""
 
 import csv
+import functools
 import gzip
 import io
 import json
+import logging
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kzoo.data.sources import files, lines
+from kzoo.data.sources import files, lines, stored, unpacked
 from kzoo.data.sources.base import Source, register
 from kzoo.data.sources.records import Records
 from kzoo.errors import InputError, unknown
 from kzoo.values import is_integer, shown
+
+log = logging.getLogger("kzoo")
 
 JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
@@ -80,8 +83,10 @@ class Table(Source):
         file = Path(self.path).expanduser()
         if not file.is_file():
             raise files.missing(self.path, file)
-        if lines.is_large(file):
-            return _Rows(self, file)
+        if unpacked.size(file) > stored.LARGE:
+            if by_position := self._by_position(file):
+                return _Rows(self, by_position)
+            log.warning("%s is held in memory; JSON lines are read where they lie", file)
         kind, content = _content(file)
         names, rows = READERS[kind](file, content, self._numbered)
         columns = self._columns(file, names)
@@ -89,6 +94,17 @@ class Table(Source):
         if not found:
             raise _empty(file)
         return found
+
+    def _by_position(self, file):
+        """The file, or one with the same rows, in which each can be read alone; or None."""
+        if file.name.lower().endswith(".gz") and _ending(file) in lines.ENDINGS:
+            return unpacked.gunzipped(file)
+        if file.suffix.lower() == ".parquet":
+            with unpacked.parquet(file) as opened:
+                names = opened.schema_arrow.names
+            columns = [names[i] for i in self._columns(file, names)]
+            return unpacked.as_json_lines(file, columns, functools.partial(_example, file))
+        return file if file.suffix.lower() in lines.ENDINGS else None
 
     @property
     def _numbered(self):
@@ -113,6 +129,11 @@ class Table(Source):
                 )
             if column not in names:
                 raise unknown(f"column of {str(file)!r}", column, names)
+            if names.count(column) > 1:
+                raise InputError(
+                    "columns that are read have names of their own. "
+                    f"Received: {column!r}, {names.count(column)} times ({str(file)!r})"
+                )
         return [names.index(column) for column in asked]
 
 
@@ -133,7 +154,7 @@ class _Rows(Records):
         at = table._columns(file, names)
         self._columns = [names[i] for i in at] if self._is_json else at
         self.size = file.stat().st_size
-        self.identity = (self._lines.sha256, *map(str, self._columns))
+        self.identity = (file.suffix.lower(), self._lines.sha256, *map(str, self._columns))
 
     def __len__(self):
         return len(self._lines) - self._skip
@@ -199,11 +220,9 @@ def _content(file):
     if name.endswith(".gz"):
         try:
             content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise InputError(
-                f"a file that ends in .gz is compressed by gzip ({error}). Received: {str(file)!r}"
-            ) from error
-    ending = os.path.splitext(name.removesuffix(".gz"))[1]
+        except unpacked.GZIP_ERRORS as error:
+            raise unpacked.not_gzip(file, error) from error
+    ending = _ending(file)
     if ending not in ENDINGS:
         raise InputError(
             f"a table ends in {', '.join(ENDINGS)}, and then .gz if it is compressed. "
@@ -215,22 +234,20 @@ def _content(file):
     return ending, content
 
 
+def _ending(file):
+    """What says how a table is written: `".csv"` of `a.csv.gz`."""
+    return os.path.splitext(file.name.lower().removesuffix(".gz"))[1]
+
+
 def _separated(file, content, numbered):
     """CSV or TSV."""
-    style = lines.TSV if ".tsv" in file.name.lower() else lines.CSV
-    reader = csv.reader(io.StringIO(content.decode(), newline=""), **style)
-    rows = _lines(file, reader)
-    where, first = next(rows, (None, None))
-    if first is None:
+    style = lines.TSV if _ending(file) == ".tsv" else lines.CSV
+    with lines.long_cells():
+        rows = list(_lines(file, csv.reader(io.StringIO(content.decode(), newline=""), **style)))
+    if not rows:
         raise _empty(file)
-    if not numbered:
-        return first, rows
-    return list(range(len(first))), _with_first((where, first), rows)
-
-
-def _with_first(first, rows):
-    yield first
-    yield from rows
+    _, first = rows[0]
+    return (list(range(len(first))), rows) if numbered else (first, rows[1:])
 
 
 def _lines(file, reader):
@@ -300,18 +317,8 @@ def _empty(file):
 
 
 def _parquet(file, content, numbered):
-    try:
-        from pyarrow import lib, parquet
-    except ImportError as error:
-        raise InputError(
-            f"Parquet needs a package: pip install pyarrow. Received: {str(file)!r}"
-        ) from error
-    try:
-        table = parquet.read_table(io.BytesIO(content))
-    except lib.ArrowException as error:
-        raise InputError(
-            f"the file is no Parquet ({error!s:.80}). Received: {str(file)!r}"
-        ) from error
+    with unpacked.parquet(file, content) as opened:
+        table = opened.read()
     columns = zip(*(column.to_pylist() for column in table.columns), strict=True)
     return table.column_names, ((f"row {i}", cells) for i, cells in enumerate(columns))
 

@@ -180,7 +180,7 @@ class _Split(Records):
 
     def _record(self, i, row):
         texts = [
-            self._text(i, row[name]) if labels is None else labels[int(row[name])]
+            self._text(i, row[name]) if labels is None else _label(labels, int(row[name]))
             for name, labels in zip(self._names, self._labels, strict=True)
         ]
         if len(texts) == 2:
@@ -201,6 +201,11 @@ def _is_text(feature):
     """Whether a feature is one text."""
     dtype = getattr(feature, "np_dtype", None)  # its `dtype` would load TensorFlow
     return getattr(feature, "shape", None) == () and getattr(dtype, "kind", "") in ("O", "S")
+
+
+def _label(labels, number):
+    """The name of a class; -1 stands for none, which is left out as an empty text is."""
+    return "" if number < 0 else labels[number]
 
 
 def _labels(feature):
