@@ -25,6 +25,8 @@ PROGRAMS = ("python", "sh", "json")
 # What would take long in the blocks, regular expressions, and what is run in its place.
 CUT = {
     r"(?<=[a-z0-9])_(tiny|small|base|large|1b)\b": "_nano",
+    r'(presets\.load\("\w+_nano")': r"\1, num_layers=1",
+    r'(\("\w+_nano", \{)': r'\1"num_layers": 1, ',
     r"\bepochs=\d+": "epochs=1",
     r"\bsteps=\d+": "steps=4",
     r'"steps": \d+': '"steps": 4',
@@ -128,7 +130,6 @@ def _set_up():
 
 def main(documents):
     sys.path.insert(0, str(ROOT))
-    sys.modules["tensorflow"] = None  # which no document needs, and keras-hub would load
     _set_up()
     for document in documents:
         namespace = {"__name__": "guide"}

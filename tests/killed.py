@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 os.environ["OPENBLAS_NUM_THREADS"] = "1"  # no threads of NumPy either
-sys.modules["tensorflow"] = None
 import jax  # noqa: E402
 import keras_hub  # noqa: E402, F401  # a second or two, once
 import orbax.checkpoint  # noqa: E402, F401

@@ -10,13 +10,11 @@ import os
 import signal
 import sys
 
-if __name__ == "__main__":
-    sys.modules["tensorflow"] = None  # its import takes longer than all else here
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
+import keras
+import numpy as np
 
-import kzoo  # noqa: E402
-from kzoo.ops.kernels import blockwise  # noqa: E402
+import kzoo
+from kzoo.ops.kernels import blockwise
 
 SMALL = {
     "num_layers": 1,

@@ -17,7 +17,7 @@ def python(code, *, without=(), **environment):
     )
     done = subprocess.run(
         [sys.executable, "-c", hide + code],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
     )

@@ -10,7 +10,6 @@ from pathlib import Path
 count, directory, epochs = int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 flags = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}"
-sys.modules["tensorflow"] = None
 import grain  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402

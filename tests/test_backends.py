@@ -26,7 +26,6 @@ def installed(backend):
 
 def run(backend, file, *command):
     environment = {**os.environ, "KERAS_BACKEND": backend, CHILD: str(file)}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
     )

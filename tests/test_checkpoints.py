@@ -246,7 +246,7 @@ HERE = Path(__file__).parent
 def python(*arguments, status=0, **environment):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": str(HERE.parent), **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=600,
@@ -276,7 +276,6 @@ def test_a_run_killed_twenty_times_has_the_same_losses_to_the_last_bit(tmp_path)
 
 SIZE = """
 import resource, signal, sys
-sys.modules["tensorflow"] = None
 sys.path.insert(0, sys.argv[1])
 import numpy
 from pathlib import Path

@@ -317,8 +317,6 @@ sys.exit(main(arguments))
 def test_a_missing_package_is_named_with_how_to_install_it(missing, arguments, package, tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", WITHOUT, missing, *arguments],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
-        cwd=None,
         capture_output=True,
         text=True,
     )

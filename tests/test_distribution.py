@@ -136,7 +136,6 @@ def start(*arguments, devices=1, flags=""):
     environment = {
         **os.environ,
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
-        "PYTHONPATH": str(Path(config.__file__).parents[1]),
         "KERAS_BACKEND": "jax",
     }
     command = [sys.executable, "-W", "ignore", many_devices.__file__, *arguments]
@@ -264,15 +263,13 @@ def test_losses_of_several_processes_are_those_of_one(alone, count, how):
 
 
 @pytest.mark.slow
-def test_torch_in_two_processes(tmp_path):
+def test_torch_in_two_processes():
     """The example's own loop, since Keras's `fit` cannot: against `fit` on JAX, in one process."""
     root = Path(__file__).parents[1]
-    # TensorFlow, which nothing here needs, and keras-hub would load in each process.
-    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['tensorflow'] = None")
     run = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         + [str(root / "examples" / "torchrun.py"), "--steps", "3"],
-        env={**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{root}", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=300,

@@ -141,11 +141,8 @@ def test_ranked_choices_runs(monkeypatch, capsys, tmp_path):
 
 def execute(name, folder, monkeypatch, devices=1):
     flags = os.environ.get("XLA_FLAGS", "")
-    # TensorFlow, which nothing there needs, and keras-hub would load.
-    (folder / "sitecustomize.py").write_text("import sys; sys.modules['tensorflow'] = None")
     settings = {
         "KZOO_EXAMPLE_SIZE": "smoke",
-        "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
         "JAX_PLATFORMS": "cpu",
         # Small programs are kept, too: what was compiled to be measured is not compiled again.
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

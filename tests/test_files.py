@@ -294,11 +294,9 @@ def test_a_study_names_no_folder_elsewhere(tmp_path, capsys, monkeypatch):
 
 
 def started(arguments, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     return subprocess.Popen(
         [sys.executable, "-W", "ignore", "-m", "kzoo", *map(str, arguments)],
         cwd=cwd,
-        env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

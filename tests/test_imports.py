@@ -221,7 +221,11 @@ assert "keras" not in sys.modules
 {first_use}
 print(sys.modules["keras"].backend.backend())
 """
-    home = {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": ""}
+    home = {
+        "KERAS_HOME": str(tmp_path),
+        "KERAS_BACKEND": "",
+        "PYTHONPATH": os.environ["PYTHONPATH"],
+    }
     assert run(code, **home).endswith("jax\n")
 
 

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import keras
 import pytest
@@ -42,7 +41,6 @@ def test_a_run_on_each_of_four_devices(tmp_path):
         [sys.executable, "-W", "ignore", "-c", CODE, tmp_path],
         env={
             **os.environ,
-            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
         },

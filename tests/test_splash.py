@@ -256,7 +256,7 @@ def test_split_over_a_mesh():
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", ON_A_MESH],
-        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{tests}:{tests.parent}"},
+        env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{tests}:{os.environ['PYTHONPATH']}"},
         capture_output=True,
         text=True,
         timeout=300,
