@@ -10,9 +10,10 @@
 # %% [markdown]
 # # kzoo on Colab's TPU
 #
-# A language model is trained in bfloat16, continues some text, and is saved; then models that
-# differ in mask and mechanism are compared under equal conditions. Choose *Runtime >
-# Change runtime type > v5e-1 TPU*, and run the cells from the top.
+# A language model is trained in bfloat16, continues some text, and is saved; then a study of the
+# repository is run at tiny size, to its verdicts: whether half of a BERT's heads had better look
+# forward and half backward. Choose *Runtime > Change runtime type > v5e-1 TPU*, and run the cells
+# from the top.
 #
 # Colab's free TPU is one v5e chip. How long a session lasts, and how many there are, Colab does
 # not publish; so the minutes that a cell takes are measured, and printed before it starts.
@@ -23,7 +24,10 @@
 # %% Settings
 import os
 import sys
+import time
 from pathlib import Path
+
+BEGAN = time.time()
 
 # Where kzoo is installed from: its repository, or the folder of a clone, such as "/content/kzoo".
 SOURCE = "git+https://github.com/kzoo/kzoo"
@@ -32,6 +36,8 @@ SOURCE = "git+https://github.com/kzoo/kzoo"
 #     from google.colab import drive; drive.mount("/content/drive")
 # and name a folder in it, such as Path("/content/drive/MyDrive/kzoo").
 OUT = Path("runs")
+# To go on with the studies of an earlier session: its OUT, where it is another one.
+EARLIER = None
 
 # "full" is made for one v5e chip. "smoke" runs everything with tiny models, on any machine.
 SIZE = os.environ.get("KZOO_EXAMPLE_SIZE", "full")
@@ -43,23 +49,14 @@ DATA = "pydoc"
 if SIZE == "full":
     PRESET, SMALLER = "gpt_base", {}
     BATCH, HELD_OUT, EPOCHS, EPOCH_STEPS, RATE, GENERATED = 16, 0.1, 10, 100, 3e-4, 200
-    ARMS = {
-        "causal": ("gpt_small", {"objective": "prefix_lm"}),
-        "prefix": ("unilm_small", {}),
-        "causal, linear": ("gpt_small", {"objective": "prefix_lm", "mechanism": "linear"}),
-        "prefix, linear": ("unilm_small", {"mechanism": "linear"}),
-    }
-    STUDY = {"seeds": 2, "steps": 1000, "batch_size": 32, "learning_rate": 1e-3}
+    # Files under examples/studies: the size of their presets, and the steps of each run.
+    STUDIES = {"q4-mixed-directions/rotary.json": {"size": "tiny", "steps": 1000}}
 else:
     PRESET = "gpt_nano"
     SMALLER = {"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "intermediate_dim": 32}
     SMALLER["max_sequence_length"] = 32
     BATCH, HELD_OUT, EPOCHS, EPOCH_STEPS, RATE, GENERATED = 8, 0.001, 2, 6, 3e-3, 24
-    ARMS = {
-        "causal": ("gpt_nano", {"objective": "prefix_lm"}),
-        "prefix, linear": ("unilm_nano", {"mechanism": "linear"}),
-    }
-    STUDY = {"seeds": 1, "steps": 8, "batch_size": 8, "evaluations": 2, "valid": 0.001}
+    STUDIES = {"q4-mixed-directions/rotary.json": {"size": "nano", "steps": 8}}
 
 # JAX keeps compiled programs in this folder, so that none is compiled twice for the same device.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(OUT.absolute() / "compiled"))
@@ -132,13 +129,30 @@ def pip(*arguments):
 image = version("jax")
 if image is None or not JAX.specifier.contains(image, prereleases=True):
     raise Stop(f"kzoo needs {JAX}, and this image has {image or 'none'}: choose a newer image")
+
+
+def repository():
+    """The folder of a clone of kzoo's repository."""
+    if not SOURCE.startswith("git+"):
+        return Path(SOURCE)
+    clone = Path(tempfile.gettempdir()) / "kzoo"
+    if not clone.exists():
+        address = SOURCE.removeprefix("git+")
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", address, clone], check=True)
+    return clone
+
+
 installing = importlib.util.find_spec("kzoo") is None
 if installing:
     with tempfile.TemporaryDirectory() as folder:
         kept = Path(folder) / "kept.txt"
         kept.write_text("".join(f"{n}=={version(n)}\n" for n in OF_THE_IMAGE if version(n)))
         pip("--constraint", str(kept), *NEEDED)
-    pip("--no-deps", "keras-hub>=0.32", SOURCE)
+    pip("--no-deps", "keras-hub>=0.32", str(repository()))
+# Studies come with the repository; where kzoo is not installed, but imported from a clone, with it.
+FILES = Path(importlib.util.find_spec("kzoo").origin).parents[1] / "examples" / "studies"
+if not FILES.is_dir():
+    FILES = repository() / "examples" / "studies"
 
 early = sys.modules.get("keras")
 if early and (installing or early.config.backend() != "jax"):
@@ -214,8 +228,6 @@ say(f"fit: about {minutes:.1f} minutes for {steps} steps and {EPOCHS} validation
 # with the same `OUT`: `fit` resumes from the last one, and takes less time than was printed.
 
 # %% Fit
-import time
-
 checkpoints = kzoo.training.Checkpoints(OUT / "fit", every="120s")
 start = time.perf_counter()
 history = model.fit(
@@ -259,57 +271,115 @@ print(*sorted(path.name for path in (OUT / "model").iterdir()), sep="\n")
 # %% [markdown]
 # ## Compare
 #
-# Arms that differ in mask and mechanism, with the same initial values and the same batches. All
-# runs go on in this process, since one process holds the TPU: one on each device where there are
-# several, else one after another. So each run has one device, and the distribution ends here.
+# Studies of the repository, each in a file that says its arms, seeds, rates to be tried and
+# hypotheses, here with presets of another size. All runs go on in this process, since one process
+# holds the TPU: one on each device where there are several, else one after another. So each run
+# has one device, and the distribution ends here.
 
 # %% Make room
 del model, history, checkpoints
 keras.distribution.set_distribution(None)
-keras.config.set_dtype_policy("mixed_bfloat16")  # of the models that `compare` makes
+keras.config.set_dtype_policy("mixed_bfloat16")  # of the models that studies make
+
+# %% The studies
+import shutil
+
+from kzoo.studies import Results, Study, planning, run, sizes
+
+
+def smaller(study):
+    """For the smoke run: two arms of a study, one seed, and no verdicts."""
+    fields = study.to_dict()
+    arms = dict([*fields["arms"].items()][:2])
+    for arm in arms.values():
+        arm["overrides"] = {**arm["overrides"], **SMALLER}
+    kept = {name: fields[name] for name in ("name", "description", "data", "steps")}
+    few = {"seeds": 1, "batch_size": 8, "evaluations": 2, "valid": 0.001}
+    return Study.from_dict({**kept, **few, "arms": arms})
+
+
+studies = {}
+for file, how in STUDIES.items():
+    given = Study.from_json(FILES / file)
+    study = given.at(**how)
+    print(study.name, *sizes.changes(given, study), sep="\n    ")
+    folder = OUT / "studies" / study.name
+    if EARLIER and not folder.exists() and (EARLIER / "studies" / study.name).exists():
+        shutil.copytree(EARLIER / "studies" / study.name, folder)
+    studies[folder] = smaller(study) if SMALLER else study
 
 # %% [markdown]
-# Its time is measured first, on every arm. Each is compiled for that, which may take a minute or
-# two.
+# Their time is measured first, on every arm. Each is compiled for that, which may take a minute or
+# two. What is finished is left out.
 
 # %% How long the comparison takes
-study = {
-    "arms": {label: (name, {**SMALLER, **fields}) for label, (name, fields) in ARMS.items()},
-    "data": DATA,
-    **STUDY,
-    "directory": OUT / "compare",
-}
-prediction = kzoo.studies.predict(**study)
-say(f"compare: {prediction}", prediction.minutes)
+SPARE = 0.5  # hours of a session, for what comes after the studies
+
+
+def hours_left():
+    """Of this session for studies; None where nobody says how long it lasts."""
+    session = QUOTA.get("a session")
+    return session and max(0.0, session - SPARE - (time.time() - BEGAN) / 3600)
+
+
+minutes = 0.0
+for folder, study in studies.items():
+    planned = planning.plan(study, folder)
+    say(f"compare: {study.name}, {planned}", planned.prediction.minutes)
+    minutes += planned.prediction.minutes
+if QUOTA:
+    hours, left = minutes / 60, hours_left()
+    sessions = 1 + max(0, -(-(hours - left) // (QUOTA["a session"] - SPARE)))
+    week = QUOTA["a week's quota"]
+    fits = "fits" if hours <= week else "does NOT fit; give fewer steps, or go on next week"
+    print(f"all studies: {hours:.1f} hours, of which {min(hours, left):.1f} in this session")
+    print(f"{sessions:.0f} session(s); into a week's quota of {week} hours it {fits}")
 
 # %% [markdown]
-# If it is stopped, the next cell resumes it, with the same `OUT`.
+# Where the session ends before the studies do, they stop in time and go on when the notebook is
+# run again with the same files in `OUT`, or with what the earlier session left as `EARLIER`.
 
 # %% Compare
-start = time.perf_counter()
-results = kzoo.compare(**study)
-print(f"it took {(time.perf_counter() - start) / 60:.1f} minutes")
+found = {}
+for folder, study in studies.items():
+    start, left = time.time(), hours_left()
+    if left == 0:
+        print(f"{study.name}: no time is left in this session")
+        continue
+    records = run(study, folder, minutes=left and 60 * left)
+    print(f"{study.name}: it took {(time.time() - start) / 60:.1f} minutes")
+    if records:
+        found[study.name] = Results(records, folder)
+
+# %% [markdown]
+# What each study says of its hypotheses, once all of its runs are there.
+
+# %% Verdicts
+for name, results in found.items():
+    print(f"{name}: {len(results.records)} runs", *results.verdicts(), sep="\n    ")
 
 # %% [markdown]
 # Held-out bits per byte: the mean over seeds, the least and the greatest.
 
 # %% The table
-results.table()[["arm", "parameters", "mean", "min", "max", "seconds"]]
+from IPython.display import HTML, display
+
+for results in found.values():
+    display(results.table()[["group", "arm", "parameters", "mean", "min", "max", "seconds"]])
 
 # %% Their curves
-results.plot()
+for results in found.values():
+    display(results.plot())
 
 # %% [markdown]
-# The whole report: masks, curves, spectra of attention, and where everything comes from. It is
-# one file, which opens in any browser. Two seeds show how large the noise is; they give no
-# verdict.
+# The whole reports: verdicts, masks, curves, spectra of attention, and where everything comes
+# from. Each is one file, which opens in any browser.
 
 # %% Report
 import html
 
-from IPython.display import HTML
-
-page = results.report()
-print(page)
-frame = f'<iframe srcdoc="{html.escape(page.read_text())}" width="100%" height="800"></iframe>'
-HTML(f"<div>{frame}</div>")
+for results in found.values():
+    page = results.report()
+    print(page)
+    frame = f'<iframe srcdoc="{html.escape(page.read_text())}" width="100%" height="800"></iframe>'
+    display(HTML(f"<div>{frame}</div>"))

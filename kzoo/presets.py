@@ -34,6 +34,59 @@ def names() -> list[str]:
     return [f"{family}_{size}" for family in _families() for size in _sizes()]
 
 
+def sizes() -> dict[str, dict[str, int]]:
+    """The sizes of presets: for each the config fields that it sets, the same for all families.
+
+    Example:
+        >>> sizes()["nano"]["hidden_dim"]
+        64
+    """
+    return {size: dict(fields) for size, fields in _sizes().items()}
+
+
+def size_of(name: str) -> str:
+    """The size in the name of a preset.
+
+    Args:
+        name: one of `names()`, or `"FILE.json:SIZE"`.
+
+    Raises:
+        InputError: for an unknown preset.
+
+    Example:
+        >>> size_of("bert_mixed_heads_nano")
+        'nano'
+    """
+    _find(name)
+    return max((size for size in _sizes() if name.endswith(size)), key=len)
+
+
+def resized(name: str, size: str) -> str:
+    """The name of the preset of the same family at another size.
+
+    Args:
+        name: one of `names()`, or `"FILE.json:SIZE"`.
+        size: one of `sizes()`.
+
+    Raises:
+        InputError: for an unknown preset or size, and for a family whose own file sets what a size
+            sets, which stays as it is at every size.
+
+    Example:
+        >>> resized("unilm_nano", "small")
+        'unilm_small'
+    """
+    family, _ = _find(name)
+    if size not in _sizes():
+        raise unknown("size", size, _sizes())
+    if own := [field for field in _sizes()[size] if field in family["config"]]:
+        raise InputError(
+            f"the family of this preset sets {own[0]} itself, at every size; leave it out of its "
+            f"file. Received: {name!r}"
+        )
+    return name.removesuffix(size_of(name)) + size
+
+
 def describe(name: str) -> dict[str, str]:
     """The preset's description and paper: `{"description": str, "paper": str}`.
 

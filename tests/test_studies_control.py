@@ -85,10 +85,13 @@ def test_processes_take_the_runs_of_a_program_together():
     grid = {"seeds": [7, 8], "grid": {"learning_rate": [0.001, 0.01, 0.1]}}
     asked = tuning.asked(study(tuning=grid), [])
     jobs = jobs_left(asked, {})
-    (softmax,), (linear,) = _grouped(asked, jobs, 2)
-    assert len(softmax) == len(linear) == 3 and softmax + linear == jobs
-    assert len(_grouped(asked, jobs, 4)) == 4
-    assert sum((group for (group,) in _grouped(asked, jobs[:3], 8)), []) == jobs[:3]
+    runs = [(source, label, [seed]) for source, label, seeds in jobs for seed in seeds]
+    # Three rates on two seeds of each arm; the last arm is shared out, so that both end together.
+    (softmax,), *linear = _grouped(asked, jobs, 2)
+    assert softmax == runs[:6] and [len(half) for (half,) in linear] == [3, 3]
+    assert sorted(sum((half for (half,) in linear), []), key=runs.index) == runs[6:]
+    assert len(_grouped(asked, jobs, 4)) == 6
+    assert sum((group for (group,) in _grouped(asked, jobs[:1], 8)), []) == runs[:2]
 
 
 def test_arms_are_compared_at_step_0(monkeypatch):

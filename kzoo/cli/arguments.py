@@ -63,6 +63,19 @@ def add_overrides(command):
     )
 
 
+def add_size(command):
+    """Options of a study that is run at another size than it was written for."""
+    command.add_argument(
+        "--size",
+        type=name,
+        help="of the presets of all arms: nano, tiny, small, base, large or 1b; what follows the "
+        "size is scaled, and told",
+    )
+    command.add_argument(
+        "--steps", type=positive, metavar="N", help="of each run; default: as the study says"
+    )
+
+
 def add_tokenizer(command):
     command.add_argument(
         "--tokenizer",

@@ -1,10 +1,12 @@
 """kzoo compare: run a study; kzoo report: write its page."""
 
+import logging
 from pathlib import Path
 
 from kzoo.cli.arguments import (
     add_command,
     add_running,
+    add_size,
     leave_tensorflow,
     load_backend,
     minutes,
@@ -17,6 +19,8 @@ from kzoo.cli.arguments import (
 from kzoo.errors import InputError
 from kzoo.files import numbered
 
+log = logging.getLogger("kzoo")
+
 
 def add(commands):
     help = "run a study (by default the quick one) and write its report"
@@ -26,6 +30,7 @@ def add(commands):
     compare.add_argument(
         "--out", type=path, metavar="DIR", help="default: runs/NAME; a study begun there is resumed"
     )
+    add_size(compare)
     compare.add_argument(
         "--dry-run",
         action="store_true",
@@ -67,7 +72,7 @@ def _read(options):
     """The study and its directory."""
     from kzoo.studies.study import QUICK, Study
 
-    study = Study.from_json(options.study or QUICK)
+    study = Study.from_json(options.study or QUICK).at(size=options.size, steps=options.steps)
     return study, options.out or Path("runs") / study.name
 
 
@@ -92,6 +97,8 @@ def _compare(options):
         at_once = processes()
     check(as_begun(study, directory), directory, at_once)
     say_backend(options)
+    if options.size or options.steps:
+        _say_size(study, directory, options)
     if options.dry_run:
         _plan(study, directory, options)
         return
@@ -114,6 +121,25 @@ def _compare(options):
     _print_results(rows)
     _print_verdicts(study, verdicts)
     print(f"report: {page}")
+
+
+def _say_size(study, directory, options):
+    """What another size or other steps change, and how many runs that makes."""
+    from kzoo.studies import sizes
+    from kzoo.studies.prediction import jobs_of
+    from kzoo.studies.study import QUICK, Study
+
+    given = Study.from_json(options.study or QUICK)
+    for sentence in sizes.changes(given, study):
+        log.info("%s", sentence)
+    if study.arms != given.arms and options.steps is None:
+        log.warning(
+            "each run makes the %s steps that were chosen for another size; a larger model needs "
+            "more: --steps N",
+            f"{study.steps:,}",
+        )
+    tuning, deciding = (sum(len(seeds) for *_, seeds in jobs) for jobs in jobs_of(study, directory))
+    log.info("%s: %d runs to choose rates and %d to decide are left", study.name, tuning, deciding)
 
 
 def _verdicts(study, records):

@@ -76,7 +76,7 @@ def plan(study, directory=None):
     predicted = prediction.predict(study, directory)
     if directory is not None:
         study = as_begun(study, directory)
-    tuned = sum(len(seeds) for *_, seeds in prediction.tuning_left(study, directory))
+    tuned = sum(len(seeds) for *_, seeds in prediction.jobs_of(study, directory)[0])
     records = _records(study, directory)
     effects = {h.name: _effect(h, study, records) for h in study.hypotheses}
     arms = amounts.planned(amounts.with_steps(study, study))

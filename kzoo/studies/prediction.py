@@ -55,12 +55,10 @@ def predict(study, directory=None):
         >>> print(predict(Study.from_json("study.json")))
         about 12 minutes for 8 runs on 8 devices, compilation included
     """
-    done = {}
     if directory is not None:
         study = as_begun(study, directory)
         check_directory(study, directory)
-        done = finished_runs(directory)
-    jobs = tuning_left(study, directory) + jobs_left(study, done)
+    jobs = sum(jobs_of(study, directory), [])
     study = amounts.with_steps(study, study)
     places = max(1, len(devices()))
     starting, running = {}, {}
@@ -70,6 +68,20 @@ def predict(study, directory=None):
                 starting[source, label], running[source, label] = _measured(study, source, label)
     finally:
         programs.forget()
+    runs = sum(len(seeds) for *_, seeds in jobs)
+    last = seconds(jobs, places, starting, running)
+    return Prediction(last / 60, runs, min(places, max(1, runs)), running)
+
+
+def seconds(jobs, places, starting, running):
+    """Seconds until devices have worked off all jobs, each taking the next one when it is free.
+
+    Args:
+        jobs: list of (source, label, seeds).
+        places: the number of devices.
+        starting, running: of each (source, label), the seconds that a device takes to begin with
+            it, once, and for each run.
+    """
     ends, compiled = [0.0] * places, set()
     for source, label, seeds in share_out(jobs, places):
         first = ends.index(min(ends))  # takes the next job
@@ -77,12 +89,17 @@ def predict(study, directory=None):
             ends[first] += starting[source, label]
             compiled.add((first, source, label))
         ends[first] += len(seeds) * running[source, label]
-    runs = sum(len(seeds) for *_, seeds in jobs)
-    return Prediction(max(ends) / 60, runs, min(places, max(1, runs)), running)
+    return max(ends)
 
 
-def tuning_left(study, directory):
-    """Jobs of the arms themselves for what tuning takes, unless a grid must be widened."""
+def jobs_of(study, directory=None):
+    """What a study has left to do: the jobs of its tuning, of the arms themselves and unless a
+    grid must be widened, and those of its own runs; two lists of (source, label, seeds)."""
+    done = {} if directory is None else finished_runs(directory)
+    return _tuning_left(study, directory), jobs_left(study, done)
+
+
+def _tuning_left(study, directory):
     if not study.tuning:
         return []
     asked, own, others = retuning.known(study, directory)

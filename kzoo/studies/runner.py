@@ -241,24 +241,24 @@ def _work_off(study, directory, jobs, say, at_once, ray=None):
 
 
 def _grouped(study, jobs, count):
-    """Jobs whose runs share a compiled program, together: a list of `(jobs,)`, the dearest first,
-    so that no process is left alone with a long one.
+    """Runs that share a compiled program, together: a list of `(jobs,)`, the dearest first.
 
-    There are as many groups as `count` processes need, if there are as many jobs.
+    There are as many groups as `count` processes need, if there are as many runs; and the last
+    program is shared out among all of them, so that none has the end of a study to itself.
     """
     groups, costs = {}, {}
-    for job in jobs:
-        source, label, seeds = job
+    for source, label, seeds in jobs:
         arm = study.arms[label]
         training, steps = study.training(arm, source), study.steps_of(arm, source)
         key = programs.shape(arm.config(0), training, steps)
-        groups.setdefault(key, []).append(job)
+        groups.setdefault(key, []).extend((source, label, [seed]) for seed in seeds)
         of_row = sum(count_flops(arm.config(0)).values())  # at most: the data is not read here
         of_run = of_row * training["batch_size"] * steps
         costs[key] = costs.get(key, 0) + len(seeds) * of_run
+    *others, last = [groups[key] for key in sorted(groups, key=costs.get, reverse=True)]
     parts = -(-count // len(groups))
-    ordered = [groups[key] for key in sorted(groups, key=costs.get, reverse=True)]
-    return [(group[i::parts],) for group in ordered for i in range(min(parts, len(group)))]
+    shared = [(group, parts) for group in others] + [(last, count)]
+    return [(group[i::n],) for group, n in shared for i in range(min(n, len(group)))]
 
 
 def _all_decided(study, done):

@@ -13,7 +13,7 @@ from kzoo.errors import InputError, unknown
 from kzoo.files import read_json
 from kzoo.learning_rate import learning_rate
 from kzoo.studies import fields as kinds
-from kzoo.studies import protocol
+from kzoo.studies import protocol, sizes
 from kzoo.studies.fields import CHECKS_OF_TRAINING, TRAINING
 from kzoo.values import plain, shown
 
@@ -178,11 +178,47 @@ class Study:
         folder = str(Path(path).resolve().parent)
         if isinstance(fields, Mapping) and fields.get("imports") and folder not in sys.path:
             sys.path.append(folder)
-        study = cls.from_dict(fields)
-        if study.tuning and study.tuning.records:
-            found = dataclasses.replace(study.tuning, folder=folder)
-            study = dataclasses.replace(study, tuning=found)
-        return study
+        return cls.from_dict(fields)._beside(folder)
+
+    def at(self, *, size: str | None = None, steps: int | None = None) -> Self:
+        """The same study with presets of another size, or other steps.
+
+        Every arm keeps its family. Overrides of what a size sets (`hidden_dim`, `num_heads` and so
+        on) keep their ratio to it; learning rates, given or to be tried, follow the width as
+        `kzoo.learning_rate` does; the name says the size and the steps. The rest stays, steps too
+        unless they are given: larger models need more. `kzoo.studies.sizes.changes` lists what
+        was changed.
+
+        Args:
+            size: one of `kzoo.presets.sizes()`; None for the study's own.
+            steps: optimizer steps of each run; None for the study's own.
+
+        Returns:
+            A `Study`.
+
+        Raises:
+            InputError: for an unknown size, presets of several sizes, a family whose file sets
+                what a size sets, an override that has no whole number in its ratio, and arms that
+                do not fit at that size.
+
+        Example:
+            >>> Study.from_json(QUICK).at(size="small", steps=3000).name
+            'quick-small-3000-steps'
+        """
+        fields = sizes.at(self.to_dict(), size, steps)
+        try:
+            study = type(self).from_dict(fields)
+        except InputError as error:
+            where = "" if size is None else f"at size {size}: "
+            raise InputError(f"{where}{error}") from None
+        return study._beside(self.tuning.folder if self.tuning else ".")
+
+    def _beside(self, folder):
+        """The study, whose tuning looks for its file of records in a folder."""
+        if not (self.tuning and self.tuning.records):
+            return self
+        found = dataclasses.replace(self.tuning, folder=folder)
+        return dataclasses.replace(self, tuning=found)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON of everything that the study says, defaults filled in."""

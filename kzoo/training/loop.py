@@ -149,12 +149,16 @@ def prepare(
 
         rate = with_variable_rate(made, make, learning_rate)
     # Elsewhere Keras has its own loops, which tell of the last step only (and on torch, none).
-    several = keras.backend.backend() == "jax" and model.count_params() < _SMALL
-    size = STEPS_PER_EXECUTION if several else 1
+    size = steps_of_a_call(model.count_params()) if keras.backend.backend() == "jax" else 1
     model.compile(optimizer=made, weighted_metrics=[], steps_per_execution=size)
     # Its own task over the same layers: compiled, as every task is, with its loss and bits.
     evaluator = model.twin()
     return Program(model, evaluator, values, rate)
+
+
+def steps_of_a_call(parameters: int) -> int:
+    """How many steps a model of so many parameters makes in a call on JAX."""
+    return STEPS_PER_EXECUTION if parameters < _SMALL else 1
 
 
 class _Recorder(keras.callbacks.Callback):

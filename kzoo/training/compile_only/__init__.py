@@ -25,7 +25,7 @@ from kzoo.training.distribution import DATA
 from kzoo.training.flops import count_flops
 from kzoo.training.roofline import program_work
 
-__all__ = ["compile_only", "table"]
+__all__ = ["compile_only", "step_of_a_chip", "table"]
 
 log = logging.getLogger("kzoo")
 
@@ -127,6 +127,37 @@ def compile_only(
         "parameters": model.count_params(),
         "programs": programs,
     }
+
+
+def step_of_a_chip(
+    config: dict[str, Any], chip: str, batch: int, *, dtype: str | None = None, quick: bool = False
+) -> dict[str, Any]:
+    """What `compile_only` reports of the train step of a config, on one chip by itself.
+
+    Args:
+        config: a complete config, as of `kzoo.presets.config`.
+        chip: of `CHIPS`, such as `"v5e"`, one that has slices of one chip.
+        batch, dtype, quick: as of `compile_only`. Attentions are not compiled alone.
+
+    Returns:
+        The dict of a program, without suggestions, and its `parameters` and `dtype`.
+
+    Raises:
+        InputError: as `compile_only`.
+
+    Example:
+        >>> step = step_of_a_chip(presets.config("gpt_small"), "v5e", 16)
+        >>> step["fits"], step["roofline_seconds"]
+    """
+    target = target_of(f"{chip}:1x1", None, batch, config)
+    if dtype not in (None, *DTYPES):
+        raise unknown("dtype", dtype, DTYPES)
+    options = {"fsdp": False, "dtype": dtype, "remat": "none", "accumulate": None}
+    model = model_of_shapes(config, target, **options)
+    with _optimization("O0" if quick else "UNKNOWN"):
+        program = train_step(model, config, target, batch)["train_step"]
+        report = _report("train_step", program, model, config, target, batch)
+    return {**report, "parameters": model.count_params(), "dtype": model.dtype_policy.name}
 
 
 @contextlib.contextmanager
