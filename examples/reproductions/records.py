@@ -9,7 +9,8 @@ from importlib import metadata
 def read(path):
     """The records of a file; none if it is not there."""
     path = pathlib.Path(path)
-    return [json.loads(line) for line in path.open()] if path.is_file() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines]
 
 
 def append(path, record):

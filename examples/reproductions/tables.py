@@ -6,6 +6,7 @@ python examples/reproductions/tables.py --records runs/reproductions
 
 import argparse
 import pathlib
+import re
 
 from records import read
 
@@ -55,11 +56,14 @@ def collapse(records):
 
 
 def mqar(records):
-    """The part of the answers that is right, by arm, ours / the paper's."""
-    rows = [["arm", "answers right", "bits an answer", "steps"], ["---"] * 4]
-    for record in records:
-        found = f"{record['metrics']['accuracy']:.2f} / {ZOOLOGY.get(record['arm'], '')}"
-        rows.append([record["arm"], found, f"{record['bits']:.3f}", str(record["steps"])])
+    """The part of the answers that is right, by arm and symbols of an example."""
+    ours = {(r["arm"], _symbols(r)): r["metrics"]["accuracy"] for r in records}
+    lengths = sorted({length for _, length in ours})
+    columns = ["arm", *(f"{length} symbols" for length in lengths), "the paper, 64 to 512"]
+    rows = [columns, ["---"] * len(columns)]
+    for arm in dict.fromkeys(arm for arm, _ in ours):
+        found = (f"{ours[arm, n]:.2f}" if (arm, n) in ours else "" for n in lengths)
+        rows.append([arm, *found, ZOOLOGY.get(arm, "")])
     return _lines(rows)
 
 
@@ -71,6 +75,10 @@ def tables(folder):
         "mqar": mqar(read(folder / "mqar" / "results.jsonl")),
     }
     return {name: table for name, table in made.items() if table.count("\n") > 2}
+
+
+def _symbols(record):
+    return int(re.search(r"length=(\d+)", record["data"])[1])
 
 
 def _rule(record):

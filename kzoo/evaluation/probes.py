@@ -104,6 +104,9 @@ def hidden_states(
 
 def _shortened(encoder, texts, length):
     tokens = [np.asarray(ids(text), "int32") for text in encoder.tokens(texts)]
+    if encoder.vocabulary.bos is None and not encoder.objective.has_source:  # as in `Reader`
+        end = np.array([encoder.vocabulary.eos], "int32")
+        tokens = [text if len(text) else end for text in tokens]
     room = length - 2  # BOS, and a separator behind a source
     cut = sum(len(text) > room for text in tokens)
     if cut:

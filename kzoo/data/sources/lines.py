@@ -89,7 +89,12 @@ class Lines:
 def _cells(line, style):
     rows = list(csv.reader(io.StringIO(line, newline=""), **style))
     if len(rows) != 1:
-        raise ValueError("a quote in a cell is doubled, and the cell quoted")
+        alone = "\r" in line.rstrip("\r\n")
+        raise ValueError(
+            "a cell with a carriage return alone is quoted"
+            if alone
+            else "a quote in a cell is doubled, and the cell quoted"
+        )
     return rows[0]
 
 

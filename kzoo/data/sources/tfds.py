@@ -14,7 +14,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from kzoo.data.sources import files, official
+from kzoo.data.sources import files, official, stored
 from kzoo.data.sources.base import Source, register
 from kzoo.data.sources.records import Records
 from kzoo.errors import InputError, unknown
@@ -327,6 +327,12 @@ def _opened(builder, split):
         if builder.info.file_format.value == "array_record":
             return builder.as_data_source(split)
         # Prepared earlier in TFDS's default format: in order only, and TensorFlow reads it.
+        if _size(builder, split) > stored.LARGE:
+            log.warning(
+                "%s: %s is held in memory, since it is prepared as %s; as array_record it is read "
+                "where it lies",
+                *(builder.info.full_name, split, builder.info.file_format.value),
+            )
         return _Listed(tfds.as_numpy(builder.as_dataset(split)))
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
