@@ -65,24 +65,29 @@ def ours(names, mask, padding_mask, **options):
 CASES = [
     ("half_heads", TIME, NAMES[:5], 2, True, "auto"),
     ("causal", 37, NAMES, 1, True, "auto"),
-    once("reversed", 5, NAMES[:4], 4, True, "auto"),
+    once("reversed", 5, NAMES[:4], 4, True, "auto, l2_norm"),
     once("causal", 1, NAMES, 2, False, "auto"),
     once("half_heads", TIME, NAMES[:5], 2, True, "chunked"),
-    once("causal", 32, NAMES[:4], 4, False, "chunked"),
+    once("causal", 32, NAMES[:4], 4, False, "chunked, l2_norm"),
     once("causal", 1, NAMES, 2, False, "chunked"),
 ]
 
 
-@pytest.mark.parametrize("mask, time, names, kv_heads, padded, implementation", CASES)
+@pytest.mark.parametrize("mask, time, names, kv_heads, padded, options", CASES)
 def test_values_and_gradients_are_those_of_the_definition(
-    mask, time, names, kv_heads, padded, implementation
+    mask, time, names, kv_heads, padded, options
 ):
+    implementation, *l2_norm = options.split(", ")
     padding_mask = padding_rows(time) if padded else None
     arrays = operands(time, kv_heads)
     arrays = {name: arrays[name] for name in names}
+    if l2_norm:
+        arrays["k"] = 3 * arrays["k"]
     cotangent = np.random.default_rng(1).normal(size=(4, time, HEADS, VALUE_DIM))
 
     def value(arrays):
+        if l2_norm:
+            arrays = arrays | {name: unit(arrays[name]) for name in "qk"}
         return expected(arrays, mask, padding_mask)[0]
 
     want = value(arrays)
@@ -90,7 +95,8 @@ def test_values_and_gradients_are_those_of_the_definition(
     if padded:  # where nothing may be read
         for name in set(names) - {"state"}:
             poisoned[name][padding_mask == 0] = np.nan
-    function = ours(names, mask, padding_mask, implementation=implementation)
+    own = {"implementation": implementation, "l2_norm": bool(l2_norm)}
+    function = ours(names, mask, padding_mask, **own)
     got, gradients = value_and_gradients(function, poisoned.values(), cotangent)
     np.testing.assert_allclose(got, want, atol=2e-6)
     if padded:

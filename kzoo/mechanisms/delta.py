@@ -90,9 +90,10 @@ class Delta(Stateful):
             self.check_cross()
         sequence.pop("source_mask", None)  # of masks that it refuses
         padding_mask = sequence.get("padding_mask")
-        q, k, beta, log_decay = self._gated(q, k, extras, padding_mask)
+        beta, log_decay = self._gates(extras, padding_mask)
         own: dict[str, Any] = {"initial_state": initial_state, "return_state": return_state}
         own |= {"rotary": rotary, "scale": self.scale, "implementation": implementation}
+        own["l2_norm"] = True
         return delta_attention(q, k, v, beta, log_decay, mask, **own, **sequence)
 
     def attend_with_weights(
@@ -158,10 +159,12 @@ class Delta(Stateful):
         rotary: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         from kzoo.ops.delta import delta_step
+        from kzoo.ops.kernels.delta_terms import unit
         from kzoo.ops.rotary import rotate
         from kzoo.ops.tensors import hide
 
-        q, k, *gates = self._gated(q, k, extras, None)
+        q, k = (unit(_widened(x)) for x in (q, k))
+        gates = self._gates(extras, None)
         if rotary:
             q, k = (rotate(x, window.queries().position) for x in (q, k))
         writes = window.writes()[:, None, None]
@@ -180,29 +183,27 @@ class Delta(Stateful):
         self.check_cross()
         return {}
 
-    def _gated(self, q, k, extras, padding_mask):
-        """q and k of length 1, β and the log-decay: in float32, and of zeros at padding.
+    def _gates(self, extras, padding_mask):
+        """β and the log-decay: in float32, and of zeros at padding.
 
         Zeros come first: what stands there may be no number, of which no derivative is finite.
         """
         from kzoo.load_keras import ops
         from kzoo.ops.tensors import hide
 
-        real = None if padding_mask is None else ops.cast(padding_mask, "bool")
-
-        def shown(x):
-            x = x if "float64" in str(x.dtype) else ops.cast(x, "float32")
-            if real is None:
-                return x
-            return hide(x, ops.reshape(real, (*ops.shape(real), *[1] * (len(x.shape) - 2))))
-
-        def unit(x):
-            return x * ops.rsqrt(ops.sum(x * x, axis=-1, keepdims=True) + EPSILON)
-
-        projected = {name: shown(x) for name, x in extras.projected.items()}
-        beta = ops.sigmoid(projected["beta"])
-        return unit(shown(q)), unit(shown(k)), beta, self._log_decay(projected, extras.variables)
+        projected = {name: _widened(x) for name, x in extras.projected.items()}
+        if padding_mask is not None:
+            real = ops.cast(padding_mask, "bool")[:, :, None]
+            projected = {name: hide(x, real) for name, x in projected.items()}
+        return ops.sigmoid(projected["beta"]), self._log_decay(projected, extras.variables)
 
     def _log_decay(self, projected, variables):
         """The gates of a call, of tensors that are shown; None where nothing decays."""
         return None
+
+
+def _widened(x):
+    """In float32, or float64 where it is that."""
+    from kzoo.load_keras import ops
+
+    return x if "float64" in str(x.dtype) else ops.cast(x, "float32")

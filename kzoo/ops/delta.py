@@ -11,9 +11,9 @@ from kzoo.masks.orders import not_one_way
 from kzoo.ops.context import platform
 from kzoo.ops.dispatch import kernel_for, kernels, spec_of
 from kzoo.ops.linear import query_offsets, shifted
-from kzoo.ops.qkv import check_batch, check_state, nothing, prepare, widened
+from kzoo.ops.qkv import check_batch, check_state, nothing, prepare
 from kzoo.ops.rotary import rotate
-from kzoo.ops.tensors import hide, repeat_heads, softmax_scale, zero_padding
+from kzoo.ops.tensors import hide, repeat_heads, softmax_scale
 from kzoo.precision import float32_products
 from kzoo.sequence import concrete
 from kzoo.typing import MaskSpec, Tensor
@@ -36,6 +36,7 @@ def delta_attention(
     query_offset: int | Tensor = 0,
     scale: float | None = None,
     rotary: bool = False,
+    l2_norm: bool = False,
     initial_state: Mapping[str, Tensor] | None = None,
     return_state: bool = False,
     implementation: str = "auto",
@@ -64,6 +65,7 @@ def delta_attention(
             document; an integer or integers [batch].
         scale: 1/√dim by default.
         rotary: rotate q and k by the position within the document.
+        l2_norm: divide q and k by their lengths first, x / √(|x|² + 1e-6), as DeltaNet's layers do.
         initial_state: what an earlier call returned, of as many examples as q or of one, which all
             go on from: S before the first token, in the first document of each example.
         return_state: also return S after the last token; causal masks only.
@@ -87,8 +89,9 @@ def delta_attention(
     if zeros is not None:
         state = initial_state or {"kv_state": _no_state(q, v)}
         return (zeros, state) if return_state else zeros
-    dtype = ops.convert_to_tensor(v).dtype
-    q, k, v, order, sequence, keys = prepare(q, k, v, masks.get(mask), padding_mask=padding_mask)
+    q, k, v, order, sequence, keys = prepare(
+        q, k, v, masks.get(mask), padding_mask=padding_mask, clean=False
+    )
     if sequence is not keys:
         raise InputError(
             "the delta rule goes through one sequence, so q and k have the same time. "
@@ -97,10 +100,7 @@ def delta_attention(
     heads = order.per_head(q.shape[2])
     _check(heads, return_state or initial_state is not None)
     kernel, wide = _kernel(implementation, q, k, v, order), _wide(q)
-    if getattr(kernel, "RAW", False):
-        k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
-    else:
-        q, k, v = widened(q, k, v)
+    k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
     beta = _by_token("beta", beta, q, sequence)
     log_decay = _gates(log_decay, q, sequence)
     if rotary:
@@ -110,9 +110,10 @@ def delta_attention(
     if initial_state is not None:
         sizes = q.shape[3], v.shape[3]
         state = check_state(initial_state, q, *sizes, normalize=False, dtype=wide)[0]
-    arrays = q, k, v, beta, log_decay, _documents(sequence, initial_state is not None)
-    out, state = _in_order(kernel, heads, arrays, state, softmax_scale(q, scale))
-    out = ops.cast(zero_padding(out, sequence), dtype)
+    real = None if sequence.segment is None else sequence.segment[:, :, None] != 0
+    labels = _documents(sequence, initial_state is not None), real
+    options = {"scale": softmax_scale(q, scale), "l2_norm": l2_norm}
+    out, state = _in_order(kernel, heads, (q, k, v, beta, log_decay, *labels), state, options)
     return (out, {"kv_state": state}) if return_state else out
 
 
@@ -154,7 +155,7 @@ def _check(heads, stateful):
             )
 
 
-def _in_order(kernel, heads, arrays, state, scale):
+def _in_order(kernel, heads, arrays, state, options):
     """Heads that go backwards see their time flipped, and all run in one pass."""
     backwards = [head.time_reversed for head in heads]
     flags = ops.convert_to_tensor(backwards)
@@ -170,7 +171,7 @@ def _in_order(kernel, heads, arrays, state, scale):
     time = arrays[0].shape[1]
     if is_integer(time):
         size = min(size, 1 << (time - 1).bit_length())
-    out, state = kernel.run(*map(flipped, arrays), state, chunk_size=size, scale=scale)
+    out, state = kernel.run(*map(flipped, arrays), state, chunk_size=size, **options)
     return flipped(out), state
 
 

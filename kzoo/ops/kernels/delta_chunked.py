@@ -18,26 +18,32 @@ def preferred(spec):
     return True
 
 
-def run(q, k, v, beta, log_decay, document, initial_state, *, chunk_size, scale):
+def run(q, k, v, beta, log_decay, document, real, initial_state, *, chunk_size, scale, l2_norm):
     """S ← exp(g) S, S ← S - β k (kᵀS) + β k vᵀ and scale · Sᵀq, for each token in turn.
 
     All kernels of the delta rule take these arguments.
 
     Args:
-        q, k: float32 or float64 [batch, time, heads, dim].
-        v: likewise [batch, time, heads, value_dim].
-        beta, log_decay: likewise [batch or 1, time, heads or 1]; 0 at padding.
+        q, k: floats [batch, time, heads, dim]; like v in any dtype, and anything at padding.
+        v: floats [batch, time, heads, value_dim].
+        beta, log_decay: float32 or float64 [batch or 1, time, heads or 1]; 0 at padding.
         document: integers [batch or 1, time, heads or 1], of which only neighbours are compared:
             where they differ, S is 0. None for one document.
-        initial_state: S before the first token, in its document: [batch, heads, dim, value_dim].
+        real: booleans [batch or 1, time, heads or 1], False at padding; None without any.
+        initial_state: S before the first token, in its document: [batch, heads, dim, value_dim],
+            in the dtype of beta, in which all is computed.
         chunk_size: tokens in a chunk, a power of 2.
         scale: a number.
+        l2_norm: whether q and k are made vectors of length 1 first.
 
     Returns:
-        Floats [batch, time, heads, value_dim], and S after the last token.
+        [batch, time, heads, value_dim] in the dtype of v, 0 at padding; and S after the last token.
     """
-    time = ops.shape(q)[1]
-    chunk = terms.Chunk(*(terms.cut(x, chunk_size) for x in (q, k, v, beta, log_decay)))
+    time, dtype = ops.shape(q)[1], v.dtype
+    q, k, v, beta, log_decay, real = (
+        terms.cut(x, chunk_size) for x in (q, k, v, beta, log_decay, real)
+    )
+    chunk = terms.Chunk(*terms.tokens(q, k, v, real, beta.dtype, l2_norm), beta, log_decay)
     documents = terms.cut_documents(document, chunk_size)
     decay = terms.decays(chunk.log_decay, *documents)
     solved = terms.inverse(terms.system(chunk.k, chunk.beta, decay.between))
@@ -52,4 +58,5 @@ def run(q, k, v, beta, log_decay, document, initial_state, *, chunk_size, scale)
 
     state, states = ops.scan(one, initial_state, (tuple(chunk), tuple(decay), solved))
     new = terms.written(states, chunk, decay, functools.partial(solve, solved))
-    return scale * terms.joined(terms.read(states, chunk, decay, new), time), state
+    out = terms.shown(scale * terms.read(states, chunk, decay, new), real)
+    return ops.cast(terms.joined(out, time), dtype), state

@@ -9,6 +9,7 @@ dtype that it has there: arrays [batch, time, heads · dim]. Other layouts cost 
 and a last axis of 64, in tiles of 128 lanes, twice the bytes. What is saved is flat likewise.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,6 @@ from kzoo.ops.kernels.derivatives import by_hand, varying
 from kzoo.precision import float32_products
 
 NAME, MECHANISM = "chunk_scan", "delta"
-RAW = True  # it takes q, k and v in any dtype
 unsupported_reason = terms.unsupported_reason
 
 
@@ -28,13 +28,13 @@ def preferred(spec):
     return True
 
 
-def run(q, k, v, beta, log_decay, document, initial_state, *, chunk_size, scale):
-    """What `kzoo.ops.kernels.delta_chunked.run` computes, of the same arguments, in the dtype of v;
-    q, k and v may be narrower than the rest, in which all is computed."""
-    form = _Form(q.shape[2], chunk_size, float(scale))
+def run(q, k, v, beta, log_decay, document, real, initial_state, *, chunk_size, scale, l2_norm):
+    """What `kzoo.ops.kernels.delta_chunked.run` computes, of the same arguments."""
+    form = _Form(q.shape[2], chunk_size, float(scale), l2_norm)
     floats = initial_state, _Tokens(*map(form.flat, (q, k, v)))
     gates = tuple(terms.cut(x, chunk_size) for x in (beta, log_decay))
-    out, state = _attend(form, (*floats, gates), terms.cut_documents(document, chunk_size))
+    others = terms.cut_documents(document, chunk_size), terms.cut(real, chunk_size)
+    out, state = _attend(form, (*floats, gates), others)
     return out[:, : v.shape[1]].reshape(v.shape), state
 
 
@@ -47,20 +47,22 @@ class _Tokens(NamedTuple):
 
 
 class _Form(NamedTuple):
-    """What is static: the number of heads, the tokens in a chunk, and the factor on the output."""
+    """What is static: the number of heads, the tokens in a chunk, the factor on the output, and
+    whether q and k are made unit vectors."""
 
     heads: int
     size: int
     scale: float
+    l2_norm: bool
 
     def flat(self, x):
         """[batch, time, heads, dim] as [batch, time, heads · dim], of whole chunks."""
         return terms.filled(x.reshape(*x.shape[:2], -1), self.size, "zeros")
 
-    def take(self, whole, index, dtype):
+    def take(self, whole, index):
         """A chunk of it, [batch, heads, size, dim]."""
         x = jax.lax.dynamic_slice_in_dim(whole, index * self.size, self.size, axis=1)
-        return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2).astype(dtype)
+        return x.reshape(*x.shape[:2], self.heads, -1).swapaxes(1, 2)
 
     def put(self, whole, index, x):
         x = x.swapaxes(1, 2).reshape(x.shape[0], self.size, -1).astype(whole.dtype)
@@ -70,55 +72,61 @@ class _Form(NamedTuple):
         """Of the chunks."""
         return jnp.arange(tokens.q.shape[1] // self.size)
 
-    def step(self, state, chunk, decay, solve):
+    def chunk(self, tokens, gates, real, dtype):
+        """A `Chunk` of what was taken."""
+        return terms.Chunk(*terms.tokens(*tokens, real, dtype, self.l2_norm), *gates)
+
+    def step(self, state, chunk, decay, real, solve):
         """One chunk: the state after it, and what its queries read."""
         new = terms.written(state, chunk, decay, solve)
-        read = self.scale * terms.read(state, chunk, decay, new)
+        read = terms.shown(self.scale * terms.read(state, chunk, decay, new), real)
         return terms.after(state, chunk, decay, new), read
 
 
-def _forward(form, floats, documents):
+def _forward(form, floats, others):
     state, tokens, gates = floats
 
     def one(carry, inputs):
-        (state, out), (index, gates, documents) = carry, inputs
-        chunk = terms.Chunk(*(form.take(x, index, state.dtype) for x in tokens), *gates)
+        (state, out), (index, gates, (documents, real)) = carry, inputs
+        chunk = form.chunk((form.take(x, index) for x in tokens), gates, real, state.dtype)
         decay = terms.decays(chunk.log_decay, *documents)
         solved = terms.inverse(terms.system(chunk.k, chunk.beta, decay.between))
-        end, read = form.step(state, chunk, decay, lambda right: solved @ right)
+        end, read = form.step(state, chunk, decay, real, lambda right: solved @ right)
         saved = tuple(x.reshape(*x.shape[:2], -1) for x in (state, solved))
         return (end, form.put(out, index, read)), saved
 
-    carry = varying((state, jnp.zeros_like(tokens.v)), floats, documents)
-    inputs = form.indices(tokens), gates, documents
+    carry = varying((state, jnp.zeros_like(tokens.v)), floats, others)
+    inputs = form.indices(tokens), gates, others
     (state, out), saved = jax.lax.scan(one, carry, inputs)
     return (out, state), saved
 
 
 @float32_products()
-def _backward(form, floats, documents, saved, slopes):
+def _backward(form, floats, others, saved, slopes):
     first, tokens, gates = floats
     out_slope, end_slope = slopes
 
     def one(carry, inputs):
-        (end_slope, into), (index, gates, documents, (state, solved)) = carry, inputs
+        (end_slope, into), (index, gates, (documents, real), (state, solved)) = carry, inputs
         state = state.reshape(first.shape)
         solved = solved.reshape(*solved.shape[:2], form.size, form.size)
-        chunk = terms.Chunk(*(form.take(x, index, state.dtype) for x in tokens), *gates)
 
-        def run(state, chunk):
+        def run(state, taken, gates):
+            chunk = form.chunk(taken, gates, real, state.dtype)
             decay = terms.decays(chunk.log_decay, *documents)
             matrix = terms.system(chunk.k, chunk.beta, decay.between)
-            return form.step(state, chunk, decay, lambda right: _solve(matrix, solved, right))
+            solve = functools.partial(_solve, matrix, solved)
+            return form.step(state, chunk, decay, real, solve)
 
-        _, pull = jax.vjp(run, state, chunk)
-        end_slope, slope = pull((end_slope, form.take(out_slope, index, state.dtype)))
-        into = (form.put(x, index, own) for x, own in zip(into, slope[:3], strict=True))
-        return (end_slope, _Tokens(*into)), (slope.beta, slope.log_decay)
+        _, pull = jax.vjp(run, state, _Tokens(*(form.take(x, index) for x in tokens)), gates)
+        read_slope = form.take(out_slope, index).astype(state.dtype)
+        end_slope, taken_slope, gate_slopes = pull((end_slope, read_slope))
+        into = (form.put(x, index, own) for x, own in zip(into, taken_slope, strict=True))
+        return (end_slope, _Tokens(*into)), gate_slopes
 
     carry = end_slope, jax.tree.map(jnp.zeros_like, tokens)
-    carry = varying(carry, floats, documents, slopes)
-    inputs = form.indices(tokens), gates, documents, saved
+    carry = varying(carry, floats, others, slopes)
+    inputs = form.indices(tokens), gates, others, saved
     (slope, token_slopes), gate_slopes = jax.lax.scan(one, carry, inputs, reverse=True)
     return slope, token_slopes, gate_slopes
 

@@ -13,8 +13,10 @@ import numpy as np
 from keras import ops
 
 from kzoo.masks.orders import not_one_way
+from kzoo.ops.tensors import hide
 from kzoo.values import is_integer
 
+EPSILON = 1e-6  # added to the squared length of q and k where they are made unit vectors
 LEAST_GATE = -1e4  # e to it is 0; what is less, such as -inf, would be no number times 0
 
 
@@ -56,9 +58,28 @@ class Decays(NamedTuple):
     through: Any
 
 
+def unit(x):
+    """`x` [.., dim] of length 1, and 0 where it is 0."""
+    return x * ops.rsqrt(ops.sum(x * x, axis=-1, keepdims=True) + EPSILON)
+
+
+def tokens(q, k, v, real, dtype, l2_norm):
+    """q, k and v [.., heads, chunk, dim] as they are computed with: exact zeros at padding, in a
+    dtype, and with `l2_norm` q and k of length 1. `real` is as for `shown`."""
+    q, k, v = (ops.cast(shown(x, real), dtype) for x in (q, k, v))
+    return (unit(q), unit(k), v) if l2_norm else (q, k, v)
+
+
+def shown(x, real):
+    """`x` [.., heads, chunk, dim] with zeros where `real` [.., heads or 1, chunk] is False; None
+    is True everywhere. Of what stands at padding not even the gradient need be a number."""
+    return x if real is None else hide(x, real[..., None])
+
+
 def cut(x, size):
-    """[batch, time, heads, ..] as [chunks, batch, heads, size, ..], the end filled with zeros."""
-    return _in_chunks(filled(x, size, "zeros"), size)
+    """[batch, time, heads, ..] as [chunks, batch, heads, size, ..], the end filled with zeros; of
+    None nothing."""
+    return None if x is None else _in_chunks(filled(x, size, "zeros"), size)
 
 
 def cut_documents(document, size):
