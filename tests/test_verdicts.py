@@ -246,8 +246,9 @@ def test_failed_runs_leave_a_hypothesis_undecided_with_the_finished_ones_beside_
     facts = {"GPT": ArmFacts(stalled=(7,))}
     found = verdict(Q4, values, facts=facts)
     assert found.outcome == "undecided" and found.finished_runs == "confirmed"
-    assert "undecided, since runs failed; the finished runs alone: confirmed, lower (−0.2" in str(
-        found
+    assert (
+        "undecided, since runs failed or stalled; the others alone: confirmed, lower (−0.2"
+        in str(found)
     )
     assert found.notes[0] == (
         "Failed runs: seed 4 of UniLM diverged; seed 9 of UniLM is missing; "

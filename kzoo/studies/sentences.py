@@ -177,7 +177,7 @@ def _said(verdict):
         return f"undecided, with fewer than {LEAST_PAIRS} finished pairs"
     if verdict.finished_runs:
         alone = _outcome_said(verdict, verdict.finished_runs)
-        return f"undecided, since runs failed; the finished runs alone: {alone}"
+        return f"undecided, since runs failed or stalled; the others alone: {alone}"
     needed = verdict.pairs_needed
     few = f"about {needed:,} paired seeds" if needed else f"more than {MOST_PAIRS:,} paired seeds"
     known = ""
