@@ -15,6 +15,7 @@ from kzoo.data.sources import stored
 from kzoo.data.sources.records import Records
 from kzoo.data.sources.table import Table
 from kzoo.errors import InputError
+from kzoo.models.tokenizer_file import read_file
 
 CONFIG = {"max_sequence_length": 64, "mask": "prefix", "objective": "prefix_lm"}
 WORDS = ["the", "quick", "é", "\N{GRINNING FACE}", 'said "no"', "a,b", "x\ny", "jumps"]
@@ -141,6 +142,62 @@ def test_a_table_on_disk_gives_the_batches_of_one_in_memory(tmp_path, in_pieces,
     changed = index[0].stat().st_mtime_ns
     data.load(path, CONFIG, batch_size=16)
     assert index[0].stat().st_mtime_ns == changed  # found again
+
+
+PACKINGS = [
+    "first_fit",
+    {"buckets": {"count": 3}},
+    {"padded": {"long": "truncate_source"}},
+    {"first_fit": {"long": "truncate"}},
+]
+
+
+@pytest.fixture(scope="module")
+def small_bpe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bpe")
+    texts = [prose(400), prose(500)]
+    return read_file(data.train_tokenizer(texts, size=420, directory=folder))
+
+
+@pytest.mark.parametrize("subwords", [False, True], ids=["bytes", "bpe"])
+@pytest.mark.parametrize("paired", [True, False], ids=["pairs", "texts"])
+def test_examples_on_disk_stand_in_the_rows_of_those_in_memory(
+    tmp_path, in_pieces, paired, subwords, small_bpe, caplog
+):
+    """Each packing: the same plan, the same batches and facts, some examples too long."""
+    rng = np.random.default_rng(0)
+    pairs = [
+        (" ".join(rng.choice(WORDS, rng.integers(1, 9))), f"{i} " + "".join(rng.choice(WORDS, 4)))
+        for i in range(400)
+    ] + [(f"long {i} " * 9, f"{i} target" * (2 * i + 1)) for i in range(9)]
+    columns = ("source", "target") if paired else ("text",)
+    rows = [dict(zip(columns, pair if paired else [" ".join(pair)], strict=True)) for pair in pairs]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = {**CONFIG, "tokenizer": "file" if subwords else "bytes"}
+
+    def load(packing):
+        tokenizer = small_bpe if subwords else None
+        return data.load(path, config, batch_size=4, packing=packing, tokenizer=tokenizer)
+
+    held = [load(packing) for packing in PACKINGS]
+    in_pieces()
+    caplog.set_level("INFO", "kzoo")
+    for packing, ours in zip(PACKINGS, held, strict=True):
+        read = load(packing)
+        for part in ("train", "valid"):
+            ones, others = getattr(ours, part), getattr(read, part)
+            assert len(ones) == len(others) > 2
+            for i in (0, len(ones) - 1) if part == "train" else (0,):
+                (x, *rest), (y, *others_rest) = ones[i], others[i]
+                assert all((x[name] == y[name]).all() for name in {**x, **y})
+                np.testing.assert_array_equal(rest, others_rest)
+        of_sample = {"sha256", "split", "unigram_entropy", "bigram_entropy"}
+        assert all(ours.facts[name] == read.facts[name] for name in {*ours.facts} - of_sample)
+        assert ours.facts["cut_rows"] or ours.facts["split_rows"]
+    assert caplog.text.count("read once, to count") == subwords  # and kept for all of them
+    with pytest.raises(InputError, match="Received: .* that are longer"):
+        load({"padded": {"long": "refuse"}})
 
 
 @pytest.mark.parametrize(
