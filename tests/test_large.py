@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from kzoo import data
+from kzoo.cli import main
 from kzoo.data import sources, splits, text
 from kzoo.data.near_duplicates import near_duplicates
 from kzoo.data.sources import stored
@@ -408,6 +409,61 @@ def test_documents_and_official_splits_are_read_when_they_are_drawn(in_pieces, t
     records.reads = 0
     read.train[0]
     assert 0 < records.reads < 50
+
+
+# What two parts share
+
+
+def naive(train, held_out):
+    """How many bytes of texts stand in others too, in runs of 32 bytes or more."""
+    known = {one[i : i + 32] for one in train for i in range(len(one) - 31)}
+    covered = [set() for _ in held_out]
+    for own, one in zip(covered, held_out, strict=True):
+        for i in range(len(one) - 31):
+            own.update(range(i, i + 32) if one[i : i + 32] in known else ())
+    return sum(map(len, covered))
+
+
+def test_shared_bytes_are_those_found_one_by_one():
+    rng = np.random.default_rng(0)
+    train, held_out = (rng.integers(32, 127, (4, n)).astype(np.uint8) for n in (3000, 900))
+    for row, length in enumerate((32, 40, 90, 300)):
+        at, to = rng.integers(0, 900 - length, 2) + [2000, 0]
+        held_out[row][to : to + length] = train[row][at : at + length]
+    ours = text.shared([*train], [*held_out])
+    assert ours == naive([one.tobytes() for one in train], [one.tobytes() for one in held_out])
+    for much in ([*train], [text.joined(train)]):
+        found = text.shared_with_much(much, [*held_out])
+        assert ours - 3 * 14 - 32 <= found <= ours
+    assert text.shared_with_much([train[0][:9]], [*held_out]) == 0
+    ends = [one.tobytes()[-31:] for one in train]  # no run goes on into the next text
+    arrays = [np.frombuffer(one, np.uint8) for one in ends]
+    assert text.shared_with_much([text.joined(arrays)], arrays) == 0
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_sample_of_what_is_held_out_is_compared_with_much(
+    tmp_path, in_pieces, monkeypatch, name, capsys
+):
+    """Each paragraph stands in the text eight times: nearly all that is held out is learned."""
+    rng = np.random.default_rng(0)
+    paragraphs = [bytes(rng.integers(97, 123, 300).tolist()).decode() for _ in range(100)]
+    lines = [f"{i} {paragraphs[i]}" for i in rng.permutation(np.repeat(range(100), 8))]
+    path = tmp_path / name
+    of_table = [json.dumps({"text": f"{number} {line}"}) for number, line in enumerate(lines)]
+    path.write_text("\n".join(of_table if name == "a.jsonl" else lines), encoding="utf-8")
+    in_pieces()
+    monkeypatch.setattr(splits, "SAMPLE", 4096)
+    monkeypatch.setattr(splits, "SAMPLED", 16)
+    assert main(["data", str(path), "--json"]) == 0
+    split = json.loads(capsys.readouterr().out)["facts"]["split"]
+    sampled = split["sampled_bytes"][1] if name == "a.txt" else 16 * 300
+    assert 0.9 * sampled < split["shared_bytes"] <= 1.05 * sampled
+    packed = ["--packing", "first_fit", "--set", "max_sequence_length=1024"]
+    assert main(["data", str(path), *packed]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "shared bytes are counted in a sample, of" in out
+    assert ("examples to train on in" in out) == (name == "a.jsonl")
 
 
 # Near duplicates
