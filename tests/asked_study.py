@@ -87,11 +87,11 @@ class Made:
         }
 
 
-def made_splits(batch_size):
+def made_splits(batch_size, facts=None):
     """Three batches of rows of 9 tokens, all scored."""
     ones = np.ones((batch_size, 9))
     batch = {"padding_mask": ones}, 0 * ones, ones
-    return Splits([batch] * 3, [batch], {"sha256": "ab"})
+    return Splits([batch] * 3, [batch], facts or {"sha256": "ab"})
 
 
 def without_training(monkeypatch):

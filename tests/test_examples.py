@@ -150,6 +150,8 @@ def execute(name, folder, monkeypatch, devices=1):
     }
     for variable, value in settings.items():
         monkeypatch.setenv(variable, value)
+    # It is empty in tests, and the notebook names its own.
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.delenv("MPLBACKEND", raising=False)
     book = notebook(name)
     manager = nbclient.NotebookClient(

@@ -9,12 +9,14 @@ import pandas as pd
 import pytest
 
 from kzoo import data
+from kzoo.cli import main
 from kzoo.data import sources, splits, text
 from kzoo.data.near_duplicates import near_duplicates
 from kzoo.data.sources import stored
 from kzoo.data.sources.records import Records
 from kzoo.data.sources.table import Table
 from kzoo.errors import InputError
+from kzoo.models.tokenizer_file import read_file
 
 CONFIG = {"max_sequence_length": 64, "mask": "prefix", "objective": "prefix_lm"}
 WORDS = ["the", "quick", "é", "\N{GRINNING FACE}", 'said "no"', "a,b", "x\ny", "jumps"]
@@ -141,6 +143,62 @@ def test_a_table_on_disk_gives_the_batches_of_one_in_memory(tmp_path, in_pieces,
     changed = index[0].stat().st_mtime_ns
     data.load(path, CONFIG, batch_size=16)
     assert index[0].stat().st_mtime_ns == changed  # found again
+
+
+PACKINGS = [
+    "first_fit",
+    {"buckets": {"count": 3}},
+    {"padded": {"long": "truncate_source"}},
+    {"first_fit": {"long": "truncate"}},
+]
+
+
+@pytest.fixture(scope="module")
+def small_bpe(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bpe")
+    texts = [prose(400), prose(500)]
+    return read_file(data.train_tokenizer(texts, size=420, directory=folder))
+
+
+@pytest.mark.parametrize("subwords", [False, True], ids=["bytes", "bpe"])
+@pytest.mark.parametrize("paired", [True, False], ids=["pairs", "texts"])
+def test_examples_on_disk_stand_in_the_rows_of_those_in_memory(
+    tmp_path, in_pieces, paired, subwords, small_bpe, caplog
+):
+    """Each packing: the same plan, the same batches and facts, some examples too long."""
+    rng = np.random.default_rng(0)
+    pairs = [
+        (" ".join(rng.choice(WORDS, rng.integers(1, 9))), f"{i} " + "".join(rng.choice(WORDS, 4)))
+        for i in range(400)
+    ] + [(f"long {i} " * 9, f"{i} target" * (2 * i + 1)) for i in range(9)]
+    columns = ("source", "target") if paired else ("text",)
+    rows = [dict(zip(columns, pair if paired else [" ".join(pair)], strict=True)) for pair in pairs]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    config = {**CONFIG, "tokenizer": "file" if subwords else "bytes"}
+
+    def load(packing):
+        tokenizer = small_bpe if subwords else None
+        return data.load(path, config, batch_size=4, packing=packing, tokenizer=tokenizer)
+
+    held = [load(packing) for packing in PACKINGS]
+    in_pieces()
+    caplog.set_level("INFO", "kzoo")
+    for packing, ours in zip(PACKINGS, held, strict=True):
+        read = load(packing)
+        for part in ("train", "valid"):
+            ones, others = getattr(ours, part), getattr(read, part)
+            assert len(ones) == len(others) > 2
+            for i in (0, len(ones) - 1) if part == "train" else (0,):
+                (x, *rest), (y, *others_rest) = ones[i], others[i]
+                assert all((x[name] == y[name]).all() for name in {**x, **y})
+                np.testing.assert_array_equal(rest, others_rest)
+        of_sample = {"sha256", "split", "unigram_entropy", "bigram_entropy"}
+        assert all(ours.facts[name] == read.facts[name] for name in {*ours.facts} - of_sample)
+        assert ours.facts["cut_rows"] or ours.facts["split_rows"]
+    assert caplog.text.count("read once, to count") == subwords  # and kept for all of them
+    with pytest.raises(InputError, match="Received: .* that are longer"):
+        load({"padded": {"long": "refuse"}})
 
 
 @pytest.mark.parametrize(
@@ -351,6 +409,61 @@ def test_documents_and_official_splits_are_read_when_they_are_drawn(in_pieces, t
     records.reads = 0
     read.train[0]
     assert 0 < records.reads < 50
+
+
+# What two parts share
+
+
+def naive(train, held_out):
+    """How many bytes of texts stand in others too, in runs of 32 bytes or more."""
+    known = {one[i : i + 32] for one in train for i in range(len(one) - 31)}
+    covered = [set() for _ in held_out]
+    for own, one in zip(covered, held_out, strict=True):
+        for i in range(len(one) - 31):
+            own.update(range(i, i + 32) if one[i : i + 32] in known else ())
+    return sum(map(len, covered))
+
+
+def test_shared_bytes_are_those_found_one_by_one():
+    rng = np.random.default_rng(0)
+    train, held_out = (rng.integers(32, 127, (4, n)).astype(np.uint8) for n in (3000, 900))
+    for row, length in enumerate((32, 40, 90, 300)):
+        at, to = rng.integers(0, 900 - length, 2) + [2000, 0]
+        held_out[row][to : to + length] = train[row][at : at + length]
+    ours = text.shared([*train], [*held_out])
+    assert ours == naive([one.tobytes() for one in train], [one.tobytes() for one in held_out])
+    for much in ([*train], [text.joined(train)]):
+        found = text.shared_with_much(much, [*held_out])
+        assert ours - 3 * 14 - 32 <= found <= ours
+    assert text.shared_with_much([train[0][:9]], [*held_out]) == 0
+    ends = [one.tobytes()[-31:] for one in train]  # no run goes on into the next text
+    arrays = [np.frombuffer(one, np.uint8) for one in ends]
+    assert text.shared_with_much([text.joined(arrays)], arrays) == 0
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_sample_of_what_is_held_out_is_compared_with_much(
+    tmp_path, in_pieces, monkeypatch, name, capsys
+):
+    """Each paragraph stands in the text eight times: nearly all that is held out is learned."""
+    rng = np.random.default_rng(0)
+    paragraphs = [bytes(rng.integers(97, 123, 300).tolist()).decode() for _ in range(100)]
+    lines = [f"{i} {paragraphs[i]}" for i in rng.permutation(np.repeat(range(100), 8))]
+    path = tmp_path / name
+    of_table = [json.dumps({"text": f"{number} {line}"}) for number, line in enumerate(lines)]
+    path.write_text("\n".join(of_table if name == "a.jsonl" else lines), encoding="utf-8")
+    in_pieces()
+    monkeypatch.setattr(splits, "SAMPLE", 4096)
+    monkeypatch.setattr(splits, "SAMPLED", 16)
+    assert main(["data", str(path), "--json"]) == 0
+    split = json.loads(capsys.readouterr().out)["facts"]["split"]
+    sampled = split["sampled_bytes"][1] if name == "a.txt" else 16 * 300
+    assert 0.9 * sampled < split["shared_bytes"] <= 1.05 * sampled
+    packed = ["--packing", "first_fit", "--set", "max_sequence_length=1024"]
+    assert main(["data", str(path), *packed]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "shared bytes are counted in a sample, of" in out
+    assert ("examples to train on in" in out) == (name == "a.jsonl")
 
 
 # Near duplicates

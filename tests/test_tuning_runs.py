@@ -4,12 +4,12 @@ import json
 
 import pytest
 from asked_study import (
-    DATA,
     DIFFERENCE,
     EQUAL,
     TUNED,
     Made,
     go,
+    made_splits,
     rates,
     said,
     study,
@@ -17,7 +17,6 @@ from asked_study import (
     without_training,
 )
 
-from kzoo.data.pipeline import Splits
 from kzoo.errors import InputError
 from kzoo.studies import Study, amounts, report, run
 from kzoo.studies import runner as runner_module
@@ -146,8 +145,8 @@ def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, monkeypa
     assert "Post hoc" not in sentence
     assert go(asked, tmp_path / "second") == records
     # Other data: all of them are made anew.
-    changed = Splits(DATA.train, DATA.valid, {"sha256": "cd"})
-    monkeypatch.setattr(amounts, "_load", lambda *key: changed)
+    changed = {"sha256": "cd"}
+    monkeypatch.setattr(amounts, "_load", lambda *key: made_splits(key[3], changed))
     made.setattr(Made, "changes", {"facts": {"sha256": "cd", "bigram_entropy": 3.5}})
     Made.made.clear()
     go(asked, tmp_path / "third")
@@ -162,7 +161,7 @@ def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, monkeypa
 def test_tuning_runs_travel_where_a_source_has_another_text(made, tmp_path, monkeypatch):
     """Python's documentation differs between versions of Python, and rates need not."""
     facts = {"source": "pydoc", "sha256": "ab", "row_length": 64, "bigram_entropy": 3.5}
-    monkeypatch.setattr(amounts, "_load", lambda *key: Splits(DATA.train, DATA.valid, facts))
+    monkeypatch.setattr(amounts, "_load", lambda *key: made_splits(key[3], facts))
     made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
     made.setattr(Made, "changes", {"facts": facts})
     go(Study.from_dict(TUNED), tmp_path / "first")
@@ -171,7 +170,7 @@ def test_tuning_runs_travel_where_a_source_has_another_text(made, tmp_path, monk
         json.dumps({**TUNED, "tuning": {**TUNED["tuning"], "records": "mine.jsonl"}})
     )
     elsewhere = {**facts, "sha256": "cd", "train_rows": 9}
-    monkeypatch.setattr(amounts, "_load", lambda *key: Splits(DATA.train, DATA.valid, elsewhere))
+    monkeypatch.setattr(amounts, "_load", lambda *key: made_splits(key[3], elsewhere))
     made.setattr(Made, "changes", {"facts": elsewhere})
     Made.made.clear()
     go(Study.from_json(tmp_path / "study.json"), tmp_path / "second")
@@ -183,7 +182,7 @@ def test_tuning_runs_travel_where_a_source_has_another_text(made, tmp_path, monk
     )
     # The length of what a model sees is no matter of the text.
     longer = {**elsewhere, "row_length": 128}
-    monkeypatch.setattr(amounts, "_load", lambda *key: Splits(DATA.train, DATA.valid, longer))
+    monkeypatch.setattr(amounts, "_load", lambda *key: made_splits(key[3], longer))
     Made.made.clear()
     go(Study.from_json(tmp_path / "study.json"), tmp_path / "third")
     assert len(Made.made) == 22

@@ -31,6 +31,10 @@ DONG = {
 DEPTHS = (0, 1, 2, 4, 6, 8, 12)
 # "Attention solves MQAR" at width 64 at every length: Arora et al. 2023, section 4 and figure 2.
 ZOOLOGY = {"softmax, learned": "1.00"}
+# Records of the study, and of some of its arms with half and three times the steps.
+MQAR = ("results.jsonl", "2000_steps.jsonl", "12000_steps.jsonl")
+# Records of the study, and of some of its arms with half and three times the steps.
+MQAR = ("results.jsonl", "2000_steps.jsonl", "12000_steps.jsonl")
 
 
 def capacity(records):
@@ -56,13 +60,14 @@ def collapse(records):
 
 
 def mqar(records):
-    """The part of the answers that is right, by arm and symbols of an example."""
-    ours = {(r["arm"], _symbols(r)): r["metrics"]["accuracy"] for r in records}
-    lengths = sorted({length for _, length in ours})
-    columns = ["arm", *(f"{length} symbols" for length in lengths), "the paper, 64 to 512"]
+    """The part of the answers that is right, by arm, and by symbols of an example and steps."""
+    ours = {(r["arm"], (_symbols(r), r["steps"])): r["metrics"]["accuracy"] for r in records}
+    settings = sorted({setting for _, setting in ours}, key=lambda of: (-of[0], of[1]))
+    columns = ["arm", *(f"{symbols} symbols, {steps:,} steps" for symbols, steps in settings)]
+    columns.append("the paper")
     rows = [columns, ["---"] * len(columns)]
     for arm in dict.fromkeys(arm for arm, _ in ours):
-        found = (f"{ours[arm, n]:.2f}" if (arm, n) in ours else "" for n in lengths)
+        found = (f"{ours[arm, of]:.2f}" if (arm, of) in ours else "" for of in settings)
         rows.append([arm, *found, ZOOLOGY.get(arm, "")])
     return _lines(rows)
 
@@ -72,7 +77,7 @@ def tables(folder):
     made = {
         "capacity": capacity(read(folder / "capacity.jsonl")),
         "collapse": collapse(read(folder / "collapse.jsonl")),
-        "mqar": mqar(read(folder / "mqar" / "results.jsonl")),
+        "mqar": mqar([row for name in MQAR for row in read(folder / "mqar" / name)]),
     }
     return {name: table for name, table in made.items() if table.count("\n") > 2}
 

@@ -25,6 +25,8 @@ DEFAULT = "gpt_nano"
 OF_OBJECTIVE = {"causal_lm": DEFAULT, "masked_lm": "bert_nano", "classification": "bert_nano"}
 STYLES = {"source": "cyan", "target": "green", "special": "magenta"}
 SIGNS = str.maketrans({"\n": "↵", "\t": "→", "\r": "␍", "\0": "␀"})
+# Of a split: how much of its two parts `shared_bytes` were found in.
+SAMPLED = {"sampled_bytes": "bytes", "sampled_rows": "examples"}
 CELLS = 64  # the most cells in which keys are drawn
 
 
@@ -189,11 +191,7 @@ def _print_statistics(console, result):
         f"({found['duplicates']:,} duplicates left out), {found['bytes']:,} bytes, "
         f"{found['bytes_per_token']:.2f} bytes per token"
     )
-    fill = ", ".join(f"{name} {part:.1%}" for name, part in result["fill"].items())
-    console.print(
-        f"{facts['train_rows']:,} rows to train on, {facts['valid_rows']:,} held out, of "
-        f"{facts['row_length']} tokens; filled: {fill}"
-    )
+    console.print(_rows(facts, result["fill"]))
     lengths = Table(box=None, pad_edge=False)
     lengths.add_column("")
     for quantile in found["quantiles"]:
@@ -207,15 +205,38 @@ def _print_statistics(console, result):
         console.print("running text is cut into rows, and none of it is lost")
     else:
         _print_cut(console, found["cut"])
-    console.print(f"split: {_facts(facts['split'])}")
+    for part in ("split", "test_split"):
+        if part in facts:
+            console.print(f"{part.replace('_', ' ')}: {_facts(facts[part])}")
     entropies = (facts["unigram_entropy"], facts["bigram_entropy"])
     console.print(
         "entropy of held-out bytes: unigram {:.3f}, bigram {:.3f} bits".format(*entropies)
     )
 
 
+def _rows(facts, fill):
+    """How many rows there are, and how full: a sentence."""
+    filled = ", ".join(f"{name} {part:.1%}" for name, part in fill.items())
+    trained, held_out = facts["train_rows"], facts["valid_rows"]
+    rows, length = facts["packing"]["rows"], facts["packing"]["row_length"]
+    if rows == trained:
+        many = f"{rows:,} rows to train on, {held_out:,} held out, of {length} tokens"
+    else:
+        many = (
+            f"{trained:,} examples to train on in {rows:,} rows of {length} tokens, {held_out:,} "
+            "held out, one in a row"
+        )
+    return f"{many}; filled: {filled}"
+
+
 def _facts(facts):
-    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+    said = {name: value for name, value in facts.items() if name not in SAMPLED}
+    words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in said.items())
+    for sampled in SAMPLED.keys() & facts.keys():
+        (of_train, held_out), unit = facts[sampled], SAMPLED[sampled]
+        words += f"; shared bytes are counted in a sample, of {of_train:,} {unit} of training and "
+        words += f"{held_out:,} held out"
+    return words
 
 
 def _print_cut(console, rows):

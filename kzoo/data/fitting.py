@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,22 +19,40 @@ LEAST = 2  # tokens of a piece: objectives that cut a text in two need as many
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Examples as token arrays, none of which loses more than is counted.
+    """What of each example stands in rows, so that none loses more than is counted.
 
     Attributes:
-        sources: list of token arrays, or None for plain texts.
-        targets: list of token arrays.
-        complete: bool [examples], whether EOS follows: not after a piece that is not the last.
-        needed: integers [examples], the tokens with which each would be whole.
-        sizes: integers [examples, 3], what each takes of a row: of a single stack's, an encoder's
+        example: integers [rows], the number of the example that each has, or has a piece of.
+        source: integers [rows], how many tokens of its source; None in plain text.
+        start, stop: integers [rows], the first of the tokens of its target, and their end.
+        complete: bool [rows], whether EOS follows: not after a piece that is not the last.
+        needed: integers [rows], the tokens with which each would be whole.
+        sizes: integers [rows, 3], what each takes of a row: of a single stack's, an encoder's
             and a decoder's.
     """
 
-    sources: list[Any] | None
-    targets: list[Any]
+    example: np.ndarray
+    source: np.ndarray | None
+    start: np.ndarray
+    stop: np.ndarray
     complete: np.ndarray
     needed: np.ndarray
     sizes: np.ndarray
+
+    def cut(
+        self, rows: Sequence[int], sources: Sequence[Any] | None, targets: Sequence[Any]
+    ) -> tuple[list[Any] | None, list[Any]]:
+        """The token arrays of some rows: the sources, or None, and the targets.
+
+        Args:
+            rows: their numbers.
+            sources, targets: the whole token arrays of the example of each.
+        """
+        if self.source is not None:
+            assert sources is not None
+            sources = [one[: self.source[i]] for i, one in zip(rows, sources, strict=True)]
+        each = zip(rows, targets, strict=True)
+        return sources, [one[self.start[i] : self.stop[i]] for i, one in each]
 
 
 def check_long(long):
@@ -45,11 +64,12 @@ def check_long(long):
 def fit(
     encoder: Encoder, parts: dict[str, tuple[Any, Any]], longest: int, long: str
 ) -> tuple[dict[str, Fitted], dict[str, int]]:
-    """Examples that fit into rows of `longest` tokens.
+    """What of examples fits into rows of `longest` tokens.
 
     Args:
         encoder: an `Encoder`.
-        parts: by name a list of sources (or None for plain texts) and one of targets, token arrays.
+        parts: by name how many tokens each source has (None for plain texts), and each target:
+            two integer arrays.
         longest: tokens.
         long: what becomes of longer ones: `"truncate"`: the target's end is cut, down to one
             token, then the source's; `"truncate_source"`: the source's end is cut, then the
@@ -74,60 +94,76 @@ def fit(
 
 
 def _fit(encoder, sources, targets, longest, long):
+    example, start, stop = np.arange(len(targets)), np.zeros_like(targets), targets.copy()
     complete, split = np.ones(len(targets), bool), 0
     if long == "split" and sources is None:
-        pieces = [_pieces(encoder, target, longest) for target in targets]
-        counts = np.array([len(of_text) for of_text in pieces])
-        split, complete = int((counts > 1).sum()), np.zeros(counts.sum(), bool)
-        complete[np.cumsum(counts) - 1] = True
-        targets = [piece for of_text in pieces for piece in of_text]
-    each = [None] * len(targets) if sources is None else list(sources)
-    pairs = list(zip(each, targets, strict=True))
-    needed = np.array(
-        [encoder.example_length(*pair, last) for pair, last in zip(pairs, complete, strict=True)]
-    )
-    too_long = np.flatnonzero(needed > longest)
-    left = [_left(encoder, *pairs[i], longest, long) for i in too_long]
-    bare = sum(int(t == 1 < len(pairs[i][1])) for i, (_, t) in zip(too_long, left, strict=True))
-    if long == "truncate_source" and sources is not None:
-        for i, (s, t) in zip(too_long, left, strict=True):
-            pairs[i] = pairs[i][0][:s], pairs[i][1][:t]
-        sources, targets = ([pair[n] for pair in pairs] for n in (0, 1))
-    room = encoder.window(longest)
-    parts = [
-        encoder.part_lengths(
-            None if source is None else len(source),
-            min(len(target), room) if source is None else len(target),
-            longest,
-            bool(last),
-        )
-        for (source, target), last in zip(pairs, complete, strict=True)
-    ]
-    sizes = np.column_stack([np.minimum(needed, longest), np.array(parts)])
-    lost = int((needed - longest)[too_long].sum())
-    facts = {"cut_rows": len(too_long), "cut_tokens": lost, "cut_to_one_token": bare}
-    return Fitted(sources, targets, complete, needed, sizes), facts | {"split_rows": split}
+        example, start, stop = _pieces(encoder, targets, longest)
+        complete = np.append(example[1:] != example[:-1], True)
+        split = len(np.unique(example[~complete]))
+    paired = sources is not None
+    kept = sources.copy() if paired else None
+
+    def needs(source, target, last):
+        return encoder.example_length(range(source) if paired else None, range(target), last)
+
+    def takes(source, target, last):
+        source, target = (source, target) if paired else (None, min(target, room))
+        return encoder.part_lengths(source, target, longest, last)
+
+    room, of_source = encoder.window(longest), sources if paired else np.zeros_like(stop)
+    needed = _of_each(needs, of_source, stop - start, complete)
+    over = np.flatnonzero(needed > longest)
+    first = long == "truncate_source" and paired
+    s, t = _left(encoder, of_source[over], (stop - start)[over], longest, paired, first)
+    bare = int(((t == 1) & ((stop - start)[over] > 1)).sum())
+    if first:
+        kept[over], stop[over] = s, t
+    parts = _of_each(takes, kept if paired else of_source, stop - start, complete)
+    sizes = np.column_stack([np.minimum(needed, longest), parts])
+    facts = {"cut_rows": len(over), "cut_tokens": int((needed[over] - longest).sum())}
+    facts |= {"cut_to_one_token": bare, "split_rows": split}
+    return Fitted(example, kept, start, stop, complete, needed, sizes), facts
 
 
-def _pieces(encoder, text, longest):
-    """A text in pieces that fit, of which the last has room for EOS."""
-    if encoder.example_length(None, text) <= longest:
-        return [text]
-    size, start, found = encoder.window(longest), 0, []
-    while encoder.example_length(None, text[start:]) > longest:
-        end = min(start + size, len(text) - LEAST)
-        found.append(text[start:end])
-        start = end
-    return [*found, text[start:]]
+def _of_each(function, source, target, last):
+    """A function of two lengths and a bool, of each row of them: an array. Equal rows are many."""
+    shape = int(source.max()) + 1, int(target.max()) + 1, 2
+    rows = np.ravel_multi_index((source, target, last.astype(int)), shape)
+    different, which = np.unique(rows, return_inverse=True)
+    columns = (column.tolist() for column in np.unravel_index(different, shape))
+    found = [function(s, t, bool(end)) for s, t, end in zip(*columns, strict=True)]
+    return np.array(found)[which.reshape(-1)]
 
 
-def _left(encoder, source, target, longest, long):
-    """How many tokens are left of a source, and of its target, that are too long: `(s, t)`."""
-    begun, s = encoder.vocabulary.bos is not None, 0 if source is None else len(source)
-    room = longest + encoder.objective.next_token - begun - (source is not None)
-    if long != "truncate_source" or source is None:
-        return layouts.cut(s, len(target), room)
-    t, s = layouts.cut(len(target), s, room - 1)  # of which one is for EOS
+def _pieces(encoder, lengths, longest):
+    """Texts in pieces that fit, of which the last of each has room for EOS: of each piece the
+    number of its text, its first token, and its end."""
+    size, found = encoder.window(longest), {}
+
+    def ends(length):
+        start, inner = 0, []
+        while encoder.example_length(None, range(length - start)) > longest:
+            start = min(start + size, length - LEAST)
+            inner.append(start)
+        return [*inner, length]
+
+    for length in np.unique(lengths).tolist():
+        found[length] = ends(length)
+    stop = [found[length] for length in lengths.tolist()]
+    example = np.repeat(np.arange(len(lengths)), [len(inner) for inner in stop])
+    stop = np.concatenate([np.asarray(inner, np.int64) for inner in stop])
+    start = np.concatenate([[0], stop[:-1]])
+    start[np.append(True, example[1:] != example[:-1])] = 0
+    return example, start, stop
+
+
+def _left(encoder, source, target, longest, paired, source_first):
+    """How many tokens are left of sources, and of their targets, that are too long: two arrays."""
+    begun = encoder.vocabulary.bos is not None
+    room = longest + encoder.objective.next_token - begun - paired
+    if not source_first:
+        return layouts.cut(source, target, room)
+    t, s = layouts.cut(target, source, room - 1)  # of which one is for EOS
     return s, t
 
 

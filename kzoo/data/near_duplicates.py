@@ -40,7 +40,7 @@ def in_corpus(corpus: Corpus, valid: float, size: int) -> dict[str, Any]:
 
 def _paragraphs(text):
     """Those of a text; of one that is not held in memory, of a sample."""
-    runs = text.sample(splits.SAMPLE) if isinstance(text, Stored) else [text]
+    runs = text.sample(splits.SAMPLE).chunks() if isinstance(text, Stored) else [text]
     return [one for run in runs for one in run.tobytes().decode("utf-8", "ignore").split("\n\n")]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from kzoo.data.fitting import Fitted
 from kzoo.data.sources.index import Indexed
 from kzoo.data.sources.records import Records, take
 from kzoo.data.splits import SAMPLED, sample
@@ -69,32 +70,44 @@ class Drawn:
         examples: an `Indexed`.
         encoder: an `Encoder`, which makes tokens of their strings.
         sizes: as of `Part`.
+        fitted: a `Fitted`, which says what of them stands in a row; None: all of each.
     """
 
     in_memory = False
 
-    def __init__(self, examples: Indexed, encoder: Encoder, sizes: np.ndarray) -> None:
+    def __init__(
+        self, examples: Indexed, encoder: Encoder, sizes: np.ndarray, fitted: Fitted | None = None
+    ) -> None:
         self.sizes = sizes
-        self._examples, self._encoder, self.text = examples, encoder, _Targets(examples)
+        self._examples, self._encoder, self._fitted = examples, encoder, fitted
+        self.text = _Targets(examples)
 
     def __len__(self):
-        return len(self._examples)
+        return len(self.sizes)
 
     def take(self, indices: Sequence[int]) -> tuple[list | None, list]:
         """The sources and the targets of some examples."""
-        pairs = self._examples.__getitems__(indices)
+        chosen = indices if self._fitted is None else self._fitted.example[np.asarray(indices)]
+        pairs = self._examples.__getitems__(chosen)
+        sources = None
         targets = self._encoder.targets([target for _, target in pairs])
-        if not self._examples.paired:
-            return None, targets
-        return self._encoder.tokens([source for source, _ in pairs]), targets
+        if self._examples.paired:
+            sources = self._encoder.tokens([source for source, _ in pairs])
+        return (
+            (sources, targets)
+            if self._fitted is None
+            else self._fitted.cut(indices, sources, targets)
+        )
 
-    def ends(self, indices: Sequence[int]) -> bool:
-        """Whether EOS follows some examples."""
-        return True
+    def ends(self, indices: Sequence[int]) -> Any:
+        """Whether EOS follows some examples: a bool, or one for each."""
+        return True if self._fitted is None else self._fitted.complete[np.asarray(indices)]
 
     @property
     def shortest(self) -> int:
-        """An example with the shortest target, in bytes."""
+        """An example with the shortest target, in bytes, or in tokens where these are counted."""
+        if self._fitted is not None:
+            return int((self._fitted.stop - self._fitted.start).argmin())
         return int(self._examples.rows["target_size"].argmin())
 
 

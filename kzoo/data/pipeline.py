@@ -16,6 +16,7 @@ from kzoo.data.batches import Batches, Mixed
 from kzoo.data.classes import check_labelled, label_entropy
 from kzoo.data.parts import Drawn, Part, held_out
 from kzoo.data.sources.index import Indexed
+from kzoo.data.sources.records import take
 from kzoo.data.sources.stored import Stored, Windows
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
@@ -234,8 +235,11 @@ def _of_tokenizer(tokenizer):
     """What facts say of a file's tokenizer; those of bytes say nothing."""
     if tokenizer is Bytes:
         return {}
-    digest = hashlib.sha256(tokenizer.content.encode()).hexdigest()
-    return {"tokenizer_sha256": digest, "tokenizer_size": tokenizer.vocabulary.size}
+    return {"tokenizer_sha256": _digest(tokenizer), "tokenizer_size": tokenizer.vocabulary.size}
+
+
+def _digest(tokenizer):
+    return hashlib.sha256(tokenizer.content.encode()).hexdigest()
 
 
 def _config(model_or_config, objective):
@@ -329,25 +333,35 @@ def _split_text(corpus, longest, valid, encoder, packing):
 def _split_examples(corpus, longest, valid, encoder, packing):
     """Examples by part, whole groups held out, and facts: what is cut, and of the split."""
     chosen, facts = splits.examples(corpus, valid)
-    if any(isinstance(examples, Indexed) for examples in chosen.values()):
-        parts, of_cut = _drawn(chosen, longest, encoder, packing)
+    large = any(isinstance(examples, Indexed) for examples in chosen.values())
+    if large and isinstance(packing, packings.Padded) and packing.long == "truncate":
+        parts, of_cut = _unplanned(chosen, longest, encoder)
     else:
-        parts, of_cut = _held(chosen, longest, encoder, packing.long)
+        parts, of_cut = _planned(chosen, longest, encoder, packing.long)
     return parts, {**of_cut, **facts}
 
 
-def _held(chosen, longest, encoder, long):
-    """The parts of examples that are held in memory, and facts of what is cut."""
-    tokens = {name: _tokens(examples, encoder) for name, examples in chosen.items()}
-    fitted, facts = fitting.fit(encoder, tokens, longest, long)
-    parts = {
-        name: Part(
-            *(of.sources, of.targets, of.complete),
-            text=np.concatenate([utf8(target) for _, target in chosen[name]]),
-            sizes=of.sizes,
-        )
-        for name, of in fitted.items()
+def _planned(chosen, longest, encoder, long):
+    """The parts of examples whose tokens are counted, and facts of what is cut."""
+    held = {
+        name: _tokens(examples, encoder)
+        for name, examples in chosen.items()
+        if not isinstance(examples, Indexed)
     }
+    lengths = {
+        name: _counts(*held[name]) if name in held else _counts_of(examples, encoder)
+        for name, examples in chosen.items()
+    }
+    fitted, facts = fitting.fit(encoder, lengths, longest, long)
+    parts = {}
+    for name, of in fitted.items():
+        if name not in held:
+            parts[name] = Drawn(chosen[name], encoder, of.sizes, of)
+            continue
+        sources, targets = (tokens and take(tokens, of.example) for tokens in held[name])
+        read = np.concatenate([utf8(target) for _, target in chosen[name]])
+        cut = of.cut(range(len(of.example)), sources, targets)
+        parts[name] = Part(*cut, of.complete, text=read, sizes=of.sizes)
     return parts, facts
 
 
@@ -359,15 +373,27 @@ def _tokens(examples, encoder):
     return sources, encoder.targets(target for _, target in examples)
 
 
-def _drawn(chosen, longest, encoder, packing):
-    """The parts of examples that are read when they are drawn, and facts of what is cut in a
+def _counts(sources, targets):
+    """How many tokens there are in each source, or None, and in each target: two arrays."""
+    counts = [tokens and np.array([len(one) for one in tokens]) for tokens in (sources, targets)]
+    return tuple(counts)
+
+
+def _counts_of(examples, encoder):
+    """The same of examples that are not held in memory."""
+    if encoder.tokenizer is Bytes:
+        sources, targets = examples.sizes.T
+    else:
+        of = encoder.tokenizer
+        sources, targets = examples.token_counts(of.encode, _digest(of)).T
+    if encoder.objective.labels is not None:
+        targets = np.ones_like(targets)
+    return sources if examples.paired else None, targets
+
+
+def _unplanned(chosen, longest, encoder):
+    """The parts of examples in rows of which each holds any, and facts of what is cut in a
     sample."""
-    if not isinstance(packing, packings.Padded) or packing.long != "truncate":
-        raise InputError(
-            "rows are planned for examples that are held in memory, and those of 64 MB and more "
-            "are read when they are drawn; use the packing 'padded', which cuts long ones, or "
-            f"less data. Received: {packing.get_config()!r}"
-        )
     parts, needed = {}, []
     for name, examples in chosen.items():
         large = isinstance(examples, Indexed)

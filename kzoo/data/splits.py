@@ -12,6 +12,7 @@ import numpy as np
 from kzoo.data import text
 from kzoo.data.sources import Corpus
 from kzoo.data.sources.index import Indexed, keys
+from kzoo.data.sources.records import CHUNK
 from kzoo.data.sources.stored import Stored
 from kzoo.encoder import utf8
 from kzoo.errors import InputError
@@ -21,8 +22,11 @@ log = logging.getLogger("kzoo")
 LARGEST = 0.05  # of all examples: a larger group is split by source
 SMALL = 10  # examples: a group of so few is never split
 LABEL = 32  # characters that labels have on average, or fewer
-SAMPLED = 2048  # texts, to the same end
-SAMPLE = 1 << 20  # bytes of a text that is not held in memory, to count what two parts share
+# Of what is not held in memory a sample is looked at, to count what two parts share:
+SAMPLE = 1 << 20  # held-out bytes
+SAMPLED = 2048  # held-out texts
+MUCH = 1 << 28  # bytes of training text
+READ = 4096  # documents of training text that are read one by one
 NEAR_COPIES = 0.2  # of the held-out bytes; where training shares more, a warning says so
 
 
@@ -66,11 +70,14 @@ def _readable(held):
 
 def _shared(train, held_out):
     """The overlap of running texts; of those that are not held in memory, of a sample."""
-    runs = [one.sample(SAMPLE) if isinstance(one, Stored) else [one] for one in (train, held_out)]
-    facts = overlap(*runs)
-    if isinstance(train, Stored) or isinstance(held_out, Stored):
-        facts["sampled_bytes"] = [sum(map(len, one)) for one in runs]
-    return facts
+    if not (isinstance(train, Stored) or isinstance(held_out, Stored)):
+        return overlap([train], [held_out])
+    affordable = READ * train.mean_stretch if isinstance(train, Stored) else 0
+    sizes = min(MUCH, max(SAMPLE, affordable)), SAMPLE
+    pair = zip((train, held_out), sizes, strict=True)
+    some = [one.sample(size) if isinstance(one, Stored) else one for one, size in pair]
+    runs = [one.chunks() if isinstance(one, Stored) else [one] for one in some]
+    return overlap(*runs, much=True) | {"sampled_bytes": [*map(len, some)]}
 
 
 def examples(corpus: Corpus, valid: float) -> tuple[dict[str, Any], dict]:
@@ -126,10 +133,19 @@ def _in_common(train, held_out):
 
 def _shared_texts(train, held_out):
     """The overlap of texts; of those that are not held in memory, of a sample of them."""
-    large = isinstance(train, Indexed) or isinstance(held_out, Indexed)
-    read = [sample(part, SAMPLED if large else len(part)) for part in (train, held_out)]
-    facts = overlap(*([utf8(target) for _, target in part] for part in read))
-    return facts | ({"sampled_rows": [*map(len, read)]} if large else {})
+    if not (isinstance(train, Indexed) or isinstance(held_out, Indexed)):
+        return overlap(*([utf8(target) for _, target in part] for part in (train, held_out)))
+    affordable = MUCH // (1 + _mean_size(train)) if isinstance(train, Indexed) else len(train)
+    counts = [min(len(train), max(SAMPLED, affordable)), min(len(held_out), SAMPLED)]
+    learned = some(train, spread(len(train), counts[0]))
+    pieces = (learned[at : at + CHUNK] for at in range(0, counts[0], CHUNK))
+    runs = (text.joined(utf8(target) for _, target in piece) for piece in pieces)
+    scored = [utf8(target) for _, target in sample(held_out, SAMPLED)]
+    return overlap(runs, scored, much=True) | {"sampled_rows": counts}
+
+
+def _mean_size(examples):
+    return int(examples.sizes[:, 1].mean())
 
 
 def hold_out(examples, valid):
@@ -216,17 +232,21 @@ def _groups(sources, targets, letters):
     return linked_by, group, split
 
 
-def overlap(train, held_out):
+def overlap(train, held_out, much=False):
     """What texts have in common that were split, with a warning where it is much.
 
     Args:
-        train, held_out: lists of uint8 arrays.
+        train: a list of uint8 arrays, or an iterable of them where they are `much`.
+        held_out: a list of uint8 arrays.
+        much: whether training texts are too much to be looked at from every byte on.
 
     Returns:
         A dict of `shared_bytes`: those of the held-out part that stand in training too, in
-        runs of 32 or more.
+        runs of 32 or more (`text.shared`, or `text.shared_with_much`).
     """
-    shared, size = text.shared(train, held_out), sum(map(len, held_out))
+    held_out = [*held_out]
+    find = text.shared_with_much if much else text.shared
+    shared, size = find(train, held_out), sum(map(len, held_out))
     if shared > NEAR_COPIES * size:
         log.warning(
             "%d%% of the held-out bytes stand in the training part too, in runs of 32 or more: the "

@@ -10,6 +10,7 @@ BLOCK = 4096  # bytes held out at once
 PIECE = 1 << 16  # bytes that a tokenizer takes at once
 SHARED = 64  # no run of so many bytes stands in both parts
 NEAR = 32  # bytes; what stands in both parts in runs of so many is counted
+WORD = 8  # bytes
 
 
 def spread(count, chosen):
@@ -37,7 +38,7 @@ def split(text, valid):
     starts, ends = _blocks(text, valid)
     held_out = [_bytes(text[start:end]) for start, end in zip(starts, ends, strict=True)]
     train = [_bytes(text[a:b]) for a, b in zip([0, *ends[:-1]], starts, strict=True)]
-    whole, known = np.concatenate(train), _runs(held_out, SHARED)
+    whole, known = np.concatenate(train), np.sort(_runs(held_out, SHARED))
     kept = whole[~_covered(train, known)]
     while (repeated := _covered([kept], known)).any():  # what a cut has joined
         kept = kept[~repeated]
@@ -87,8 +88,38 @@ def shared(train, held_out):
         An integer.
     """
     learned, scored = _runs(train, NEAR), _runs(held_out, NEAR)
-    both = learned[_among(learned, scored)]
-    return int(_bytes_of(np.isin(scored, both) & (scored != 0), NEAR).sum())
+    both = np.sort(learned[_among(learned, np.sort(scored))])
+    return int(_bytes_of(_among(scored, both) & (scored != 0), NEAR).sum())
+
+
+def shared_with_much(train, held_out):
+    """As `shared`, some twenty times as fast: of runs of 39 bytes or more, up to 7 bytes at either
+    end are left out, and of shorter ones some.
+
+    Training text is looked at from every eighth byte on, held-out text from every byte on.
+
+    Args:
+        train: an iterable of uint8 arrays, which may be `joined` ones.
+        held_out: as of `shared`.
+    """
+    whole = joined(held_out, 0xFE)
+    scored = np.zeros(len(whole), np.uint64)
+    for offset in range(WORD):
+        runs = _runs_of_words(whole[offset:])
+        scored[offset : offset + WORD * len(runs) : WORD] = runs
+    known = np.sort(scored)
+    stands = np.zeros(len(known), bool)
+    for text in train:
+        runs = _runs_of_words(text)
+        stands[np.searchsorted(known, runs[_among(runs, known)])] = True
+    seen = stands[np.searchsorted(known, scored)] & (scored != 0)
+    return int(_bytes_of(seen, NEAR).sum())
+
+
+def joined(texts, end=0xFF):
+    """Texts as one uint8 array, with a byte behind each that no text has."""
+    end = np.array([end], np.uint8)
+    return np.concatenate([part for text in texts for part in (text, end)])
 
 
 def windows(stream, size):
@@ -185,33 +216,45 @@ def _line_start(text, at, reach):
 
 
 def _runs(texts, size):
-    """A 64-bit hash of the `size` bytes from each position of the joined texts on, by doubling;
-    0 where they reach into the next text."""
+    """A 64-bit hash of the `size` bytes from each position of the joined texts on; 0 where they
+    reach into the next text."""
     texts = [text for text in texts if len(text)] or [np.zeros(0, np.uint8)]
-    runs, width = np.concatenate(texts).astype(np.uint64), 1
+    runs = _doubled(np.concatenate(texts).astype(np.uint64), size)
+    which = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
+    return np.where(which[: len(runs)] == which[len(which) - len(runs) :], runs, np.uint64(0))
+
+
+def _runs_of_words(text):
+    """A 64-bit hash of the 32 bytes from each eighth byte of a text on."""
+    return _doubled(text[: len(text) // WORD * WORD].view(np.uint64), NEAR // WORD)
+
+
+def _doubled(runs, size):
+    """A 64-bit hash of `size` integers, a power of two, from each on, by doubling."""
+    width = 1
     while width < size:
         left, right = runs[:-width], runs[width:]
         right = (right ^ (right >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
         runs = left * np.uint64(0xD1342543DE82EF95) + right
         width *= 2
-    which = np.repeat(np.arange(len(texts)), [len(text) for text in texts])
-    return np.where(which[: len(runs)] == which[len(which) - len(runs) :], runs, np.uint64(0))
+    return runs
 
 
 def _covered(texts, known):
-    """Which bytes of the joined texts belong to a run whose hash is in `known`: bool."""
+    """Which bytes of the joined texts belong to a run whose hash is in the sorted `known`: bool."""
     runs = _runs(texts, SHARED)
     return _bytes_of(_among(runs, known) & (runs != 0), SHARED)[: sum(map(len, texts))]
 
 
 def _among(runs, known):
-    """Which hashes are in the array `known`: bool. By a table first: most are not."""
+    """Which hashes are in the sorted array `known`: bool. By a table first: most are not."""
     bits = max(1, 8 * len(known)).bit_length()
     shift = np.uint64(64 - bits)
     table = np.zeros(1 << bits, bool)
     table[known >> shift] = True
     found = table[runs >> shift]
-    found[found] = np.isin(runs[found], known)
+    some = runs[found]
+    found[found] = known[np.minimum(np.searchsorted(known, some), len(known) - 1)] == some
     return found
 
 

@@ -2,24 +2,20 @@
 
 import functools
 import hashlib
-import json
 import logging
 import unicodedata
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from kzoo.compilation_cache import folder
+from kzoo.data.sources import kept
 from kzoo.data.sources.records import CHUNK, Records
 from kzoo.errors import InputError
-from kzoo.files import whole_folder
 
 log = logging.getLogger("kzoo")
 
 _RULE = 1  # by which examples are told apart; another one indexes anew
-FILE, FACTS = "index.npy", "facts.json"
 # Of each example: hashes of the whole, of its source and of its target (0: none, or nothing but
 # white space), the latter two of `folded` texts; bytes of both; characters of the folded target.
 ROW = np.dtype(
@@ -53,8 +49,9 @@ class Indexed(Records):
         paired: whether they have sources.
     """
 
-    def __init__(self, records: Records, rows: Any, which: Any, paired: bool) -> None:
-        self._records, self._rows, self._which, self.paired = records, rows, which, paired
+    def __init__(self, records: Records, rows: Any, which: Any, paired: bool, name: str) -> None:
+        self._records, self._rows, self._which = records, rows, which
+        self.paired, self._name = paired, name
         self._document = functools.lru_cache(64)(lambda i: records[int(which[i])])
 
     @property
@@ -72,9 +69,38 @@ class Indexed(Records):
         """The bytes of a document between two positions; the last ones read are remembered."""
         return self._document(i)[start:stop]
 
+    @property
+    def sizes(self) -> np.ndarray:
+        """The bytes of each source, 0 where there is none, and target: int64 [examples, 2]."""
+        rows = self.rows
+        return np.column_stack([rows["source_size"], rows["target_size"]]).astype(np.int64)
+
+    def token_counts(self, encode: Callable[[list[str]], list[Any]], digest: str) -> np.ndarray:
+        """The tokens of each source, 0 where there is none, and target: int64 [examples, 2].
+
+        All texts are read once, and the counts are kept as the index is.
+
+        Args:
+            encode: a tokenizer's, from strings to token arrays.
+            digest: which says what tokenizer it is.
+        """
+        records = self._records
+
+        def fill(counts):
+            for start, items in _chunks(records):
+                texts = [text for item in items for text in (item if self.paired else ("", item))]
+                found = [len(tokens) for tokens in encode(texts)]
+                counts[start : start + len(items)] = np.reshape(found, (-1, 2))
+            return {}
+
+        identity = records.identity and (_RULE, *records.identity, "tokens", digest)
+        doing = (self._name, "count their tokens")
+        counts, _ = kept.rows(identity, (len(records), 2), np.dtype("u4"), fill, doing)
+        return counts[self._which].astype(np.int64)
+
     def some(self, indices: Any) -> "Indexed":
         """The examples of some indices, an integer array."""
-        return Indexed(self._records, self._rows, self._which[indices], self.paired)
+        return Indexed(self._records, self._rows, self._which[indices], self.paired, self._name)
 
 
 def index(records: Records, name: str) -> tuple[Indexed, str, int]:
@@ -88,7 +114,9 @@ def index(records: Records, name: str) -> tuple[Indexed, str, int]:
         records: texts or pairs of strings.
         name: of the source, for messages.
     """
-    rows, facts = _kept(records, name)
+    identity = records.identity and (_RULE, *records.identity)
+    fill = functools.partial(_fill, records=records)
+    rows, facts = kept.rows(identity, (len(records),), ROW, fill, (name, "index them"))
     _, which = np.unique(rows["whole"], return_index=True)
     which.sort()
     empty = rows["target_size"][which] == 0
@@ -99,52 +127,24 @@ def index(records: Records, name: str) -> tuple[Indexed, str, int]:
         log.warning("%s: %d empty texts or targets are left out", name, int(empty.sum()))
     if not len(full):
         raise InputError(f"the data is empty. Received: {name!r}, without a text in it")
-    return Indexed(records, rows, full.astype(np.uint32), facts["paired"]), facts["sha256"], left
-
-
-def _kept(records, name):
-    """The rows and facts of records: those kept from an earlier time, or those found now."""
-    if not records.identity:
-        rows = np.empty(len(records), ROW)
-        return rows, _fill(rows, records)
-    identity = json.dumps([_RULE, *records.identity, len(records)])
-    name_of = hashlib.sha256(identity.encode()).hexdigest()[:24]
-    try:
-        kept = folder("indices").parent / name_of
-        if found := _read(kept, len(records)):
-            return found
-        log.info("%s: %d examples are read once, to index them", name, len(records))
-        with whole_folder(kept, last=FACTS) as part:
-            rows = np.lib.format.open_memmap(Path(part) / FILE, "w+", ROW, (len(records),))
-            facts = _fill(rows, records)
-            rows.flush()
-            (Path(part) / FACTS).write_text(json.dumps(facts), encoding="utf-8")
-        return np.load(kept / FILE, mmap_mode="r"), facts
-    except OSError as error:
-        log.warning("%s: its index is not kept and is made each time: %s", name, error)
-        rows = np.empty(len(records), ROW)
-        return rows, _fill(rows, records)
-
-
-def _read(kept, count):
-    """The rows and facts of a folder, or None where it does not hold them whole."""
-    try:
-        facts = json.loads((kept / FACTS).read_text("utf-8"))
-        rows = np.load(kept / FILE, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return None
-    return (rows, facts) if (rows.dtype, len(rows)) == (ROW, count) else None
+    which = full.astype(np.uint32)
+    return Indexed(records, rows, which, facts["paired"], name), facts["sha256"], left
 
 
 def _fill(rows, records):
     """Fills the rows, and returns a hash of all and whether there are sources."""
     digest, paired = hashlib.sha256(), False
-    for start in range(0, len(records), CHUNK):
-        items = records.__getitems__(range(start, min(start + CHUNK, len(records))))
+    for start, items in _chunks(records):
         paired = isinstance(items[0], tuple)
         rows[start : start + len(items)] = found = _rows(items)
         digest.update(found["whole"].tobytes())
     return {"sha256": digest.hexdigest(), "paired": paired}
+
+
+def _chunks(records):
+    """All records in pieces: the number of the first, and a list of them."""
+    for start in range(0, len(records), CHUNK):
+        yield start, records.__getitems__(range(start, min(start + CHUNK, len(records))))
 
 
 def _rows(items: Iterable[Any]) -> np.ndarray:

@@ -82,13 +82,18 @@ class Stored:
         for start in range(0, len(self), size):
             yield np.frombuffer(self.read(start, min(start + size, len(self))), np.uint8)
 
-    def sample(self, size: int, count: int = 64) -> list[np.ndarray]:
+    def sample(self, size: int, count: int = 64) -> "Stored":
         """About `size` bytes of the text, `count` runs evenly spread; all of a text that has
-        fewer: a list of uint8 arrays."""
+        fewer."""
         if len(self) <= size:
-            return [np.frombuffer(self.read(0, len(self)), np.uint8)]
-        starts = np.linspace(0, len(self) - size // count, count).astype(int).tolist()
-        return [np.frombuffer(self.read(at, at + size // count), np.uint8) for at in starts]
+            return self
+        starts = np.linspace(0, len(self) - size // count, count).astype(np.int64)
+        return self.part(starts, starts + size // count)
+
+    @property
+    def mean_stretch(self) -> int:
+        """The bytes that one reading gives, on average."""
+        return len(self) // max(1, len(self._stretches))
 
     def _between(self, starts, stops):
         """The stretches of documents between positions of the text: int64 [count, 3]."""
