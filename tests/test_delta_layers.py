@@ -8,6 +8,7 @@ from keras import ops
 from small_models import SMALL, load
 
 from kzoo import config, layers, masks, mechanisms, mixers, presets
+from kzoo.mechanisms import gates
 from kzoo.ops import oracle
 
 HEADS, DIM, TIME, WIDTH = 4, 8, 12, 16
@@ -160,6 +161,24 @@ def test_initial_rates_and_time_steps_are_those_of_the_authors(heads):
     even = (np.log(np.sort(steps)) - np.log(0.001)) / np.log(100)
     np.testing.assert_allclose(even, (np.arange(heads) + 0.5) / heads, rtol=1e-3)
     assert heads < 4 or (np.argsort(steps) != np.arange(heads)).any()
+
+
+def test_gates_of_each_head_stay_float32_under_mixed_precision(monkeypatch):
+    """As the authors keep them: bfloat16 would move a rate by up to 0.4%."""
+    seen, original = [], gates.softplus_gates
+
+    def see(logits, variables):
+        seen.extend([logits, *variables.values()])
+        return original(logits, variables)
+
+    monkeypatch.setattr(gates, "softplus_gates", see)
+    for mechanism in ("gated_delta", {"gated_linear": {"gate": "softplus"}}):
+        layer = layers.Attention(2, DIM, mechanism, "causal", dtype="mixed_bfloat16")
+        out = layer(np.ones((1, 4, WIDTH), "float32"))
+        assert keras.backend.standardize_dtype(out.dtype) == "bfloat16"
+        assert {x.dtype for x in layer.extra_variables.values()} == {"float32"}
+    assert len(seen) == 6
+    assert {keras.backend.standardize_dtype(x.dtype) for x in seen} == {"float32"}
 
 
 @pytest.mark.parametrize(

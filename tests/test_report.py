@@ -324,7 +324,7 @@ def test_a_line_cut_short_is_left_out_and_said(tmp_path, records, caplog):
     study, kept = read(write(tmp_path, records[::-1], end='{"run": "pydoc/gp'))
     assert study == {**STUDY, "packing": study["packing"]}  # one that was begun before had none
     assert kept == records  # in the study's order, whatever that of the lines
-    assert "line 17 is cut short" in caplog.text
+    assert "line 17 is no record of a run" in caplog.text
 
 
 def test_an_arm_may_run_on_some_of_the_data(tmp_path, records, unsaved):

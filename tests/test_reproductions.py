@@ -93,7 +93,7 @@ def test_attention_alone_collapses_at_initialisation():
 
 def test_the_study_of_recall_is_one():
     arms = Study.from_json(FOLDER / "mqar.json").arms.values()
-    assert len(arms) == 6 and {arm.config(0)["objective"] for arm in arms} == {"prefix_lm"}
+    assert len(arms) == 9 and {arm.config(0)["objective"] for arm in arms} == {"prefix_lm"}
 
 
 @pytest.mark.slow

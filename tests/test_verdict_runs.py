@@ -19,12 +19,14 @@ from asked_study import (
     TUNED,
     Made,
     go,
+    made_splits,
     said,
     study,
     tuned_by,
     without_training,
 )
 
+from kzoo.cli import compare
 from kzoo.errors import InputError
 from kzoo.studies import Study, amounts, planning, report, run
 from kzoo.studies import runner as runner_module
@@ -73,6 +75,34 @@ def test_seeds_can_be_added_which_is_said(made, tmp_path):
             go(other, tmp_path)
 
 
+def test_runs_on_other_data_are_not_put_beside_finished_ones(made, tmp_path, monkeypatch):
+    go(study(), tmp_path)
+    lines = (tmp_path / "results.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "results.jsonl").write_text("".join(lines[:-1]))
+    other = {"sha256": "cd"}
+    monkeypatch.setattr(amounts, "_load", lambda *key: made_splits(key[3], other))
+    said = "all runs of an arm have the same data.*'synthetic:copy' changed after.*sha256 is"
+    with pytest.raises(InputError, match=said):
+        go(study(), tmp_path)
+    assert (tmp_path / "results.jsonl").read_text() == "".join(lines[:-1])
+
+
+def test_a_changed_hypothesis_is_named_with_what_changed(made, tmp_path):
+    go(study(hypotheses=[DIFFERENCE, EQUAL]), tmp_path)
+    changed = {**EQUAL, "margin": 0.3}
+    with pytest.raises(InputError, match=r"hypotheses\.Q2\.margin is 0\.2 there and 0\.3 here\)"):
+        go(study(hypotheses=[DIFFERENCE, changed]), tmp_path)
+
+
+def test_an_interrupted_study_counts_no_run_twice(made, tmp_path, monkeypatch):
+    go(study(), tmp_path / "out")
+    folder = runner_module.checkpoint_folder
+    for name in ("synthetic:copy/linear/0", "synthetic:copy/linear/9"):  # finished, and not
+        (folder(tmp_path / "out", name) / "1").mkdir(parents=True)
+    monkeypatch.setattr(compare, "_read", lambda options: (study(), tmp_path / "out"))
+    assert "10 of 10 runs are finished, 1 more has a checkpoint" in compare._saved(None)
+
+
 def test_a_hypothesis_that_came_later_is_post_hoc(made, tmp_path):
     go(study(), tmp_path)
     go(study(hypotheses=[DIFFERENCE, EQUAL]), tmp_path)
@@ -116,7 +146,11 @@ def test_a_diverged_run_leaves_its_hypothesis_undecided(made, tmp_path):
 def curve(*values, bits=3.0, data="pydoc"):
     losses = np.repeat(values, 20).tolist()
     run = {"seed": 0, "status": "finished", "train_loss": losses, "bits": bits, "data": data}
+    run |= {"held_out": [[len(losses), bits]]}
     return {**run, "facts": {"bigram_entropy": 3.5}, "learning_rate": 0.01}
+
+
+ABOVE = {"above_bigram": True}
 
 
 @pytest.mark.parametrize(
@@ -128,6 +162,12 @@ def curve(*values, bits=3.0, data="pydoc"):
         (curve(5, 4, 3.9, 3.89, 3.89, bits=4.0, data="synthetic:copy"), {}),
         (curve(5, 4, 3, 2.5, 2.49, bits=4.0), {"above_bigram": True}),
         ({**curve(5), "train_loss": [3.0, 2.0]}, {}),
+        # Held-out losses, where there are any, tell a noisy batch from a run that stands still.
+        ({**curve(4, 4, 4, 4, 4, bits=4.0), "held_out": [[50, 4.3], [100, 4.0]]}, ABOVE),
+        (
+            {**curve(6, 5, 4.5, 4.2, 4, bits=4.0), "held_out": [[50, 4.01], [100, 4.0]]},
+            {"stalled": (0,), "still_falling": True, **ABOVE},
+        ),
         ({**curve(5), "status": "nan", "bits": None}, {"diverged": (0,)}),
     ],
 )
@@ -255,7 +295,7 @@ def test_failed_runs_may_be_left_out(made, tmp_path):
     made.setattr(runner_module, "Trainer", Trainer)
     go(study(seeds=6), tmp_path / "strict")
     assert (
-        "undecided, since runs failed; the finished runs alone: confirmed"
+        "undecided, since runs failed or stalled; the others alone: confirmed"
         in said(tmp_path / "strict")[0]
     )
     go(study(seeds=6, failed_runs="left out"), tmp_path / "lenient")

@@ -164,15 +164,15 @@ def test_an_interaction_is_said_in_bits_or_as_a_ratio():
     found = verdict({**Q5, "scale": "difference"}, values, setting="at 300 steps")
     assert found.sentence == (
         "The gap of BERT linear to BERT against the gap of GPT linear to GPT, at 300 steps: "
-        "confirmed, larger (+0.580 bits, 95% interval 0.566 to 0.594, 6 paired seeds)"
+        "confirmed, higher (+0.990 against +0.410: +0.580 bits, 95% interval 0.566 to 0.594, "
+        "6 paired seeds)"
     )
     found = verdict({**Q5, "margin": 1.3}, values)
-    assert (
-        "different but within a factor of 1.3 (ratio 1.1752, 95% interval 1.1708" in found.sentence
-    )
+    said = "within a factor of 1.3 (1.3626 against 1.1595: ratio 1.1752, 95% interval 1.1708"
+    assert f"different but {said}" in found.sentence
     assert math.exp(found.estimate) == pytest.approx(3.72 / 2.73 / (2.98 / 2.57), rel=1e-4)
     flat = verdict({**Q5, "sign": "0", "margin": 1.1}, runs(*((arm, 2.5) for arm in values)))
-    assert "equivalent within a factor of 1.1 (ratio 1.000" in flat.sentence
+    assert "equivalent within a factor of 1.1 (1.0000 against 1.0000: ratio 1.0000" in flat.sentence
 
 
 def test_a_trend_is_said_per_unit_of_its_factor():
@@ -246,8 +246,9 @@ def test_failed_runs_leave_a_hypothesis_undecided_with_the_finished_ones_beside_
     facts = {"GPT": ArmFacts(stalled=(7,))}
     found = verdict(Q4, values, facts=facts)
     assert found.outcome == "undecided" and found.finished_runs == "confirmed"
-    assert "undecided, since runs failed; the finished runs alone: confirmed, lower (−0.2" in str(
-        found
+    assert (
+        "undecided, since runs failed or stalled; the others alone: confirmed, lower (−0.2"
+        in str(found)
     )
     assert found.notes[0] == (
         "Failed runs: seed 4 of UniLM diverged; seed 9 of UniLM is missing; "

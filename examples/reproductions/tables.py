@@ -31,10 +31,10 @@ DONG = {
 DEPTHS = (0, 1, 2, 4, 6, 8, 12)
 # "Attention solves MQAR" at width 64 at every length: Arora et al. 2023, section 4 and figure 2.
 ZOOLOGY = {"softmax, learned": "1.00"}
-# Records of the study, and of the same with half the steps, which do not learn it.
-MQAR = ("results.jsonl", "2000_steps.jsonl")
-# Records of the study, and of the same with half the steps, which do not learn it.
-MQAR = ("results.jsonl", "2000_steps.jsonl")
+# Records of the study, and of some of its arms with half and three times the steps.
+MQAR = ("results.jsonl", "2000_steps.jsonl", "12000_steps.jsonl")
+# Records of the study, and of some of its arms with half and three times the steps.
+MQAR = ("results.jsonl", "2000_steps.jsonl", "12000_steps.jsonl")
 
 
 def capacity(records):
@@ -62,7 +62,7 @@ def collapse(records):
 def mqar(records):
     """The part of the answers that is right, by arm, and by symbols of an example and steps."""
     ours = {(r["arm"], (_symbols(r), r["steps"])): r["metrics"]["accuracy"] for r in records}
-    settings = sorted({setting for _, setting in ours}, key=lambda of: (of[0], -of[1]))
+    settings = sorted({setting for _, setting in ours}, key=lambda of: (-of[0], of[1]))
     columns = ["arm", *(f"{symbols} symbols, {steps:,} steps" for symbols, steps in settings)]
     columns.append("the paper")
     rows = [columns, ["---"] * len(columns)]

@@ -10,6 +10,7 @@ other text is written by hand.
 
 import argparse
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -76,13 +77,18 @@ def curves(study, records):
     """Mean held-out bits along training, a row for each arm."""
     tables = []
     for runs in by(records, "group").values():
-        steps = [step for step, *_ in runs[0]["held_out"]]
+        steps = _spread([step for step, *_ in runs[0]["held_out"]])
         rows = [["arm", *(f"{step} steps" for step in steps)]]
         for arm, of in by(runs, "arm").items():
             points = [{step: bits for step, bits, *_ in run["held_out"]} for run in of]
             rows.append([arm, *(f"{np.mean([p[step] for p in points]):.3f}" for step in steps)])
         tables.append(_table(rows))
     return "\n".join(tables)
+
+
+def _spread(steps):
+    """Eight of them at most, the last among them."""
+    return steps[-1 :: -max(1, math.ceil(len(steps) / 8))][::-1]
 
 
 def runs(study, records):
@@ -104,15 +110,18 @@ def runs(study, records):
 
 
 def ranks(records):
-    """Figures of the attention matrices at the first and the last step, a row for each arm."""
+    """Figures of the attention matrices at the first and the last step, a row for each arm, and the
+    held-out bits at the last."""
     figures = ("numerical_rank", "entropy_rank", "stable_rank", "k99", "concentration")
-    rows = [["mechanism", "mask", *(figure.replace("_", " ") for figure in figures)]]
+    rows = [["mechanism", "mask", *(figure.replace("_", " ") for figure in figures), "bits"]]
     for mechanism, mask, of in _arms(records):
         ends = [
             {f: np.mean([r["spectrum"]["as it is"][f] for r in runs]) for f in figures}
             for runs in (of[min(of)], of[max(of)])
         ]
-        rows.append([mechanism, mask, *(_change(*(end[f] for end in ends)) for f in figures)])
+        bits = np.mean([run["bits"] for run in of[max(of)]])
+        changes = (_change(*(end[f] for end in ends)) for f in figures)
+        rows.append([mechanism, mask, *changes, f"{bits:.2f}"])
     return _table(rows)
 
 
@@ -131,18 +140,23 @@ def controls(records):
     return _table(rows)
 
 
-def residuals(records):
+def residuals(records, figure="residual"):
     """The relative residual behind the last layer at the first and the last step, by what is left
     out of the model."""
-    parts = list(records[0]["residual"])
+    parts = list(records[0][figure])
     rows = [["mechanism", "mask", *(f"without {part}" for part in parts)]]
     for mechanism, mask, of in _arms(records):
         cells = []
         for part in parts:
-            ends = [np.mean([r["residual"][part][-1] for r in of[s]]) for s in (min(of), max(of))]
+            ends = [np.mean([r[figure][part][-1] for r in of[s]]) for s in (min(of), max(of))]
             cells.append(_change(*ends, digits=3))
         rows.append([mechanism, mask, *cells])
     return _table(rows)
+
+
+def late_residuals(records):
+    """`residuals` of the last half of the tokens."""
+    return residuals(records, "residual_last_half")
 
 
 def _arms(records):
@@ -177,7 +191,7 @@ def _number(page):
 
 
 OF_STUDIES = {each.__name__: each for each in (arms, verdicts, curves, runs)}
-OF_MEASUREMENTS = {each.__name__: each for each in (ranks, controls, residuals)}
+OF_MEASUREMENTS = {each.__name__: each for each in (ranks, controls, residuals, late_residuals)}
 
 
 def page(path):

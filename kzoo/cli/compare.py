@@ -196,14 +196,18 @@ def _print_arms(rows):
 
 def _saved(options):
     from kzoo.studies.records import read, read_tuning
+    from kzoo.studies.runner import checkpoint_folder
 
     try:
         study, directory = _read(options)
-        finished, tuned = len(read(directory)[1]), len(read_tuning(directory))
+        records, tuning = read(directory)[1], read_tuning(directory)
     except (InputError, OSError):  # nothing was begun
         return "nothing is saved"
     runs = len(study.runs()) * len(study.seeds)
-    begun = sum(bool(numbered(folder)) for folder in directory.glob("checkpoints/*"))
+    finished, tuned = len(records), len(tuning)
+    over = {checkpoint_folder(directory, record["run"]) for record in (*records, *tuning)}
+    folders = set(directory.glob("checkpoints/*")) - over
+    begun = sum(bool(numbered(folder)) for folder in folders)
     if not finished and not begun and not tuned:
         return "nothing is saved"
     parts = [f"{finished} of {runs} runs are finished"]

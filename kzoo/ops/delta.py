@@ -96,18 +96,22 @@ def delta_attention(
         )
     heads = order.per_head(q.shape[2])
     _check(heads, return_state or initial_state is not None)
-    scale = softmax_scale(q, scale)
-    q, k, v = widened(q, k, v)
+    kernel, wide = _kernel(implementation, q, k, v, order), _wide(q)
+    if getattr(kernel, "RAW", False):
+        k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
+    else:
+        q, k, v = widened(q, k, v)
     beta = _by_token("beta", beta, q, sequence)
     log_decay = _gates(log_decay, q, sequence)
     if rotary:
-        q, k = (rotate(x, *_positions(sequence, query_offset, q)) for x in (q, k))
+        positions = _positions(sequence, query_offset, q)
+        q, k = (rotate(ops.cast(x, wide), *positions) for x in (q, k))
     state = _no_state(q, v)
     if initial_state is not None:
-        state = check_state(initial_state, q, q.shape[3], v.shape[3], normalize=False)[0]
-    kernel = _kernel(implementation, q, k, v, order)
-    arrays = q * scale, k, v, beta, log_decay, _documents(sequence, initial_state is not None)
-    out, state = _in_order(kernel, heads, arrays, state)
+        sizes = q.shape[3], v.shape[3]
+        state = check_state(initial_state, q, *sizes, normalize=False, dtype=wide)[0]
+    arrays = q, k, v, beta, log_decay, _documents(sequence, initial_state is not None)
+    out, state = _in_order(kernel, heads, arrays, state, softmax_scale(q, scale))
     out = ops.cast(zero_padding(out, sequence), dtype)
     return (out, {"kv_state": state}) if return_state else out
 
@@ -150,7 +154,7 @@ def _check(heads, stateful):
             )
 
 
-def _in_order(kernel, heads, arrays, state):
+def _in_order(kernel, heads, arrays, state, scale):
     """Heads that go backwards see their time flipped, and all run in one pass."""
     backwards = [head.time_reversed for head in heads]
     flags = ops.convert_to_tensor(backwards)
@@ -166,7 +170,7 @@ def _in_order(kernel, heads, arrays, state):
     time = arrays[0].shape[1]
     if is_integer(time):
         size = min(size, 1 << (time - 1).bit_length())
-    out, state = kernel.run(*(flipped(x) for x in arrays), state, chunk_size=size)
+    out, state = kernel.run(*map(flipped, arrays), state, chunk_size=size, scale=scale)
     return flipped(out), state
 
 
@@ -175,13 +179,17 @@ def _kernel(implementation, q, k, v, mask):
     return kernels("delta", spec.backend)[kernel_for("delta", spec, implementation)]
 
 
+def _wide(q):
+    """The dtype that all is computed in."""
+    return "float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else "float32"
+
+
 def _no_state(q, v):
-    shape = (ops.shape(q)[0], q.shape[2], q.shape[3], v.shape[3])
-    return ops.zeros(shape, "float64" if "float64" in str(v.dtype) else "float32")
+    return ops.zeros((ops.shape(q)[0], q.shape[2], q.shape[3], v.shape[3]), _wide(q))
 
 
 def _by_token(name, x, q, sequence):
-    """`x` [batch or 1, time, heads] in the dtype of q, and 0 at padding."""
+    """`x` [batch or 1, time, heads] in the dtype of the computation, and 0 at padding."""
     x = ops.convert_to_tensor(x)
     expected = ((1, q.shape[0]), (q.shape[1],), (q.shape[2],))
     fits = len(x.shape) == 3 and all(
@@ -193,13 +201,13 @@ def _by_token(name, x, q, sequence):
             f"{name} has the shape [batch or 1, time, heads] of q, {list(q.shape[:3])}. "
             f"Received: shape {list(x.shape)}"
         )
-    x = ops.cast(x, q.dtype)
+    x = ops.cast(x, _wide(q))
     return x if sequence.segment is None else hide(x, sequence.segment[:, :, None] != 0)
 
 
 def _gates(log_decay, q, sequence):
     if log_decay is None:
-        return ops.zeros((1, ops.shape(q)[1], 1), q.dtype)
+        return ops.zeros((1, ops.shape(q)[1], 1), _wide(q))
     gates = _by_token("log_decay", log_decay, q, sequence)
     known = concrete(gates)
     if known is not None and (known > 0).any():

@@ -95,9 +95,9 @@ def check_batch(name, x, batch):
         )
 
 
-def check_state(initial_state, q, features, value_dim, normalize=True):
+def check_state(initial_state, q, features, value_dim, normalize=True, dtype=None):
     """The tensors of the state that `linear_attention` was given, of every example: Σ φ(k) vᵀ, and
-    Σ φ(k), which is None where nothing is normalised."""
+    Σ φ(k), which is None where nothing is normalised. In a dtype, by default that of q."""
     heads = q.shape[2]
     shapes = {"kv_state": (heads, features, value_dim)}
     if normalize:
@@ -111,7 +111,7 @@ def check_state(initial_state, q, features, value_dim, normalize=True):
         )
     state = []
     for name, shape in shapes.items():
-        x = ops.cast(ops.convert_to_tensor(initial_state[name]), q.dtype)
+        x = ops.cast(ops.convert_to_tensor(initial_state[name]), dtype or q.dtype)
         if tuple(x.shape[1:]) != shape:
             raise InputError(
                 f"the {name} of an initial_state has the shape [batch or 1, "

@@ -11,7 +11,7 @@ from kzoo.studies.records import programs, run_name
 from kzoo.studies.sentences import ArmFacts
 from kzoo.studies.verdicts import Evidence, verdicts
 
-FLAT = 0.01  # of the training loss: a run that falls less from its middle to its end stands still
+FLAT = 0.01  # of the loss: a run that falls less from its middle to its end stands still
 STEEP = 0.02  # of the training loss: one that falls more over its last fifth still falls
 _LEAST_STEPS = 20  # below which a curve is too short to tell either
 
@@ -221,8 +221,8 @@ def arm_facts(runs, study):
         study: the JSON of the study, whose learning rate counts where an old record names none.
 
     Returns:
-        `ArmFacts`. A run stalled if its loss stands still from its middle on, above the bigram
-        entropy of the held-out text.
+        `ArmFacts`. A run stalled if its held-out loss stands still from its middle on, above the
+        bigram entropy of the text.
     """
     if not runs:
         return ArmFacts()
@@ -267,5 +267,16 @@ def _last_fall(run):
 
 
 def _stalled(run):
+    ends = _middle_and_end(run)
+    return ends is not None and _above(run) > 0 and 1 - ends[1] / ends[0] < FLAT
+
+
+def _middle_and_end(run):
+    """The held-out bits of a run at its middle and its end; of one that was evaluated too seldom
+    the training loss, which batches move more; None of a short run without either."""
+    points = run["held_out"]  # the last one at the end
+    before = [bits for step, bits, *_ in points if 0.25 <= step / points[-1][0] <= 0.5]
+    if before:
+        return before[-1], run["bits"]
     middle, end = _fifth(run, 2), _fifth(run, 4)
-    return end is not None and _above(run) > 0 and (middle - end) / middle < FLAT
+    return None if end is None else (middle, end)

@@ -11,7 +11,7 @@ from kzoo.errors import InputError
 from kzoo.files import found, read_json, reason, write
 from kzoo.studies import protocol, tokenizers
 from kzoo.studies.hypotheses import hashes
-from kzoo.studies.records import RESULTS_FILE, STUDY_FILE, read, read_tuning
+from kzoo.studies.records import OF_DATA, RESULTS_FILE, STUDY_FILE, read, read_tuning
 from kzoo.values import differences, is_number
 
 log = logging.getLogger("kzoo")
@@ -71,7 +71,7 @@ def check_directory(study, directory):
         saved = _saved_study(directory)
         if isinstance(saved, dict):
             saved = protocol.grown(saved, study.to_dict())
-        other = list(differences(saved, study.to_dict()))
+        other = list(differences(*map(_by_name, (saved, study.to_dict()))))
         if other:
             raise InputError(
                 f"the output folder holds another study ({'; '.join(other):.300}); name a new one "
@@ -80,6 +80,13 @@ def check_directory(study, directory):
         _check_records(study, [*finished_runs(directory).values(), *read_tuning(directory)])
     elif held:
         raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
+
+
+def _by_name(fields):
+    """The JSON of a study with its hypotheses by name, so that one is compared with its own."""
+    if not isinstance(fields, dict) or not isinstance(fields.get("hypotheses"), list):
+        return fields
+    return {**fields, "hypotheses": {each["name"]: each for each in fields["hypotheses"]}}
 
 
 def _check_records(study, records):
@@ -119,6 +126,28 @@ def check_choices(chosen, records):
                 "the tuning runs of this folder choose other values than those of the run "
                 f"{record['run']!r}; put its tuning.jsonl back, or name a new folder with --out. "
                 f"Received: {now['rate']} instead of {then.get('rate')}"
+            )
+
+
+def check_data(source, label, facts, records):
+    """`InputError` where finished runs of an arm learned from other data than are there now.
+
+    Args:
+        source, label: of the arm.
+        facts: of its data, of `kzoo.data.Splits`.
+        records: of the study's finished runs.
+    """
+    for record in records:
+        if (record["data"], record["arm"]) != (source, label):
+            continue
+        names = [name for name in OF_DATA if name in facts and name in record["facts"]]
+        other = {name: record["facts"][name] for name in names}
+        now = {name: facts[name] for name in names}
+        if other != now:
+            raise InputError(
+                f"all runs of an arm have the same data; those of {source!r} changed after the run "
+                f"{record['run']!r}: {'; '.join(differences(other, now)):.300}. Put them back, or "
+                "name a new folder with --out"
             )
 
 

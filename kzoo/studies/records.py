@@ -1,5 +1,6 @@
 """The files of a study: what was asked, and a line for each finished run."""
 
+import functools
 import hashlib
 import json
 import logging
@@ -20,6 +21,8 @@ _OF_A_STUDY: dict[str, Any] = {
     **{"steps": int, "batch_size": int, "learning_rate": int | float | None},
 }
 _OF_A_RUN = ("run", "arm", "data", "seed")
+# Facts that tell data apart.
+OF_DATA = ("sha256", "row_length", "train_rows", "valid_rows", "tokenizer_sha256")
 
 
 def read(directory):
@@ -29,8 +32,8 @@ def read(directory):
         directory: that holds `study.json` and `results.jsonl`.
 
     Returns:
-        A dict, and a list of dicts, one per run; a line that a kill cut short while it was being
-        written is left out with a warning.
+        A dict, and a list of dicts, one per run; a line that is none, such as one that a kill
+        cut short while it was being written, is left out with a warning.
 
     Raises:
         InputError: if one of the files is missing, `study.json` is no JSON of a study, or a record
@@ -83,7 +86,7 @@ def checksum(record):
 
 
 def _lines(path):
-    """Name -> record of each run in a file; a line cut short is left out with a warning."""
+    """Name -> record of each run in a file; any other line is left out with a warning."""
     runs, sealed = {}, False
     # At line feeds alone: a name may hold what Python takes for the end of a line.
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
@@ -93,7 +96,7 @@ def _lines(path):
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or not set(_OF_A_RUN) <= set(record):
-            log.warning("%s: line %d is cut short and left out", path, number)
+            _warn_once(f"{path}: line {number} is no record of a run and left out")
             continue
         # Older records have no checksum; once one has, those after it do.
         sealed = sealed or "checksum" in record
@@ -104,6 +107,11 @@ def _lines(path):
             )
         runs[record["run"]] = migrations.record(record)
     return runs
+
+
+@functools.cache
+def _warn_once(message):
+    log.warning(message)
 
 
 def programs(study):

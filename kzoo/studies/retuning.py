@@ -10,7 +10,7 @@ from kzoo.data import sources
 from kzoo.errors import InputError
 from kzoo.studies import amounts, tuning
 from kzoo.studies.amounts import load_splits
-from kzoo.studies.records import TUNING_FILE, append, read_tuning
+from kzoo.studies.records import OF_DATA, TUNING_FILE, append, read_tuning
 from kzoo.studies.tuning import trained_with
 
 log = logging.getLogger("kzoo")
@@ -19,7 +19,6 @@ ASIDE_FILE = "tuning-before.jsonl"  # what `--retune` set aside
 _PACKED: tuple[str, ...] = ("run", "arm", "data", "seed", "group", "measure", "status", "steps")
 _PACKED += ("bits", "learning_rate", "batch_size", "training", "config", "tuning")
 _OF_ORIGIN = ("commit", "dirty", "versions", "platform", "processor", "kernels", "started")
-_OF_DATA = ("sha256", "row_length", "train_rows", "valid_rows", "tokenizer_sha256")
 _SHAPE_OF_DATA = ("source", "row_length")  # where the text follows the machine
 
 
@@ -137,13 +136,13 @@ def inputs(config, training, steps, facts):
         steps: optimizer steps.
         facts: of the data, of `kzoo.data.Splits`.
     """
-    return _digits(config, training, steps, _of_data(facts, _OF_DATA))
+    return _digits(config, training, steps, _of_data(facts, OF_DATA))
 
 
 def inputs_elsewhere(config, training, steps, facts):
     """`inputs`, which are the same on a machine where the source has another text."""
     source = sources.named(str(facts.get("source")))
-    names = _SHAPE_OF_DATA if source and source.text_follows else _OF_DATA
+    names = _SHAPE_OF_DATA if source and source.text_follows else OF_DATA
     return _digits(config, training, steps, _of_data(facts, names))
 
 
@@ -183,7 +182,7 @@ def pack(directory, path):
     for record in records:
         fields = {name: record[name] for name in _PACKED if name in record}
         origin = {name: record["provenance"].get(name) for name in _OF_ORIGIN}
-        kept = ("source", *_OF_DATA)
+        kept = ("source", *OF_DATA)
         facts = {name: record["facts"][name] for name in kept if name in record["facts"]}
         append(path.parent, {**fields, "facts": facts, "provenance": origin}, path.name)
     return len(records)

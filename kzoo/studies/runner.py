@@ -26,6 +26,7 @@ from kzoo.studies.folder import (
     anew,
     as_begun,
     check_choices,
+    check_data,
     check_directory,
     check_steps,
     finished_runs,
@@ -177,11 +178,13 @@ def check(study, directory, at_once=None):
     _, at_once = _places(study, at_once)
     if study.tuning and study.tuning.records:
         study.tuning.records_file()
-    tokenizers.check(study, finished_runs(directory).values())
-    if jobs_left(study, finished_runs(directory)):
+    finished = finished_runs(directory)
+    tokenizers.check(study, finished.values())
+    if jobs_left(study, finished):
         for asked in (study, tuning.asked(study, [])) if study.tuning else (study,):
-            for source, _, arm in asked.runs():  # the unusable are refused here
+            for source, label, arm in asked.runs():  # the unusable are refused here
                 facts = load_splits(asked, source, arm).facts
+                check_data(source, label, facts, finished.values())
                 for metric in measured(asked):
                     metric.check(arm.config(asked.seeds[0]), facts)
         check_folder(directory, _bytes(study, directory, at_once))

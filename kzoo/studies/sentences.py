@@ -160,8 +160,8 @@ def margin_said(hypothesis):
 
 def _direction(verdict):
     """How the contrast stands to 0, in the words of its kind."""
-    words = {"trend": ("rising", "falling"), "interaction": ("larger", "smaller")}
-    up, down = words.get(verdict.hypothesis.kind, ("higher", "lower"))
+    trend = verdict.hypothesis.kind == "trend"
+    up, down = ("rising", "falling") if trend else ("higher", "lower")
     return up if verdict.estimate > 0 else down
 
 
@@ -177,7 +177,7 @@ def _said(verdict):
         return f"undecided, with fewer than {LEAST_PAIRS} finished pairs"
     if verdict.finished_runs:
         alone = _outcome_said(verdict, verdict.finished_runs)
-        return f"undecided, since runs failed; the finished runs alone: {alone}"
+        return f"undecided, since runs failed or stalled; the others alone: {alone}"
     needed = verdict.pairs_needed
     few = f"about {needed:,} paired seeds" if needed else f"more than {MOST_PAIRS:,} paired seeds"
     known = ""
@@ -218,6 +218,9 @@ def _interval(verdict):
         estimate = f"{estimate} {_unit(hypothesis)}"
     if hypothesis.kind == "trend" and hypothesis.margin is None:
         estimate = f"{estimate} per unit of {hypothesis.factor}"
+    if verdict.gaps:
+        each = (number(shown(gap), decimals, plus=plus) for gap in verdict.gaps)
+        estimate = f"{' against '.join(each)}: {estimate}"
     ends = f"{number(low, decimals)} to {number(high, decimals)}"
     return f"{estimate}, {percent(verdict.level)} interval {ends}, {pairs}"
 

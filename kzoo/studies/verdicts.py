@@ -155,17 +155,29 @@ class Evidence:
                     found.append((label, seed, "diverged"))
         return found
 
-    def contrasts(self):
-        """The contrast of each seed whose runs all finished, `[pairs]`, in the order of seeds."""
+    def pairs(self):
+        """The seeds whose runs all finished, a sorted list."""
         failed = {seed for _, seed, _ in self.failures()}
         for label in self.hypothesis.labels:
             failed |= set(self.facts.get(label, ArmFacts()).excluded)
-        pairs = [seed for seed in self.seeds() if seed not in failed]
+        return [seed for seed in self.seeds() if seed not in failed]
+
+    def contrasts(self, weights=None):
+        """The contrast of each seed whose runs all finished, `[pairs]`, in the order of seeds; that
+        of other weights, or of the hypothesis."""
         values = {
-            label: np.array([self.values[label][seed] for seed in pairs], float)
+            label: np.array([self.values[label][seed] for seed in self.pairs()], float)
             for label in self.hypothesis.labels
         }
-        return contrast(self.hypothesis.weights, values, self.hypothesis.scale)
+        weights = self.hypothesis.weights if weights is None else weights
+        return contrast(weights, values, self.hypothesis.scale)
+
+    def gaps(self):
+        """The mean of each gap of an interaction over those seeds; of other kinds ()."""
+        if self.hypothesis.kind != "interaction":
+            return ()
+        gaps = ({arm: 1.0, baseline: -1.0} for arm, baseline in self.hypothesis.gaps)
+        return tuple(float(self.contrasts(gap).mean()) for gap in gaps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,8 +190,11 @@ class Verdict:
         estimate: the mean contrast in the metric's unit (a logarithm on the scale of ratios);
             None with fewer than 5 finished pairs, as are the attributes that derive from it.
         low, high: ends of the interval that gave the outcome.
+        gaps: the means of the two gaps of an interaction, whose difference is the estimate (their
+            logarithms on the scale of ratios); of other kinds ().
         level: of that interval; 0.05 is a 95% interval.
-        pairs: seeds whose runs of all arms finished.
+        pairs: how many seeds take part: those whose runs of all arms finished and did not stall.
+        seeds: these seeds.
         spread: standard deviation of the contrasts.
         p: two-sided, of a contrast of 0, uncorrected.
         p_sign_flip: of the sign-flip test, None below 8 pairs.
@@ -200,8 +215,10 @@ class Verdict:
     estimate: float | None
     low: float | None
     high: float | None
+    gaps: tuple
     level: float
     pairs: int
+    seeds: tuple
     spread: float | None
     p: float | None
     p_sign_flip: float | None
@@ -218,7 +235,8 @@ class Verdict:
     def to_dict(self) -> dict[str, Any]:
         """JSON of the verdict."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {**fields, "hypothesis": self.hypothesis.to_dict(), "notes": list(self.notes)}
+        lists = {name: list(fields[name]) for name in ("gaps", "seeds", "notes")}
+        return {**fields, "hypothesis": self.hypothesis.to_dict(), **lists}
 
 
 def verdicts(evidence, *, alpha=ALPHA, looks=(), failed_runs="undecided"):
@@ -330,8 +348,10 @@ def _verdict(item, contrasts, *, outcome, finished_runs, level, ends):
     verdict = Verdict(
         hypothesis=hypothesis,
         outcome=outcome,
+        gaps=item.gaps() if ends else (),
         level=level,
         pairs=pairs,
+        seeds=tuple(item.pairs()),
         finished_runs=finished_runs,
         sentence="",
         notes=(),

@@ -111,7 +111,7 @@ def main():
                     if (mask, mechanism, seed, step) not in there:
                         record = {**about, "step": step, "bits": bits, **figures, **origin}
                         with options.out.open("a") as file:
-                            file.write(json.dumps(record) + "\n")
+                            file.write(json.dumps(record, allow_nan=False) + "\n")
                 keras.backend.clear_session()
 
 

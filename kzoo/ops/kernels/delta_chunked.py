@@ -18,25 +18,27 @@ def preferred(spec):
     return True
 
 
-def run(q, k, v, beta, log_decay, document, initial_state, *, chunk_size):
-    """S ← exp(g) S, S ← S - β k (kᵀS) + β k vᵀ and Sᵀq, for each token in turn.
+def run(q, k, v, beta, log_decay, document, initial_state, *, chunk_size, scale):
+    """S ← exp(g) S, S ← S - β k (kᵀS) + β k vᵀ and scale · Sᵀq, for each token in turn.
 
     All kernels of the delta rule take these arguments.
 
     Args:
-        q, k: float32 or float64 [batch, time, heads, dim], q times the scale.
+        q, k: float32 or float64 [batch, time, heads, dim].
         v: likewise [batch, time, heads, value_dim].
         beta, log_decay: likewise [batch or 1, time, heads or 1]; 0 at padding.
         document: integers [batch or 1, time, heads or 1], of which only neighbours are compared:
             where they differ, S is 0. None for one document.
         initial_state: S before the first token, in its document: [batch, heads, dim, value_dim].
         chunk_size: tokens in a chunk, a power of 2.
+        scale: a number.
 
     Returns:
         Floats [batch, time, heads, value_dim], and S after the last token.
     """
     time = ops.shape(q)[1]
-    chunk, documents = terms.cut(q, k, v, beta, log_decay, document, chunk_size)
+    chunk = terms.Chunk(*(terms.cut(x, chunk_size) for x in (q, k, v, beta, log_decay)))
+    documents = terms.cut_documents(document, chunk_size)
     decay = terms.decays(chunk.log_decay, *documents)
     solved = terms.inverse(terms.system(chunk.k, chunk.beta, decay.between))
 
@@ -50,4 +52,4 @@ def run(q, k, v, beta, log_decay, document, initial_state, *, chunk_size):
 
     state, states = ops.scan(one, initial_state, (tuple(chunk), tuple(decay), solved))
     new = terms.written(states, chunk, decay, functools.partial(solve, solved))
-    return terms.joined(terms.read(states, chunk, decay, new), time), state
+    return scale * terms.joined(terms.read(states, chunk, decay, new), time), state

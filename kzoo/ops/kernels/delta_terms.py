@@ -27,7 +27,7 @@ class Chunk(NamedTuple):
     """The tokens of chunks, in any number of axes before those that are named.
 
     Attributes:
-        q, k: floats [.., heads, chunk, dim], q times the scale.
+        q, k: floats [.., heads, chunk, dim].
         v: floats [.., heads, chunk, value_dim].
         beta, log_decay: floats [.., heads or 1, chunk].
     """
@@ -56,36 +56,40 @@ class Decays(NamedTuple):
     through: Any
 
 
-def cut(q, k, v, beta, log_decay, document, chunk_size):
-    """Time in chunks, which are the first axis, and heads before it.
+def cut(x, size):
+    """[batch, time, heads, ..] as [chunks, batch, heads, size, ..], the end filled with zeros."""
+    return _in_chunks(filled(x, size, "zeros"), size)
+
+
+def cut_documents(document, size):
+    """The documents of chunks, for `decays`.
 
     Args:
-        q, k, v: floats [batch, time, heads, dim].
-        beta, log_decay: floats [batch or 1, time, heads or 1].
         document: integers [batch or 1, time, heads or 1]; None where there is one document.
-        chunk_size: tokens in a chunk, a power of 2.
+        size: tokens in a chunk.
 
     Returns:
-        A `Chunk` [chunks, batch, heads, chunk, ..]; and for `decays` a pair of integers [chunks,
-        batch or 1, heads or 1, chunk or 1], the document of each token and the one that the state
-        before the chunk belongs to; None and None where there is one.
+        A pair of integers [chunks, batch or 1, heads or 1, size or 1], the document of each token
+        and the one that the state before the chunk belongs to; None and None where there is one.
     """
-    chunk = Chunk(*(_cut(x, chunk_size, "zeros") for x in (q, k, v, beta, log_decay)))
     if document is None:
-        return chunk, (None, None)
-    document = _cut(document, chunk_size, "edge")
-    arriving = ops.concatenate([document[:1, ..., :1], document[:-1, ..., -1:]], axis=0)
-    return chunk, (document, arriving)
+        return None, None
+    document = _in_chunks(filled(document, size, "edge"), size)
+    return document, ops.concatenate([document[:1, ..., :1], document[:-1, ..., -1:]], axis=0)
 
 
-def _cut(x, size, fill):
-    """[batch, time, heads, ..] as [chunks, batch, heads, size, ..], the end filled."""
-    time = ops.shape(x)[1]
-    missing = -time % size
-    if not is_integer(missing) or missing:
-        tail = ops.repeat(x[:, -1:], missing, axis=1)
-        x = ops.concatenate([x, tail if fill == "edge" else ops.zeros_like(tail)], axis=1)
-    x = ops.reshape(x, (ops.shape(x)[0], (time + missing) // size, size, *x.shape[2:]))
+def filled(x, size, fill):
+    """[batch, time, ..] with whole chunks of time, the end filled with "zeros" or with the "edge",
+    what stands there."""
+    missing = -ops.shape(x)[1] % size
+    if is_integer(missing) and not missing:
+        return x
+    tail = ops.repeat(x[:, -1:], missing, axis=1)
+    return ops.concatenate([x, tail if fill == "edge" else ops.zeros_like(tail)], axis=1)
+
+
+def _in_chunks(x, size):
+    x = ops.reshape(x, (ops.shape(x)[0], ops.shape(x)[1] // size, size, *x.shape[2:]))
     return ops.transpose(x, (1, 0, 3, 2, *range(4, len(x.shape))))
 
 
@@ -97,7 +101,7 @@ def joined(x, time):
 
 
 def decays(log_decay, document, arriving):
-    """The `Decays` of gates [.., chunk], with what `cut` tells of documents.
+    """The `Decays` of gates [.., chunk], with what `cut_documents` tells of documents.
 
     An exponent is the sum of the gates between two tokens, and never a difference of longer sums,
     which would lose all that is small beside them.

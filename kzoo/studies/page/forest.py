@@ -38,7 +38,7 @@ def forest(name, entries):
             row |= {"margin": shown(hypothesis.delta), "minus": shown(-hypothesis.delta)}
         rows.append(row)
         seeds += [
-            {"label": label, "seed": seed, "value": shown(value)}
+            {"label": label, "seed": seed, "value": shown(value), "counts": seed in verdict.seeds}
             for seed, value in paired_contrasts(hypothesis, records).items()
         ]
     return Figure(name, _chart(rows, seeds, entries[0][1].hypothesis), _in_words(rows))
@@ -79,20 +79,19 @@ def _chart(rows, seeds, hypothesis):
     )
     tooltip = [altair.Tooltip("about:N", title="hypothesis")]
     tooltip += [altair.Tooltip(f"{at}:Q", format="+.4f") for at in ("estimate", "low", "high")]
-    dots = altair.Chart(altair.InlineData(values=seeds)).mark_point(
-        filled=True, size=16, yOffset=14
-    )
+    dots = altair.Chart(altair.InlineData(values=seeds))
     zero = altair.Chart(altair.InlineData(values=[{"at": 1.0 if ratio else 0.0}]))
     layers = [
         base.transform_filter("isValid(datum.margin)")
         .mark_bar(color=style.colour("same"), opacity=0.14)
         .encode(x=altair.X("minus:Q"), x2="margin:Q"),
         zero.mark_rule(color=soft, strokeWidth=1).encode(x="at:Q"),
-        dots.mark_point(filled=True, size=16, yOffset=14).encode(
+        dots.mark_point(filled=True, size=16, yOffset=14, stroke=soft, strokeWidth=0.8).encode(
             y=y,
             x="value:Q",
             color=altair.value(soft),
             opacity=altair.value(0.55),
+            fillOpacity=altair.condition("datum.counts", altair.value(1), altair.value(0)),
             tooltip=[altair.Tooltip("seed:Q"), altair.Tooltip("value:Q", format="+.4f")],
         ),
         base.mark_rule(strokeWidth=2.6).encode(x=x, x2="high:Q", color=colour, tooltip=tooltip),
