@@ -10,7 +10,7 @@ import pytest
 
 from kzoo import data
 from kzoo.cli import main
-from kzoo.data import sources, splits, text
+from kzoo.data import sources, splits, statistics, text
 from kzoo.data.near_duplicates import near_duplicates
 from kzoo.data.sources import stored
 from kzoo.data.sources.records import Records
@@ -196,6 +196,11 @@ def test_examples_on_disk_stand_in_the_rows_of_those_in_memory(
         of_sample = {"sha256", "split", "unigram_entropy", "bigram_entropy"}
         assert all(ours.facts[name] == read.facts[name] for name in {*ours.facts} - of_sample)
         assert ours.facts["cut_rows"] or ours.facts["split_rows"]
+    padded = load(
+        "padded"
+    )  # the fill is that of a sample, less an end token of each that is no input
+    filled = statistics.fill(padded)["row"]
+    assert filled < 0.95 and padded.facts["packing"]["fill"] == pytest.approx(filled, abs=0.02)
     assert caplog.text.count("read once, to count") == subwords  # and kept for all of them
     with pytest.raises(InputError, match="Received: .* that are longer"):
         load({"padded": {"long": "refuse"}})

@@ -48,11 +48,11 @@ class Fitted:
             rows: their numbers.
             sources, targets: the whole token arrays of the example of each.
         """
-        if self.source is not None:
-            assert sources is not None
-            sources = [one[: self.source[i]] for i, one in zip(rows, sources, strict=True)]
         each = zip(rows, targets, strict=True)
-        return sources, [one[self.start[i] : self.stop[i]] for i, one in each]
+        cut = [one[self.start[i] : self.stop[i]] for i, one in each]
+        if sources is None or self.source is None:
+            return None, cut
+        return [one[: self.source[i]] for i, one in zip(rows, sources, strict=True)], cut
 
 
 def check_long(long):
@@ -102,36 +102,64 @@ def _fit(encoder, sources, targets, longest, long):
         split = len(np.unique(example[~complete]))
     paired = sources is not None
     kept = sources.copy() if paired else None
-
-    def needs(source, target, last):
-        return encoder.example_length(range(source) if paired else None, range(target), last)
-
-    def takes(source, target, last):
-        source, target = (source, target) if paired else (None, min(target, room))
-        return encoder.part_lengths(source, target, longest, last)
-
-    room, of_source = encoder.window(longest), sources if paired else np.zeros_like(stop)
-    needed = _of_each(needs, of_source, stop - start, complete)
-    over = np.flatnonzero(needed > longest)
+    need = needed(encoder, sources, stop - start, complete)
+    over = np.flatnonzero(need > longest)
     first = long == "truncate_source" and paired
-    s, t = _left(encoder, of_source[over], (stop - start)[over], longest, paired, first)
+    of_source = sources[over] if paired else np.zeros(len(over), int)
+    s, t = _left(encoder, of_source, (stop - start)[over], longest, paired, first)
     bare = int(((t == 1) & ((stop - start)[over] > 1)).sum())
     if first:
         kept[over], stop[over] = s, t
-    parts = _of_each(takes, kept if paired else of_source, stop - start, complete)
-    sizes = np.column_stack([np.minimum(needed, longest), parts])
-    facts = {"cut_rows": len(over), "cut_tokens": int((needed[over] - longest).sum())}
+    taken = sizes(encoder, kept, stop - start, need, longest, complete)
+    facts = {"cut_rows": len(over), "cut_tokens": int((need[over] - longest).sum())}
     facts |= {"cut_to_one_token": bare, "split_rows": split}
-    return Fitted(example, kept, start, stop, complete, needed, sizes), facts
+    return Fitted(example, kept, start, stop, complete, need, taken), facts
 
 
-def _of_each(function, source, target, last):
-    """A function of two lengths and a bool, of each row of them: an array. Equal rows are many."""
+def needed(encoder: Encoder, sources: Any, targets: Any, complete: Any = True) -> np.ndarray:
+    """The tokens with which each example is whole, integers [examples].
+
+    Args:
+        encoder: an `Encoder`.
+        sources, targets: their numbers of tokens, integers [examples]; sources is None for plain
+            texts.
+        complete: whether EOS follows, a bool or bool [examples].
+    """
+
+    def needs(source, target, last):
+        return encoder.example_length(
+            None if source is None else range(source), range(target), last
+        )
+
+    return _of_each(needs, sources, targets, complete)
+
+
+def sizes(
+    encoder: Encoder, sources: Any, targets: Any, needed: Any, longest: int, complete: Any = True
+) -> np.ndarray:
+    """What each example takes of a row, as of `Fitted`; the arguments are those of `needed`."""
+    room = encoder.window(longest)
+
+    def takes(source, target, last):
+        target = min(target, room) if source is None else target
+        return encoder.part_lengths(source, target, longest, last)
+
+    parts = _of_each(takes, sources, targets, complete)
+    return np.column_stack([np.minimum(needed, longest), parts])
+
+
+def _of_each(function, sources, targets, complete):
+    """A function of two lengths and a bool, of each example: an array. Equal ones are many."""
+    source = np.zeros_like(targets) if sources is None else sources
+    target, last = targets, np.broadcast_to(complete, len(targets))
     shape = int(source.max()) + 1, int(target.max()) + 1, 2
     rows = np.ravel_multi_index((source, target, last.astype(int)), shape)
     different, which = np.unique(rows, return_inverse=True)
     columns = (column.tolist() for column in np.unravel_index(different, shape))
-    found = [function(s, t, bool(end)) for s, t, end in zip(*columns, strict=True)]
+    found = [
+        function(None if sources is None else s, t, bool(end))
+        for s, t, end in zip(*columns, strict=True)
+    ]
     return np.array(found)[which.reshape(-1)]
 
 

@@ -237,10 +237,11 @@ def facts(packing: Packing, plan: list[Rows], sizes: np.ndarray, paired: bool) -
     longest; and `fill`, the part of all tokens of all rows that examples fill. The same of an
     encoder and a decoder, where examples are `paired` with sources: `encoder_length`,
     `encoder_fill`, `decoder_length` and `decoder_fill`; where the objective draws how long a source
-    is, these count the longest that it may be.
+    is, these count the longest that it may be. `sizes` are those of all examples, or of a sample.
     """
     area = sum(len(rows) * np.array(rows.lengths) for rows in plan)
-    fill = sizes.sum(0) / np.maximum(area, 1)
+    whole = sum(len(rows.order) for rows in plan) / len(sizes)  # 1 but of a sample
+    fill = sizes.sum(0) * whole / np.maximum(area, 1)
     longest = np.max([rows.lengths for rows in plan], axis=0).tolist()
     found = {"kind": packing.get_config(), "rows": sum(map(len, plan))}
     names = ("row", "encoder", "decoder") if paired else ("row",)

@@ -29,6 +29,7 @@ class Part:
         sizes: integers [examples, 3], what each takes of a row of a single stack, of an encoder's
             and of a decoder's, at most.
         text: the bytes of the targets, a uint8 array or a `Stored`.
+        sampled: what some examples take, evenly spread, where `sizes` say that all take the most.
     """
 
     sources: Sequence[Any] | None
@@ -36,6 +37,7 @@ class Part:
     complete: bool | np.ndarray
     text: Any
     sizes: np.ndarray
+    sampled: np.ndarray | None = None
 
     def __len__(self):
         return len(self.targets)
@@ -69,16 +71,21 @@ class Drawn:
     Args:
         examples: an `Indexed`.
         encoder: an `Encoder`, which makes tokens of their strings.
-        sizes: as of `Part`.
+        sizes, sampled: as of `Part`.
         fitted: a `Fitted`, which says what of them stands in a row; None: all of each.
     """
 
     in_memory = False
 
     def __init__(
-        self, examples: Indexed, encoder: Encoder, sizes: np.ndarray, fitted: Fitted | None = None
+        self,
+        examples: Indexed,
+        encoder: Encoder,
+        sizes: np.ndarray,
+        fitted: Fitted | None = None,
+        sampled: np.ndarray | None = None,
     ) -> None:
-        self.sizes = sizes
+        self.sizes, self.sampled = sizes, sampled
         self._examples, self._encoder, self._fitted = examples, encoder, fitted
         self.text = _Targets(examples)
 

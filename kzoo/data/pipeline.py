@@ -47,6 +47,8 @@ class Splits:
             running text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`,
             those held out that stand in training too, in runs of 32 or more. Of official splits
             nothing is moved or cut: `official` is true, and what they have in common is counted.
+            Where that is done in a sample, `sampled_bytes` or `sampled_rows`, of training and
+            held-out text: how large it is.
             Where there is a test split, `test_rows`, `test_bytes`, and `test_split`, what it has
             in common with training. A file's tokenizer has `tokenizer_sha256`, of its content, and
             `tokenizer_size`, its number of ids. A classifier's examples have `label_entropy`, that
@@ -162,7 +164,8 @@ def load(
     read = _Reader(encoder, widest.row, alone.lengths(widest))
     read.encode(train, [train.shortest], np.random.default_rng(0))
     paired = encoder.objective.has_source or bool(widest.encoder)
-    of_rows = packings.facts(packing, plan, train.sizes, paired)
+    taken = train.sizes if train.sampled is None else train.sampled
+    of_rows = packings.facts(packing, plan, taken, paired)
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
@@ -397,20 +400,22 @@ def _unplanned(chosen, longest, encoder):
     parts, needed = {}, []
     for name, examples in chosen.items():
         large = isinstance(examples, Indexed)
+        some = splits.sample(examples, splits.SAMPLED) if large else examples
+        tokens = _tokens(some, encoder)
         sizes = np.broadcast_to([longest] * 3, (len(examples), 3))
+        of_part = fitting.needed(encoder, *_counts(*tokens))
+        sampled = fitting.sizes(encoder, *_counts(*tokens), of_part, longest)
         if large:
-            parts[name] = Drawn(examples, encoder, sizes)
+            parts[name] = Drawn(examples, encoder, sizes, sampled=sampled)
         else:
             read = np.concatenate([utf8(target) for _, target in examples])
-            parts[name] = Part(*_tokens(examples, encoder), complete=True, text=read, sizes=sizes)
-        indices = splits.spread(len(examples), splits.SAMPLED if large else len(examples))
-        sources, targets = parts[name].take(indices)
-        needed += map(encoder.example_length, sources or [None] * len(targets), targets)
+            parts[name] = Part(*tokens, complete=True, text=read, sizes=sizes, sampled=sampled)
+        needed += of_part.tolist()
     cut = sum(one > longest for one in needed)
     if cut:
         log.warning(
             "%d of %d examples of a sample are longer than %d tokens and are cut",
             *(cut, len(needed), longest),
         )
-    sampled = sum(map(len, parts.values())) > len(needed)
-    return parts, {"cut_rows": cut} | ({"cut_rows_among": len(needed)} if sampled else {})
+    counted = sum(map(len, parts.values())) > len(needed)
+    return parts, {"cut_rows": cut} | ({"cut_rows_among": len(needed)} if counted else {})

@@ -15,7 +15,7 @@ from kzoo.errors import InputError
 
 log = logging.getLogger("kzoo")
 
-_RULE = 1  # by which examples are told apart; another one indexes anew
+_RULE: tuple[Any, ...] = (1,)  # by which examples are told apart; another one indexes anew
 # Of each example: hashes of the whole, of its source and of its target (0: none, or nothing but
 # white space), the latter two of `folded` texts; bytes of both; characters of the folded target.
 ROW = np.dtype(
@@ -93,7 +93,7 @@ class Indexed(Records):
                 counts[start : start + len(items)] = np.reshape(found, (-1, 2))
             return {}
 
-        identity = records.identity and (_RULE, *records.identity, "tokens", digest)
+        identity = records.identity and (*_RULE, *records.identity, "tokens", digest)
         doing = (self._name, "count their tokens")
         counts, _ = kept.rows(identity, (len(records), 2), np.dtype("u4"), fill, doing)
         return counts[self._which].astype(np.int64)
@@ -114,7 +114,7 @@ def index(records: Records, name: str) -> tuple[Indexed, str, int]:
         records: texts or pairs of strings.
         name: of the source, for messages.
     """
-    identity = records.identity and (_RULE, *records.identity)
+    identity = records.identity and (*_RULE, *records.identity)
     fill = functools.partial(_fill, records=records)
     rows, facts = kept.rows(identity, (len(records),), ROW, fill, (name, "index them"))
     _, which = np.unique(rows["whole"], return_index=True)

@@ -73,8 +73,8 @@ class Stored:
         at = self.read(start, min(stop, len(self))).find(what)
         return at if at < 0 else start + at
 
-    def part(self, starts: Sequence[int], stops: Sequence[int]) -> "Stored":
-        """The text of some stretches of this text, in order."""
+    def part(self, starts: Any, stops: Any) -> "Stored":
+        """The text of some stretches of this text, in order: where they begin and end."""
         return Stored(self._read, self._between(np.asarray(starts), np.asarray(stops)))
 
     def chunks(self, size: int = CHUNK) -> Iterator[np.ndarray]:
