@@ -21,7 +21,9 @@ class _Finder:
     def find_spec(name, path=None, target=None):
         if name == "keras" and os.environ.get("KERAS_BACKEND") != "tensorflow":
             sys.modules.setdefault("tensorflow", None)
-        if name in NOT_NEEDED and (_loading("keras") or _loading("keras_hub")):
+        keras_loads = _loading("keras") or _loading("keras_hub")
+        # While it loads, torch._dynamo asks whether there are such packages, and takes no raise.
+        if name in NOT_NEEDED and keras_loads and not _loading("torch._dynamo"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
