@@ -74,14 +74,19 @@ def verdicts(study, records):
 
 
 def curves(study, records):
-    """Mean held-out bits along training, a row for each arm."""
+    """Mean held-out bits along training, a row for each arm; where arms make unlike numbers of
+    steps, at parts of each arm's."""
     tables = []
     for runs in by(records, "group").values():
-        steps = _spread([step for step, *_ in runs[0]["held_out"]])
-        rows = [["arm", *(f"{step} steps" for step in steps)]]
+        made = {tuple(step for step, *_ in run["held_out"]) for run in runs}
+        steps, numbers = next(iter(made)), _spread(range(len(runs[0]["held_out"])))
+        heads = [f"{steps[n]} steps" for n in numbers]
+        if len(made) > 1:
+            heads = [f"{100 * (n + 1) / len(steps):.0f}% of the steps" for n in numbers]
+        rows = [["arm", *heads]]
         for arm, of in by(runs, "arm").items():
-            points = [{step: bits for step, bits, *_ in run["held_out"]} for run in of]
-            rows.append([arm, *(f"{np.mean([p[step] for p in points]):.3f}" for step in steps)])
+            points = [[bits for _, bits, *_ in run["held_out"]] for run in of]
+            rows.append([arm, *(f"{np.mean([p[n] for p in points]):.3f}" for n in numbers)])
         tables.append(_table(rows))
     return "\n".join(tables)
 
