@@ -16,7 +16,7 @@ from kzoo.mechanisms.stateful import Stateful
 from kzoo.typing import Tensor
 from kzoo.values import is_number
 
-EPSILON = 1e-6  # added to the squared length of q and k
+EPSILON = 1e-6  # added to the squared length of q and k, in the definition
 
 
 @register
@@ -158,12 +158,14 @@ class Delta(Stateful):
         window: Any,
         rotary: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        from kzoo.load_keras import ops
         from kzoo.ops.delta import delta_step
         from kzoo.ops.kernels.delta_terms import unit
+        from kzoo.ops.qkv import wide
         from kzoo.ops.rotary import rotate
         from kzoo.ops.tensors import hide
 
-        q, k = (unit(_widened(x)) for x in (q, k))
+        q, k = (unit(ops.cast(x, wide(x))) for x in (q, k))
         gates = self._gates(extras, None)
         if rotary:
             q, k = (rotate(x, window.queries().position) for x in (q, k))
@@ -189,9 +191,10 @@ class Delta(Stateful):
         Zeros come first: what stands there may be no number, of which no derivative is finite.
         """
         from kzoo.load_keras import ops
+        from kzoo.ops.qkv import wide
         from kzoo.ops.tensors import hide
 
-        projected = {name: _widened(x) for name, x in extras.projected.items()}
+        projected = {name: ops.cast(x, wide(x)) for name, x in extras.projected.items()}
         if padding_mask is not None:
             real = ops.cast(padding_mask, "bool")[:, :, None]
             projected = {name: hide(x, real) for name, x in projected.items()}
@@ -200,10 +203,3 @@ class Delta(Stateful):
     def _log_decay(self, projected, variables):
         """The gates of a call, of tensors that are shown; None where nothing decays."""
         return None
-
-
-def _widened(x):
-    """In float32, or float64 where it is that."""
-    from kzoo.load_keras import ops
-
-    return x if "float64" in str(x.dtype) else ops.cast(x, "float32")

@@ -11,7 +11,7 @@ from kzoo.masks.orders import not_one_way
 from kzoo.ops.context import platform
 from kzoo.ops.dispatch import kernel_for, kernels, spec_of
 from kzoo.ops.linear import query_offsets, shifted
-from kzoo.ops.qkv import check_batch, check_state, nothing, prepare
+from kzoo.ops.qkv import check_batch, check_state, nothing, prepare, wide
 from kzoo.ops.rotary import rotate
 from kzoo.ops.tensors import hide, repeat_heads, softmax_scale
 from kzoo.precision import float32_products
@@ -99,17 +99,17 @@ def delta_attention(
         )
     heads = order.per_head(q.shape[2])
     _check(heads, return_state or initial_state is not None)
-    kernel, wide = _kernel(implementation, q, k, v, order), _wide(q)
+    kernel, dtype = _kernel(implementation, q, k, v, order), wide(q)
     k, v = (repeat_heads(x, q.shape[2]) for x in (k, v))
     beta = _by_token("beta", beta, q, sequence)
     log_decay = _gates(log_decay, q, sequence)
     if rotary:
         positions = _positions(sequence, query_offset, q)
-        q, k = (rotate(ops.cast(x, wide), *positions) for x in (q, k))
+        q, k = (rotate(ops.cast(x, dtype), *positions) for x in (q, k))
     state = _no_state(q, v)
     if initial_state is not None:
         sizes = q.shape[3], v.shape[3]
-        state = check_state(initial_state, q, *sizes, normalize=False, dtype=wide)[0]
+        state = check_state(initial_state, q, *sizes, normalize=False, dtype=dtype)[0]
     real = None if sequence.segment is None else sequence.segment[:, :, None] != 0
     labels = _documents(sequence, initial_state is not None), real
     options = {"scale": softmax_scale(q, scale), "l2_norm": l2_norm}
@@ -180,13 +180,8 @@ def _kernel(implementation, q, k, v, mask):
     return kernels("delta", spec.backend)[kernel_for("delta", spec, implementation)]
 
 
-def _wide(q):
-    """The dtype that all is computed in."""
-    return "float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else "float32"
-
-
 def _no_state(q, v):
-    return ops.zeros((ops.shape(q)[0], q.shape[2], q.shape[3], v.shape[3]), _wide(q))
+    return ops.zeros((ops.shape(q)[0], q.shape[2], q.shape[3], v.shape[3]), wide(q))
 
 
 def _by_token(name, x, q, sequence):
@@ -202,13 +197,13 @@ def _by_token(name, x, q, sequence):
             f"{name} has the shape [batch or 1, time, heads] of q, {list(q.shape[:3])}. "
             f"Received: shape {list(x.shape)}"
         )
-    x = ops.cast(x, _wide(q))
+    x = ops.cast(x, wide(q))
     return x if sequence.segment is None else hide(x, sequence.segment[:, :, None] != 0)
 
 
 def _gates(log_decay, q, sequence):
     if log_decay is None:
-        return ops.zeros((1, ops.shape(q)[1], 1), _wide(q))
+        return ops.zeros((1, ops.shape(q)[1], 1), wide(q))
     gates = _by_token("log_decay", log_decay, q, sequence)
     known = concrete(gates)
     if known is not None and (known > 0).any():

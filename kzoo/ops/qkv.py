@@ -72,14 +72,18 @@ def cleaned(q, k, v, queries, keys):
     return zero_padding(q, queries), zero_padding(k, keys), zero_padding(v, keys)
 
 
+def wide(x):
+    """The dtype that sums of a tensor are kept in: float64 where it is that, else float32."""
+    return "float64" if keras.backend.standardize_dtype(x.dtype) == "float64" else "float32"
+
+
 def widened(q, k, v, dtype=None):
     """q, k and v in a dtype that sums are kept in, with k and v repeated to the heads of q.
 
     Args:
-        dtype: of the result; by default float32, or float64 where q is float64.
+        dtype: of the result; by default that of `wide(q)`.
     """
-    if dtype is None:
-        dtype = "float64" if keras.backend.standardize_dtype(q.dtype) == "float64" else "float32"
+    dtype = dtype or wide(q)
     q, k, v = (ops.cast(x, dtype) for x in (q, k, v))
     return q, repeat_heads(k, q.shape[2]), repeat_heads(v, q.shape[2])
 

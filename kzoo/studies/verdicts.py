@@ -165,8 +165,9 @@ class Evidence:
     def contrasts(self, weights=None):
         """The contrast of each seed whose runs all finished, `[pairs]`, in the order of seeds; that
         of other weights, or of the hypothesis."""
+        pairs = self.pairs()
         values = {
-            label: np.array([self.values[label][seed] for seed in self.pairs()], float)
+            label: np.array([self.values[label][seed] for seed in pairs], float)
             for label in self.hypothesis.labels
         }
         weights = self.hypothesis.weights if weights is None else weights

@@ -101,7 +101,7 @@ def cut_documents(document, size):
 
 def filled(x, size, fill):
     """[batch, time, ..] with whole chunks of time, the end filled with "zeros" or with the "edge",
-    what stands there."""
+    its last element, repeated."""
     missing = -ops.shape(x)[1] % size
     if is_integer(missing) and not missing:
         return x
