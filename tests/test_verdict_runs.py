@@ -34,6 +34,7 @@ from kzoo.studies.clock import Clock
 from kzoo.studies.evidence import arm_facts, draw
 from kzoo.studies.metrics import METRICS
 from kzoo.studies.notebook import Results
+from kzoo.studies.page.forest import forest
 from kzoo.studies.prediction import Prediction
 from kzoo.studies.provenance import built_from
 from kzoo.studies.records import read
@@ -85,6 +86,27 @@ def test_runs_on_other_data_are_not_put_beside_finished_ones(made, tmp_path, mon
     with pytest.raises(InputError, match=said):
         go(study(), tmp_path)
     assert (tmp_path / "results.jsonl").read_text() == "".join(lines[:-1])
+
+
+def test_the_figure_tells_seeds_that_a_verdict_leaves_out(made, tmp_path):
+    values = {"facts": {"sha256": "ab", "bigram_entropy": 0.5}, "held_out": [[1, 9.0], [2, 2.0]]}
+    made.setattr(Made, "changes", values)
+    records = go(study(data=["pydoc"]), tmp_path)
+    records[0]["held_out"] = [[1, records[0]["bits"]], [2, records[0]["bits"]]]  # one that stalled
+    (found,) = draw(read(tmp_path)[0], records)
+    assert found.seeds == (1, 2, 3, 4)
+    figure = forest("verdicts", [("Q1", found, records)])
+    chart = json.loads(figure.save(tmp_path / "verdicts.json").read_text())
+    counts = {row["seed"]: row["counts"] for row in rows_with(chart, "counts")}
+    assert counts == {0: False, 1: True, 2: True, 3: True, 4: True}
+
+
+def rows_with(node, name):
+    """The rows of a figure's JSON that have a value by that name."""
+    if isinstance(node, dict):
+        own = [node] if name in node else []
+        return own + [row for value in node.values() for row in rows_with(value, name)]
+    return [row for each in node for row in rows_with(each, name)] if isinstance(node, list) else []
 
 
 def test_a_changed_hypothesis_is_named_with_what_changed(made, tmp_path):
