@@ -1,7 +1,10 @@
+import atexit
 import gc
 import hashlib
 import os
+import shutil
 import sys
+import tempfile
 from importlib import metadata
 from pathlib import Path
 
@@ -22,8 +25,14 @@ if KNOWN_JAX:  # later ones end the process at its name
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # Two processes share the processors: torch's threads would wait for one another, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Commands that tests start keep no compiled programs in the home of who runs them.
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+# All processes of the tests share what they compile, in a folder that the first of them removes
+# at its end; nothing is kept in the home of who runs them.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    COMPILED = tempfile.mkdtemp(prefix="kzoo-tests-compiled-")
+    atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = COMPILED
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 if os.environ["KERAS_BACKEND"] == "torch":
     sys.modules["tensorflow"] = None  # which no test needs there, and keras-hub would load
 

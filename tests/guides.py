@@ -9,7 +9,6 @@ does so, in the folder that it is started in.
 import contextlib
 import dataclasses
 import io
-import os
 import random
 import re
 import shlex
@@ -158,7 +157,4 @@ def _forget():
 if __name__ == "__main__":
     import conftest  # noqa: F401  its environment: JAX, and programs that are compiled quickly
 
-    # The same models come again and again: what is compiled for one document serves the next.
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path("compiled").absolute())
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     main(sys.argv[1:])

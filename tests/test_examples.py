@@ -144,14 +144,10 @@ def execute(name, folder, monkeypatch, devices=1):
     settings = {
         "KZOO_EXAMPLE_SIZE": "smoke",
         "JAX_PLATFORMS": "cpu",
-        # Small programs are kept, too: what was compiled to be measured is not compiled again.
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}",
     }
     for variable, value in settings.items():
         monkeypatch.setenv(variable, value)
-    # It is empty in tests, and the notebook names its own.
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.delenv("MPLBACKEND", raising=False)
     book = notebook(name)
     manager = nbclient.NotebookClient(
