@@ -160,6 +160,36 @@ def small_bpe(tmp_path_factory):
     return read_file(data.train_tokenizer(texts, size=420, directory=folder))
 
 
+def test_subwords_of_a_text_on_disk_are_made_once(
+    tmp_path, in_pieces, monkeypatch, caplog, small_bpe
+):
+    rng = np.random.default_rng(0)  # nothing repeats, so that nothing is cut out in memory
+    path = tmp_path / "a.txt"
+    path.write_bytes(rng.choice([10, *range(97, 123)], 50_000).astype(np.uint8).tobytes())
+    config = {**CONFIG, "mask": "causal", "objective": "causal_lm", "tokenizer": "file"}
+    caplog.set_level("INFO", "kzoo")
+
+    def rows(valid=0.1):
+        splits = data.load(path, config, batch_size=8, tokenizer=small_bpe, valid=valid)
+        parts = splits.train, splits.valid
+        return [part[i][0]["token_ids"] for part in parts for i in (0, len(part) - 1)]
+
+    held = rows()
+    in_pieces()
+    np.testing.assert_array_equal(rows(), held)
+    assert caplog.text.count("its tokens are made once") == 2  # of either part
+    np.testing.assert_array_equal(rows(), held)
+    assert caplog.text.count("its tokens are made once") == 2
+    files = [*(tmp_path / "cache").rglob("tokens.bin")]
+    assert len(files) == 2 and sum(file.stat().st_size for file in files) < 8 * 50_000
+    files[0].write_bytes(files[0].read_bytes()[:200])  # as after a crash
+    np.testing.assert_array_equal(rows(), held)
+    assert rows(0.3)[0].shape == held[0].shape and len([*tmp_path.rglob("tokens.bin")]) == 4
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # a file
+    np.testing.assert_array_equal(rows(), held)
+    assert "its tokens are held in memory" in caplog.text
+
+
 @pytest.mark.parametrize("subwords", [False, True], ids=["bytes", "bpe"])
 @pytest.mark.parametrize("paired", [True, False], ids=["pairs", "texts"])
 def test_examples_on_disk_stand_in_the_rows_of_those_in_memory(

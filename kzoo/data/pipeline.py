@@ -18,6 +18,7 @@ from kzoo.data.parts import Drawn, Part, held_out
 from kzoo.data.sources.index import Indexed
 from kzoo.data.sources.records import take
 from kzoo.data.sources.stored import Stored, Windows
+from kzoo.data.sources.token_file import token_windows
 from kzoo.encoder import Bytes, Encoder, utf8
 from kzoo.errors import InputError, unknown
 from kzoo.objectives.layouts import layout
@@ -311,10 +312,12 @@ def _split_text(corpus, longest, valid, encoder, packing):
     in_bytes = encoder.tokenizer is Bytes
     window = [longest, *encoder.part_lengths(None, size, longest, complete=False)]
 
-    def tokens_of(part):
+    def tokens_of(name, part):
         if in_bytes and isinstance(part, Stored):
             part = part.part([0], [len(part) // size * size])
             windows, read = Windows(part, size), part
+        elif isinstance(part, Stored):
+            windows, read = _stored_windows(corpus, name, part, size, valid, encoder), part
         else:
             tokens = part if in_bytes else np.concatenate(encoder.tokens(text.pieces(part)))
             windows = text.windows(tokens, size)
@@ -323,7 +326,7 @@ def _split_text(corpus, longest, valid, encoder, packing):
         return Part(None, windows, complete=False, text=read, sizes=sizes)
 
     texts, facts = splits.texts(corpus, valid)
-    parts = {name: tokens_of(part) for name, part in texts.items()}
+    parts = {name: tokens_of(name, part) for name, part in texts.items()}
     if not all(map(len, parts.values())):
         unit = "bytes" if in_bytes else "tokens"
         raise InputError(
@@ -331,6 +334,18 @@ def _split_text(corpus, longest, valid, encoder, packing):
             f"or more each, for {longest} tokens at once. Received: {len(corpus.text)} bytes"
         )
     return parts, {"cut_rows": 0, **facts}
+
+
+def _stored_windows(corpus, name, part, size, valid, encoder):
+    """The windows of the subwords of a part of a text that is not held in memory."""
+    held_out_here = None if "valid" in corpus.official else valid
+    sha256 = corpus.official.get(name, corpus).sha256
+    identity = [sha256, name, held_out_here, _digest(encoder.tokenizer)]
+
+    def strings():
+        return text.pieces(part)
+
+    return token_windows(strings, encoder.tokens, size, identity, corpus.name)
 
 
 def _split_examples(corpus, longest, valid, encoder, packing):
