@@ -31,6 +31,8 @@ CUT = {
     r'"steps": \d+': '"steps": 4',
     r"--steps \d+": "--steps 4",
     r"\[:\d{3,}\]": "[:4]",
+    r'"seeds": \[0, 1, 2, 3, 4, 5\]': '"seeds": [0, 1, 2, 3, 4]',
+    r'("cosine"}}},\s+)"tuning": .*}': r'\1"learning_rate": 0.01',
     r"\bseeds=\d+": "seeds=1",
     r"\bmax_length=\d+": "max_length=20",
     r"--max-length \d+": "--max-length 20",

@@ -1,5 +1,6 @@
 """Studies with hypotheses, from their files to their verdicts; mostly on made-up records."""
 
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -138,9 +139,11 @@ def test_a_hypothesis_that_came_later_is_post_hoc(made, tmp_path):
     assert said(tmp_path / "bare")[0].startswith("Post hoc: linear against")
 
 
-def test_a_study_with_looks_stops_where_all_is_decided(made, tmp_path):
+def test_a_study_with_looks_stops_where_all_is_decided(made, tmp_path, caplog):
+    caplog.set_level("INFO", "kzoo")
     records = go(study(seeds=10, looks=[5, 10]), tmp_path / "clear")
     assert len(records) == 10 and "97.5% interval" in said(tmp_path / "clear")[0]
+    assert "5 of 10 seeds decide all hypotheses" in caplog.text
     page = report(tmp_path / "clear").read_text()
     assert "stopped at\n5 of 10 seeds" in page and "is incomplete" not in page
     assert go(study(seeds=10, looks=[5, 10]), tmp_path / "clear") == records
@@ -278,6 +281,36 @@ def test_a_budget_gives_arms_their_steps(made, tmp_path):
     assert amounts.tokens(asked, "synthetic:copy", asked.arms["softmax"], 7) == (7 * 36, 7 * 36)
 
 
+def test_equal_tokens_are_those_of_all_seeds(made):
+    """Seeds cut the texts at other places, and short runs see few of them."""
+    small = {**STUDY["arms"]["linear"], "training": {"batch_size": 2}}
+    arms = {"softmax": STUDY["arms"]["softmax"], "small": small}
+    declared = {**DIFFERENCE, "arms": ["small", "softmax"]}
+    declared |= {"differ_in": ["mechanism", "batch_size"]}
+    varying = {"budget": "scored_tokens", "steps": 8, "hypotheses": [declared], "arms": arms}
+
+    def scored_at_random(*key):
+        one = made_splits(key[3])
+        draws = np.random.default_rng(key[5]).random((20, key[3], 9)) < 0.5
+        train = [(*one.valid[0][:2], weight) for weight in draws]
+        return dataclasses.replace(one, train=train)
+
+    made.setattr(amounts, "_load", scored_at_random)
+    asked = study(**varying)
+    settled = amounts.with_steps(asked, asked)
+    source = "synthetic:copy"
+
+    def scored(label, steps):
+        arm = settled.arms[label]
+        each = [amounts.tokens(settled, source, arm, steps, seed)[1] for seed in settled.seeds]
+        return np.mean(each)
+
+    steps = {label: settled.steps_of(arm, source) for _, label, arm in settled.runs()}
+    wanted = scored("softmax", 8)
+    off = {steps: abs(scored("small", steps) - wanted) for steps in range(1, 40)}
+    assert steps == {"softmax": 8, "small": min(off, key=off.get)}
+
+
 def test_what_is_not_equal_is_said(made, tmp_path):
     class Trainer(Made):
         def run(self, *arguments):
@@ -288,6 +321,12 @@ def test_what_is_not_equal_is_said(made, tmp_path):
     records = go(study(), tmp_path)
     note = "At equal steps these are not equal: FLOPs (linear 3e+09, softmax 4e+09)."
     assert said(tmp_path)[0].endswith(note)
+    for record in records:  # what failed does not change with which run the others are compared
+        record["tokens_seen"] = 10 + record["seed"]
+        record["status"] = "nan" if (record["arm"], record["seed"]) == ("linear", 4) else "finished"
+    (verdict,) = draw(study().to_dict(), records)
+    assert "FLOPs" in str(verdict) and "tokens seen" not in str(verdict)
+    records = go(study(), tmp_path)
     table = Results(records, tmp_path).table()
     assert dict(zip(table["arm"], table["flops"], strict=True)) == {"softmax": 4e9, "linear": 3e9}
     assert list(table["tokens_seen"]) == [10, 10] and table["steps"].tolist() == [2, 2]
@@ -298,12 +337,14 @@ def test_a_run_is_excluded_by_name_with_a_reason(made, tmp_path):
     excluded = {"synthetic:copy/linear/2": "its machine failed"}
     go(study(seeds=6, excluded=excluded), tmp_path)
     assert "5 paired seeds" in said(tmp_path)[0]
-    assert "linear: seed 2 is excluded (its machine failed)." in said(tmp_path)[0]
-    assert "its machine failed" in report(tmp_path).read_text()
+    late = "was asked when its result was there"
+    assert f"seed 2 is excluded (its machine failed), which {late}." in said(tmp_path)[0]
+    assert f"its machine failed; this {late}" in report(tmp_path).read_text()
     Made.made.clear()
     go(study(seeds=6, excluded=excluded), tmp_path / "new")
     assert (True, 2) not in Made.made and len(Made.made) == 11
     assert "5 paired seeds" in said(tmp_path / "new")[0]
+    assert "linear: seed 2 is excluded (its machine failed)." in said(tmp_path / "new")[0]
     page = report(tmp_path / "new").read_text()
     assert "its machine failed" in page and "study is incomplete" not in page
 

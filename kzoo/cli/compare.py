@@ -119,6 +119,8 @@ def _compare(options):
         print_json(result)
         return
     _print_results(rows)
+    if left_out := [record["run"] for record in records if record["run"] in study.excluded]:
+        print(f"with runs that verdicts leave out: {', '.join(left_out)}")
     _print_verdicts(study, verdicts)
     print(f"report: {page}")
 

@@ -1,5 +1,6 @@
 """What a run costs and sees: steps, tokens, FLOPs; and arms that have equal amounts of one."""
 
+import bisect
 import dataclasses
 import functools
 import json
@@ -55,7 +56,7 @@ def with_steps(study, given):
     Args:
         study: a `Study`, whose arms may have training fields that a tuning chose or tries.
         given: the study as it was given; the first arm on a source has its steps and sets the
-            amount.
+            amount. Tokens are counted for each seed, of which the mean counts; FLOPs for the first.
 
     Returns:
         A `Study`.
@@ -66,8 +67,19 @@ def with_steps(study, given):
     amounts = {source: _first(given, source) for source in given.data}
     for source, label, arm in study.runs():
         per_step = _amount(study, source, arm, given.steps) / given.steps
-        arms[label].steps[source] = max(1, round(amounts[source] / per_step))
+        about = max(1, round(amounts[source] / per_step))
+        arms[label].steps[source] = _nearest(study, source, arm, amounts[source], about)
     return dataclasses.replace(study, arms=arms)
+
+
+def _nearest(study, source, arm, wanted, about):
+    """The number of steps whose amount is nearest to the one wanted; `about` so many."""
+
+    def amount(steps):
+        return _amount(study, source, arm, steps)
+
+    reached = 1 + bisect.bisect_left(range(1, 2 * about + 2), wanted, key=amount)
+    return min((max(1, reached - 1), reached), key=lambda steps: abs(amount(steps) - wanted))
 
 
 def _first(study, source):
@@ -78,7 +90,7 @@ def _first(study, source):
 def _amount(study, source, arm, steps):
     if study.budget == "flops":
         return flops(study, source, arm, steps)
-    return tokens(study, source, arm, steps)[1]
+    return np.mean([tokens(study, source, arm, steps, seed)[1] for seed in study.seeds])
 
 
 def planned(study):

@@ -7,6 +7,7 @@ import numpy as np
 from kzoo.studies import protocol
 from kzoo.studies.hypotheses import LEAST_PAIRS, Hypothesis
 from kzoo.studies.metrics import METRICS, name_of
+from kzoo.studies.protocol import BUDGETS
 from kzoo.studies.records import programs, run_name
 from kzoo.studies.sentences import ArmFacts
 from kzoo.studies.verdicts import Evidence, verdicts
@@ -115,7 +116,9 @@ def _evidence(hypothesis, study, records):
             if (name := run_name(hypothesis.data, label, seed)) in study.get("excluded", ())
         }
         known = arm_facts(runs, study)
-        facts[label] = dataclasses.replace(known, excluded=excluded, without=without)
+        afterwards = tuple(seed for seed in excluded if seed in values[label])
+        own = {"excluded": excluded, "excluded_afterwards": afterwards, "without": without}
+        facts[label] = dataclasses.replace(known, **own)
     return Evidence(
         hypothesis,
         values,
@@ -135,36 +138,40 @@ _AMOUNTS = {
     "tokens_scored": "tokens scored",
     "flops": "FLOPs",
 }
-_BUDGETS = {"steps": "steps", "scored_tokens": "scored tokens", "flops": "FLOPs"}
 _EQUAL = 0.01  # amounts that differ by less are the same
 
 
 def unequal(runs_of, study):
     """What arms have not the same amount of, in a sentence; "" where all is equal.
 
+    Means are over the seeds at which the runs of all arms finished.
+
     Args:
         runs_of: label -> records of the arm's runs on one source.
         study: the JSON of the study.
 
     Example:
-        >>> runs = {"a": [{"status": "finished", "flops": 3e9}]}
-        >>> runs["b"] = [{"status": "finished", "flops": 4e9}]
+        >>> runs = {"a": [{"status": "finished", "seed": 0, "flops": 3e9}]}
+        >>> runs["b"] = [{"status": "finished", "seed": 0, "flops": 4e9}]
         >>> unequal(runs, {"budget": "steps"})
         'At equal steps these are not equal: FLOPs (a 3e+09, b 4e+09).'
     """
-    said = []
+    said, finished = [], {}
+    for label, runs in runs_of.items():
+        finished[label] = {run["seed"]: run for run in runs if run["status"] == "finished"}
+    paired = set.intersection(*map(set, finished.values()))
     for field, words in _AMOUNTS.items():
         means = {
-            label: float(np.mean([run[field] for run in runs if run["status"] == "finished"]))
-            for label, runs in runs_of.items()
-            if any(field in run and run["status"] == "finished" for run in runs)
+            label: float(np.mean([runs[seed][field] for seed in paired]))
+            for label, runs in finished.items()
+            if paired and all(field in runs[seed] for seed in paired)
         }
         if len(means) > 1 and max(means.values()) > (1 + _EQUAL) * min(means.values()):
             each = ", ".join(f"{label} {_amount(value)}" for label, value in means.items())
             said.append(f"{words} ({each})")
     if not said:
         return ""
-    budget = _BUDGETS[study.get("budget", "steps")]
+    budget = BUDGETS[study.get("budget", "steps")]
     return f"At equal {budget} these are not equal: {', '.join(said)}."
 
 
@@ -206,7 +213,7 @@ def _setting(hypothesis, study, records):
         }
         least, most = min(numbers), max(numbers)
         span = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-        at = f"at equal {_BUDGETS[study['budget']]} ({span} steps)"
+        at = f"at equal {BUDGETS[study['budget']]} ({span} steps)"
     return f"on {where}, {at}"
 
 

@@ -116,7 +116,7 @@ def reasons(field, value):
         return value
     raise InputError(
         f"{field} is a JSON object of the names of runs and reasons, such as "
-        f"{{'pydoc/GPT/3': 'the machine failed'}}. Received: {shown(value)}"
+        f'{{"pydoc/GPT/3": "the machine failed"}}. Received: {shown(value)}'
     )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import os
+import textwrap
 from pathlib import Path
 
 from kzoo import migrations
@@ -74,12 +75,16 @@ def check_directory(study, directory):
         other = list(differences(*map(_by_name, (saved, study.to_dict()))))
         if other:
             raise InputError(
-                f"the output folder holds another study ({'; '.join(other):.300}); name a new one "
+                f"the output folder holds another study ({_short(other)}); name a new one "
                 f"with --out. Received: {directory}"
             )
         _check_records(study, [*finished_runs(directory).values(), *read_tuning(directory)])
     elif held:
         raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
+
+
+def _short(differences):
+    return textwrap.shorten("; ".join(differences), 300, placeholder=" …")
 
 
 def _by_name(fields):
@@ -146,7 +151,7 @@ def check_data(source, label, facts, records):
         if other != now:
             raise InputError(
                 f"all runs of an arm have the same data; those of {source!r} changed after the run "
-                f"{record['run']!r}: {'; '.join(differences(other, now)):.300}. Put them back, or "
+                f"{record['run']!r}: {_short(differences(other, now))}. Put them back, or "
                 "name a new folder with --out"
             )
 

@@ -17,7 +17,8 @@ from kzoo.studies.hypotheses import LEAST_PAIRS, check_looks, hypotheses
 from kzoo.studies.metrics import METRICS
 from kzoo.values import shown
 
-BUDGETS = ("steps", "scored_tokens", "flops")
+# What arms can have the same amount of, in words.
+BUDGETS = {"steps": "steps", "scored_tokens": "scored tokens", "flops": "FLOPs"}
 FAILED_RUNS = ("undecided", "left out")
 # What arms have at step 0; a hypothesis may name these in `differ_in` beside fields.
 AT_STEP_0 = ("variables", "shapes", "initial_values", "batches", "scored_tokens")

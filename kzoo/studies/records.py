@@ -96,7 +96,7 @@ def _lines(path):
         except (ValueError, RecursionError):
             record = None
         if not isinstance(record, dict) or not set(_OF_A_RUN) <= set(record):
-            _warn_once(f"{path}: line {number} is no record of a run and left out")
+            warn_once(f"{path}: line {number} is no record of a run and left out")
             continue
         # Older records have no checksum; once one has, those after it do.
         sealed = sealed or "checksum" in record
@@ -110,7 +110,8 @@ def _lines(path):
 
 
 @functools.cache
-def _warn_once(message):
+def warn_once(message):
+    """Logs a warning that would be the same again only the first time."""
     log.warning(message)
 
 

@@ -34,6 +34,7 @@ from kzoo.studies.folder import (
 )
 from kzoo.studies.metrics import example_losses, measured
 from kzoo.studies.metrics import measure as measure_with
+from kzoo.studies.protocol import BUDGETS
 from kzoo.studies.provenance import provenance
 from kzoo.studies.records import (
     CONTROL_FILE,
@@ -42,6 +43,7 @@ from kzoo.studies.records import (
     VERDICTS_FILE,
     append,
     run_name,
+    warn_once,
 )
 from kzoo.studies.study import Study, measure
 from kzoo.studies.threads import devices, in_threads, share_out
@@ -145,7 +147,7 @@ def _work_through(study, directory, done, bars, clock, work):
     if study.budget != "steps":
         each = settled.runs()
         given = [f"{label} {settled.steps_of(arm, source):,}" for source, label, arm in each]
-        log.info("steps at equal %s: %s", study.budget.replace("_", " "), ", ".join(given))
+        log.info("steps at equal %s: %s", BUDGETS[study.budget], ", ".join(given))
         if jobs_left(settled, done):
             check_steps(settled, done.values())
 
@@ -159,6 +161,10 @@ def _work_through(study, directory, done, bars, clock, work):
         jobs = jobs_left(dataclasses.replace(settled, seeds=study.seeds[:look]), done)
         work(settled, directory, jobs, say)
         if look < len(study.seeds) and _all_decided(study, done):
+            log.info(
+                "%d of %d seeds decide all hypotheses, and the study ends at this look",
+                *(look, len(study.seeds)),
+            )
             break
 
 
@@ -403,12 +409,20 @@ class Trainer:
         model = self.program.model
         x, _, _ = splits.valid[0]
         batch = {name: array[:SPECTRUM_ROWS] for name, array in x.items()}
-        found = {"spectrum": attention_spectrum(model, batch)}
+        found = {"spectrum": self._spectrum(batch)}
         if metrics:
             found |= measure_with(metrics, model, splits.valid)
         if self.study.examples:
             found["examples"] = example_losses(model, splits.valid)
         return found
+
+    def _spectrum(self, batch):
+        """Spectra; of a model whose attention has no weights, or too many, none: its run counts."""
+        try:
+            return attention_spectrum(self.program.model, batch)
+        except InputError as error:
+            warn_once(f"{self.source}: no spectra are measured: {error}")
+            return []
 
 
 def checkpoint_folder(directory, name):

@@ -33,6 +33,7 @@ class ArmFacts:
         stalled: seeds whose run stopped learning.
         without: seeds whose run finished and has no value of the metric.
         excluded: seed -> reason, of the runs that the study names as left out.
+        excluded_afterwards: those of them whose results are there.
         above_bigram: whether its loss stays above the bigram entropy of the data.
         still_falling: whether its curves still fall steeply at the end.
     """
@@ -48,6 +49,7 @@ class ArmFacts:
     stalled: tuple = ()
     without: tuple = ()
     excluded: Mapping = dataclasses.field(default_factory=dict)
+    excluded_afterwards: tuple = ()
     above_bigram: bool = False
     still_falling: bool = False
 
@@ -380,7 +382,9 @@ def _on_the_spread(verdict, far_from_normal):
 def _on_the_arm(label, facts):
     found = []
     for seed, why in facts.excluded.items():
-        found.append(f"{label}: seed {seed} is excluded ({why}).")
+        late = ", which was asked when its result was there"
+        late = late if seed in facts.excluded_afterwards else ""
+        found.append(f"{label}: seed {seed} is excluded ({why}){late}.")
     if facts.widened:
         times = "once" if facts.widened == 1 else f"{facts.widened} times"
         found.append(f"{label}: the grid of rates was widened {times}.")

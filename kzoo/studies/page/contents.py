@@ -60,7 +60,7 @@ def content(study, records, tuned, control):
         "finished": len(finished),
         "missing": _missing(study, records, verdicts["seeds"]),
         "nan": [record for record in records if record["status"] == "nan"],
-        "excluded": study.get("excluded", {}),
+        "excluded": _excluded(study, records),
         "equal": _equal_fields(records),
         "costs": _costs(records),
         "control": control,
@@ -228,6 +228,13 @@ def forests(entries, found):
 
 
 # Runs -------------------------------------------------------------------------------------
+
+
+def _excluded(study, records):
+    """run -> reason, which says of a run that was made whether it was excluded afterwards."""
+    made = {record["run"] for record in records}
+    late = "; this was asked when its result was there"
+    return {run: why + late * (run in made) for run, why in study.get("excluded", {}).items()}
 
 
 def _missing(study, records, seeds):
