@@ -301,9 +301,14 @@ def started(arguments, cwd):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Tests in the background of a shell have it ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_with_signals,
     )
+
+
+def _with_signals():
+    """Tests in the background of a shell have one of them ignored, under `nohup` the other."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def ended(process, number, ready):
