@@ -38,16 +38,19 @@ class Splits:
         valid: `grain.MapDataset` of the held-out batches.
         test: the same of the source's official test split, or None: it has none.
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
-            tokens, `train_rows` and `valid_rows`, the numbers of examples, `train_bytes` and
-            `valid_bytes` (of pairs: of their targets), `cut_rows`, how many examples were longer
-            than a sequence and are cut, of strings and pairs also `cut_tokens`,
+            tokens, `repeated`, how many documents or examples repeat others and are left out
+            before anything is split (of each official split: `repeated_by_split`), `train_rows`
+            and `valid_rows`, the numbers of examples, `train_bytes` and `valid_bytes` (of pairs:
+            of their targets), `cut_rows`, how many examples were longer than a sequence and are
+            cut, of strings and pairs also `cut_tokens`,
             `cut_to_one_token` and `split_rows` (`kzoo.data.fitting.fit`), `packing`, the rows of
             `train` and how full they are (`kzoo.data.packing.facts`), `unigram_entropy` and
             `bigram_entropy` of the held-out bytes, in bits per byte, and `split`, what the two
             parts have in common: of examples, the counts of `kzoo.data.splits.hold_out`; of
             running text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`,
             those held out that stand in training too, in runs of 32 or more. Of official splits
-            nothing is moved or cut: `official` is true, and what they have in common is counted.
+            nothing is moved or cut, and only what repeats itself within one is left out:
+            `official` is true, and what they have in common is counted.
             Where that is done in a sample, `sampled_bytes` or `sampled_rows`, of training and
             held-out text: how large it is.
             Where there is a test split, `test_rows`, `test_bytes`, and `test_split`, what it has
@@ -170,6 +173,7 @@ def load(
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
+        **_repeated(corpus),
         "row_length": of_rows["row_length"],
         **counts,
         **of_parts,
@@ -224,6 +228,14 @@ class _Reader(NamedTuple):
 
         found = [of(rows) for rows in plan]
         return found[0] if len(found) == 1 else Mixed(found, seed)
+
+
+def _repeated(corpus):
+    """How many documents or examples were left out since they repeat others."""
+    by_split = {"train": corpus.repeated}
+    by_split |= {part: other.repeated for part, other in corpus.official.items()}
+    facts = {"repeated": sum(by_split.values())}
+    return facts | ({"repeated_by_split": by_split} if corpus.official else {})
 
 
 def _near(corpus, valid, count):
