@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from kzoo import masks, objectives
-from kzoo.data import fitting, sources, splits, text
+from kzoo.data import fitting, round_trip, sources, splits, text
 from kzoo.data import packing as packings
 from kzoo.data.batches import Batches, Mixed
 from kzoo.data.classes import check_labelled, label_entropy
@@ -55,8 +55,9 @@ class Splits:
             held-out text: how large it is.
             Where there is a test split, `test_rows`, `test_bytes`, and `test_split`, what it has
             in common with training. A file's tokenizer has `tokenizer_sha256`, of its content, and
-            `tokenizer_size`, its number of ids. A classifier's examples have `label_entropy`, that
-            of the held-out labels in bits.
+            `tokenizer_size`, its number of ids, and `tokenizer_loss`, which texts of a sample it
+            does not give back as they were (`kzoo.data.round_trip.facts`). A classifier's examples
+            have `label_entropy`, that of the held-out labels in bits.
     """
 
     train: grain.MapDataset
@@ -182,6 +183,7 @@ def load(
         "unigram_entropy": text.unigram_entropy(parts["valid"].text),
         "bigram_entropy": text.bigram_entropy(parts["valid"].text),
         **_of_tokenizer(encoder.tokenizer),
+        **({} if encoder.objective.labels else round_trip.facts(encoder.tokenizer, corpus)),
     }
     if encoder.objective.labels is not None:
         facts["label_entropy"] = label_entropy(parts["valid"])
