@@ -138,6 +138,14 @@ def test_a_folder_reads_its_texts_and_counts_the_rest(tmp_path, caplog):
     assert "3 of 3 files" in refused(tmp_path)
 
 
+def test_what_is_small_and_broken_is_not_called_large_or_empty(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    broken = write(tmp_path, "a.csv.gz", gzip.compress(LINES.encode())[:2000] + b"\xff" * 4)
+    assert "compressed by gzip" in refused(broken) and "unpacked" not in caplog.text
+    assert "nothing but white space" in refused(write(tmp_path, "a.txt", " \n\n  \n"))
+    assert "an empty file" in refused(write(tmp_path, "b.txt", ""))
+
+
 def test_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = write(tmp_path, "moby.txt", LINES)

@@ -90,8 +90,11 @@ def _source(spec):
     if isinstance(spec, str | os.PathLike):
         name = os.fsdecode(spec)
         return named(name) or (Table(name) if is_table(name) else Files(name))
-    is_json = isinstance(spec, Mapping) and len(spec) == 1 and {*spec} <= {*names()}
-    return get(spec) if is_json or isinstance(spec, Source) else None
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        ((name, fields),) = spec.items()
+        if name in names() or isinstance(fields, Mapping):  # which no column or split is
+            return get(spec)
+    return spec if isinstance(spec, Source) else None
 
 
 def _told(corpus):
