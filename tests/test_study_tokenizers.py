@@ -174,7 +174,7 @@ ZOO = [f"owl {i} sat {'down' if i % 3 else 'zquietly'} here" for i in range(60)]
 @pytest.fixture
 def folding_model(folding, caplog):
     model = kzoo.presets.load("gpt_nano", num_layers=1, tokenizer=str(folding))
-    assert not caplog.text  # it gives the probe back
+    assert "bits per byte" not in caplog.text  # it gives the probe back
     return model
 
 
@@ -193,7 +193,8 @@ def test_what_a_tokenizer_loses_of_the_data_is_counted_and_said(folding, folding
     clean = [text.replace("zq", "q") for text in ZOO]
     caplog.clear()
     found = kzoo.data.load(clean, folding_model, batch_size=1).facts["tokenizer_loss"]
-    assert found == {"sampled_texts": 60, "lost_texts": 0} and not caplog.text
+    assert found == {"sampled_texts": 60, "lost_texts": 0}
+    assert "bits per byte" not in caplog.text
 
 
 def test_running_text_is_tried_throughout(tmp_path, folding_model, caplog):
@@ -208,7 +209,7 @@ def test_scores_of_texts_that_do_not_come_back_say_so_once(folding_model, caplog
     assert "1 of 2 texts do not come back" in caplog.text
     caplog.clear()
     folding_model.score(["a zq here"])
-    assert not caplog.text
+    assert "come back" not in caplog.text
 
 
 def test_a_study_refuses_a_tokenizer_that_loses_its_text(folding):
