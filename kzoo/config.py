@@ -5,13 +5,14 @@ known without Keras, so that names and mistakes are answered at once.
 """
 
 import dataclasses
+import difflib
 import functools
 import textwrap
 from typing import Any, Self
 
 from kzoo import attention_options, masks, mechanisms, migrations, mixers, names, objectives
 from kzoo.errors import InputError, unknown
-from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain
+from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain, shown
 from kzoo.vocabulary import VOCABULARY_SIZE
 
 STACKS = ("single", "encoder_decoder", "encoder_decoder_shared")
@@ -67,6 +68,19 @@ def _one_of(valid):
         return value
 
     return take
+
+
+def _tokenizer(name, value):
+    if isinstance(value, str) and value in TOKENIZERS:
+        return value
+    near = difflib.get_close_matches(str(value), TOKENIZERS, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "."
+    raise InputError(
+        f"unknown value of {name}{hint} A config has 'bytes', or 'file', where one comes with the "
+        "weights; kzoo.presets.load takes the path of a tokenizer.json too, as "
+        "kzoo.data.train_tokenizer returns it, and studies and commands also its kind and size, "
+        f"such as {{'bpe': 4096}}. Received: {shown(value)}"
+    )
 
 
 def _spec(get):
@@ -344,9 +358,7 @@ class Config(HeadConfig, BackboneConfig):
     objective: objectives.Objective = _field(
         _spec(objectives.get), "what is predicted, a spec or object of `kzoo.objectives`."
     )
-    tokenizer: str = _field(
-        _one_of(TOKENIZERS), "bytes, or file: one that comes with the weights.", "bytes"
-    )
+    tokenizer: str = _field(_tokenizer, "bytes, or file: one that comes with the weights.", "bytes")
     config_version: int = _field(
         _one_of((migrations.CONFIG_VERSION,)),
         "of the names and meanings of these fields.",

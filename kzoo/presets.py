@@ -1,5 +1,6 @@
 """JSON to models and back: `load("unilm_base")`."""
 
+import difflib
 import functools
 import json
 import logging
@@ -530,7 +531,12 @@ def _no_such_preset(name):
             f"a preset is a family and a size, such as '{name}_nano'. Sizes: {sizes}. "
             f"Received: {name!r}"
         )
-    return unknown("preset", name, names())
+    near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else "; one is 'unilm_nano'."
+    return InputError(
+        f"unknown preset, and no folder of that name{hint} `kzoo list` shows all presets. "
+        f"Received: {name!r:.120}"
+    )
 
 
 def _family(file):

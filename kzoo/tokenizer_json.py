@@ -1,7 +1,10 @@
 """A `tokenizer.json` of the package `tokenizers`: read, without Keras, and tried on a text."""
 
 import functools
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from kzoo.errors import InputError
 
@@ -55,30 +58,61 @@ def parse(content):
     return tokenizer
 
 
-def lossless_size(path):
-    """The number of ids of a file's tokenizer that gives every text back as it was.
+class Loss(NamedTuple):
+    """Which texts a tokenizer does not give back as they were.
+
+    Attributes:
+        texts: how many were tried.
+        lost: how many of them came back otherwise, or not whole.
+        example: of the first of them, as in "makes 'the' of 'The'"; "" where none is lost.
+    """
+
+    texts: int
+    lost: int
+    example: str
+
+
+def loss(tokenizer: Any, texts: Iterable[str]) -> Loss:
+    """What a tokenizer loses of some texts.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        texts: strings.
+
+    Example:
+        >>> import tokenizers
+        >>> loss(tokenizers.Tokenizer(tokenizers.models.BPE()), ["", "a"])
+        Loss(texts=2, lost=1, example="makes '' of 'a'")
+    """
+    texts = list(texts)
+    encoded = tokenizer.encode_batch(texts, add_special_tokens=False)
+    back = tokenizer.decode_batch([one.ids for one in encoded], skip_special_tokens=False)
+    pairs = [(one, other) for one, other in zip(texts, back, strict=True) if one != other]
+    return Loss(len(texts), len(pairs), _difference(*pairs[0]) if pairs else "")
+
+
+def _difference(text, back):
+    """What is made of a text, from the first difference on."""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(text, back, strict=False))
+    at = sum(1 for _ in same)
+    return f"makes {back[at : at + 12]!r} of {text[at : at + 12]!r}"
+
+
+def size(path):
+    """The number of ids of a file's tokenizer: an integer.
 
     Args:
         path: of the file or its folder.
 
-    Returns:
-        An integer.
-
     Raises:
-        InputError: where there is no such file, it is no tokenizer, or a text does not come back.
+        InputError: where there is no such file, or it is no tokenizer.
     """
-    size, lost = _tried(find(path))
-    if lost:
-        raise InputError(
-            "a tokenizer gives every text back exactly, else bits per byte would leave out what it "
-            "loses; kzoo.data.train_tokenizer makes one that does. "
-            f"Received: {str(path)!r}, which {lost}"
-        )
-    return size
+    return _tried(find(path))[0]
 
 
 def lost(path):
-    """What a file's tokenizer loses of a text, as in "makes 'the' of 'The'"; "" for nothing."""
+    """What a file's tokenizer loses of a text with all that tokenizers lose, as in "makes 'the' of
+    'The'"; "" for nothing."""
     return _tried(find(path))[1]
 
 
@@ -90,10 +124,5 @@ def _tried(file):
 @functools.lru_cache(maxsize=32)
 def _size_and_loss(file, _):
     tokenizer = parse(read_text(file))
-    ids = tokenizer.encode(PROBE, add_special_tokens=False).ids
-    back = tokenizer.decode(ids, skip_special_tokens=False)
-    size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-    if back == PROBE:
-        return size, ""
-    at = next((i for i, (a, b) in enumerate(zip(PROBE, back, strict=False)) if a != b), 0)
-    return size, f"makes {back[at : at + 12]!r} of {PROBE[at : at + 12]!r}"
+    ids = tokenizer.get_vocab(with_added_tokens=True).values()
+    return 1 + max(ids), loss(tokenizer, [PROBE]).example

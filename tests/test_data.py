@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from kzoo import data
 from kzoo.data import sources, tasks, text
 from kzoo.data.tasks.copying import SYMBOLS
 from kzoo.errors import InputError
+from kzoo.studies.folder import check_data
 from kzoo.vocabulary import BOS, EOS, MASK, NUM_BYTES, PAD, SEP
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -269,6 +271,52 @@ def test_duplicates_never_stand_on_both_sides(tmp_path):
     for name in "ab":
         (tmp_path / name).write_text("".join(f"{i} squared is {i * i}\n" for i in range(400)))
     assert sources.read(tmp_path).text == (tmp_path / "a").read_bytes()
+
+
+class Rows:
+    """As a `Dataset` of Hugging Face `datasets`: two columns that are read by random access."""
+
+    column_names = ["prompt", "response"]
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitems__(self, indices):
+        return [dict(zip(self.column_names, self.pairs[i], strict=True)) for i in indices]
+
+
+def test_what_repeats_itself_is_counted_and_said(tmp_path, caplog):
+    pairs = [(f"q{i}", f"a{i}") for i in range(41)]
+    splits = load(pairs + pairs[:29], "prefix_lm", mask="prefix", batch_size=1)
+    assert splits.facts["repeated"] == 29 and "29 of 70 examples repeat others" in caplog.text
+    assert splits.facts["train_rows"] + splits.facts["valid_rows"] == 41
+    assert "repeated_by_split" not in splits.facts
+
+    caplog.clear()  # few are counted, and no reason to warn
+    load([f"row {i % 40}" for i in range(41)], length=32, batch_size=1)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+    parts = {"train": pairs[:20] + pairs[:3], "validation": pairs[20:] + pairs[20:21]}
+    found = load({k: Rows(v) for k, v in parts.items()}, "prefix_lm", mask="prefix").facts
+    assert found["repeated"] == 4 and found["repeated_by_split"] == {"train": 3, "valid": 1}
+    assert (found["train_rows"], found["valid_rows"]) == (20, 21)
+
+    for name in "abc":
+        (tmp_path / name).write_text("".join(f"{i} squared is {i * i}\n" for i in range(400)))
+    assert load(tmp_path, batch_size=1).facts["repeated"] == 2
+
+
+def test_records_without_a_count_of_what_repeats_go_on():
+    facts = load([f"row {i % 20}" for i in range(40)], length=32, batch_size=1).facts
+    before = {name: value for name, value in facts.items() if name != "repeated"}
+    record = {"data": "list", "arm": "a", "run": "list/a/0", "facts": before}
+    check_data("list", "a", facts, [record])
+    record["facts"] = {**before, "sha256": "another"}
+    with pytest.raises(InputError, match="changed after the run"):
+        check_data("list", "a", facts, [record])
 
 
 # Entropies

@@ -10,6 +10,7 @@ import kzoo
 from kzoo import presets
 from kzoo.cli import main
 from kzoo.data import pipeline, showing, statistics
+from kzoo.errors import InputError
 
 LINES = [f"owl {i} sat down in the old tree" for i in range(40)]
 PAIRS = [(f"{i} plus {i}", f"{2 * i}") for i in range(40)]
@@ -143,6 +144,32 @@ def test_documents_of_a_folder_are_counted(tmp_path):
     assert all(each["tokens"] == 0 for each in found["cut"])
 
 
+def test_a_source_in_json_is_read_as_in_python(capsys):
+    source = {"synthetic": {"task": {"copy": {"length": 4, "count": 60}}}}
+    assert main(["data", json.dumps(source), "--objective", "prefix_lm", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["facts"]
+    config = presets.config("unilm_nano", objective="prefix_lm")
+    ours = kzoo.data.load(source, config, batch_size=1).facts
+    assert found["sha256"] == ours["sha256"] and found["train_rows"] == ours["train_rows"]
+    for text, words in (
+        ('{"synthetic": {"task": "copy"', "a source in JSON"),
+        ('{"synthetics": {"task": "copy"}}', "did you mean 'synthetic'"),
+    ):
+        assert main(["data", text]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_run_is_trained_on_a_source_in_json(tmp_path, capsys, monkeypatch):
+    def stop(source, *_, **__):
+        raise InputError(f"the source is {kzoo.data.sources.read(source).name}")
+
+    monkeypatch.setattr(kzoo.data, "load", stop)
+    source = json.dumps({"synthetic": {"task": {"copy": {"count": 60, "length": 4}}}})
+    command = ["train", "gpt_nano", "--text", source, "--steps", "1", "--out", str(tmp_path / "r")]
+    assert main(command) == 2
+    assert f"the source is {source}" in capsys.readouterr().err
+
+
 def test_the_command(tmp_path, capsys):
     table = tmp_path / "pairs.tsv"
     table.write_text("".join(f"{a}\t{b}\n" for a, b in [("prompt", "response"), *PAIRS]))
@@ -169,6 +196,8 @@ def test_the_command(tmp_path, capsys):
         ("pydoc --preset gpt_nani", "did you mean 'gpt_nano'"),
         ("pydoc --objective masked_ln", "unknown objective"),
         ("pydoc --tokenizer bpe:9", "364 ids or more"),
+        ("pydoc --tokenizer bpe:abc", "is an integer"),
+        ("pydoc --preset nodir", "unknown preset, and no folder of that name"),
         ("pydoc --show 0", "a positive integer"),
         ("pydoc --objective ul2 --set objective=ul2", "--objective or --set"),
     ],

@@ -159,7 +159,10 @@ def questions(tmp_path):
 
 
 BAD = [
-    (["gpt_nan", "--task", "Q"], "unknown preset; did you mean 'gpt_nano'"),
+    (
+        ["gpt_nan", "--task", "Q"],
+        "unknown preset, and no folder of that name; did you mean 'gpt_nano'",
+    ),
     (["bert_nano", "--task", "Q"], "this model predicts hidden ones"),
     (["gpt_nano", "--task", "none.jsonl"], "none.jsonl"),
     (["gpt_nano", "--task", "Q", "--metric", "blue"], "unknown metric; did you mean 'bleu'"),
@@ -200,6 +203,35 @@ def test_the_command_prints_what_python_finds(gpt, questions, capsys, tmp_path):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].split() == ["exact_match", "0", "±", "0"]
     assert printed[1].startswith("bits_per_byte")
+
+
+def test_a_classifier_is_measured_by_its_labels_unless_said(tmp_path, capsys):
+    labels = ["0", "1"]
+    rows = [(f"owl {i} is here", i % 3 % 2) for i in range(12)]
+    model = kzoo.presets.load(
+        "bert_nano", num_layers=1, objective={"classification": {"labels": labels}}
+    )
+    kzoo.presets.save(model, tmp_path / "model")
+    table = tmp_path / "a.csv"
+    table.write_text("text,label\n" + "".join(f"{text},{label}\n" for text, label in rows))
+    command = ["evaluate", str(tmp_path / "model"), "--task", f"table:{table}:text:label"]
+    assert main([*command, "--json", "--batch-size", "12"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    chosen = model.predict([text for text, _ in rows], batch_size=12, verbose=0).argmax(-1)
+    by_hand = np.mean([labels[i] == str(label) for i, (_, label) in zip(chosen, rows, strict=True)])
+    assert found["acc"] == by_hand and "bits_per_byte" not in found
+    pairs = [(text, str(label)) for text, label in rows]
+    assert kzoo.evaluate_choices(model, pairs, batch_size=12)["acc"] == by_hand
+
+
+def test_a_task_may_be_json(capsys, monkeypatch):
+    def stop(name):
+        raise InputError("the task is read")
+
+    monkeypatch.setattr(kzoo.presets, "load", stop)
+    task = json.dumps({"synthetic": {"task": {"copy": {"length": 4, "count": 60}}}})
+    assert main(["evaluate", "gpt_nano", "--task", task]) == 2
+    assert "the task is read" in capsys.readouterr().err
 
 
 # Studies ----------------------------------------------------------------------------------------

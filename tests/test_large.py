@@ -242,7 +242,7 @@ def test_examples_on_disk_stand_in_the_rows_of_those_in_memory(
         ("a.csv", "source,target\n" + "x,y\n" * 999 + "a,b,c\n", "3 cells .*line 1001"),
         ("a.csv", "source,target\n" + "x,y\n" * 99 + '"a\n\nb",\n', "empty.*line 101"),
         ("a.csv", "source,target\n" + "x,y\n" * 99 + 'a"b,c\nx,y\n', "doubled.*line 101"),
-        ("a.jsonl", '{"text": "a"}\n' * 50 + '{"txt": "a"}\n', "NoneType.*line 51"),
+        ("a.jsonl", '{"text": "a"}\n' * 50 + '{"txt": "a"}\n', "None .*line 51"),
         ("a.jsonl", '{"text": "a"}\n\n{"text', "one JSON object.*line 3"),
         ("a.jsonl", '["a"]\n', "Received: list"),
         ("a.tsv", "text\tb\nx\n", "1 cells .*line 2"),
@@ -358,7 +358,7 @@ def test_a_broken_compressed_table_leaves_nothing(tmp_path, in_pieces):
     in_pieces()
     for path, words in (
         (half, "compressed by gzip"),
-        (gaps, "NoneType .*row 1"),
+        (gaps, "None .*row 1"),
         (broken, "broken"),
     ):
         with pytest.raises(InputError, match=words):

@@ -13,7 +13,7 @@ import pytest
 
 from kzoo import data
 from kzoo.data import sources
-from kzoo.data.sources import files
+from kzoo.data.sources import files, stored
 from kzoo.errors import InputError
 
 SECRET = "sesame"
@@ -51,7 +51,7 @@ def write(folder, name, content):
         ("a.tsv", LINES, "which columns"),
         ("a.json", "[]", "no example"),
         ("a.json", '["sesame"]', "Received: str"),
-        ("a.jsonl", '{"text": "sesame"}\n{"text": 3}', "Received: int"),
+        ("a.jsonl", '{"text": "sesame"}\n{"text": [3]}', "Received: list"),
         ("a.jsonl", '{"text": "sesame"}\n{"txt": "sesame"}', "a.jsonl', line 2"),
         ("a.jsonl", '{"text": "sesame"}\n{"text": ""}', "a.jsonl', line 2"),
         ("a.jsonl", '{"text": "sesame"}\n\n{"text', "a.jsonl', line 3"),
@@ -138,6 +138,14 @@ def test_a_folder_reads_its_texts_and_counts_the_rest(tmp_path, caplog):
     assert "3 of 3 files" in refused(tmp_path)
 
 
+def test_what_is_small_and_broken_is_not_called_large_or_empty(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    broken = write(tmp_path, "a.csv.gz", gzip.compress(LINES.encode())[:2000] + b"\xff" * 4)
+    assert "compressed by gzip" in refused(broken) and "unpacked" not in caplog.text
+    assert "nothing but white space" in refused(write(tmp_path, "a.txt", " \n\n  \n"))
+    assert "an empty file" in refused(write(tmp_path, "b.txt", ""))
+
+
 def test_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     path = write(tmp_path, "moby.txt", LINES)
@@ -210,6 +218,73 @@ def test_columns_by_number_take_the_first_line_as_an_example(tmp_path):
     assert "both named or both numbered" in refused(f"table:{path}:0:si")
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_a_line_of_names_is_no_example(tmp_path, caplog, monkeypatch, large):
+    if large:
+        monkeypatch.setattr(stored, "LARGE", 0)
+    path = write(tmp_path, "a.csv", "id,Question,answer\n1,how,so\n2,why,because\n")
+    assert f"'table:{path}:Question:answer'" in refused(f"table:{path}:1:2")
+    path = write(tmp_path, "b.csv", "mr,ref\na man,a woman\n")
+    assert sources.read(f"table:{path}:0:1").examples[0] == ("mr", "ref")
+    assert "its first line is taken as an example" in caplog.text
+    caplog.clear()
+    path = write(tmp_path, "c.tsv", "a man\tun homme\na cat\tun chat\n")
+    assert len(sources.read(f"table:{path}:0:1").examples) == 2
+    assert "taken as an example" not in caplog.text
+
+
+LABELLED = [("sesame", 1, True, 0.5), ("oyster", 0, False, 2.0), ("owl", 1, True, 1.0)]
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_numbers_are_read_as_csv_holds_them_and_columns_of_parquet_counted(
+    tmp_path, monkeypatch, large
+):
+    if large:
+        monkeypatch.setattr(stored, "LARGE", 0)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    table = pd.DataFrame(LABELLED, columns=["prompt", "response", "flag", "rate"])
+    table.to_csv(tmp_path / "a.csv", index=False)
+    table.to_json(tmp_path / "a.jsonl", orient="records", lines=True)
+    table.to_parquet(tmp_path / "a.parquet")
+    for column, name in enumerate(table.columns[1:], 1):
+        known = list(sources.read(f"table:{tmp_path / 'a.csv'}:prompt:{name}").examples)
+        for file in ("a.jsonl", "a.parquet"):
+            assert [*sources.read(f"table:{tmp_path / file}:prompt:{name}").examples] == known
+        assert [*sources.read(f"table:{tmp_path / 'a.parquet'}:0:{column}").examples] == known
+        assert (
+            sources.read({"prompts": table["prompt"], "responses": table[name]}).examples == known
+        )
+    assert "columns of JSON have names, not numbers: prompt, response, flag, rate" in refused(
+        f"table:{tmp_path / 'a.jsonl'}:0:1"
+    )
+    assert "Valid: 0, 1, 2, 3" in refused(f"table:{tmp_path / 'a.parquet'}:0:4")
+    pd.DataFrame(LABELLED).to_json(tmp_path / "b.jsonl", orient="records", lines=True)
+    assert sources.read(f"table:{tmp_path / 'b.jsonl'}:0:1").examples[0] == ("sesame", "1")
+    write(tmp_path, "c.jsonl", '{"text": null}\n')
+    assert "Received: None" in refused(tmp_path / "c.jsonl")
+
+
+def test_a_number_is_a_label_of_a_classifier_and_a_class_label_its_name():
+    assert data.labels([(f"owl {i}", i % 2) for i in range(8)]) == ("0", "1")
+
+    class Feature:
+        names = ["neg", "pos"]
+
+    class Dataset:
+        column_names, features = ["prompt", "response"], {"response": Feature}
+
+        def __len__(self):
+            return len(LABELLED)
+
+        def __getitems__(self, indices):
+            return [dict(zip(self.column_names, LABELLED[i][:2], strict=True)) for i in indices]
+
+    assert sources.read(Dataset()).examples[0] == ("sesame", "pos")
+    Feature.names = ["neg"]
+    assert "labels are known" in refused(Dataset())
+
+
 def test_a_table_that_is_asked_wrong(tmp_path):
     path = write(tmp_path, "a.csv", as_csv(["question", "answer"]))
     assert "did you mean 'answer'?" in refused(f"table:{path}:question:anwser")
@@ -223,8 +298,8 @@ def test_a_table_that_is_asked_wrong(tmp_path):
 
 def test_a_name_that_two_columns_have_is_refused(tmp_path):
     path = write(tmp_path, "a.csv", "text,text\na,b\n")
-    assert "'text', 2 times" in refused(path)
-    assert sources.read(f"table:{path}:0:1").examples[1] == ("a", "b")
+    assert "2 columns named 'text'" in refused(path)
+    assert "take that line out" in refused(f"table:{path}:0:1")
     path = write(tmp_path, "a.tsv.csv", 'text,b\n"a\tb",c\n')
     assert sources.read(path).examples == [(None, "a\tb")]
 
@@ -290,7 +365,7 @@ def test_pairs_from_tables():
         ([*ROWS, SECRET.encode()], "bytes, which .decode() makes a string (example 20)"),
         ([*ROWS, None], "None (example 20)"),
         ([*ROWS, 3.5], "float (example 20)"),
-        (pd.Series([*ROWS, np.nan]), "float (example 20)"),
+        (pd.Series([*ROWS, np.nan]), "nan (example 20)"),
         (np.arange(9), "int (example 0)"),
         (np.zeros((3, 2)), "list of 2 (float) (example 0)"),
         ([(SECRET, SECRET), (SECRET,) * 3], "tuple of 3 (str) (example 1)"),

@@ -41,6 +41,20 @@ def lossy(tmp_path):
     return tmp_path / "lossy.json"
 
 
+@pytest.fixture
+def folding(tmp_path):
+    """A tokenizer of bytes that loses a letter where no probe looks: what it makes of its ids is
+    another text."""
+    alphabet = sorted(library.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = library.Tokenizer(library.models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    tokenizer.normalizer = library.normalizers.Replace("zq", "z")
+    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = library.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["[PAD]", "[BOS]", "[EOS]", "[SEP]", "[MASK]"])
+    tokenizer.save(str(tmp_path / "folding.json"))
+    return tmp_path / "folding.json"
+
+
 def study(arms=None, **fields):
     return Study.from_dict({"arms": arms or {"GPT": ARM}, **FIELDS, **fields})
 
@@ -154,6 +168,67 @@ def test_a_model_with_a_lossy_tokenizer_says_so(lossy, caplog):
     assert "makes" in caplog.text and "bits per byte leave out what it loses" in caplog.text
 
 
+ZOO = [f"owl {i} sat {'down' if i % 3 else 'zquietly'} here" for i in range(60)]
+
+
+@pytest.fixture
+def folding_model(folding, caplog):
+    model = kzoo.presets.load("gpt_nano", num_layers=1, tokenizer=str(folding))
+    assert "bits per byte" not in caplog.text  # it gives the probe back
+    return model
+
+
+def test_what_a_tokenizer_loses_of_the_data_is_counted_and_said(folding, folding_model, caplog):
+    ours = library.Tokenizer.from_file(str(folding))
+    back = [ours.decode(ours.encode(t).ids, skip_special_tokens=False) for t in ZOO]
+    lost = sum(one != other for one, other in zip(ZOO, back, strict=True))
+    for source in (ZOO, [(f"{i}?", text) for i, text in enumerate(ZOO)]):
+        caplog.clear()
+        found = kzoo.data.load(source, folding_model, batch_size=1).facts["tokenizer_loss"]
+        assert found["lost_texts"] == lost == 20
+        assert found["sampled_texts"] == len(ZOO) * (1 + (source is not ZOO))
+        assert found["example"] == "makes 'uietly here' of 'quietly here'"
+        assert f"20 of {found['sampled_texts']} sampled texts" in caplog.text
+        assert found["example"] in caplog.text
+    clean = [text.replace("zq", "q") for text in ZOO]
+    caplog.clear()
+    found = kzoo.data.load(clean, folding_model, batch_size=1).facts["tokenizer_loss"]
+    assert found == {"sampled_texts": 60, "lost_texts": 0}
+    assert "bits per byte" not in caplog.text
+
+
+def test_running_text_is_tried_throughout(tmp_path, folding_model, caplog):
+    book = tmp_path / "book.txt"
+    book.write_text("owls sit\n" * 2000 + "a zq here\n" + "owls fly\n" * 1000)
+    found = kzoo.data.load(str(book), folding_model, batch_size=1).facts["tokenizer_loss"]
+    assert found["lost_texts"] == 1 and found["sampled_texts"] == -(-27010 // 4096)
+
+
+def test_scores_of_texts_that_do_not_come_back_say_so_once(folding_model, caplog):
+    folding_model.score(["a zq here", "an owl"])
+    assert "1 of 2 texts do not come back" in caplog.text
+    caplog.clear()
+    folding_model.score(["a zq here"])
+    assert "come back" not in caplog.text
+
+
+def test_a_study_refuses_a_tokenizer_that_loses_its_text(folding):
+    asked = study(tokenizer=str(folding), given={"lines": ZOO})
+    with pytest.raises(InputError, match="gives every text back exactly.*'uietly here'"):
+        amounts.load_splits(asked, "lines", asked.arms["GPT"])
+
+
+def test_the_command_line_says_what_python_says_of_a_lossy_tokenizer(tmp_path, lossy, capsys):
+    book = tmp_path / "book.txt"
+    book.write_text("\n".join(LINES))
+    command = f"data {book} --tokenizer {lossy} --set max_sequence_length=16 --json"
+    assert main(command.split()) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)["facts"]["tokenizer_loss"]
+    assert found["lost_texts"] == found["sampled_texts"] > 0
+    assert err.count("bits per byte leave out what it loses") == 1 and found["example"] in err
+
+
 def test_a_vocabulary_holds_the_tokenizer():
     arm = {**ARM, "overrides": {**ARM["overrides"], "vocabulary_size": 380}}
     with pytest.raises(InputError, match="has 390 ids"):
@@ -164,10 +239,10 @@ def test_a_word_says_what_json_says():
     assert tokenizer_spec.text(tokenizer_spec.get("unigram:500")) == "unigram:500"
 
 
-def test_the_command_line_refuses_before_it_writes(tmp_path, lossy, capsys):
+def test_the_command_line_refuses_before_it_writes(tmp_path, capsys):
     book = tmp_path / "book.txt"
     book.write_text("\n".join(LINES))
-    for tokenizer in ("bpe:12", "bpa:4096", str(lossy)):
+    for tokenizer in ("bpe:12", "bpa:4096", str(tmp_path / "none.json")):
         out = tmp_path / "run"
         command = f"train gpt_nano --text {book} --steps 1 --out {out} --tokenizer {tokenizer}"
         assert main(command.split()) == 2

@@ -100,9 +100,13 @@ def test_the_same_source_is_trained_once(trained, tmp_path, monkeypatch):
 
 
 def test_a_short_text_gives_fewer_ids_and_says_so(tmp_path, caplog):
-    path = kzoo.data.train_tokenizer(["ab ab ab", "ab ba"], size=999, valid=0.5, directory=tmp_path)
-    found = tokenizers.Tokenizer.from_file(str(path)).get_vocab_size()
-    assert f"the text gives {found} ids of the 999" in caplog.text
+    for _ in ("trained", "found again"):
+        caplog.clear()
+        path = kzoo.data.train_tokenizer(
+            ["ab ab ab", "ab ba"], size=999, valid=0.5, directory=tmp_path
+        )
+        found = tokenizers.Tokenizer.from_file(str(path)).get_vocab_size()
+        assert f"the text gives {found} ids of the 999" in caplog.text
 
 
 def _begin(source, target):
@@ -173,6 +177,11 @@ def test_a_file_of_others_is_read_by_its_path(trained, tmp_path):
         (lambda f: kzoo.presets.load("gpt_nano", tokenizer="nowhere.json"), "tokenizer.json"),
         (lambda f: kzoo.presets.load("gpt_nano", tokenizer=f, vocabulary_size=99), "has 390 ids"),
         (lambda f: kzoo.presets.config("gpt_nano", tokenizer="bites"), "did you mean 'bytes'"),
+        (
+            lambda f: kzoo.presets.config("gpt_nano", tokenizer=str(f)),
+            "presets.load takes the path",
+        ),
+        (lambda f: kzoo.presets.load("gpt_nano", tokenizer={"bpe": 512}), "data.train_tokenizer"),
     ],
 )
 def test_wrong_arguments(trained, call, words):

@@ -15,6 +15,7 @@ from kzoo.cli.arguments import (
     positive,
     print_json,
     say_backend,
+    source,
 )
 from kzoo.errors import InputError
 from kzoo.files import check_folder
@@ -62,7 +63,7 @@ def add(commands):
         help=f"of spectrum, controls, collapse, gradients, maps, reuse; default: {MEASURES}",
     )
     analyse.add_argument(
-        "--text", type=name, metavar="FILE", help="as of kzoo train; default: pydoc"
+        "--text", type=source, metavar="FILE", help="as of kzoo train; default: pydoc"
     )
     analyse.add_argument("--examples", type=positive, default=4, metavar="N")
     analyse.add_argument("--length", type=positive, metavar="N", help="tokens of each example")

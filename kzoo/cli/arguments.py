@@ -156,7 +156,8 @@ def leave_tensorflow(sources):
     the same without.
     """
     if os.environ["KERAS_BACKEND"] != "tensorflow" and not any(
-        source.startswith("tfds:") for source in sources
+        "tfds" in source if isinstance(source, dict) else source.startswith("tfds:")
+        for source in sources
     ):
         sys.modules.setdefault("tensorflow", None)
 
@@ -317,6 +318,19 @@ def name(text):
     if not text:
         raise argparse.ArgumentTypeError("a name. Received: ''")
     return text
+
+
+def source(text):
+    """Of data: its name or path as text, or its JSON as a dict, as in `kzoo.data.load`."""
+    if not text.lstrip().startswith("{") or os.path.exists(text):
+        return name(text)
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f'a source in JSON, such as {{"synthetic": {{"task": "copy"}}}} ({error}). '
+            f"Received: {text!r:.120}"
+        ) from None
 
 
 def path(text):

@@ -6,10 +6,10 @@ from kzoo.cli.arguments import (
     add_command,
     add_json,
     leave_tensorflow,
-    name,
     path,
     positive,
     print_json,
+    source,
 )
 from kzoo.files import check_folder, check_new, whole_folder
 
@@ -37,7 +37,7 @@ def add(commands):
 
     help = "time the data pipeline beside the training that it feeds"
     data = add_command(benches, "data", help, _data)
-    data.add_argument("--source", type=name, default="pydoc", help="as of kzoo train --text")
+    data.add_argument("--source", type=source, default="pydoc", help="as of kzoo train --text")
     data.add_argument("--repeats", type=positive, default=5, help="of each contestant")
     _add_result(data, "a new folder for bench.json")
 

@@ -10,12 +10,12 @@ from kzoo.cli.arguments import (
     json_or_text,
     leave_tensorflow,
     load_backend,
-    name,
     overrides,
     packing,
     positive,
     print_json,
     share,
+    source,
     with_labels,
 )
 from kzoo.errors import InputError
@@ -37,7 +37,7 @@ def add(commands):
         "are printed: lengths, duplicates, bytes per token, and what rows of a length would cut."
     )
     data = add_command(commands, "data", help, _data, more=more)
-    data.add_argument("source", type=name, metavar="SOURCE")
+    data.add_argument("source", type=source, metavar="SOURCE")
     data.add_argument(
         "--preset", metavar="NAME", help=f"for which model; default: {DEFAULT}, or by the objective"
     )

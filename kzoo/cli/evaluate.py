@@ -16,6 +16,7 @@ from kzoo.cli.arguments import (
     say_backend,
     seed,
     share,
+    source,
     words,
 )
 from kzoo.errors import InputError
@@ -24,9 +25,9 @@ log = logging.getLogger("kzoo")
 
 TASK = (
     'a file of JSON lines {"question": ..., "choices": [...], "answer": index}, or a source of '
-    "pairs: a table (table:FILE:SOURCE:TARGET), synthetic:NAME or tfds:NAME"
+    "pairs: a table (table:FILE:SOURCE:TARGET), synthetic:NAME, tfds:NAME or its JSON"
 )
-OF_CHOICES = ("acc", "acc_norm", "acc_bytes")
+OF_CHOICES, OF_CLASSIFIER = ("acc", "acc_norm", "acc_bytes"), ("acc",)
 OF_PAIRS = ("exact_match", "bits_per_byte")
 _SHOWN = 1000  # examples that shots are drawn from, of those that are not evaluated
 
@@ -35,14 +36,15 @@ def add(commands):
     help = "measure a model on questions with choices, or on pairs of texts"
     evaluate = add_command(commands, "evaluate", help, _evaluate)
     evaluate.add_argument("model", type=name, metavar="PRESET_OR_DIR")
-    evaluate.add_argument("--task", type=name, required=True, metavar="FILE|SOURCE", help=TASK)
+    evaluate.add_argument("--task", type=source, required=True, metavar="FILE|SOURCE", help=TASK)
     evaluate.add_argument(
         "--metric",
         action="append",
         default=[],
         metavar="NAME",
         help="a name or its JSON, once for each metric; default: "
-        f"{', '.join(OF_CHOICES)} of choices, {', '.join(OF_PAIRS)} of pairs",
+        f"{', '.join(OF_CHOICES)} of choices, {', '.join(OF_PAIRS)} of pairs, "
+        f"{', '.join(OF_CLASSIFIER)} of a classifier",
     )
     evaluate.add_argument(
         "--shots", type=positive, metavar="N", help="answered examples before each question"
@@ -78,8 +80,7 @@ def _evaluate(options):
             need(metric.needs, f"the metric {metric.name}")
     _check_model(options.model, metrics)
     examples, rest = _examples(options)
-    choices = len(examples[0].choices) > 1
-    metrics = metrics or list(map(evaluation.METRICS.get, OF_CHOICES if choices else OF_PAIRS))
+    metrics = metrics or list(map(evaluation.METRICS.get, _usual(options.model, examples)))
     prompts = evaluation.Prompts(options.shots or 0, rest, seed=options.seed)
     prompts.context(examples, 0)  # whether there are as many shots
     for metric in metrics:
@@ -104,6 +105,16 @@ def _evaluate(options):
         print_json({**about, "num_fewshot": prompts.num_fewshot, **found})
     else:
         _print(found)
+
+
+def _usual(model, examples):
+    """The metrics that are measured where none are named."""
+    from kzoo import objectives, presets
+
+    if presets.kind(model) == "saved":
+        if objectives.get(presets.config(model)["objective"]).labels is not None:
+            return OF_CLASSIFIER
+    return OF_CHOICES if len(examples[0].choices) > 1 else OF_PAIRS
 
 
 def _print(found):
@@ -133,7 +144,7 @@ def _examples(options):
     from kzoo.data import sources
     from kzoo.evaluation.examples import holds_choices
 
-    if holds_choices(options.task):
+    if not isinstance(options.task, dict) and holds_choices(options.task):
         if options.valid:
             raise InputError(
                 "--valid splits pairs; questions with choices are all evaluated. "

@@ -14,7 +14,6 @@ from kzoo.cli.arguments import (
     every,
     leave_tensorflow,
     load_backend,
-    name,
     need,
     packing,
     path,
@@ -23,6 +22,7 @@ from kzoo.cli.arguments import (
     rate,
     say_backend,
     share,
+    source,
 )
 from kzoo.cli.starting import add_starting, start_config, start_model
 from kzoo.errors import InputError
@@ -31,8 +31,8 @@ log = logging.getLogger("kzoo")
 
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16", "bfloat16")
 SOURCE = (
-    "a text file, a folder of them, a table (table:FILE:SOURCE:TARGET), pydoc, tfds:NAME or "
-    "synthetic:NAME"
+    "a text file, a folder of them, a table (table:FILE:SOURCE:TARGET), pydoc, tfds:NAME, "
+    "synthetic:NAME, or the JSON of one of these"
 )
 EVALUATIONS = 10  # along a run, by default
 _SAMPLE = 0.1  # of a run's computation: what its measurements along the way take, about
@@ -48,7 +48,7 @@ def add(commands):
         run_folder.saved,
     )
     add_starting(train)
-    train.add_argument("--text", type=name, required=True, metavar="FILE", help=SOURCE)
+    train.add_argument("--text", type=source, required=True, metavar="FILE", help=SOURCE)
     train.add_argument("--steps", type=positive, required=True, metavar="N")
     train.add_argument(
         "--out",
@@ -106,18 +106,18 @@ def _train(options):
     if options.tensorboard:
         need("tensorboardX", "--tensorboard")
     run_folder.check(options, config)
-    source = _source(options.text)
+    data_source = _source(options.text)
     run_folder.fill_in(options, config, EVALUATIONS)
     leave_tensorflow([options.text])
     load_backend()
     from kzoo import data
     from kzoo.models.tokenizer_file import read_file
 
-    tokenizer = tokenizer_spec.file(options.tokenizer, source, options.valid)
+    tokenizer = tokenizer_spec.file(options.tokenizer, data_source, options.valid)
     # Of pretrained weights a tokenizer, and segments, come with the model.
     model = start_model(options, config) if options.pretrained else None
     splits = data.load(
-        source,
+        data_source,
         model or config,
         batch_size=options.batch_size,
         valid=options.valid,
@@ -143,7 +143,8 @@ def _source(text):
     other sources have their own rules."""
     from kzoo.data import sources
 
-    return sources.read(text) if sources.named(text) is None else text
+    named = isinstance(text, dict) or sources.named(text) is not None
+    return text if named else sources.read(text)
 
 
 def _print_result(out, result):

@@ -10,7 +10,7 @@ import grain
 import numpy as np
 
 from kzoo import masks, objectives
-from kzoo.data import fitting, sources, splits, text
+from kzoo.data import fitting, round_trip, sources, splits, text
 from kzoo.data import packing as packings
 from kzoo.data.batches import Batches, Mixed
 from kzoo.data.classes import check_labelled, label_entropy
@@ -38,22 +38,26 @@ class Splits:
         valid: `grain.MapDataset` of the held-out batches.
         test: the same of the source's official test split, or None: it has none.
         facts: a dict that JSON can hold: `source`, `sha256` of the data, `row_length` in
-            tokens, `train_rows` and `valid_rows`, the numbers of examples, `train_bytes` and
-            `valid_bytes` (of pairs: of their targets), `cut_rows`, how many examples were longer
-            than a sequence and are cut, of strings and pairs also `cut_tokens`,
+            tokens, `repeated`, how many documents or examples repeat others and are left out
+            before anything is split (of each official split: `repeated_by_split`), `train_rows`
+            and `valid_rows`, the numbers of examples, `train_bytes` and `valid_bytes` (of pairs:
+            of their targets), `cut_rows`, how many examples were longer than a sequence and are
+            cut, of strings and pairs also `cut_tokens`,
             `cut_to_one_token` and `split_rows` (`kzoo.data.fitting.fit`), `packing`, the rows of
             `train` and how full they are (`kzoo.data.packing.facts`), `unigram_entropy` and
             `bigram_entropy` of the held-out bytes, in bits per byte, and `split`, what the two
             parts have in common: of examples, the counts of `kzoo.data.splits.hold_out`; of
             running text, `repeated_bytes`, cut out of the training part; of texts, `shared_bytes`,
             those held out that stand in training too, in runs of 32 or more. Of official splits
-            nothing is moved or cut: `official` is true, and what they have in common is counted.
+            nothing is moved or cut, and only what repeats itself within one is left out:
+            `official` is true, and what they have in common is counted.
             Where that is done in a sample, `sampled_bytes` or `sampled_rows`, of training and
             held-out text: how large it is.
             Where there is a test split, `test_rows`, `test_bytes`, and `test_split`, what it has
             in common with training. A file's tokenizer has `tokenizer_sha256`, of its content, and
-            `tokenizer_size`, its number of ids. A classifier's examples have `label_entropy`, that
-            of the held-out labels in bits.
+            `tokenizer_size`, its number of ids, and `tokenizer_loss`, which texts of a sample it
+            does not give back as they were (`kzoo.data.round_trip.facts`). A classifier's examples
+            have `label_entropy`, that of the held-out labels in bits.
     """
 
     train: grain.MapDataset
@@ -170,6 +174,7 @@ def load(
     facts = {
         "source": corpus.name,
         "sha256": corpus.sha256,
+        **_repeated(corpus),
         "row_length": of_rows["row_length"],
         **counts,
         **of_parts,
@@ -178,6 +183,7 @@ def load(
         "unigram_entropy": text.unigram_entropy(parts["valid"].text),
         "bigram_entropy": text.bigram_entropy(parts["valid"].text),
         **_of_tokenizer(encoder.tokenizer),
+        **({} if encoder.objective.labels else round_trip.facts(encoder.tokenizer, corpus)),
     }
     if encoder.objective.labels is not None:
         facts["label_entropy"] = label_entropy(parts["valid"])
@@ -224,6 +230,14 @@ class _Reader(NamedTuple):
 
         found = [of(rows) for rows in plan]
         return found[0] if len(found) == 1 else Mixed(found, seed)
+
+
+def _repeated(corpus):
+    """How many documents or examples were left out since they repeat others."""
+    by_split = {"train": corpus.repeated}
+    by_split |= {part: other.repeated for part, other in corpus.official.items()}
+    facts = {"repeated": sum(by_split.values())}
+    return facts | ({"repeated_by_split": by_split} if corpus.official else {})
 
 
 def _near(corpus, valid, count):

@@ -29,7 +29,7 @@ def get(spec: Any) -> Any:
 
     Raises:
         InputError: for an unknown kind, a size too small for the bytes and the special tokens, and
-            a file that is missing, no tokenizer, or one that does not give texts back.
+            a file that is missing or no tokenizer.
 
     Example:
         >>> get("bpe:4096")
@@ -46,7 +46,7 @@ def get(spec: Any) -> Any:
         if spec != BYTES:
             if os.sep not in spec and not spec.endswith(".json") and not os.path.exists(spec):
                 raise unknown("tokenizer", spec, FORMS)
-            tokenizer_json.lossless_size(spec)
+            tokenizer_json.size(spec)
         return spec
     if not isinstance(spec, Mapping) or len(spec) != 1:
         raise InputError(
@@ -56,6 +56,27 @@ def get(spec: Any) -> Any:
     ((kind, size),) = plain(spec).items()
     tokenizer_training.check(kind, size)
     return {kind: size}
+
+
+def check_lossless(spec: Any) -> None:
+    """`InputError` for a checked tokenizer that is a file's and does not give a text back exactly,
+    since arms are compared by bits per byte."""
+    if isinstance(spec, str) and spec != BYTES and (example := tokenizer_json.lost(spec)):
+        raise lossy(spec, example)
+
+
+def lossy(name: str, example: str) -> InputError:
+    """The error for a tokenizer that loses text where bits per byte are compared.
+
+    Args:
+        name: of the tokenizer.
+        example: of what it loses, as in "makes 'the' of 'The'".
+    """
+    return InputError(
+        "a tokenizer of a study gives every text back exactly, else bits per byte would leave out "
+        "what it loses; kzoo.data.train_tokenizer makes one that does. "
+        f"Received: {name!r}, which {example}"
+    )
 
 
 def text(spec: Any) -> str:
@@ -90,7 +111,7 @@ def config_fields(spec: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
     if spec == BYTES:
         return {}
     path = isinstance(spec, str)
-    size = tokenizer_json.lossless_size(spec) if path else next(iter(spec.values()))
+    size = tokenizer_json.size(spec) if path else next(iter(spec.values()))
     asked = overrides.get("vocabulary_size", size)
     if is_integer(asked) and asked < size:
         raise InputError(

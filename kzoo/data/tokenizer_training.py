@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from kzoo import tokenizer_json
 from kzoo.compilation_cache import folder
 from kzoo.data import sources, splits, text
 from kzoo.errors import InputError, unknown
@@ -79,11 +80,10 @@ def train_tokenizer(
     base = folder("tokenizers").parent if directory is None else Path(directory).expanduser()
     made = base / f"{kind}-{size}-{name}" if directory is None else base
     if _facts(made) != facts:
-        tokenizer = TRAINERS[kind](_texts(corpus, valid), int(size))
-        found = tokenizer.get_vocab_size(with_added_tokens=True)
-        if found < size:
-            log.warning("%s: the text gives %d ids of the %d asked for", corpus.name, found, size)
-        _write(made, tokenizer, facts)
+        _write(made, TRAINERS[kind](_texts(corpus, valid), int(size)), facts)
+    found = tokenizer_json.size(made / FILE)
+    if found < size:
+        log.warning("%s: the text gives %d ids of the %d asked for", corpus.name, found, size)
     return made / FILE
 
 
@@ -93,8 +93,8 @@ def check(kind, size):
         raise unknown("kind of tokenizer", kind, TRAINERS)
     if not is_count(size, least=LEAST):
         raise InputError(
-            f"a tokenizer has {LEAST} ids or more: {NUM_BYTES} bytes and {len(SPECIAL)} special "
-            f"tokens. Received: size={size!r:.60}"
+            f"the size of a tokenizer is an integer, {LEAST} ids or more: {NUM_BYTES} bytes and "
+            f"{len(SPECIAL)} special tokens. Received: size={size!r:.60}"
         )
 
 

@@ -9,6 +9,9 @@ from kzoo.evaluation.base import METRICS, Evaluation, Metric, evaluate
 from kzoo.evaluation.examples import Example, labelled
 from kzoo.evaluation.prompts import Prompts
 
+# The usual metrics, of models of language and of classifiers.
+OF_CHOICES, OF_CLASSIFIER = ("acc", "acc_norm", "acc_bytes"), ("acc",)
+
 
 def evaluate_choices(
     model: Any,
@@ -16,7 +19,7 @@ def evaluate_choices(
     *,
     num_fewshot: int = 0,
     fewshot: Any = None,
-    metrics: list[Any] | tuple[Any, ...] = ("acc", "acc_norm", "acc_bytes"),
+    metrics: list[Any] | tuple[Any, ...] | None = None,
     target_delimiter: str = " ",
     fewshot_delimiter: str = "\n\n",
     seed: int = 0,
@@ -29,14 +32,15 @@ def evaluate_choices(
     (its `multiple_choice`). Guessing finds one in as many as there are choices.
 
     Args:
-        model: a `CausalLM` or `Seq2SeqLM`.
+        model: a `CausalLM`, `Seq2SeqLM` or `TextClassifier`.
         examples: list of `{"question": str, "choices": [str, ...], "answer": index}`; or of
             (text, label) pairs, whose labels are the choices of each: classification. Files:
             `kzoo.evaluation.read`.
         num_fewshot: how many answered examples stand before each question.
         fewshot: what they are drawn from, as `examples`; None: the other examples.
         metrics: names of `"acc"` (of log p), `"acc_norm"` (by character of the choice),
-            `"acc_bytes"` (by byte) and `"acc_mutual_info"` (less log p without the context).
+            `"acc_bytes"` (by byte) and `"acc_mutual_info"` (less log p without the context). None:
+            the first three; of a classifier, whose labels are no texts to it, `"acc"` alone.
         target_delimiter: between a question and its answer; a model that reads a separator there
             is given that instead.
         fewshot_delimiter: behind each answered example.
@@ -60,6 +64,9 @@ def evaluate_choices(
         >>> found["acc"] in (0.0, 1.0), len(found["loglikelihoods"][0])
         (True, 2)
     """
+    if metrics is None:
+        labels = getattr(getattr(model, "objective", None), "labels", None)
+        metrics = OF_CHOICES if labels is None else OF_CLASSIFIER
     for metric in map(METRICS.get, metrics):
         if not isinstance(metric, ChoiceMetric):
             ranking = [name for name in METRICS.names if issubclass(METRICS[name], ChoiceMetric)]

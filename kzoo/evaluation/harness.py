@@ -85,6 +85,7 @@ class KzooLM(LM):
         model's first token."""
         windows, owners = [], []
         for owner, request in enumerate(requests):
+            self.reader.encoder.tokenizer.say_loss(list(request.args))
             (tokens,) = self.reader.encoder.tokens(request.args)
             for window in self._windows(tokens):
                 windows.append(window)

@@ -50,7 +50,9 @@ def loglikelihood(
     """
     check_batch_size(batch_size)
     reader = Reader.of(model, separated)
-    requests, cut = reader.fitted(reader.requests(_checked(pairs)))
+    pairs = _checked(pairs)
+    reader.encoder.tokenizer.say_loss([continuation for _, continuation in pairs])
+    requests, cut = reader.fitted(reader.requests(pairs))
     return {**of_tokens(model, reader, requests, batch_size), "cut": cut}
 
 

@@ -121,6 +121,8 @@ class _ObjectivePreprocessor:
     def tokenized(self, prompts: Any, texts: Any) -> Any:
         """Lists of strings as lists of token arrays; the first may be None."""
         encode = self.encoder.tokens
+        if self.objective.labels is None:
+            self.tokenizer.say_loss(texts)
         return None if prompts is None else encode(prompts), encode(texts)
 
     def tokens(self, texts: Any) -> Any:

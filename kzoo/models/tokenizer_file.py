@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,8 +18,10 @@ from kzoo.errors import InputError
 from kzoo.files import read_json
 from kzoo.models.reading import strings
 from kzoo.models.single_stack import SingleStackBackbone
-from kzoo.tokenizer_json import FILE, find, parse, read_text
+from kzoo.tokenizer_json import FILE, Loss, find, loss, parse, read_text
 from kzoo.vocabulary import Vocabulary
+
+log = logging.getLogger("kzoo")
 
 # For each special token of kzoo's sequences: the roles in a file that provide it, the best first.
 ROLES = {
@@ -124,6 +127,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         super().__init__(**kwargs)
         self._special_tokens = tuple(sorted(special_tokens.items()))
         self.decoder_start, self.split_special_tokens = decoder_start, split_special_tokens
+        self._loss_said = False
         self.built = True  # an unbuilt layer makes Keras trace its model anew in every `fit`
         if content is not None:
             self._read(content)
@@ -200,6 +204,24 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
             np.stack([one.ids, self._sizes(text, one)], axis=-1).astype(np.int32).reshape(-1, 2)
             for text, one in zip(texts, encoded, strict=True)
         ]
+
+    def loss(self, texts: Iterable[str]) -> Loss:
+        """Which of some strings `encode` makes tokens of that are not all of their text: a
+        `kzoo.tokenizer_json.Loss`."""
+        return loss(self._tokenizer, texts)
+
+    def say_loss(self, texts: list[str]) -> None:
+        """A warning, the first time, where some of the first 256 strings do not come back."""
+        if self._loss_said:
+            return
+        count, lost, example = self.loss(text[:4096] for text in texts[:256])
+        if lost:
+            self._loss_said = True
+            log.warning(
+                "%d of %d texts do not come back from the tokenizer as they were, which %s: bits "
+                "per byte leave out what it loses",
+                *(lost, count, example),
+            )
 
     def _sizes(self, text, encoding):
         """How many bytes of the text each token stands for; the sum is the size of the text."""

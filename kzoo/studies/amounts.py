@@ -9,6 +9,7 @@ import logging
 import numpy as np
 
 from kzoo import data
+from kzoo.data import tokenizer_spec
 from kzoo.studies import tokenizers
 from kzoo.training.flops import count_flops
 
@@ -125,7 +126,7 @@ def _key(study, source, arm, seed):
 
 @functools.lru_cache(maxsize=16)
 def _load(source, given, fields, batch_size, valid, seed, packing, tokenizer):
-    return data.load(
+    splits = data.load(
         json.loads(given) or source,
         json.loads(fields),
         batch_size=batch_size,
@@ -134,6 +135,11 @@ def _load(source, given, fields, batch_size, valid, seed, packing, tokenizer):
         packing=json.loads(packing),
         tokenizer=tokenizers.unpacked(tokenizer),
     )
+    if splits.facts.get("tokenizer_loss", {}).get("lost_texts"):
+        raise tokenizer_spec.lossy(
+            f"a tokenizer for {source}", splits.facts["tokenizer_loss"]["example"]
+        )
+    return splits
 
 
 @functools.lru_cache(maxsize=64)

@@ -121,9 +121,12 @@ def reasons(field, value):
 
 
 def tokenizer(field, value):
-    """`"bytes"`, one to train, or the path of a file, as `kzoo.data.tokenizer_spec` has it."""
+    """`"bytes"`, one to train, or the path of a file that loses nothing, as
+    `kzoo.data.tokenizer_spec` has it."""
     try:
-        return tokenizer_spec.get(value)
+        asked = tokenizer_spec.get(value)
+        tokenizer_spec.check_lossless(asked)
+        return asked
     except InputError as error:
         raise InputError(f"{field}: {error}") from None
 

@@ -19,6 +19,7 @@ from kzoo.errors import InputError
 
 log = logging.getLogger("kzoo")
 JOINT = stored.BETWEEN  # between the documents of running text
+MANY = 0.05  # of all documents or examples: a warning says how many repeated ones are left out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Corpus:
             `Indexed` of such, or None.
         official: of a source that keeps parts of its own apart, those that are not trained on:
             a `Corpus` each by `"valid"` and `"test"`.
-        repeated: how many documents or examples were left out since they repeat others.
+        repeated: how many documents or examples were left out since they repeat others; of
+            official parts those of the part that is trained on.
         sizes: of running text, the bytes of each document; `JOINT` stands between two of them.
     """
 
@@ -62,16 +64,16 @@ def read(source: Any) -> Corpus:
     if found is None:
         name, held = "list", memory.parts(source)
         if held is None:
-            return _of_examples(name, source)
+            return _told(_of_examples(name, source))
     else:
         is_name = isinstance(source, str | os.PathLike)
         name = os.fsdecode(source) if is_name else json.dumps(found.get_config())
         held = found.read()
     if not isinstance(held, Mapping):
-        return _corpus(name, held)
+        return _told(_corpus(name, held))
     full = {part: _not_empty(name, part, items) for part, items in held.items()}
     parts = {
-        part: _corpus(f"{name}, {part}", items)
+        part: _told(_corpus(f"{name}, {part}", items))
         for part, items in full.items()
         if len(items) or part == "train"
     }
@@ -88,8 +90,25 @@ def _source(spec):
     if isinstance(spec, str | os.PathLike):
         name = os.fsdecode(spec)
         return named(name) or (Table(name) if is_table(name) else Files(name))
-    is_json = isinstance(spec, Mapping) and len(spec) == 1 and {*spec} <= {*names()}
-    return get(spec) if is_json or isinstance(spec, Source) else None
+    if isinstance(spec, Mapping) and len(spec) == 1:
+        ((name, fields),) = spec.items()
+        if name in names() or isinstance(fields, Mapping):  # which no column or split is
+            return get(spec)
+    return spec if isinstance(spec, Source) else None
+
+
+def _told(corpus):
+    """The corpus, with a word on what was left out of it."""
+    if not corpus.repeated:
+        return corpus
+    running = corpus.examples is None
+    count = corpus.repeated + len(corpus.sizes if running else corpus.examples)
+    log.log(
+        logging.WARNING if corpus.repeated > MANY * count else logging.INFO,
+        "%s: %d of %d %s repeat others and are left out",
+        *(corpus.name, corpus.repeated, count, "documents" if running else "examples"),
+    )
+    return corpus
 
 
 def _corpus(name, held):
@@ -102,7 +121,7 @@ def _corpus(name, held):
         held = list(held)
     if not (len(held) and isinstance(held[0], bytes)):
         return _of_examples(name, held)
-    kept = _distinct(held, name, "documents")
+    kept = list(dict.fromkeys(held))
     text, repeated = JOINT.join(kept), len(held) - len(kept)
     digest = hashlib.sha256(text).hexdigest()
     return Corpus(name, digest, text=text, repeated=repeated, sizes=tuple(map(len, kept)))
@@ -136,13 +155,6 @@ def _not_empty(name, part, items: Sequence[Any]) -> Sequence[Any]:
 
 def _of_examples(name, held):
     every = memory.examples(held)
-    examples = _distinct(every, name, "examples")
+    examples = list(dict.fromkeys(every))
     sha256 = hashlib.sha256(json.dumps(examples).encode()).hexdigest()
     return Corpus(name, sha256, examples=examples, repeated=len(every) - len(examples))
-
-
-def _distinct(items, name, kind):
-    distinct = list(dict.fromkeys(items))
-    if len(distinct) < len(items):
-        log.info("%s: %d repeated %s left out", name, len(items) - len(distinct), kind)
-    return distinct

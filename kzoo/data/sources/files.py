@@ -106,7 +106,8 @@ def read(name):
             f"no such file or folder: the home folder is not known. Received: {str(name)!r:.120}"
         ) from error
     if not texts[0].strip():
-        raise InputError(f"there is no text in it. Received: {str(name)!r} (an empty file)")
+        what = "nothing but white space" if texts[0] else "an empty file"
+        raise InputError(f"there is no text in it. Received: {str(name)!r} ({what})")
     return texts
 
 

@@ -121,12 +121,11 @@ def index(records: Records, name: str) -> tuple[Indexed, str, int]:
     which.sort()
     empty = rows["target_size"][which] == 0
     full = which[~empty]
-    if left := len(rows) - len(which):
-        log.info("%s: %d repeated examples left out", name, left)
     if empty.any():
         log.warning("%s: %d empty texts or targets are left out", name, int(empty.sum()))
     if not len(full):
         raise InputError(f"the data is empty. Received: {name!r}, without a text in it")
+    left = len(rows) - len(which)
     which = full.astype(np.uint32)
     return Indexed(records, rows, which, facts["paired"], name), facts["sha256"], left
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from kzoo.data.sources import official
 from kzoo.data.sources.base import classes
 from kzoo.data.sources.records import Records
-from kzoo.data.sources.table import columns_named
+from kzoo.data.sources.table import columns_named, kind_of, text_of
 from kzoo.errors import InputError
 
 
@@ -47,6 +47,9 @@ class _Rows(Records):
                 f"them so. Received: a {type(table).__name__} with {_names(names)}"
             )
         self._table = table
+        of_columns = getattr(table, "features", None) or {}
+        # Of a `ClassLabel`, whose cells are numbers, the names of the labels.
+        self._labels = [getattr(of_columns.get(name), "names", None) for name in self._columns]
         self.size = getattr(getattr(table, "data", None), "nbytes", 0)
         fingerprint = getattr(table, "_fingerprint", None)
         self.identity = (str(fingerprint), *self._columns) if fingerprint else ()
@@ -56,15 +59,27 @@ class _Rows(Records):
 
     def __getitems__(self, indices):
         rows = self._table.__getitems__([int(i) for i in indices])
-        cells = [[row[name] for name in self._columns] for row in rows]
-        for i, row in zip(indices, cells, strict=True):
-            if not all(isinstance(cell, str) for cell in row):
-                kinds = ", ".join(map(_kind_of, row))
-                raise InputError(
-                    f"the columns {', '.join(self._columns)} hold strings. "
-                    f"Received: {kinds} (example {int(i)})"
-                )
-        return [tuple(row) if len(row) == 2 else row[0] for row in cells]
+        return [self._example(i, row) for i, row in zip(indices, rows, strict=True)]
+
+    def _example(self, i, row):
+        cells = [row[name] for name in self._columns]
+        pairs = zip(cells, self._labels, strict=True)
+        texts = [
+            text_of(cell) if labels is None else _label(cell, labels) for cell, labels in pairs
+        ]
+        if None in texts:
+            kinds = ", ".join(map(kind_of, cells))
+            raise InputError(
+                f"the columns {', '.join(self._columns)} hold strings or numbers, and labels are "
+                f"known. Received: {kinds} (example {int(i)})"
+            )
+        return tuple(texts) if len(texts) == 2 else texts[0]
+
+
+def _label(cell, names):
+    """The name of a label's number; None where it has none, such as -1 of unlabelled texts."""
+    known = isinstance(cell, int) and 0 <= cell < len(names)
+    return names[cell] if known else None
 
 
 def examples(source):
@@ -72,7 +87,8 @@ def examples(source):
     responses.
 
     Returns:
-        A list of `(source, target)`, two strings each; source is None in plain text.
+        A list of `(source, target)`, two strings each; source is None in plain text. A number or
+        a truth value beside a string, such as a label, is one as it is written in CSV.
 
     Raises:
         InputError: for anything else; no message shows what a text holds.
@@ -96,10 +112,12 @@ def examples(source):
     if not given:
         raise InputError("the data is empty. Received: a list of 0 examples")
     # The first says which form is meant.
-    paired = not isinstance(given[0], str)
+    paired, found = not isinstance(given[0], str), []
     for i, example in enumerate(given):
         whole = isinstance(example, list | tuple) and len(example) == 2
         texts = example if whole else [example]
+        if whole and any(isinstance(text, str) for text in texts):  # a label may be a number
+            texts = [text_of(text) for text in texts]
         if not all(isinstance(text, str) for text in texts):
             raise InputError(f"{_wanted()}. Received: {_kind(example)} (example {i})")
         if whole != paired:
@@ -108,7 +126,8 @@ def examples(source):
                 f"Received: {_kind(given[0])} (example 0), {_kind(example)} (example {i})"
             )
         _check(texts, i)
-    return [tuple(example) if paired else (None, example) for example in given]
+        found.append(tuple(texts) if paired else (None, example))
+    return found
 
 
 def _table(source):
@@ -154,16 +173,12 @@ def _listed(source, wanted, where=""):
 def _kind(value):
     """What a value is, without what it holds."""
     if isinstance(value, list | tuple):
-        inside = ", ".join(dict.fromkeys(_kind_of(item) for item in value))
+        inside = ", ".join(dict.fromkeys(kind_of(item) for item in value))
         inside = f" of {len(value)} ({inside:.80})" if value else " of 0"
         return f"{type(value).__name__}{inside}"
     if isinstance(value, bytes | bytearray):
         return f"{type(value).__name__}, which .decode() makes a string"
-    return _kind_of(value)
-
-
-def _kind_of(value):
-    return "None" if value is None else type(value).__name__
+    return kind_of(value)
 
 
 def _names(mapping):

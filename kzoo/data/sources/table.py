@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from kzoo.values import is_integer, shown
 
 log = logging.getLogger("kzoo")
 
+SEPARATED = (".csv", ".tsv")
 JSON_LINES = (".jsonl", ".ndjson")
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet")
 # The names by which columns are found when none are given.
@@ -37,11 +39,13 @@ class Table(Source):
     """The rows of a file in CSV, TSV, JSON lines, JSON or Parquet, also compressed by gzip.
 
     `"table:e2e.csv:mr:ref"` names the columns of sources and of targets, and
-    `"table:reviews.jsonl:body"` one of texts. Numbers, from 0 on, are columns of CSV or TSV without
-    a line of names. Where none are given, columns of the names `prompt` and `response`,
-    `source` and `target`, `input` and `output`, `question` and `answer`, or `text` are taken.
+    `"table:reviews.jsonl:body"` one of texts. Numbers, from 0 on, are columns of Parquet in their
+    order, and of CSV or TSV without a line of names, whose first line is an example too. Where
+    none are given, columns of the names `prompt` and `response`, `source` and `target`, `input`
+    and `output`, `question` and `answer`, or `text` are taken.
 
-    CSV is quoted as in RFC 4180; in TSV a quote is a character like any other.
+    Cells hold strings, or numbers and truth values, which are taken as they are written in CSV:
+    `3`, `0.5`, `True`. CSV is quoted as in RFC 4180; in TSV a quote is a character like any other.
 
     Attributes:
         path: of the file; `~` is the home folder.
@@ -85,26 +89,33 @@ class Table(Source):
             raise files.missing(self.path, file)
         if unpacked.size(file) > stored.LARGE:
             if by_position := self._by_position(file):
-                return _Rows(self, by_position)
+                return _Rows(*by_position)
             log.warning("%s is held in memory; JSON lines are read where they lie", file)
         kind, content = _content(file)
         names, rows = READERS[kind](file, content, self._numbered)
         columns = self._columns(file, names)
+        if self._numbered and kind in SEPARATED:
+            _check_first(file, [rows[0][1][column] for column in columns], self.path)
         found = [_example(file, where, [row[column] for column in columns]) for where, row in rows]
         if not found:
             raise _empty(file)
         return found
 
     def _by_position(self, file):
-        """The file, or one with the same rows, in which each can be read alone; or None."""
+        """The table of the file, or of one with the same rows, in which each row can be read alone,
+        and that file; or None."""
         if file.name.lower().endswith(".gz") and _ending(file) in lines.ENDINGS:
-            return unpacked.gunzipped(file)
+            return self, unpacked.gunzipped(file)
         if file.suffix.lower() == ".parquet":
             with unpacked.parquet(file) as opened:
                 names = opened.schema_arrow.names
-            columns = [names[i] for i in self._columns(file, names)]
-            return unpacked.as_json_lines(file, columns, functools.partial(_example, file))
-        return file if file.suffix.lower() in lines.ENDINGS else None
+            at = self._columns(file, [*range(len(names))] if self._numbered else names)
+            columns = [names[i] for i in at]
+            named = Table(self.path, *columns[::-1])
+            named._columns(file, names)  # whether they have names of their own
+            check = functools.partial(_example, file)
+            return named, unpacked.as_json_lines(file, columns, check)
+        return (self, file) if file.suffix.lower() in lines.ENDINGS else None
 
     @property
     def _numbered(self):
@@ -113,26 +124,33 @@ class Table(Source):
     def _columns(self, file, names):
         """The positions of the columns among `names`: one, or two, the source first."""
         asked = [column for column in (self.source, self.target) if column is not None]
+        if len({is_integer(column) for column in asked}) > 1:
+            raise InputError(
+                "columns are both named or both numbered. "
+                f"Received: {self.source!r} and {self.target!r}"
+            )
         asked = asked or columns_named(names)
+        # Of JSON, where numbers can be names, as those of a table of pandas without names are.
+        asked = [str(column) if str(column) in names else column for column in asked]
         if not asked:
             raise InputError(
                 "which columns are source and target, or the text, is to be said: "
-                f"'table:FILE:SOURCE:TARGET' or 'table:FILE:TEXT', by names or, in a table "
-                f"without a line of names, by numbers from 0. Received: {str(file)!r}, with "
-                f"{len(names)} columns"
+                f"'table:FILE:SOURCE:TARGET' or 'table:FILE:TEXT', by names or, in Parquet "
+                f"and in CSV without a line of names, by numbers from 0. Received: {str(file)!r}, "
+                f"with {len(names)} columns"
             )
         for column in asked:
-            if is_integer(column) != self._numbered:
+            if is_integer(column) and names and isinstance(names[0], str):
                 raise InputError(
-                    "columns are both named or both numbered. "
-                    f"Received: {self.source!r} and {self.target!r}"
+                    f"columns of JSON have names, not numbers: {', '.join(names):.200}. "
+                    f"Received: {column} ({str(file)!r})"
                 )
             if column not in names:
                 raise unknown(f"column of {str(file)!r}", column, names)
             if names.count(column) > 1:
                 raise InputError(
-                    "columns that are read have names of their own. "
-                    f"Received: {column!r}, {names.count(column)} times ({str(file)!r})"
+                    "a column that is read has a name that no other column has; rename one. "
+                    f"Received: {names.count(column)} columns named {column!r} ({str(file)!r})"
                 )
         return [names.index(column) for column in asked]
 
@@ -153,6 +171,8 @@ class _Rows(Records):
         names = list(first) if self._is_json or self._skip else list(range(len(first)))
         at = table._columns(file, names)
         self._columns = [names[i] for i in at] if self._is_json else at
+        if not self._is_json and not self._skip:
+            _check_first(file, [first[column] for column in at], table.path)
         self.size = file.stat().st_size
         self.identity = (file.suffix.lower(), self._lines.sha256, *map(str, self._columns))
 
@@ -198,17 +218,58 @@ def columns_named(names: Sequence[Any]) -> list[str]:
     return []
 
 
+def text_of(cell: Any) -> Any:
+    """A cell as text: a string as it is; a number or a truth value as it is written in CSV; of
+    anything else, such as a cell that is missing, None.
+
+    Example:
+        >>> text_of(3), text_of(True), text_of(0.5), text_of(None)
+        ('3', 'True', '0.5', None)
+    """
+    if isinstance(cell, str):
+        return cell
+    number = isinstance(cell, int) or isinstance(cell, float) and math.isfinite(cell)
+    return str(cell) if number else None
+
+
 def _example(file, where, cells):
     """A text, or a pair of texts, of one row."""
-    for cell in cells:
-        if not isinstance(cell, str):
+    texts = [*map(text_of, cells)]
+    for cell, text in zip(cells, texts, strict=True):
+        if text is None:
             raise InputError(
-                "the columns of examples hold strings. "
-                f"Received: {type(cell).__name__} ({str(file)!r}, {where})"
+                "the columns of examples hold strings or numbers. "
+                f"Received: {kind_of(cell)} ({str(file)!r}, {where})"
             )
-    if not cells[-1]:
+    if not texts[-1]:
         raise InputError(f"a text or response is empty. Received: '' ({str(file)!r}, {where})")
-    return cells[0] if len(cells) == 1 else tuple(cells)
+    return texts[0] if len(texts) == 1 else tuple(texts)
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, without what it holds; a float that is no number is named."""
+    if value is None or isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return type(value).__name__
+
+
+def _check_first(file, cells, path):
+    """Columns by number are for tables without a line of names, so that the first line is an
+    example: `InputError` if it holds known names, and a word if it may hold others."""
+    known = {name for names in (*PAIRS, (TEXT,)) for name in names}
+    given = [cell.strip() for cell in cells]
+    if all(cell.lower() in known for cell in given):
+        raise InputError(
+            "columns by number are for tables without a line of names; name them, "
+            f"'table:{path}:{':'.join(given)}', or take that line out. Received: {str(file)!r}, "
+            "whose first line has these names"
+        )
+    if all(cell.isidentifier() for cell in given):
+        log.warning(
+            "%s: as columns are numbered, its first line is taken as an example; if it holds "
+            "names, say the columns by them",
+            file,
+        )
 
 
 # Reading: names of the columns, and rows with where each stands -------------------------------
@@ -320,7 +381,8 @@ def _parquet(file, content, numbered):
     with unpacked.parquet(file, content) as opened:
         table = opened.read()
     columns = zip(*(column.to_pylist() for column in table.columns), strict=True)
-    return table.column_names, ((f"row {i}", cells) for i, cells in enumerate(columns))
+    names = [*range(table.num_columns)] if numbered else table.column_names
+    return names, ((f"row {i}", cells) for i, cells in enumerate(columns))
 
 
 READERS = {

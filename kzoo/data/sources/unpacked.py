@@ -18,6 +18,7 @@ from kzoo.files import reason, whole_folder
 
 log = logging.getLogger("kzoo")
 
+DEFLATE = 1032  # bytes that a packed one stands for, at most
 ROWS = 1024  # of Parquet that are in memory at once
 GZIP_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 
@@ -28,7 +29,9 @@ def size(file: Path) -> int:
     if name.endswith(".gz") and packed > 4:
         with open(file, "rb") as opened:
             opened.seek(-4, 2)
-            return max(packed, int.from_bytes(opened.read(), "little"))  # modulo 4 GiB
+            stated = int.from_bytes(opened.read(), "little")  # modulo 4 GiB
+        # No more than deflate can have packed: the last bytes of a broken file say anything.
+        return max(packed, min(stated, DEFLATE * packed))
     if name.endswith(".parquet"):
         with parquet(file) as opened:
             groups = range(opened.metadata.num_row_groups)
@@ -120,7 +123,10 @@ def _kept(file, name, columns, write):
     try:
         place = folder("tables").parent / digest
         if not (place / name).is_file():
-            log.info("%s: unpacked into %s, since it is large", file, place)
+            log.info(
+                "%s: unpacked into %s, since it holds %s MB, too much for memory",
+                *(file, place, f"{size(file) / 1e6:,.0f}"),
+            )
             with whole_folder(place, last=name) as part:
                 write(part / name)
     except OSError as error:
