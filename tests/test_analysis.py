@@ -17,6 +17,7 @@ from kzoo.analysis import (
     terminal_masks,
 )
 from kzoo.analysis.activations import activations
+from kzoo.analysis.collapse import NORMS, _residual
 from kzoo.errors import InputError
 from kzoo.ops import reference_attention
 
@@ -284,3 +285,11 @@ def test_masks_in_a_terminal():
         "│▀▄│",
         "└──┘",
     ]
+
+
+def test_states_that_vanish_have_no_residual():
+    """Without skips and norms small states become 0, which is not to be alike."""
+    for norm in NORMS.values():
+        assert np.isnan(_residual(np.zeros((4, 3)), norm))
+        assert _residual(np.ones((4, 3)) * 1e-300, norm) == 0
+        assert _residual(np.eye(4) * 1e-300, norm) == _residual(np.eye(4), norm) > 0.5

@@ -153,8 +153,9 @@ def residuals(records, figure="residual"):
     for mechanism, mask, of in _arms(records):
         cells = []
         for part in parts:
-            ends = [np.mean([r[figure][part][-1] for r in of[s]]) for s in (min(of), max(of))]
-            cells.append(_change(*ends, digits=3))
+            runs = [[r[figure][part][-1] for r in of[step]] for step in (min(of), max(of))]
+            # No residual is 0 by rounding: it was written where all states had become 0.
+            cells.append(_change(*(np.mean(x) if all(x) else None for x in runs), digits=3))
         rows.append([mechanism, mask, *cells])
     return _table(rows)
 
@@ -172,7 +173,7 @@ def _arms(records):
 
 
 def _change(first, last, digits=2):
-    return f"{first:.{digits}f} → {last:.{digits}f}"
+    return " → ".join("none" if x is None else f"{x:.{digits}f}" for x in (first, last))
 
 
 def answers():

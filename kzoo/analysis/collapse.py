@@ -9,7 +9,6 @@ from kzoo.analysis.float64 import copied, float64, numpy
 from kzoo.errors import unknown
 from kzoo.typing import Model
 
-TINY = np.finfo("float64").tiny
 NORMS = {
     "frobenius": np.linalg.norm,
     "composite": lambda x: np.sqrt(np.linalg.norm(x, 1) * np.linalg.norm(x, np.inf)),
@@ -48,7 +47,8 @@ def collapse(
         A list of num_layers + 1 dicts for each stack: `stack` ("encoder" or "decoder"; empty
         for a single stack), `layer` (the number of blocks before: 0 is the embeddings), `norm`,
         `without` (the parts left out, such as "skips, feed_forward"; empty for none), `residual`
-        and `residual_last_half`, means over the examples without their padding.
+        and `residual_last_half`, means over the examples without their padding; NaN where all
+        states of an example are 0, as small ones become without skips and norms.
 
     Raises:
         InputError: for an unknown norm; if the model has no blocks, or the batch lacks one of its
@@ -87,8 +87,11 @@ def _residuals(states, real, norm):
 
 def _residual(x, norm):
     # Without norms, states can grow until their squares overflow; a factor changes no residual.
-    x = x / max(np.abs(x).max(), TINY)
-    return norm(x - x.mean(0)) / max(norm(x), TINY)
+    greatest = np.abs(x).max()
+    if greatest == 0:
+        return np.nan
+    x = x / greatest
+    return norm(x - x.mean(0)) / norm(x)
 
 
 def _reduced(model, batch, **parts):

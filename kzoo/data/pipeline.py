@@ -182,11 +182,8 @@ def load(
         **_near(corpus, valid, near_duplicates),
         "unigram_entropy": text.unigram_entropy(parts["valid"].text),
         "bigram_entropy": text.bigram_entropy(parts["valid"].text),
-        **_of_tokenizer(encoder.tokenizer),
-        **({} if encoder.objective.labels else round_trip.facts(encoder.tokenizer, corpus)),
+        **_of_encoder(encoder, corpus, parts["valid"]),
     }
-    if encoder.objective.labels is not None:
-        facts["label_entropy"] = label_entropy(parts["valid"])
     pad = encoder.vocabulary.pad
     kept = {name: held_out(read.alone, part, batch_size, pad) for name, part in parts.items()}
     return Splits(read.batches(train, plan, batch_size, seed), facts=facts, **kept)
@@ -247,6 +244,14 @@ def _near(corpus, valid, count):
     from kzoo.data.near_duplicates import in_corpus
 
     return {"near_duplicates": in_corpus(corpus, valid, count)}
+
+
+def _of_encoder(encoder, corpus, valid):
+    """The facts of the tokenizer and of a classifier's held-out labels."""
+    found = _of_tokenizer(encoder.tokenizer)
+    if encoder.objective.labels is None:
+        return found | round_trip.facts(encoder.tokenizer, corpus)
+    return found | {"label_entropy": label_entropy(valid)}
 
 
 def _of_tokenizer(tokenizer):
