@@ -32,8 +32,8 @@ def examine(
 ) -> dict[str, Any]:
     """Run checks on the devices that the backend uses.
 
-    Under JAX, where most of the time goes into compiling, one check for every processor runs at a
-    time, eight at most.
+    Under JAX, where most of the time goes into compiling, one check for every two processors runs
+    at a time.
 
     Args:
         chosen: the checks; by default `checks()`, all of them.
@@ -72,7 +72,8 @@ def examine(
 
 
 def _each(run, chosen):
-    threads = min(os.cpu_count() or 1, MOST_THREADS) if keras.backend.backend() == "jax" else 1
+    processors = os.cpu_count() or 1
+    threads = min(processors // 2, MOST_THREADS) if keras.backend.backend() == "jax" else 1
     if threads <= 1:  # not every backend likes a thread of its own
         for check in chosen:
             run(check)
