@@ -5,13 +5,12 @@ known without Keras, so that names and mistakes are answered at once.
 """
 
 import dataclasses
-import difflib
 import functools
 import textwrap
 from typing import Any, Self
 
 from kzoo import attention_options, masks, mechanisms, migrations, mixers, names, objectives
-from kzoo.errors import InputError, unknown
+from kzoo.errors import InputError, nearest, unknown
 from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain, shown
 from kzoo.vocabulary import VOCABULARY_SIZE
 
@@ -73,8 +72,7 @@ def _one_of(valid):
 def _tokenizer(name, value):
     if isinstance(value, str) and value in TOKENIZERS:
         return value
-    near = difflib.get_close_matches(str(value), TOKENIZERS, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = nearest(value, TOKENIZERS) or "."
     raise InputError(
         f"unknown value of {name}{hint} A config has 'bytes', or 'file', where one comes with the "
         "weights; kzoo.presets.load takes the path of a tokenizer.json too, as "

@@ -35,10 +35,24 @@ def unknown(kind, received, valid):
         "unknown mask; did you mean 'causal'? Valid: causal, prefix. Received: 'casual'"
     """
     valid = [str(v) for v in valid]
-    near = difflib.get_close_matches(str(received), valid, n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    hint = nearest(received, valid) or "."
     names = ", ".join(valid[:MOST_NAMES]) + ", …" * (len(valid) > MOST_NAMES)
     return InputError(f"unknown {kind}{hint} Valid: {names}. Received: {received!r:.120}")
+
+
+def nearest(received, valid):
+    """What a message says of the nearest valid name, if one is near.
+
+    Args:
+        received: the offending value, of any type.
+        valid: list of the valid names.
+
+    Example:
+        >>> nearest("casual", ["causal", "prefix"])
+        "; did you mean 'causal'?"
+    """
+    near = difflib.get_close_matches(str(received), valid, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
 def missing_package(module, purpose):

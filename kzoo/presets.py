@@ -1,6 +1,5 @@
 """JSON to models and back: `load("unilm_base")`."""
 
-import difflib
 import functools
 import json
 import logging
@@ -10,7 +9,7 @@ from typing import Any
 
 from kzoo import migrations, objectives
 from kzoo.config import TOKENIZERS, BackboneConfig, Config, HeadConfig, tokenizer_kind
-from kzoo.errors import InputError, unknown
+from kzoo.errors import InputError, nearest, unknown
 from kzoo.files import read_json, whole_folder
 from kzoo.values import is_integer
 
@@ -531,8 +530,7 @@ def _no_such_preset(name):
             f"a preset is a family and a size, such as '{name}_nano'. Sizes: {sizes}. "
             f"Received: {name!r}"
         )
-    near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else "; one is 'unilm_nano'."
+    hint = nearest(name, names()) or "; one is 'unilm_nano'."
     return InputError(
         f"unknown preset, and no folder of that name{hint} `kzoo list` shows all presets. "
         f"Received: {name!r:.120}"

@@ -22,6 +22,7 @@ from kzoo.tokenizer_json import FILE, Loss, find, loss, parse, read_text
 from kzoo.vocabulary import Vocabulary
 
 log = logging.getLogger("kzoo")
+TRIED = 256  # strings, to see whether they come back: a sample of what is read
 
 # For each special token of kzoo's sequences: the roles in a file that provide it, the best first.
 ROLES = {
@@ -127,7 +128,7 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         super().__init__(**kwargs)
         self._special_tokens = tuple(sorted(special_tokens.items()))
         self.decoder_start, self.split_special_tokens = decoder_start, split_special_tokens
-        self._loss_said = False
+        self._to_try = TRIED
         self.built = True  # an unbuilt layer makes Keras trace its model anew in every `fit`
         if content is not None:
             self._read(content)
@@ -211,12 +212,12 @@ class FileTokenizer(keras_hub.tokenizers.Tokenizer):
         return loss(self._tokenizer, texts)
 
     def say_loss(self, texts: list[str]) -> None:
-        """A warning, the first time, where some of the first 256 strings do not come back."""
-        if self._loss_said:
-            return
-        count, lost, example = self.loss(text[:4096] for text in texts[:256])
+        """A warning, once, where some of the first 256 strings that are read do not come back."""
+        some = texts[: self._to_try]
+        self._to_try -= len(some)
+        count, lost, example = self.loss(text[:4096] for text in some)
         if lost:
-            self._loss_said = True
+            self._to_try = 0
             log.warning(
                 "%d of %d texts do not come back from the tokenizer as they were, which %s: bits "
                 "per byte leave out what it loses",

@@ -83,8 +83,9 @@ def check_directory(study, directory):
         raise InputError(f"the output folder holds other files ({held}). Received: {directory}")
 
 
-def _short(differences):
-    return textwrap.shorten("; ".join(differences), 300, placeholder=" …")
+def _short(found):
+    """What `differences` found, on a line of 300 characters at most."""
+    return textwrap.shorten("; ".join(found), 300, placeholder=" …")
 
 
 def _by_name(fields):

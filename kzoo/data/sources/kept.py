@@ -3,7 +3,7 @@
 import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,20 @@ from kzoo.files import whole_folder
 log = logging.getLogger("kzoo")
 
 FILE, FACTS = "index.npy", "facts.json"
+
+
+def place(kind: str, identity: Sequence[Any]) -> Path:
+    """The folder in the user's cache for what is found of some data, which may not be there.
+
+    Args:
+        kind: what is found, the name of the folder around it.
+        identity: JSON values that say what is found of which data.
+
+    Raises:
+        OSError: if the user has no home directory.
+    """
+    digest = hashlib.sha256(json.dumps(list(identity)).encode()).hexdigest()
+    return folder(kind).parent / digest[:24]
 
 
 def rows(
@@ -36,8 +50,7 @@ def rows(
     if not identity:
         return _made(shape, dtype, fill)
     try:
-        digest = hashlib.sha256(json.dumps([*identity, shape[0]]).encode()).hexdigest()
-        kept = folder("indices").parent / digest[:24]
+        kept = place("indices", [*identity, shape[0]])
         if found := _read(kept, shape, dtype):
             return found
         log.info("%s: %d examples are read once, to %s", doing[0], shape[0], doing[1])

@@ -1,6 +1,5 @@
 """The tokens of running text that is not held in memory: made once, kept in the user's cache."""
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from kzoo.compilation_cache import folder
+from kzoo.data.sources.kept import FACTS, place
 from kzoo.data.sources.records import Records
 from kzoo.data.sources.stored import Unchanged
 from kzoo.data.text import windows
@@ -17,7 +16,7 @@ from kzoo.files import whole_folder
 
 log = logging.getLogger("kzoo")
 
-FILE, FACTS = "tokens.bin", "facts.json"
+FILE = "tokens.bin"
 DTYPE = np.dtype("<i4")
 PIECES = 64  # strings that become tokens at once
 
@@ -62,8 +61,7 @@ def token_windows(
         name: of the text, for messages.
     """
     try:
-        digest = hashlib.sha256(json.dumps(list(identity)).encode()).hexdigest()
-        kept = folder("texts").parent / digest[:24]
+        kept = place("texts", identity)
         facts = _read(kept)
         if facts is None:
             log.info("%s: its tokens are made once, and kept in %s", name, kept)
@@ -98,7 +96,7 @@ def _write(kept, arrays):
 
 
 def _read(kept):
-    """What is said of the tokens in a folder, or None where it does not hold them whole."""
+    """The facts of the tokens in a folder, or None where some are missing."""
     try:
         facts = json.loads((kept / FACTS).read_text("utf-8"))
         return facts if (kept / FILE).stat().st_size == facts["bytes"] else None
