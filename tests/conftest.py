@@ -25,8 +25,8 @@ if KNOWN_JAX:  # later ones end the process at its name
 os.environ.setdefault("XLA_FLAGS", " ".join(flags))
 # Two processes share the processors: torch's threads would wait for one another, busily.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# All processes of the tests share what they compile, in a folder that the first of them removes
-# at its end; nothing is kept in the home of who runs them.
+# Processes that tests start share what they compile, in a folder that the first of them removes
+# at its end; nothing is kept in the home of who runs the tests.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     COMPILED = tempfile.mkdtemp(prefix="kzoo-tests-compiled-")
     atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
@@ -51,6 +51,8 @@ def pytest_collection_finish():
     if "jax" in sys.modules and KNOWN_JAX:  # both change private functions of JAX
         share_contexts()
         share_programs()
+        # Here `share_programs` finds nearly all that the folder would, without writing any.
+        sys.modules["jax"].config.update("jax_enable_compilation_cache", False)
 
 
 def share_contexts(programs=100):
@@ -70,12 +72,15 @@ def share_contexts(programs=100):
     mlir.make_ir_context = shared
 
 
+PROGRAMS = {}  # those that were compiled, by what they compute
+
+
 def share_programs():
     """Equal programs are compiled once, as those of two models that differ in values alone are:
     of seeds, of a run that goes on, of a model and its copy from a file."""
     from jax._src import compiler
 
-    compile_, made = compiler.backend_compile_and_load, {}
+    compile_, made = compiler.backend_compile_and_load, PROGRAMS
 
     def shared(backend, module, devices, options, callbacks):
         text = module.operation.get_asm(enable_debug_info=False)

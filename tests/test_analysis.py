@@ -137,7 +137,7 @@ def test_attention_spectrum_leaves_padding_out():
             mean = np.exp(np.log([row[name][head] for row in cut]).mean())
             if name != "condition":
                 mean = np.mean([row[name][head] for row in cut])
-            np.testing.assert_allclose(figures[name], mean)
+            np.testing.assert_allclose(figures[name], mean, rtol=1e-5)  # of float32 weights
 
 
 @pytest.mark.torch
