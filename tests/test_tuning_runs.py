@@ -18,7 +18,7 @@ from asked_study import (
 )
 
 from kzoo.errors import InputError
-from kzoo.studies import Study, amounts, report, run
+from kzoo.studies import Study, amounts, report, run, tuning
 from kzoo.studies import runner as runner_module
 from kzoo.studies.records import read_tuning
 from kzoo.studies.retuning import pack
@@ -75,6 +75,13 @@ def test_arms_without_a_common_rate_take_their_own_and_grids_widen(made, tmp_pat
     (sentence,) = said(tmp_path)
     assert "each arm its own: linear 0.09, softmax 0.01" in sentence
     assert "linear: the grid of rates was widened 2 times." in sentence
+
+
+@pytest.mark.parametrize(
+    "edge, inner, rate", [(0.03, 0.01, 0.09), (0.003, 0.01, 0.0009), (0.01, 1e6, 0.001)]
+)
+def test_a_grid_is_widened_by_a_factor_of_ten_at_most(edge, inner, rate):
+    assert tuning._beyond(edge, inner) == rate
 
 
 def test_a_best_rate_at_the_edge_of_a_wide_grid_is_named(made, tmp_path):

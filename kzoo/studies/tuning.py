@@ -298,5 +298,5 @@ def _widened(study, records, source, grid, labels):
 
 
 def _beyond(edge, inner):
-    """The next rate of a geometric grid, in two digits."""
-    return float(f"{edge * edge / inner:.2g}")
+    """The next rate of a geometric grid, in two digits and by a factor of ten at most."""
+    return float(f"{edge * min(max(edge / inner, 0.1), 10):.2g}")
