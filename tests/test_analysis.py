@@ -18,6 +18,7 @@ from kzoo.analysis import (
 )
 from kzoo.analysis.activations import activations
 from kzoo.analysis.collapse import NORMS, _residual
+from kzoo.analysis.float64 import float64
 from kzoo.errors import InputError
 from kzoo.ops import reference_attention
 
@@ -39,11 +40,12 @@ def batch():
     return {"token_ids": ids, "padding_mask": padding_mask, "source_mask": source_mask}
 
 
-def attention_matrices(model, x):
+def attention_matrices(model, x, dtype=None):
     block = model.backbone.transformer_layers[0]
     (stack,) = activations(model, x)
     inputs = block.attention_inputs(stack.states[0])
-    weights = block.attention.attention_weights(inputs, **stack.masks)
+    with float64():
+        weights = block.attention.attention_weights(inputs, dtype=dtype, **stack.masks)
     return ops.convert_to_numpy(weights)
 
 
@@ -129,7 +131,7 @@ def test_attention_spectrum_leaves_padding_out():
     x = batch()
     x["padding_mask"][0] = 0
     result = attention_spectrum(model, x)
-    weights, real = attention_matrices(model, x), x["padding_mask"] != 0
+    weights, real = attention_matrices(model, x, "float64"), x["padding_mask"] != 0
     cut = [spectrum(weights[row][:, real[row]][:, :, real[row]]) for row in (1, 2)]
     for head, figures in enumerate(result):
         assert figures["tokens"] == (TIME - 4 + TIME - 1) / 2
@@ -137,7 +139,7 @@ def test_attention_spectrum_leaves_padding_out():
             mean = np.exp(np.log([row[name][head] for row in cut]).mean())
             if name != "condition":
                 mean = np.mean([row[name][head] for row in cut])
-            np.testing.assert_allclose(figures[name], mean, rtol=1e-5)  # of float32 weights
+            np.testing.assert_allclose(figures[name], mean)
 
 
 @pytest.mark.torch
