@@ -297,6 +297,26 @@ def test_flops_count_what_masks_show():
     assert causal["attention"] / whole["attention"] == 65 / 128
 
 
+def arrays_on_one_v5e(time):
+    """What makes an array [8, time, size] of a dtype on one v5e, which need not be there."""
+    mesh = target.mesh_of("v5e:1x1", {"data": 1})
+    sharding = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
+    return lambda dtype, *sizes: jax.ShapeDtypeStruct((8, time, *sizes), dtype, sharding=sharding)
+
+
+def forward_and_backward(attend, floats, *rest):
+    """The work and the memory of `attend(floats, *rest)` and of its gradients, on that chip."""
+
+    def step(floats, slope, *rest):
+        out, pull = jax.vjp(lambda floats: attend(floats, *rest), floats)
+        return out, pull(slope)
+
+    with compiling_for("tpu"):
+        traced = jax.jit(step).trace(floats, floats[0], *rest)
+    program = traced.lower().compile()
+    return program_work(traced.jaxpr, program.as_text()), program.memory_analysis()
+
+
 @pytest.mark.parametrize(
     ("mask", "gated", "time", "most"),
     [
@@ -311,11 +331,7 @@ def test_flops_count_what_masks_show():
 )
 def test_linear_attention_moves_little_more_than_it_must(mask, gated, time, most):
     """Of 8 examples and 12 heads of 64 in bfloat16, forward and backward, on one v5e."""
-    mesh = target.mesh_of("v5e:1x1", {"data": 1})
-    sharding = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
-
-    def array(dtype, *sizes):
-        return jax.ShapeDtypeStruct((8, time, *sizes), dtype, sharding=sharding)
+    array = arrays_on_one_v5e(time)
 
     def attend(floats, source):
         q, k, v = (x.reshape(8, time, 12, 64) for x in floats[:3])
@@ -326,19 +342,11 @@ def test_linear_attention_moves_little_more_than_it_must(mask, gated, time, most
             out = linear_attention(q, k, v, mask, **masks)
         return out.reshape(floats[0].shape)
 
-    def step(floats, source, slope):
-        out, pull = jax.vjp(lambda floats: attend(floats, source), floats)
-        return out, pull(slope)
-
     x = array("bfloat16", 768)
     floats = [x, x, x, *[array("float32", 12)] * gated]
-    with compiling_for("tpu"):
-        traced = jax.jit(step).trace(floats, array("int32"), x)
-    program = traced.lower().compile()
-    work = program_work(traced.jaxpr, program.as_text())
+    work, memory = forward_and_backward(attend, floats, array("int32"))
     least = 8 * time * (11 * 768 * 2 + 3 * 12 * 4 * gated)
     assert 1 < work.bytes / least < most[0]
-    memory = program.memory_analysis()
     temporaries = memory.temp_size_in_bytes / 2**30
     assert temporaries < most[1]
     parts = memory.argument_size_in_bytes + memory.output_size_in_bytes
@@ -351,25 +359,15 @@ def test_linear_attention_moves_little_more_than_it_must(mask, gated, time, most
 def test_the_delta_rule_moves_little_more_than_it_must():
     """In XLA's operations; twelve heads, which move 1.74 times the least, compile for a minute."""
     heads, time = 2, 8192
-    mesh = target.mesh_of("v5e:1x1", {"data": 1})
-    sharding = jax.sharding.SingleDeviceSharding(mesh.devices.flat[0])
-
-    def array(dtype, size):
-        return jax.ShapeDtypeStruct((8, time, size), dtype, sharding=sharding)
+    array = arrays_on_one_v5e(time)
 
     def attend(floats):
         q, k, v = (x.reshape(8, time, heads, 64) for x in floats[:3])
         return delta_attention(q, k, v, *floats[3:]).reshape(floats[0].shape)
 
-    def step(floats, slope):
-        out, pull = jax.vjp(attend, floats)
-        return out, pull(slope)
-
     x, gate = array("bfloat16", heads * 64), array("float32", heads)
-    with compiling_for("tpu"):
-        traced = jax.jit(step).trace([x, x, x, gate, gate], x)
-    program = traced.lower().compile()
+    work, memory = forward_and_backward(attend, [x, x, x, gate, gate])
     # Forward q, k, v and the output; backward these, the output's gradient and three gradients.
     least = 8 * time * heads * (11 * 64 * 2 + 6 * 4)
-    assert 1 < program_work(traced.jaxpr, program.as_text()).bytes / least < 2
-    assert program.memory_analysis().temp_size_in_bytes / 2**30 < 0.05
+    assert 1 < work.bytes / least < 2
+    assert memory.temp_size_in_bytes / 2**30 < 0.05
