@@ -75,7 +75,7 @@ def _chart(rows, seeds, hypothesis):
         "low:Q",
         title=_title(hypothesis),
         scale=_scale(rows, seeds, ratio),
-        axis=altair.Axis(tickCount=6, format="~g", grid=False),
+        axis=altair.Axis(tickCount=6, format=",~r", grid=False),
     )
     tooltip = [altair.Tooltip("about:N", title="hypothesis")]
     tooltip += [altair.Tooltip(f"{at}:Q", format="+.4f") for at in ("estimate", "low", "high")]
