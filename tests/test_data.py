@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from new_process import python
 
 from kzoo import data
 from kzoo.data import sources, tasks, text
@@ -350,20 +349,6 @@ def test_facts_are_json_and_describe_the_data(prose):
 
 
 # Sources
-
-
-def test_pydoc_is_two_megabytes_of_english_without_imports():
-    code = (
-        "import sys; from kzoo.data import sources; text = sources.read('pydoc').text; "
-        "assert b'Return a shallow copy' in text and b'The \"for\" statement' in text; "
-        "print(len(text), 'smtplib' in sys.modules, 'keras' in sys.modules, "
-        "'tensorflow' in sys.modules, 'tensorflow_datasets' in sys.modules)"
-    )
-    size, *imported = python(code).split()
-    assert 1_500_000 < int(size) < 4_000_000 and imported == ["False"] * 4
-    documents = sources.Pydoc().read()
-    assert documents is sources.Pydoc().read()  # parsed once in a process
-    assert sources.read("pydoc").sha256 == sources.read("pydoc").sha256
 
 
 def test_a_folder_is_its_text_files_in_order(tmp_path):

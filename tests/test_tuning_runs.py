@@ -165,9 +165,8 @@ def test_tuning_runs_are_reused_where_they_are_the_same(made, tmp_path, monkeypa
     assert not (tmp_path / "fourth").exists()
 
 
-def test_tuning_runs_travel_where_a_source_has_another_text(made, tmp_path, monkeypatch):
-    """Python's documentation differs between versions of Python, and rates need not."""
-    facts = {"source": "pydoc", "sha256": "ab", "row_length": 64, "bigram_entropy": 3.5}
+def test_tuning_runs_of_another_text_choose_no_rate(made, tmp_path, monkeypatch):
+    facts = {"source": "book.txt", "sha256": "ab", "row_length": 64, "bigram_entropy": 3.5}
     monkeypatch.setattr(amounts, "_load", lambda *key: made_splits(key[3], facts))
     made.setattr(runner_module, "Trainer", tuned_by([0.01, 0.01]))
     made.setattr(Made, "changes", {"facts": facts})
@@ -176,23 +175,13 @@ def test_tuning_runs_travel_where_a_source_has_another_text(made, tmp_path, monk
     (tmp_path / "study.json").write_text(
         json.dumps({**TUNED, "tuning": {**TUNED["tuning"], "records": "mine.jsonl"}})
     )
-    elsewhere = {**facts, "sha256": "cd", "train_rows": 9}
-    monkeypatch.setattr(amounts, "_load", lambda *key: made_splits(key[3], elsewhere))
-    made.setattr(Made, "changes", {"facts": elsewhere})
-    Made.made.clear()
-    go(Study.from_json(tmp_path / "study.json"), tmp_path / "second")
-    assert len(Made.made) == 10
-    (sentence,) = said(tmp_path / "second")
-    assert (
-        "made before, on EPYC (mine.jsonl), on another text, since this one follows the version "
-        "of Python." in sentence
-    )
-    # The length of what a model sees is no matter of the text.
-    longer = {**elsewhere, "row_length": 128}
-    monkeypatch.setattr(amounts, "_load", lambda *key: made_splits(key[3], longer))
-    Made.made.clear()
-    go(Study.from_json(tmp_path / "study.json"), tmp_path / "third")
-    assert len(Made.made) == 22
+    for number, change in enumerate(({}, {"sha256": "cd"}, {"row_length": 128})):
+        changed = {**facts, **change}
+        monkeypatch.setattr(amounts, "_load", lambda *key, it=changed: made_splits(key[3], it))
+        made.setattr(Made, "changes", {"facts": changed})
+        Made.made.clear()
+        go(Study.from_json(tmp_path / "study.json"), tmp_path / str(number))
+        assert len(Made.made) == (22 if change else 10)
 
 
 def test_tuning_is_made_anew(made, tmp_path):

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 from kzoo.config import Config
-from kzoo.data import sources
 from kzoo.errors import InputError
 from kzoo.studies import amounts, tuning
 from kzoo.studies.amounts import load_splits
@@ -19,16 +18,13 @@ ASIDE_FILE = "tuning-before.jsonl"  # what `--retune` set aside
 _PACKED: tuple[str, ...] = ("run", "arm", "data", "seed", "group", "measure", "status", "steps")
 _PACKED += ("bits", "learning_rate", "batch_size", "training", "config", "tuning")
 _OF_ORIGIN = ("commit", "dirty", "versions", "platform", "processor", "kernels", "started")
-_SHAPE_OF_DATA = ("source", "row_length")  # where the text follows the machine
 
 
 def known(study, directory, done=()):
     """What a tuning asks for, and the runs that need not be made for it.
 
     They are those of the folder, and those of the study's file of records. Runs of another config,
-    other training fields or other data do not count; the log says how many there are. Where the
-    text of a source follows the machine, as that of `pydoc` does, a file of records counts all the
-    same: its rates were chosen on text of the same kind, and the verdicts say so.
+    other training fields or other data do not count; the log says how many there are.
 
     Args:
         study: a `Study` with a tuning.
@@ -65,27 +61,24 @@ def _found(study, asked, directory, names):
     if not wanted:
         return {}, {}, set()
     runs = read_tuning(directory) if directory else []
-    own, stale = _fitting(runs, wanted, inputs)
+    own, stale = _fitting(runs, wanted)
     others = {}
     if study.tuning.records:
         path = study.tuning.records_file()
-        of_file, more = _fitting(read_tuning(path.parent, path.name), wanted, inputs_elsewhere)
+        of_file, more = _fitting(read_tuning(path.parent, path.name), wanted)
         stale |= more
         others = {
-            name: _of_file(record, study.tuning.records, wanted[name])
+            name: _of_file(record, study.tuning.records)
             for name, record in of_file.items()
             if name not in own
         }
     return own, others, stale
 
 
-def _of_file(record, name, wanted):
+def _of_file(record, name):
     left_out = ("hypotheses", "seeds_planned", "imports", "checksum")
     fields = {field: value for field, value in record.items() if field not in left_out}
-    fields["reused_from"] = name
-    if inputs(**_decides(record)) != inputs(**wanted):
-        fields["text_follows"] = sources.named(record["facts"]["source"]).text_follows
-    return fields
+    return fields | {"reused_from": name}
 
 
 def _wanted(asked, done):
@@ -104,13 +97,13 @@ def _wanted(asked, done):
     return wanted
 
 
-def _fitting(records, wanted, decides):
+def _fitting(records, wanted):
     """The records that are what is wanted, and the names of those that are not."""
     named = {record["run"]: record for record in records if record["run"] in wanted}
     fit = {
         name: record
         for name, record in named.items()
-        if decides(**_decides(record)) == decides(**wanted[name])
+        if inputs(**_decides(record)) == inputs(**wanted[name])
     }
     return fit, set(named) - set(fit)
 
@@ -136,28 +129,17 @@ def inputs(config, training, steps, facts):
         steps: optimizer steps.
         facts: of the data, of `kzoo.data.Splits`.
     """
-    return _digits(config, training, steps, _of_data(facts, OF_DATA))
-
-
-def inputs_elsewhere(config, training, steps, facts):
-    """`inputs`, which are the same on a machine where the source has another text."""
-    source = sources.named(str(facts.get("source")))
-    names = _SHAPE_OF_DATA if source and source.text_follows else OF_DATA
-    return _digits(config, training, steps, _of_data(facts, names))
-
-
-def _of_data(facts, names):
-    """Facts by name; and the number of rows, where examples are packed into fewer."""
-    rows = facts.get("packing", {}).get("rows", facts.get("train_rows"))
-    packed = [] if rows == facts.get("train_rows") else [rows]
-    return [facts.get(name) for name in names] + packed
-
-
-def _digits(config, training, steps, of_data):
     complete = Config.get(config).get_config()  # fields that came later have their defaults
     fields = {name: value for name, value in training.items() if name != "steps"}
-    text = json.dumps([complete, fields, steps, of_data], sort_keys=True)
+    text = json.dumps([complete, fields, steps, _of_data(facts)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _of_data(facts):
+    """What decides of the data; and the number of rows, where examples are packed into fewer."""
+    rows = facts.get("packing", {}).get("rows", facts.get("train_rows"))
+    packed = [] if rows == facts.get("train_rows") else [rows]
+    return [facts.get(name) for name in OF_DATA] + packed
 
 
 def pack(directory, path):

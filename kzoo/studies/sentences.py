@@ -27,8 +27,8 @@ class ArmFacts:
         widened: how many times the grid was widened to have the best rate inside.
         at_edge: whether that rate is still at the edge of the grid.
         others: field -> what a tuning chose besides the rate: its `value`, `grid`, `at_edge`.
-        reused: of tuning runs that were made before, the file they are `from`, their `processors`
-            and, where their text is not the study's, what it follows.
+        reused: of tuning runs that were made before, the file they are `from` and their
+            `processors`.
         diverged: seeds whose run diverged.
         stalled: seeds whose run stopped learning.
         without: seeds whose run finished and has no value of the metric.
@@ -308,15 +308,11 @@ def notes(verdict, facts, failures, far_from_normal=None, added_to=(), unequal="
 
 
 def _on_reuse(reused):
-    """Where the runs that chose the rates were made, and on what text."""
+    """Where the runs that chose the rates were made."""
     found = []
     for file in dict.fromkeys(each["from"] for each in reused):
         machines = " and ".join(sorted({p for each in reused for p in each.get("processors", ())}))
-        said = f"The runs that chose them were made before, on {machines} ({file})"
-        follows = sorted({each["text_follows"] for each in reused if "text_follows" in each})
-        if follows:
-            said += f", on another text, since this one follows {' and '.join(follows)}"
-        found.append(f"{said}.")
+        found.append(f"The runs that chose them were made before, on {machines} ({file}).")
     return found
 
 

@@ -144,9 +144,7 @@ def _reused(records, source, label):
     if not runs:
         return {}
     origins = [run["provenance"].get("processor") or run["provenance"]["platform"] for run in runs]
-    found = {"from": runs[0]["reused_from"], "processors": sorted(set(origins))}
-    follows = next((run["text_follows"] for run in runs if "text_follows" in run), None)
-    return found | ({"text_follows": follows} if follows else {})
+    return {"from": runs[0]["reused_from"], "processors": sorted(set(origins))}
 
 
 def with_choices(study, chosen):

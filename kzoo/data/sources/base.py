@@ -14,11 +14,7 @@ class Source(Part):
 
     Attributes:
         name: what stands before the colon.
-        text_follows: what the text depends on besides the fields, e.g. "the version of Python"; ""
-            where it is the same everywhere.
     """
-
-    text_follows = ""
 
     def read(self) -> Any:
         """What the source holds, a list that is not empty:
