@@ -84,8 +84,8 @@ def load(
     """Data for a model: batches to train on and held-out batches, which never overlap.
 
     Args:
-        source: the name of a source (`kzoo.data.sources`): `"pydoc"` (the
-            documentation of Python 3.11.7, 2 MB that travel with kzoo), `"tfds:NAME"` (a TFDS data set),
+        source: the name of a source (`kzoo.data.sources`): `"pydoc"` (the documentation of
+            Python 3.11.7, 2 MB that travel with kzoo), `"tfds:NAME"` (a TFDS data set),
             `"synthetic:NAME"` (of `kzoo.data.tasks`); its JSON, with further fields,
             `{"synthetic": {"task": {"copy": {"length": 8}}}}`; the path of a text file or of a
             folder of them, or of a table (`kzoo.data.sources.Table`), `"table:FILE:SOURCE:TARGET"`
