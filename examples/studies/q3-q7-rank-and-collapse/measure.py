@@ -1,17 +1,19 @@
 """Ranks of attention and collapse of tokens, under every mask and mechanism, along training.
 
-    python examples/studies/q3-q7-rank-and-collapse/measure.py    # about half an hour on 2 cores
+    python examples/studies/q3-q7-rank-and-collapse/measure.py    # about an hour on 2 cores
 
 trains a BERT of nano width with six layers on masked bytes of Python's documentation, under each
 mask with each mechanism, with learned positions, and measures it at its initial values and along
 the way: the spectrum of each head's attention matrix, the same with controls that take rank and
 direction apart, and the relative residual of the tokens' states at every depth, with and without
-parts. What stands in the file of records is not made again.
+parts. A prefix mask, which masked bytes do not have, is measured on a UniLM at its initial values.
+What stands in the file of records is not made again.
 """
 
 import argparse
 import json
 import os
+from itertools import product
 from pathlib import Path
 
 os.environ.setdefault("KERAS_BACKEND", "jax")  # before anything imports Keras
@@ -21,11 +23,12 @@ import numpy as np
 
 import kzoo
 from kzoo.analysis import collapse, control_spectrum
-from kzoo.studies.provenance import processor
+from kzoo.studies.provenance import provenance
 
 HERE = Path(__file__).parent
-MASKS = ("bidirectional", "half_heads", "alternating", "causal")
-MECHANISMS = ("softmax", "linear", "gated_linear")
+MASKS = ("bidirectional", "half_heads", "alternating", "causal", "prefix")
+MECHANISMS = ("softmax", "linear", "retention", "gated_linear", "delta", "gated_delta")
+ONE_DIRECTION = ("delta", "gated_delta")  # whose states depend on the order of the tokens
 FIGURES = ("numerical_rank", "entropy_rank", "stable_rank", "k99", "concentration")
 PARTS = ("skips", "feed_forward", "norms")
 STEPS = (0, 30, 100, 300)
@@ -70,15 +73,18 @@ class Follow(keras.callbacks.Callback):
 
 
 def follow(mask, mechanism, seed, steps, **smaller):
-    """Train one model: a list of (step, held-out bits, figures), at 0 without bits."""
+    """Train one model: a list of (step, held-out bits, figures), at 0 without bits; and where they
+    come from."""
     fields = {"mask": mask, "mechanism": mechanism, "positions": "learned", "num_layers": 6}
-    model = kzoo.presets.load("bert_nano", seed=seed, **{**fields, **smaller})
+    preset = "unilm_nano" if mask == "prefix" else "bert_nano"
+    model = kzoo.presets.load(preset, seed=seed, **{**fields, **smaller})
     splits = kzoo.data.load("pydoc", model, batch_size=BATCH, valid=0.03)
     x, *_ = splits.valid[0]
     batch = {name: array[:EXAMPLES] for name, array in x.items()}
     initial = [(0, None, measured(model, batch))]
+    origin = provenance(model, model.backbone.max_length)
     if steps[-1] == 0:
-        return initial
+        return initial, origin
     model.compile(optimizer=kzoo.training.adamw(RATE, steps[-1]))
     watch = Follow(steps, batch, splits.valid)
     model.fit(
@@ -88,7 +94,7 @@ def follow(mask, mechanism, seed, steps, **smaller):
         callbacks=[watch],
         verbose=0,
     )
-    return initial + watch.found
+    return initial + watch.found, origin
 
 
 def main():
@@ -99,20 +105,21 @@ def main():
     options = parser.parse_args()
     lines = options.out.read_text().splitlines() if options.out.is_file() else []
     there = {(r["mask"], r["mechanism"], r["seed"], r["step"]) for r in map(json.loads, lines)}
-    origin = {"keras": keras.__version__, "processor": processor()}
-    for seed in range(options.seeds):
-        steps = STEPS if seed < options.trained else STEPS[:1]
-        for mask in MASKS:
-            for mechanism in MECHANISMS:
-                if all((mask, mechanism, seed, step) in there for step in steps):
-                    continue
-                about = {"mask": mask, "mechanism": mechanism, "seed": seed}
-                for step, bits, figures in follow(mask, mechanism, seed, steps):
-                    if (mask, mechanism, seed, step) not in there:
-                        record = {**about, "step": step, "bits": bits, **figures, **origin}
-                        with options.out.open("a") as file:
-                            file.write(json.dumps(record, allow_nan=False) + "\n")
-                keras.backend.clear_session()
+    for seed, mask, mechanism in product(range(options.seeds), MASKS, MECHANISMS):
+        trained = seed < options.trained and mask != "prefix"
+        steps = STEPS if trained else STEPS[:1]
+        if mechanism in ONE_DIRECTION and mask in ("bidirectional", "prefix"):
+            continue
+        if all((mask, mechanism, seed, step) in there for step in steps):
+            continue
+        about = {"mask": mask, "mechanism": mechanism, "seed": seed}
+        found, origin = follow(mask, mechanism, seed, steps)
+        with options.out.open("a") as file:
+            for step, bits, figures in found:
+                if (mask, mechanism, seed, step) not in there:
+                    record = {**about, "step": step, "bits": bits, **figures, "provenance": origin}
+                    file.write(json.dumps(record, allow_nan=False) + "\n")
+        keras.backend.clear_session()
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ def by_hand(function, forward, backward, plain=None):
 
     def apply(static, floats, others):
         # Under `jax.shard_map`, so that the gradient of what all devices have is summed over them.
-        return call(static, varying(floats, floats, others), others)
+        return compiled(static, varying(floats, floats, others), others)
 
     @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
     def call(static, floats, others):
@@ -71,6 +71,8 @@ def by_hand(function, forward, backward, plain=None):
         out, saved, pushed = derivative(static, primals, tangents)
         return (out, saved), (pushed, jax.tree.map(_no_tangent, saved))
 
+    # Outside a program of the caller's, a loop would be traced and compiled anew at each call.
+    compiled = jax.jit(call, static_argnums=0, inline=True)
     return apply
 
 
