@@ -7,11 +7,19 @@ known without Keras, so that names and mistakes are answered at once.
 import dataclasses
 import functools
 import textwrap
+from collections.abc import Mapping
 from typing import Any, Self
 
 from kzoo import attention_options, masks, mechanisms, migrations, mixers, names, objectives
 from kzoo.errors import InputError, nearest, unknown
-from kzoo.values import LARGEST, is_boolean, is_count, is_integer, is_number, plain, shown
+from kzoo.values import (
+    plain,
+    shown,
+    take_boolean,
+    take_count,
+    take_number,
+    take_seed,
+)
 from kzoo.vocabulary import VOCABULARY_SIZE
 
 STACKS = ("single", "encoder_decoder", "encoder_decoder_shared")
@@ -24,40 +32,12 @@ CHECKPOINT_BESIDES = 100_000  # bytes that a checkpoint takes besides its arrays
 # config holds it, or raises `InputError`.
 
 
-def _count(name, value, *, least=1, most=LARGEST):
-    if is_count(value, least) and value <= most:
-        return value
-    kind = "a positive integer" if least else "an integer, 0 or more"
-    raise InputError(f"{name} must be {kind}, at most {most}. Received: {value!r}")
-
-
 def _count_or_none(name, value):
-    return None if value is None else _count(name, value)
+    return None if value is None else take_count(name, value)
 
 
 def _layers_or_none(name, value):
-    return None if value is None else _count(name, value, most=MOST_MASKS)
-
-
-def _number(name, value, *, below=None):
-    """Positive; or in [0, below)."""
-    if below is None and not (is_number(value) and value > 0):
-        raise InputError(f"{name} must be a positive number. Received: {value!r}")
-    if below is not None and not (is_number(value) and 0 <= value < below):
-        raise InputError(f"{name} must be a number in [0, {below}). Received: {value!r}")
-    return value
-
-
-def _seed(name, value):
-    if is_integer(value) and 0 <= value < 2**31:
-        return value
-    raise InputError(f"{name} must be an integer in [0, 2^31). Received: {value!r}")
-
-
-def _boolean(name, value):
-    if is_boolean(value):
-        return value
-    raise InputError(f"{name} must be true or false. Received: {value!r}")
+    return None if value is None else take_count(name, value, most=MOST_MASKS)
 
 
 def _one_of(valid):
@@ -131,6 +111,11 @@ class Fields:
         """
         if isinstance(spec, cls):
             return spec
+        if not isinstance(spec, Mapping):
+            raise InputError(
+                "a config is a JSON object of its fields; kzoo.presets.config(NAME) is that of a "
+                f"preset. Received: {spec!r:.120}"
+            )
         valid = dataclasses.fields(cls)
         for name in spec:
             if name not in cls.field_names():
@@ -169,24 +154,24 @@ class Fields:
 class BackboneConfig(Fields):
     """What a backbone computes."""
 
-    vocabulary_size: int = _field(_count, "number of token ids.", VOCABULARY_SIZE)
-    num_layers: int = _field(_count, "number of blocks of a stack.", most=MOST_MASKS)
+    vocabulary_size: int = _field(take_count, "number of token ids.", VOCABULARY_SIZE)
+    num_layers: int = _field(take_count, "number of blocks of a stack.", most=MOST_MASKS)
     decoder_layers: int | None = _field(
         _layers_or_none,
         "number of blocks of the decoder, where it is not `num_layers`, the encoder's.",
         None,
     )
-    num_heads: int = _field(_count, "number of heads of queries.", most=MOST_MASKS)
+    num_heads: int = _field(take_count, "number of heads of queries.", most=MOST_MASKS)
     kv_heads: int | None = _field(
         _count_or_none, "number of heads of keys and values; by default `num_heads`.", None
     )
     head_dim: int | None = _field(
         _count_or_none, "size of a head; by default hidden_dim / num_heads.", None
     )
-    hidden_dim: int = _field(_count, "size of a token's state.")
-    intermediate_dim: int = _field(_count, "size of the inner layer of feed-forward networks.")
+    hidden_dim: int = _field(take_count, "size of a token's state.")
+    intermediate_dim: int = _field(take_count, "size of the inner layer of feed-forward networks.")
     max_sequence_length: int = _field(
-        _count, "the most tokens of a sequence; the size of a table of learned positions."
+        take_count, "the most tokens of a sequence; the size of a table of learned positions."
     )
     mask: masks.Mask = _field(
         _spec(masks.get),
@@ -205,10 +190,10 @@ class BackboneConfig(Fields):
         "default",
     )
     output_norm: bool = _field(
-        _boolean, "whether each head of an attention's output has an RMS norm.", False
+        take_boolean, "whether each head of an attention's output has an RMS norm.", False
     )
     output_gate: bool = _field(
-        _boolean, "whether an attention's output is multiplied by silu of a projection.", False
+        take_boolean, "whether an attention's output is multiplied by silu of a projection.", False
     )
     short_convolution: int = _field(
         attention_options.taps,
@@ -222,7 +207,7 @@ class BackboneConfig(Fields):
         "silu",
     )
     identity_mix: float = _field(
-        _number, "ε in (1-ε)A + εI, which the attention weights A become.", 0.0, below=1
+        take_number, "ε in (1-ε)A + εI, which the attention weights A become.", 0.0, below=1
     )
     positions: str = _field(
         _one_of(names.POSITIONS),
@@ -230,29 +215,29 @@ class BackboneConfig(Fields):
         "`kzoo.layers.RelativeBias`, one table for all blocks of a stack.",
         "rotary",
     )
-    relative_buckets: int = _field(_count, "of relative positions: the number of biases.", 32)
+    relative_buckets: int = _field(take_count, "of relative positions: the number of biases.", 32)
     relative_distance: int = _field(
-        _count, "of relative positions: the distance from which on all share a bias.", 128
+        take_count, "of relative positions: the distance from which on all share a bias.", 128
     )
-    num_segments: int = _field(_count, "number of segment embeddings; 0 for none.", 0, least=0)
+    num_segments: int = _field(take_count, "number of segment embeddings; 0 for none.", 0, least=0)
     normalization: str = _field(
         _one_of(names.NORMALIZATIONS), "layer_norm or rms_norm.", "layer_norm"
     )
     norm_placement: str = _field(
         _one_of(names.NORM_PLACEMENTS), "pre: x + f(norm(x)); or post: norm(x + f(x)).", "pre"
     )
-    norm_epsilon: float = _field(_number, "what norms add to the variance.", 1e-5)
+    norm_epsilon: float = _field(take_number, "what norms add to the variance.", 1e-5)
     embedding_norm: bool = _field(
-        _boolean, "whether the sum of the embeddings is normalised.", False
+        take_boolean, "whether the sum of the embeddings is normalised.", False
     )
     activation: str = _field(
         _one_of(names.ACTIVATIONS),
         "of feed-forward networks: " + ", ".join(names.ACTIVATIONS) + ".",
         "gelu",
     )
-    use_bias: bool = _field(_boolean, "whether projections have biases.", True)
+    use_bias: bool = _field(take_boolean, "whether projections have biases.", True)
     dropout: float = _field(
-        _number,
+        take_number,
         "rate on embeddings and on what blocks add; never on attention weights.",
         0.0,
         below=1,
@@ -263,14 +248,16 @@ class BackboneConfig(Fields):
         "fan_in",
     )
     pooler: bool = _field(
-        _boolean,
+        take_boolean,
         "whether there is a `pooler`, tanh of a dense layer, for the first token's state.",
         False,
     )
     tie_embeddings: bool = _field(
-        _boolean, "whether the output matrix is the transposed embedding.", True
+        take_boolean, "whether the output matrix is the transposed embedding.", True
     )
-    seed: int = _field(_seed, "the integer from which all initial values and dropout derive.", 0)
+    seed: int = _field(
+        take_seed, "the integer from which all initial values and dropout derive.", 0
+    )
 
     def __post_init__(self):
         super().__post_init__()
@@ -319,12 +306,12 @@ class HeadConfig(Fields):
     """What a task makes of hidden states."""
 
     output_transform: bool = _field(
-        _boolean,
+        take_boolean,
         "whether a dense layer, the activation and a norm stand before the output matrix, which "
         "then has a bias (BERT's).",
         False,
     )
-    output_scale: float = _field(_number, "factor on what the output matrix receives.", 1.0)
+    output_scale: float = _field(take_number, "factor on what the output matrix receives.", 1.0)
     prediction_site: str = _field(
         _one_of(("next", "mask")),
         "where `generate` reads a token's logits: at the token before it (next), or at a mask "
@@ -332,7 +319,7 @@ class HeadConfig(Fields):
         "next",
     )
     loss_tokens: int = _field(
-        _count,
+        take_count,
         "the number of tokens whose logits exist at once in `fit`, `evaluate` and `score`; 0 for "
         "all. The loss is the same.",
         0,

@@ -8,6 +8,13 @@ _PACKAGES |= {"libtpu": "'kzoo[tpu]'", "tensorboardX": "'kzoo[tensorboard]'"}
 _PACKAGES |= {"sacrebleu": "'kzoo[evaluation]'", "rouge_score": "'kzoo[evaluation]'"}
 _PACKAGES["lm_eval"] = "'kzoo[harness]'"
 _PACKAGES["orbax"] = "orbax-checkpoint"
+# Other words for what has a name here.
+_ALSO_CALLED = {
+    **{"rope": "rotary", "absolute": "learned", "full": "bidirectional", "prefix_mask": "prefix"},
+    **{"mlm": "masked_lm", "clm": "causal_lm", "lm": "causal_lm", "seq2seq": "prefix_lm"},
+    **{"gla": "gated_linear", "deltanet": "delta", "gated_deltanet": "gated_delta"},
+    **{"retnet": "retention", "rmsnorm": "rms_norm", "layernorm": "layer_norm"},
+}
 MOST_NAMES = 24  # of a longer list the message shows the beginning
 
 
@@ -50,8 +57,12 @@ def nearest(received, valid):
     Example:
         >>> nearest("casual", ["causal", "prefix"])
         "; did you mean 'causal'?"
+        >>> nearest("rope", ["none", "rotary"])
+        "; did you mean 'rotary'?"
     """
-    near = difflib.get_close_matches(str(received), valid, n=1, cutoff=0.5)
+    known = _ALSO_CALLED.get(str(received).lower())
+    near = [known] if known in valid else []
+    near = near or difflib.get_close_matches(str(received), valid, n=1, cutoff=0.5)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 

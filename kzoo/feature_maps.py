@@ -44,6 +44,10 @@ class FeatureMap(Part):
     elementwise = False
     of_products = False
 
+    @classmethod
+    def lacks(cls) -> str:
+        return "" if hasattr(cls, "_query") else "`_query`"
+
     def size(self, dim: int) -> int:
         """The number of features of a head of size `dim`."""
         return dim

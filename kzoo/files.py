@@ -8,7 +8,7 @@ import shutil
 import stat
 from pathlib import Path
 
-from kzoo.errors import InputError
+from kzoo.errors import InputError, nearest
 
 _PROBE = 2**20  # the most bytes that are written to check a folder
 
@@ -245,7 +245,11 @@ def read_json(path):
             f"JSON must be text in UTF-8; byte {error.start} is not. Received: {path}"
         ) from None
     except (OSError, ValueError) as error:
-        raise InputError(f"the file cannot be read: {reason(error)}. Received: {path}") from error
+        beside = sorted(each.name for each in path.parent.glob(f"*{path.suffix}"))
+        hint = "" if path.exists() else nearest(path.name, beside)
+        raise InputError(
+            f"the file cannot be read: {reason(error)}{hint or '.'} Received: {path}"
+        ) from error
     try:
         return parse_json(text)
     except json.JSONDecodeError as error:

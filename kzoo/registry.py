@@ -23,6 +23,11 @@ class Part:
     name: ClassVar[str]
     __dataclass_fields__: ClassVar[dict[str, Any]]  # of every subclass
 
+    @classmethod
+    def lacks(cls) -> str:
+        """What a subclass must define and does not, for a message; "" where nothing is missing."""
+        return ""
+
     def get_config(self) -> Any:
         """The shortest JSON from which the registry's `get` makes this part again."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
@@ -68,8 +73,9 @@ class Registry:
             The class.
 
         Raises:
-            InputError: for what is no frozen dataclass of the kind, and for a name that another
-                class has. A class that is made anew, as in a notebook, replaces itself.
+            InputError: for what is no frozen dataclass of the kind, for a class without a method
+                that every part of it defines, and for a name that another class has. A class that
+                is made anew, as in a notebook, replaces itself.
 
         Example:
             >>> shapes = Registry("shape", Part)
@@ -89,6 +95,9 @@ class Registry:
             raise InputError(
                 f"{self._a} has a `name` of letters, digits and underscores. Received: {name!r}"
             )
+        lacks = cls.lacks()
+        if lacks:
+            raise InputError(f"{self._a} defines {lacks}. Received: {cls!r} without it")
         known = self._classes.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (
             cls.__module__,

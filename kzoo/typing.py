@@ -20,7 +20,7 @@ Tensor = Any  # an array or tensor of the backend, or NumPy's
 Rng = Any  # a `numpy.random.Generator`, or None where nothing is drawn
 Model = Any  # a Keras model: a task or a backbone, unless the docstring says more
 Shape = tuple[Any, ...]  # integers, or None where a size is not known before the call
-Stddev = Any  # of initial values: a float, those of several kernels, or None for the default
+Stddev = Any  # of initial values: a float; of kernels a pair of them; or None for the default
 Path = str | os.PathLike[str]
 
 # A part by its name, by JSON with its fields, or itself.

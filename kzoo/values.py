@@ -43,6 +43,37 @@ def is_count(value, least=1):
     return is_integer(value) and least <= value <= LARGEST
 
 
+def take_count(name, value, *, least=1, most=LARGEST):
+    """The value of an argument that is an integer from `least` to `most`, or `InputError`."""
+    if is_count(value, least) and value <= most:
+        return value
+    kind = "a positive integer" if least else "an integer, 0 or more"
+    raise InputError(f"{name} must be {kind}, at most {most}. Received: {value!r}")
+
+
+def take_number(name, value, *, below=None):
+    """The value of an argument that is a positive number, or one in [0, below)."""
+    if below is None and not (is_number(value) and value > 0):
+        raise InputError(f"{name} must be a positive number. Received: {value!r}")
+    if below is not None and not (is_number(value) and 0 <= value < below):
+        raise InputError(f"{name} must be a number in [0, {below}). Received: {value!r}")
+    return value
+
+
+def take_seed(name, value):
+    """The value of an argument that is a seed."""
+    if is_integer(value) and 0 <= value < 2**31:
+        return value
+    raise InputError(f"{name} must be an integer in [0, 2^31). Received: {value!r}")
+
+
+def take_boolean(name, value):
+    """The value of an argument that is true or false."""
+    if is_boolean(value):
+        return value
+    raise InputError(f"{name} must be true or false. Received: {value!r}")
+
+
 def check_batch_size(batch_size):
     """`InputError` unless a batch has an example.
 

@@ -7,8 +7,9 @@ import pytest
 
 from kzoo import masks
 from kzoo.errors import InputError
-from kzoo.ops import dispatch, softmax_attention
+from kzoo.ops import dispatch, gated_linear_attention, linear_attention, softmax_attention
 from kzoo.ops.dispatch import Spec, kernel_for, kernels
+from kzoo.ops.kernels import chunked
 
 
 def spec(**changes):
@@ -25,7 +26,6 @@ def test_a_kernel_is_a_module_with_these_parts(mechanism, backend):
         assert name == kernel.NAME and mechanism in dispatch._computed(kernel)
         assert name in kernel.__name__.split(".")
         assert all(hasattr(kernel, part) for part in dispatch._PARTS)
-        assert mechanism == "softmax" or isinstance(kernel.ANY_DIRECTION, bool)
     assert kernels(mechanism, backend)
 
 
@@ -76,7 +76,27 @@ def test_a_kernel_from_outside(monkeypatch):
     assert dispatch.register(ours) is ours  # again, as in a notebook
     with pytest.raises(InputError, match="kzoo has one called 'dense'"):
         dispatch.register(toy("dense"))
+    for mechanism in (["softmax"], (), 3):
+        with pytest.raises(InputError, match="name of a mechanism, or a tuple of names"):
+            dispatch.register(toy(mechanism=mechanism))
     part = toy()
     del part.run
     with pytest.raises(InputError, match="without run"):
         dispatch.register(part)
+
+
+@pytest.mark.parametrize("mechanism", ["linear", "gated_linear"])
+def test_a_linear_kernel_from_outside_has_five_parts(mechanism, monkeypatch):
+    monkeypatch.setattr(dispatch, "_registered", {})
+    dispatch.register(toy("mine", mechanism, unsupported_reason=lambda _: None, run=chunked.run))
+    x = np.random.default_rng(0).normal(size=(1, 5, 2, 16)).astype("float32")
+    arguments = (x, x, x) if mechanism == "linear" else (x, x, x, -np.ones((1, 5, 2), "float32"))
+    attend = {"linear": linear_attention, "gated_linear": gated_linear_attention}[mechanism]
+    for mask in ("causal", "half_heads", "prefix"):
+        both = [
+            attend(
+                *arguments, mask=mask, source_mask=np.array([[1, 1, 0, 0, 0]]), implementation=of
+            )
+            for of in ("mine", "chunked")
+        ]
+        np.testing.assert_array_equal(*both)

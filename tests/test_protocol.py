@@ -8,7 +8,7 @@ import pytest
 from kzoo import presets
 from kzoo.errors import InputError
 from kzoo.studies import Study
-from kzoo.studies.protocol import module_hashes
+from kzoo.studies.modules import hashes
 
 CONTINUE = {"objective": presets.config("unilm_nano")["objective"]}
 ARMS = {
@@ -55,10 +55,10 @@ def test_a_study_without_a_protocol_stays_as_it_was_saved():
         ({"hypotheses": [{**Q1, "margin": None}]}, "which needs a margin"),
         ({"hypotheses": [{**Q1, "arms": ["GPT"]}]}, "takes two different arms"),
         ({"hypotheses": [{**Q1, "arms": ["GPT", "T5"]}]}, "unknown arm of the hypothesis 'Q1'"),
-        ({"hypotheses": [{**Q1, "differ_in": []}]}, "differ in ['mask'], and its differ_in"),
+        ({"hypotheses": [{**Q1, "differ_in": []}]}, "differ in ['mask'], so that its differ_in"),
         (
             {"hypotheses": [{**Q1, "differ_in": ["mask", "dropout"]}]},
-            "differ in ['mask'], and its differ_in",
+            "differ in ['mask'], so that its differ_in",
         ),
         ({"hypotheses": [{**Q1, "differ_in": ["masks"]}]}, "did you mean 'mask'?"),
         ({"hypotheses": [{**Q1, "differ_in": "mask"}]}, "a list of config fields in differ_in"),
@@ -93,7 +93,7 @@ def test_a_study_without_a_protocol_stays_as_it_was_saved():
         ({"tuning": {**TUNING, "grid": {"learning_rate": [0.1, "1"]}}}, "is a positive number"),
         ({"tuning": {**TUNING, "grid": {"batch_size": [8, 9.5]}}}, "is a positive integer"),
         ({"tuning": {**TUNING, "arms": {"T5": {}}}}, "unknown arm of tuning"),
-        ({"tuning": {**TUNING, "arms": {"GPT": {"learning_rate": [1]}}}}, "grid of 'GPT' has two"),
+        ({"tuning": {**TUNING, "arms": {"GPT": {"learning_rate": [1]}}}}, "grid of 'GPT' has a list"),
         ({"tuning": {**TUNING, "arms": ["GPT"]}}, "arms of tuning are a JSON object"),
         ({"budget": "tokens"}, "unknown budget; did you mean 'scored_tokens'?"),
         ({"budget": ["steps"]}, "unknown budget"),
@@ -124,9 +124,9 @@ def test_imported_modules_are_hashed_and_their_mistakes_are_told(tmp_path, monke
     (tmp_path / "of_mine.py").write_text("VALUE = 3\n")
     (tmp_path / "broken.py").write_text("raise KeyError('a\\nb')\n")
     assert Study.from_dict({**STUDY, "imports": ["of_mine"]}).imports == ("of_mine",)
-    assert module_hashes(["of_mine"]) == {"of_mine": hashlib.sha256(b"VALUE = 3\n").hexdigest()}
+    assert hashes(["of_mine"]) == {"of_mine": hashlib.sha256(b"VALUE = 3\n").hexdigest()}
     with pytest.raises(InputError, match="modules that Python can import; KeyError") as error:
         Study.from_dict({**STUDY, "imports": "broken"})
     assert "\n" not in str(error.value)
     with pytest.raises(InputError, match="is a file of Python. Received: 'nowhere'"):
-        module_hashes(["nowhere"])
+        hashes(["nowhere"])

@@ -5,8 +5,11 @@ import typing
 
 import pytest
 
+from kzoo import feature_maps, mechanisms, objectives
+from kzoo.data import sources, tasks
 from kzoo.errors import InputError
 from kzoo.registry import Part, Registry
+from kzoo.studies.metrics import METRICS
 
 
 class Shape(Part):
@@ -105,6 +108,26 @@ def test_what_cannot_be_registered(shapes):
     ):
         with pytest.raises(InputError, match=said):
             shapes.register(cls)
+
+
+@pytest.mark.parametrize(
+    "register, base, fields, said",
+    [
+        (mechanisms.register, mechanisms.Mechanism, {}, "`attend` or `attend_with_weights`"),
+        (objectives.register, objectives.Objective, {"next_token": False}, "`hide`, where"),
+        (sources.register, sources.Source, {}, "`read`"),
+        (tasks.register, tasks.Task, {}, "`draw` and a field `count`, or `pairs`"),
+        (tasks.register, tasks.Task, {"draw": None}, "`draw` and a field `count`, or `pairs`"),
+        (feature_maps.REGISTRY.register, feature_maps.FeatureMap, {}, "`_query`"),
+        (METRICS.register, METRICS.base, {}, "`value`"),
+        (METRICS.register, METRICS.base, {"measured": True}, "`measure`"),
+    ],
+)
+def test_a_part_without_a_method_that_it_needs_is_not_registered(register, base, fields, said):
+    cls = type("Mine", (base,), {"name": "mine", **fields})
+    with pytest.raises(InputError) as caught:
+        register(cls)
+    assert f"defines {said}" in str(caught.value)
 
 
 def test_a_class_that_is_made_anew_replaces_itself(shapes):

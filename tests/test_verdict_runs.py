@@ -213,6 +213,13 @@ def test_modules_of_imports_are_hashed_and_may_not_change(made, tmp_path, monkey
     records = go(asked, tmp_path / "out")
     digest = hashlib.sha256(module.read_bytes()).hexdigest()
     assert all(record["imports"] == {"my_attention": digest} for record in records)
+    # A command that starts anew, such as `kzoo report`, has imported nothing yet.
+    shutil.copytree(tmp_path / "out", tmp_path / "runs" / "mine")
+    for folder in (tmp_path / "out", tmp_path / "runs" / "mine"):
+        made.setattr("sys.path", [path for path in sys.path if path != str(tmp_path)])
+        del sys.modules["my_attention"]
+        read(folder)
+        assert "my_attention" in sys.modules
     module.write_text("mechanisms = None\n")
     with pytest.raises(InputError, match="my_attention changed after the run"):
         go(asked, tmp_path / "out")

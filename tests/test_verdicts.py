@@ -151,7 +151,11 @@ def test_the_sentence_of_an_equivalence():
         (Q1, (2.52, 2.5), "undecided; different, but whether within 0.03 bits is open; about "),
         (Q1, (2.515, 2.5), "different but within 0.03 bits (+0.015, 95% interval 0.001 to 0.029"),
         (Q1, (2.6, 2.5), "refuted, higher by more than 0.03 bits (+0.100, "),
-        ({**Q1, "margin": 0.01}, (2.5, 2.5), "undecided; about 20 paired seeds would decide it"),
+        (
+            {**Q1, "margin": 0.01},
+            (2.5, 2.5),
+            "undecided; whether within 0.01 bits is open; about 20 paired seeds would decide it",
+        ),
     ],
 )
 def test_every_outcome_has_its_words(spec, means, said):

@@ -89,6 +89,7 @@ def _compare(options):
     from kzoo.ops.context import platform
     from kzoo.studies.folder import as_begun
     from kzoo.studies.page import report, table
+    from kzoo.studies.records import read_tuning
     from kzoo.studies.runner import check, run
     from kzoo.studies.workers import processes
 
@@ -107,7 +108,9 @@ def _compare(options):
     how = {"minutes": options.minutes, "retune": options.retune, "ray": options.ray}
     records = run(study, directory, at_once=at_once, **how)
     if not records and not options.json:
-        print(f"no run is finished yet; the same command goes on in {directory}")
+        tuned = len(read_tuning(directory))
+        done = _finished(tuned, f"{'run' if tuned == 1 else 'runs'} of the tuning")
+        print(f"{done}, and none of the others; the same command goes on in {directory}")
         return
     page = report(directory)
     rows, verdicts = table(records), _verdicts(study, records)
@@ -212,15 +215,25 @@ def _saved(options):
     begun = sum(bool(numbered(folder)) for folder in folders)
     if not finished and not begun and not tuned:
         return "nothing is saved"
-    parts = [f"{finished} of {runs} runs are finished"]
+    parts = [_finished(finished, f"of {runs} runs")]
     if begun:
         parts.append(f"{begun} more {'have' if begun > 1 else 'has'} a checkpoint to go on from")
     if tuned:
-        parts.append(f"{tuned} {'runs' if tuned > 1 else 'run'} of the tuning are finished")
+        parts.append(_finished(tuned, f"{'run' if tuned == 1 else 'runs'} of the tuning"))
     return (
         f"saved in {directory}: {', '.join(parts)}. The same command makes what is missing, and "
         "nothing again"
     )
+
+
+def _finished(count, which):
+    """That so many runs are.
+
+    Example:
+        >>> _finished(1, "run of the tuning"), _finished(9, "of 10 runs")
+        ('1 run of the tuning is finished', '9 of 10 runs are finished')
+    """
+    return f"{count} {which} {'is' if count == 1 else 'are'} finished"
 
 
 def _report(options):

@@ -161,9 +161,11 @@ def _print_result(out, result):
     print(f"saved in {out}: kzoo.presets.load({str(out)!r})")
     best = result.get("best")  # runs of before have none
     if best:
+        measured, there = result.get("measured_along_the_way", (0, 0))  # of older runs nothing
+        some = f" on {measured} of the {there} held-out batches" if measured < there else ""
         print(
             f"the fewest bits along the way, {best['held_out_bits']:.3f} at step "
-            f"{best['step']:,}: kzoo.presets.load({str(out / 'best')!r})"
+            f"{best['step']:,}{some}: kzoo.presets.load({str(out / 'best')!r})"
         )
 
 
@@ -200,6 +202,7 @@ def _run(options, config, splits, settings, model):
         "loss": outcome.train_loss[-1],
         "steps": outcome.steps,
         "best": monitor.best,
+        "measured_along_the_way": [len(sample), len(splits.valid)],
         "tokens_per_second": tokens * outcome.steps / outcome.seconds,
         "measure": measure(config["objective"], options.text)[0],
         "parameters": model.count_params(),

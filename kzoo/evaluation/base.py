@@ -33,6 +33,10 @@ class Metric(Part):
     needs: ClassVar[str | None] = None
     next_token: ClassVar[bool] = True
 
+    @classmethod
+    def lacks(cls) -> str:
+        return "`values`" if cls.values is Metric.values else ""
+
     def check(self, examples: list[Example]) -> None:
         """`InputError` for examples that the metric cannot measure, before a model is made."""
 

@@ -10,6 +10,7 @@ from keras import ops
 from kzoo import masks, mechanisms
 from kzoo.attention_options import AttentionOptions
 from kzoo.errors import InputError, unknown
+from kzoo.layers.arguments import check
 from kzoo.layers.attention_options import HasOptions, check_shapes
 from kzoo.layers.decoding import Decodes
 from kzoo.layers.initializers import by_token, dense
@@ -130,6 +131,8 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
         super().__init__(**kwargs)
         kv_heads = num_heads if kv_heads is None else kv_heads
         _check_heads(num_heads, head_dim, kv_heads, rotary)
+        check(rotary=rotary, relative=relative, identity_mix=identity_mix, use_bias=use_bias)
+        check(stddevs=stddev, seed=seed)
         self.mechanism = mechanisms.with_fields(mechanism, feature_map=feature_map, scale=scale)
         self.sizes = mechanisms.HeadSizes(num_heads, kv_heads, head_dim)
         self.mask = masks.get(mask)
@@ -165,6 +168,7 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
         self.cross = value_shape is not None
         if self.cross:
             self.mechanism.check_cross()
+            self._check_identity()
         self.sizes = dataclasses.replace(self.sizes, cross=self.cross)
         if self.query is not None:  # another's
             return
@@ -194,6 +198,13 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
             )
             for name, values in self.mechanism.variables(self.sizes).items()
         }
+
+    def _check_identity(self):
+        if self.identity_mix:
+            raise InputError(
+                "identity_mix mixes a token's own value in, which in cross-attention it has not: "
+                f"it must be 0 there. Received: {self.identity_mix}"
+            )
 
     def __call__(
         self, query: Tensor, value: Tensor | None = None, key: Tensor | None = None, **kwargs: Any

@@ -7,6 +7,7 @@ import keras
 from keras import ops
 
 from kzoo.errors import unknown
+from kzoo.layers.arguments import check
 from kzoo.layers.attention import Attention
 from kzoo.layers.feed_forward import FeedForward
 from kzoo.layers.initializers import by_token, derive_seed
@@ -79,6 +80,7 @@ class Block(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check(epsilon=epsilon, dropout=dropout, seed=seed)
         if remat not in REMAT:
             raise unknown("remat", remat, REMAT)
         if norm_placement not in NORM_PLACEMENTS:

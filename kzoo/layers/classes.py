@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from kzoo.errors import unknown
+from kzoo.layers.arguments import check
 from kzoo.layers.initializers import SeededNormal, derive_seed
 from kzoo.precision import float32_products
 from kzoo.typing import Shape, Tensor
@@ -51,6 +52,7 @@ class ClassHead(keras.layers.Layer):
         super().__init__(**kwargs)
         if token not in TOKENS:
             raise unknown("token of a ClassHead", token, TOKENS)
+        check(num_classes=num_classes, seed=seed)
         self.num_classes = num_classes
         self.token = token
         self.pooler = pooler

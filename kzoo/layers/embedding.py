@@ -5,6 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kzoo.layers.arguments import check
 from kzoo.layers.initializers import SeededNormal, derive_seed
 from kzoo.typing import Shape, Stddev, Tensor
 
@@ -43,6 +44,8 @@ class TokenEmbedding(keras.layers.ReversibleEmbedding):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
+        check(vocabulary_size=vocabulary_size, hidden_dim=hidden_dim, tie_weights=tie_weights)
+        check(stddev=stddev, seed=seed)
         self.stddev = stddev or hidden_dim**-0.5
         super().__init__(
             vocabulary_size,
@@ -113,6 +116,7 @@ class SegmentEmbedding(keras.layers.Layer):
         self, num_segments: int, stddev: Stddev = None, seed: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        check(num_segments=num_segments, stddev=stddev, seed=seed)
         self.num_segments = num_segments
         self.stddev = stddev
         self.seed = seed

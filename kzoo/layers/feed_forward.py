@@ -6,6 +6,7 @@ import keras
 from keras import activations
 
 from kzoo.errors import unknown
+from kzoo.layers.arguments import check
 from kzoo.layers.initializers import by_token, dense
 from kzoo.names import ACTIVATIONS
 from kzoo.ops.sharding import shard_batch
@@ -69,6 +70,7 @@ class FeedForward(keras.layers.Layer):
         super().__init__(**kwargs)
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
+        check(intermediate_dim=intermediate_dim, use_bias=use_bias, stddevs=stddev, seed=seed)
         self.intermediate_dim = intermediate_dim
         self.activation = activation
         self.use_bias = use_bias

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from kzoo.errors import unknown
+from kzoo.layers.arguments import check
 from kzoo.layers.embedding import TokenEmbedding
 from kzoo.layers.feed_forward import FUNCTIONS
 from kzoo.layers.initializers import by_token, dense
@@ -57,6 +59,9 @@ class Head(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check(transform=transform, epsilon=epsilon, stddev=stddev, seed=seed)
+        if activation not in ACTIVATIONS:
+            raise unknown("activation", activation, ACTIVATIONS)
         self.embedding = embedding
         self.transform = transform
         self.function = FUNCTIONS[ACTIVATIONS[activation].function]

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from kzoo.errors import InputError
+from kzoo.layers.arguments import check
 from kzoo.layers.initializers import SeededNormal, derive_seed
 from kzoo.layers.keras_arguments import counted
 from kzoo.sequence import document_positions
@@ -77,6 +78,7 @@ class LearnedPositions(_AddedPositions):
         self, max_length: int, stddev: Stddev = None, seed: int = 0, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
+        check(max_length=max_length, stddev=stddev, seed=seed)
         self.max_length = max_length
         self.stddev = stddev
         self.seed = seed
@@ -165,6 +167,8 @@ class RelativeBias(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check(num_heads=num_heads, buckets=buckets, max_distance=max_distance)
+        check(bidirectional=bidirectional, seed=seed)
         self.num_heads = num_heads
         self.buckets = buckets
         self.max_distance = max_distance

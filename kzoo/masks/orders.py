@@ -91,7 +91,8 @@ def not_one_way(heads: Iterable[Mask]) -> str | None:
         if not (head.is_causal or head.time_reversed):
             return (
                 "the delta rule goes through time in one direction, so each head is causal or "
-                "reversed; mask='half_heads' has heads of both, mask='alternating' layers of both. "
+                "reversed. A next-token loss takes mask='causal'; for masked tokens "
+                "mask='half_heads' has heads of both, mask='alternating' layers of both. "
                 f"Received: {head!r}"
             )
     return None

@@ -90,6 +90,12 @@ class Mechanism(Part):
 
     # What it says of itself, without Keras ---------------------------------------------------
 
+    @classmethod
+    def lacks(cls) -> str:
+        methods = "attend", "attend_with_weights"
+        known = any(getattr(cls, name) is not getattr(Mechanism, name) for name in methods)
+        return "" if known else "`attend` or `attend_with_weights`"
+
     def check(self, heads: Iterable[masks.Mask], *, bias: bool = False) -> None:
         """Refuse what the mechanism cannot follow, before any weight is made.
 

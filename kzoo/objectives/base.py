@@ -58,6 +58,11 @@ class Objective(Part):
     has_source: ClassVar[bool] = False
     ends: ClassVar[bool] = False
 
+    @classmethod
+    def lacks(cls) -> str:
+        in_place = not cls.next_token and cls.labels is Objective.labels
+        return "`hide`, where `next_token` is False" * (in_place and cls.hide is Objective.hide)
+
     @property
     def labels(self) -> tuple[str, ...] | None:
         """The names of the classes, of an objective that predicts one for each text; None of those

@@ -33,6 +33,13 @@ A kernel is a module below this one, which knows nothing of it:
                                 `kzoo.ops.kernels.chunked` those of linear attention, and of
                                 gated linear attention, which the mechanism retention is too
 
+A kernel of linear attention can say more, each False where it does not:
+
+    ANY_DIRECTION               one pass serves heads that go through time in either direction
+    ONE_ORDER                   heads of other levels are other calls
+    RAW                         it takes q, k and v in the layer's dtype and whatever stands at
+                                padding, and is given `scale` and `platform` too
+
 A new one is a module and a line in `_OURS`, or `register(module)` from outside.
 """
 
@@ -155,7 +162,8 @@ def register(kernel: Any) -> Any:
         The kernel.
 
     Raises:
-        InputError: if a part is missing, or kzoo has a kernel of that name for the mechanism.
+        InputError: if a part is missing, `MECHANISM` names none, or kzoo has a kernel of that name
+            for the mechanism.
 
     Example:
         >>> from types import SimpleNamespace
@@ -166,12 +174,19 @@ def register(kernel: Any) -> Any:
         >>> list(kernels("my_mechanism", "jax"))
         ['my_kernel']
     """
+    mechanisms = getattr(kernel, "MECHANISM", ())
     missing = [part for part in _PARTS if not hasattr(kernel, part)]
     if missing:
         raise InputError(
             f"a kernel has {', '.join(_PARTS)}. Received: {kernel!r} without {', '.join(missing)}"
         )
-    for mechanism in _computed(kernel):
+    named = (mechanisms,) if isinstance(mechanisms, str) else mechanisms
+    if not (isinstance(named, tuple) and named and all(isinstance(name, str) for name in named)):
+        raise InputError(
+            "MECHANISM of a kernel is the name of a mechanism, or a tuple of names. "
+            f"Received: {mechanisms!r:.120}"
+        )
+    for mechanism in named:
         if any(kernel.NAME == ours.NAME for ours in _ours(mechanism, here()["backend"])):
             raise InputError(
                 f"a kernel has a name of its own; kzoo has one called {kernel.NAME!r} for "

@@ -43,7 +43,7 @@ class Core(NamedTuple):
     @property
     def any_direction(self):
         """Whether one pass serves all orders that go through time, forwards or backwards."""
-        return self.kernel.ANY_DIRECTION
+        return getattr(self.kernel, "ANY_DIRECTION", False)
 
     def __call__(self, q, k, v, weights, tokens, state, reverse=False, log_decay=None):
         arrays = q, k, v, self.features, weights, tokens, state

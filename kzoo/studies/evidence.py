@@ -4,9 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from kzoo.studies import protocol
 from kzoo.studies.hypotheses import LEAST_PAIRS, Hypothesis
-from kzoo.studies.metrics import METRICS, name_of
+from kzoo.studies.metrics import METRICS
 from kzoo.studies.protocol import BUDGETS
 from kzoo.studies.records import programs, run_name
 from kzoo.studies.sentences import ArmFacts
@@ -37,8 +36,6 @@ def draw(study, records):
         ...     print(verdict)
     """
     found = [Hypothesis.from_dict(fields) for fields in study.get("hypotheses", ())]
-    if any(name_of(hypothesis.metric) not in METRICS.names for hypothesis in found):
-        protocol.imports("imports", study.get("imports", []))  # which register metrics
     seeds = seeds_drawn(study, records) if found else ()
     if not seeds:
         return []

@@ -10,7 +10,7 @@ from pathlib import Path
 from kzoo import migrations
 from kzoo.errors import InputError
 from kzoo.files import found, read_json, reason, write
-from kzoo.studies import protocol, tokenizers
+from kzoo.studies import modules, protocol, tokenizers
 from kzoo.studies.hypotheses import hashes
 from kzoo.studies.records import OF_DATA, RESULTS_FILE, STUDY_FILE, read, read_tuning
 from kzoo.values import differences, is_number
@@ -97,7 +97,7 @@ def _by_name(fields):
 
 def _check_records(study, records):
     """`InputError` if what the records say forbids to go on."""
-    now = protocol.module_hashes(study.imports)
+    now = modules.hashes(study.imports)
     for record in records:
         then = record.get("imports", {})
         changed = [name for name in now if then.get(name) != now[name]]
@@ -206,5 +206,5 @@ def about(study, directory):
         }
         facts = {"hypotheses": known, "seeds_planned": len(study.seeds)}
     if study.imports:
-        facts["imports"] = protocol.module_hashes(study.imports)
+        facts["imports"] = modules.hashes(study.imports)
     return facts

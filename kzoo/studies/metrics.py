@@ -34,6 +34,12 @@ class Metric(Part):
     measured: ClassVar[bool] = False
     least_evaluations: ClassVar[int] = 1
 
+    @classmethod
+    def lacks(cls) -> str:
+        if cls.measured:
+            return "`measure`" if cls.measure is Metric.measure else ""
+        return "`value`" if cls.value is Metric.value else ""
+
     @property
     def about(self) -> str:
         """What it is, in words."""

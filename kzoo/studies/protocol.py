@@ -5,10 +5,6 @@ chosen and on which other seeds, and what the arms have in equal amounts.
 """
 
 import dataclasses
-import hashlib
-import importlib
-import importlib.util
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -136,8 +132,8 @@ def _grid(name, grid, checks):
         several = isinstance(values, list | tuple) and len(values) >= 2
         if not several:
             raise InputError(
-                f"{name} has two values of {field} or more; with one there is nothing to choose. "
-                f"Received: {shown(values)}"
+                f"{name} has a list of two values of {field} or more; with one there is nothing to "
+                f"choose. Received: {shown(values)}"
             )
         taken[field] = tuple(checks[field](f"{field} of {name}", value) for value in values)
         words = all(isinstance(value, str) for value in taken[field])
@@ -174,48 +170,6 @@ def metrics(field, value):
     if not isinstance(value, list | tuple) or not value:
         raise InputError(f"{field} are a list, such as ['accuracy']. Received: {shown(value)}")
     return tuple(METRICS.get(spec).get_config() for spec in value)
-
-
-def imports(field, value):
-    """The names of modules that register what arms use, imported here: a tuple.
-
-    Raises:
-        InputError: for what is no list of dotted names, and for a module that cannot be imported.
-    """
-    names = [value] if isinstance(value, str) else value
-    dotted = isinstance(names, list | tuple) and len(names) > 0
-    dotted = dotted and all(
-        isinstance(name, str) and re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", name) for name in names
-    )
-    if not dotted or len(set(names)) != len(names):
-        raise InputError(
-            f"{field} are names of Python modules, such as ['my_attention']. "
-            f"Received: {shown(value)}"
-        )
-    for name in names:
-        try:
-            importlib.import_module(name)
-        except Exception as error:  # the module's own code runs, and may raise anything
-            what = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(
-                f"{field} are modules that Python can import; {what:.200}. Received: {name!r:.120}"
-            ) from error
-    return tuple(names)
-
-
-def module_hashes(names):
-    """Module name -> SHA-256 of its source file (hexadecimal), for the records of a study.
-
-    Raises:
-        InputError: for a module without a source file.
-    """
-    hashes = {}
-    for name in names:
-        spec = importlib.util.find_spec(name)
-        if spec is None or not spec.origin or not Path(spec.origin).is_file():
-            raise InputError(f"a module of imports is a file of Python. Received: {name!r}")
-        hashes[name] = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
-    return hashes
 
 
 # The whole ------------------------------------------------------------------------------------
@@ -328,8 +282,8 @@ def _check_differences(hypothesis, configs):
     found = differing(hypothesis.labels)
     if set(found) != set(hypothesis.differ_in) - set(AT_STEP_0):
         raise InputError(
-            f"the arms of the hypothesis {hypothesis.name!r} differ in {found}, and its differ_in "
-            f"names just these. Received: {list(hypothesis.differ_in)}"
+            f"the arms of the hypothesis {hypothesis.name!r} differ in {found}, so that its "
+            f"differ_in must be {found}. Received: {list(hypothesis.differ_in)}"
         )
     within = {gap: differing(gap) for gap in hypothesis.gaps}
     if len(set(map(tuple, within.values()))) > 1:

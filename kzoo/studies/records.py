@@ -11,6 +11,7 @@ from typing import Any
 from kzoo import migrations
 from kzoo.errors import InputError
 from kzoo.files import read_json
+from kzoo.studies import modules
 
 log = logging.getLogger("kzoo")
 
@@ -36,8 +37,8 @@ def read(directory):
         cut short while it was being written, is left out with a warning.
 
     Raises:
-        InputError: if one of the files is missing, `study.json` is no JSON of a study, or a record
-            is not what was written.
+        InputError: if one of the files is missing, `study.json` is no JSON of a study, one of its
+            modules cannot be imported, or a record is not what was written.
     """
     directory = Path(directory)
     for name in (STUDY_FILE, RESULTS_FILE):
@@ -54,6 +55,7 @@ def read(directory):
             f"a study has {', '.join(_OF_A_STUDY)}. Received: {directory / STUDY_FILE}"
         )
     study, runs = migrations.study(study), _lines(directory / RESULTS_FILE)
+    modules.load(study, directory)
     arms = list(study["arms"])
 
     def place(record):

@@ -182,9 +182,11 @@ def _said(verdict):
         return f"undecided, since runs failed or stalled; the others alone: {alone}"
     needed = verdict.pairs_needed
     few = f"about {needed:,} paired seeds" if needed else f"more than {MOST_PAIRS:,} paired seeds"
-    known = ""
-    if not verdict.low <= 0 <= verdict.high:  # only of an equivalence
-        known = f"different, but whether within {margin_said(verdict.hypothesis)} is open; "
+    known, hypothesis = "", verdict.hypothesis
+    if not verdict.low <= 0 <= verdict.high:  # only where a margin is asked for
+        known = f"different, but whether within {margin_said(hypothesis)} is open; "
+    elif hypothesis.kind == "equivalence":
+        known = f"whether within {margin_said(hypothesis)} is open; "
     return f"undecided; {known}{few} would decide it"
 
 

@@ -13,7 +13,7 @@ from kzoo.errors import InputError, unknown
 from kzoo.files import read_json
 from kzoo.learning_rate import learning_rate
 from kzoo.studies import fields as kinds
-from kzoo.studies import protocol, sizes
+from kzoo.studies import modules, protocol, sizes
 from kzoo.studies.fields import CHECKS_OF_TRAINING, TRAINING
 from kzoo.values import plain, shown
 
@@ -331,7 +331,7 @@ _CHECKS = {
     "evaluations": kinds.count,
     "packing": kinds.rows,
     "given": kinds.given,
-    "imports": protocol.imports,
+    "imports": modules.imports,
     "budget": protocol.budget,
     "looks": protocol.looks,
     "failed_runs": protocol.failed_runs,

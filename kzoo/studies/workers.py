@@ -32,10 +32,10 @@ def named(function):
 
 def load(name, imports=()):
     """The function that `named` has named, after the modules of a study's `imports`."""
-    from kzoo.studies import protocol
+    from kzoo.studies import modules
 
     if imports:
-        protocol.imports("imports", imports)
+        modules.imports("imports", imports)
     return pkgutil.resolve_name(name)
 
 

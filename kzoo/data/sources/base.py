@@ -35,6 +35,10 @@ class Source(Part):
         raise NotImplementedError
 
     @classmethod
+    def lacks(cls) -> str:
+        return "`read`" if cls.read is Source.read else ""
+
+    @classmethod
     def of(cls, text: str) -> "Source":
         """The source of what follows the colon; by default it is the first field."""
         return cls(text)  # type: ignore[call-arg]

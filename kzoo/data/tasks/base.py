@@ -21,6 +21,12 @@ class Task(Part):
         name: the task is the source `"synthetic:NAME"`.
     """
 
+    @classmethod
+    def lacks(cls) -> str:
+        drawn = cls.draw is not Task.draw and "count" in cls.__dataclass_fields__
+        known = drawn or cls.pairs is not Task.pairs
+        return "" if known else "`draw` and a field `count`, or `pairs`"
+
     def draw(self, rng: random.Random) -> tuple[str, str]:
         """One example, (source, target), drawn with `rng` and nothing else.
 

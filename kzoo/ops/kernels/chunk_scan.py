@@ -17,7 +17,6 @@ from kzoo.ops.tensors import ratio
 from kzoo.values import is_integer
 
 NAME, MECHANISM = "chunk_scan", ("linear", "gated_linear")
-ANY_DIRECTION = False
 
 
 class Chunks(NamedTuple):

@@ -16,7 +16,6 @@ from kzoo.ops.kernels import decays
 from kzoo.ops.tensors import ratio, swap
 
 NAME, MECHANISM = "chunked", ("linear", "gated_linear")
-ANY_DIRECTION = False  # whether one pass serves heads that go through time in either direction
 
 
 def preferred(spec):

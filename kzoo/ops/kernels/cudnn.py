@@ -31,7 +31,7 @@ def unsupported_reason(spec) -> str | None:
         )
     times = spec.query_time, spec.key_time
     flags = _flags(spec.mask, spec.num_heads, spec.same_sequence and not spec.padded)
-    if flags is None and any(time % 2 for time in times):
+    if flags is None and any(time is None or time % 2 for time in times):
         return f"cuDNN takes a mask for even times only, not for {times[0]} and {times[1]}"
     capability = _capability()
     if capability is not None and capability < CAPABILITY:

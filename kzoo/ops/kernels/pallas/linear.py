@@ -7,7 +7,6 @@ from kzoo.ops.kernels.derivatives import by_hand
 from kzoo.ops.kernels.pallas.plain import plain
 
 NAME, MECHANISM = "pallas", ("linear", "gated_linear")
-ANY_DIRECTION = False
 RAW = True  # it takes q, k and v as they come: in the layer's dtype, whatever stands at padding
 ONE_ORDER = True  # heads of other levels are other calls
 SIZES = (16, 32, 64, 128, 256)  # of a head
