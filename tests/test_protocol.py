@@ -93,7 +93,7 @@ def test_a_study_without_a_protocol_stays_as_it_was_saved():
         ({"tuning": {**TUNING, "grid": {"learning_rate": [0.1, "1"]}}}, "is a positive number"),
         ({"tuning": {**TUNING, "grid": {"batch_size": [8, 9.5]}}}, "is a positive integer"),
         ({"tuning": {**TUNING, "arms": {"T5": {}}}}, "unknown arm of tuning"),
-        ({"tuning": {**TUNING, "arms": {"GPT": {"learning_rate": [1]}}}}, "grid of 'GPT' has a list"),
+        ({"tuning": {**TUNING, "arms": {"GPT": {"learning_rate": [1]}}}}, "has a list of two"),
         ({"tuning": {**TUNING, "arms": ["GPT"]}}, "arms of tuning are a JSON object"),
         ({"budget": "tokens"}, "unknown budget; did you mean 'scored_tokens'?"),
         ({"budget": ["steps"]}, "unknown budget"),

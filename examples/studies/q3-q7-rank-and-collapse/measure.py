@@ -82,7 +82,7 @@ def follow(mask, mechanism, seed, steps, **smaller):
     x, *_ = splits.valid[0]
     batch = {name: array[:EXAMPLES] for name, array in x.items()}
     initial = [(0, None, measured(model, batch))]
-    origin = provenance(model, model.backbone.max_length)
+    origin = provenance(model, splits.facts["row_length"])
     if steps[-1] == 0:
         return initial, origin
     model.compile(optimizer=kzoo.training.adamw(RATE, steps[-1]))
