@@ -117,7 +117,7 @@ def test_results_are_those_of_the_records():
 
 def test_the_readme_quotes_the_first_answers():
     answers = " ".join((ROOT / "examples" / "studies" / "README.md").read_text().split())
-    quoted = re.findall(r"- (Q\d): (.+?\)\.)(?= - | What)", " ".join(README.split()))
+    quoted = re.findall(r"- (Q\d): (.+?\)\.)(?= - | There)", " ".join(README.split()))
     assert [question for question, _ in quoted] == ["Q1", "Q4", "Q5"]
     assert [sentence for _, sentence in quoted if sentence not in answers] == []
 
