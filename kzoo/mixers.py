@@ -15,8 +15,7 @@ from kzoo import mechanisms, names
 from kzoo.attention_options import AttentionOptions
 from kzoo.masks import Mask
 from kzoo.mechanisms import HeadSizes, Mechanism
-
-DATA, MODEL = "data", "model"  # the axes of a mesh of devices
+from kzoo.names import DATA, MODEL
 
 
 def sequence_mixer(config, cross=False):

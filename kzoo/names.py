@@ -27,3 +27,4 @@ NORMALIZATIONS = {"layer_norm": 2, "rms_norm": 1}  # vectors of parameters: scal
 NORM_PLACEMENTS = ("pre", "post")
 POSITIONS = ("none", "learned", "sinusoidal", "rotary", "relative")
 INITIALIZATIONS = ("fan_in", "gpt2")
+DATA, MODEL = "data", "model"  # the axes of a mesh of devices

@@ -32,7 +32,8 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
     initial values are the same for every mask and mechanism; a mechanism may have variables of its
     own besides. It stands in for `keras.layers.MultiHeadAttention` in a model: same calls, same
     results from the same weights (its kernels are those of `MultiHeadAttention` with heads and
-    their sizes in one axis).
+    their sizes in one axis). Two things differ: a mask of the query alone hides its tokens as keys
+    too in self-attention, and a query that sees no key gathers zeros, not a mean of all values.
 
     Args:
         num_heads: number of heads.
@@ -473,7 +474,7 @@ def _two_sequences(value, call):
     return {**call, "key_padding_mask": ops.ones((1, ops.shape(value)[1]), dtype="int32")}
 
 
-def kernels(model: Model, batch_shape: Mapping[str, Shape], platform: str) -> list[dict[str, Any]]:
+def kernels(model: Model, batch_shape: Shape, platform: str) -> dict[str, str]:
     """Which kernel each attention layer of a model runs.
 
     Args:

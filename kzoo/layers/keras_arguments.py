@@ -20,7 +20,7 @@ INSTEAD = {
     "attention_axes": "attention goes over axis 1; keras.layers.TimeDistributed adds an axis",
     "sliding_window": "mask=kzoo.masks.custom(lambda query, key: abs(query - key) < size)",
     "flash_attention": _ONE_KERNEL,
-    "use_gate": "multiply the output by a keras.layers.Dense of the query",
+    "use_gate": "output_gate=True multiplies what the heads gather by silu of a projection",
     "kernel_initializer": _DRAWN,
     "bias_initializer": "biases begin at zero",
     "kernel_regularizer": _COMPILED,

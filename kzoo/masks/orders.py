@@ -84,6 +84,16 @@ class Order(Mask):
         return {self.name: fields} if fields else self.name
 
 
+# Of what cannot take any mask of pairs, in words for its user.
+ORDERS_ONLY = "follows orders (bidirectional, causal, reversed, prefix, block, permuted), not "
+ORDERS_ONLY += "custom masks or &"
+
+
+def no_order(heads: Iterable[Mask]) -> Mask | None:
+    """The first of the masks of heads that is no order, or None where all are."""
+    return next((head for head in heads if not head.is_order), None)
+
+
 def not_one_way(heads: Iterable[Mask]) -> str | None:
     """Why what goes through time in one direction cannot follow the masks of heads, in words for
     its user; None if it can."""

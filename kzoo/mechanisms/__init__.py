@@ -1,7 +1,7 @@
 """How attention is computed: softmax, linear attention, the delta rule, and what is registered.
 
-A mechanism is a frozen dataclass: static, hashable, and JSON both ways. This room loads no Keras
-until a mechanism computes something.
+A mechanism is a frozen dataclass: static, hashable, and JSON both ways. This package loads no
+Keras until a mechanism computes something.
 """
 
 from kzoo.mechanisms.base import (

@@ -24,6 +24,7 @@ import numpy as np
 from kzoo import masks
 from kzoo.errors import InputError
 from kzoo.masks import Mask
+from kzoo.masks.orders import ORDERS_ONLY, no_order
 from kzoo.registry import Part, Registry
 from kzoo.typing import MechanismSpec, Tensor
 
@@ -112,13 +113,11 @@ class Mechanism(Part):
                 f"({_those('takes_bias')}); use the positions 'rotary', 'learned', 'sinusoidal' or "
                 f"'none'. Received: mechanism={self.get_config()!r} with relative positions"
             )
-        for head in dict.fromkeys(heads):
-            if self.orders_only and not isinstance(head, masks.Order):
-                raise InputError(
-                    f"{self.name} attention follows orders (bidirectional, causal, reversed, "
-                    "prefix, block, permuted), not custom masks or &; use softmax. "
-                    f"Received: {head!r}"
-                )
+        other = no_order(heads) if self.orders_only else None
+        if other is not None:
+            raise InputError(
+                f"{self.name} attention {ORDERS_ONLY}; use softmax. Received: {other!r}"
+            )
 
     def check_cross(self) -> None:
         """Refuse attention over a second sequence, before any weight is made.

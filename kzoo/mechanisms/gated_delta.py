@@ -35,7 +35,7 @@ class GatedDelta(Delta):
     }
 
     def projections(self, sizes: HeadSizes) -> dict[str, int]:
-        """`beta`, and `decay`, which is a."""
+        """`beta`, and `decay`: the projection a of the formula above."""
         return {**super().projections(sizes), "decay": sizes.num_heads}
 
     def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:

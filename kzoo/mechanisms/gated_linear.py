@@ -49,7 +49,7 @@ class GatedLinear(Decaying):
             raise unknown("value of gate", self.gate, GATES)
 
     def projections(self, sizes: HeadSizes) -> dict[str, int]:
-        """`decay`, which is a."""
+        """`decay`: the projection a of the formula above."""
         return {} if sizes.cross else {"decay": sizes.num_heads}
 
     def variables(self, sizes: HeadSizes) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ class Linear(Stateful):
     def __post_init__(self):
         object.__setattr__(self, "feature_map", feature_maps.get(self.feature_map))
 
-    def check(self, heads: Iterable[Mask], *, bias: Tensor = False) -> None:
+    def check(self, heads: Iterable[Mask], *, bias: bool = False) -> None:
         heads = tuple(heads)
         super().check(heads, bias=bias)
         self.feature_map.check(heads)

@@ -26,7 +26,7 @@ from kzoo.models.reading import (
 from kzoo.models.single_stack import SingleStackBackbone
 from kzoo.models.tokenizer_bytes import ByteTokenizer
 from kzoo.objectives.layouts import layout
-from kzoo.typing import ObjectiveSpec, Tensor
+from kzoo.typing import ObjectiveSpec
 
 log = logging.getLogger("kzoo")
 
@@ -79,7 +79,7 @@ class _ObjectivePreprocessor:
         tokenizer: Any,
         sequence_length: int,
         objective: ObjectiveSpec,
-        source_mask: Tensor = False,
+        source_mask: bool = False,
         segments: Any = None,
         **kwargs: Any,
     ) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from kzoo.errors import InputError
 from kzoo.objectives.base import Examples, Objective
-from kzoo.typing import Rng, Tensor
+from kzoo.typing import Rng
 from kzoo.vocabulary import BYTES, Vocabulary
 
 # What stands at a position, in the order in which a sequence holds them: the kind of a position is
@@ -388,9 +388,7 @@ class EncoderDecoder:
         return x
 
 
-def layout(
-    stack: str, source_mask: Tensor = False, segments: Any = None
-) -> Single | EncoderDecoder:
+def layout(stack: str, source_mask: bool = False, segments: Any = None) -> Single | EncoderDecoder:
     """The layout of a stack.
 
     Args:

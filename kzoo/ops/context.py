@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-DATA, MODEL = "data", "model"  # the axes of a mesh
+from kzoo.names import DATA
 
 _compiling_for: contextvars.ContextVar[tuple[str | None, Any]] = contextvars.ContextVar(
     "compiling_for", default=(None, None)

@@ -11,6 +11,7 @@ from keras import ops
 
 from kzoo import feature_maps, masks
 from kzoo.errors import InputError
+from kzoo.masks.orders import ORDERS_ONLY, no_order
 from kzoo.ops import gates
 from kzoo.ops.context import current_mesh, platform
 from kzoo.ops.dispatch import kernel_for, kernels, spec_of
@@ -304,12 +305,10 @@ def choose_chunk(features, value_dim, platform="cpu"):
 
 def _check(options, heads, stateful, same_sequence):
     phi = options.phi
+    other = no_order(heads)
+    if other is not None:
+        raise InputError(f"linear attention {ORDERS_ONLY}; use softmax. Received: {other!r}")
     for head in set(heads):
-        if not head.is_order:
-            raise InputError(
-                "linear attention follows orders (bidirectional, causal, reversed, prefix, "
-                f"block, permuted), not custom masks or &; use softmax. Received: {head!r}"
-            )
         if stateful and not head.resumable:
             raise InputError(
                 "a state sums keys that all later tokens see: of a bidirectional, causal or "

@@ -1,6 +1,7 @@
-"""Both mechanisms written down densely, on tensors: for weights, with gradients, and for tests.
+"""Softmax, linear and gated linear attention written down densely, on tensors with gradients.
 
-Memory is quadratic in time. `kzoo.ops.oracle` is the definition in NumPy that shares nothing.
+Weights and tests come from here. Memory is quadratic in time. `kzoo.ops.oracle` is the definition
+in NumPy that shares nothing.
 """
 
 from collections.abc import Mapping

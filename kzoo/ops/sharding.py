@@ -1,6 +1,7 @@
 """The batch axis on many devices."""
 
-from kzoo.ops.context import DATA, current_mesh
+from kzoo.names import DATA
+from kzoo.ops.context import current_mesh
 
 
 def shard_batch(x):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from kzoo.masks.orders import ORDERS_ONLY, no_order
 from kzoo.ops.kernels import decays
 from kzoo.ops.kernels.derivatives import by_hand, varying
 from kzoo.ops.tensors import ratio
@@ -69,9 +70,9 @@ def preferred(spec):
 
 def unsupported_reason(spec) -> str | None:
     """Why it cannot compute an attention, in words for its user, or None if it can."""
-    for order in spec.mask.per_head(spec.num_heads):
-        if not order.is_order:
-            return f"linear attention follows orders, neither custom masks nor &: {order!r}"
+    other = no_order(spec.mask.per_head(spec.num_heads))
+    if other is not None:
+        return f"linear attention {ORDERS_ONLY}: {other!r}"
     return None
 
 

@@ -7,7 +7,7 @@ branch that depends on the padding masks.
 import jax
 from jax.sharding import PartitionSpec
 
-DATA, MODEL = "data", "model"  # axes of the mesh
+from kzoo.names import DATA, MODEL
 
 
 def unsplittable_reason(mask, *, batch, num_heads, mesh) -> str | None:

@@ -25,7 +25,9 @@ import numpy as np
 from jax import numpy as jnp
 
 from kzoo.errors import InputError
-from kzoo.ops.kernels.mesh import MODEL, each_device, unsplittable_reason
+from kzoo.masks.orders import ORDERS_ONLY, no_order
+from kzoo.names import MODEL
+from kzoo.ops.kernels.mesh import each_device, unsplittable_reason
 from kzoo.ops.tensors import repeat_heads
 from kzoo.sequence import SequenceInfo
 
@@ -59,9 +61,10 @@ def unsupported_reason(spec) -> str | None:
             f"{spec.value_dim}"
         )
     orders = spec.mask.per_head(spec.num_heads)
+    other = no_order(orders)
+    if other is not None:
+        return f"splash {ORDERS_ONLY}: {other!r}"
     for order in orders:
-        if not order.is_order:
-            return f"splash follows orders, neither custom masks nor masks by &: {order!r}"
         if not spec.same_sequence and not order.is_full:
             return (
                 f"splash follows the order {order!r} inside one whole sequence only; here "

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from kzoo.masks.orders import ORDERS_ONLY, no_order
 from kzoo.ops.kernels.derivatives import varying
 from kzoo.ops.kernels.native.library import missing
 
@@ -29,9 +30,9 @@ def unsupported_reason(spec, **sizes) -> str | None:
         return f"the native kernel takes heads of multiples of {MULTIPLE}: {sizes}"
     if max(sizes.values()) > MOST_DIM:
         return f"the native kernel takes heads of at most {MOST_DIM}: {sizes}"
-    for order in spec.mask.per_head(spec.num_heads):
-        if not order.is_order:
-            return f"the native kernel follows orders, neither custom masks nor &: {order!r}"
+    other = no_order(spec.mask.per_head(spec.num_heads))
+    if other is not None:
+        return f"the native kernel {ORDERS_ONLY}: {other!r}"
     if spec.ahead_of_time:
         return "the native kernel is this machine's; the program is for another"
     if spec.mesh is not None:

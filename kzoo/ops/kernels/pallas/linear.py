@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from kzoo.masks.orders import ORDERS_ONLY, no_order
 from kzoo.ops.features import Features
 from kzoo.ops.kernels.derivatives import by_hand
 from kzoo.ops.kernels.pallas.plain import plain
@@ -20,9 +21,9 @@ def preferred(spec):
 
 def unsupported_reason(spec) -> str | None:
     """Why it cannot compute an attention, in words for its user, or None if it can."""
-    for order in spec.mask.per_head(spec.num_heads):
-        if not order.is_order:
-            return f"linear attention follows orders, neither custom masks nor &: {order!r}"
+    other = no_order(spec.mask.per_head(spec.num_heads))
+    if other is not None:
+        return f"linear attention {ORDERS_ONLY}: {other!r}"
     features = spec.dim if spec.features is None else spec.features
     sizes = features, spec.value_dim
     if any(size not in SIZES for size in sizes) or max(sizes) > MOST_RATIO * min(sizes):
