@@ -138,7 +138,7 @@ def test_queries_in_a_window_of_the_keys():
         ("causal", {"bias": True}, "no bias"),
         ("causal", {"dim": 2048}, "at most 1024 dimensions"),
         ("causal", {"value_dim": 1025}, "at most 1024 dimensions"),
-        ({"and": ["causal", {"block": {"size": 2}}]}, {}, "custom masks or "masks by &""),
+        ({"and": ["causal", {"block": {"size": 2}}]}, {}, "custom masks or &"),
         (masks.custom(lambda query, key: query == key), {}, "custom masks"),
         ("causal", {"same_sequence": False}, "Causal() inside one whole sequence"),
         ({"heads": ["bidirectional", "permuted"]}, {"same_sequence": False}, "Permuted("),

@@ -40,7 +40,7 @@ def measured(model, batch):
     """The figures of a model: a dict of JSON values.
 
     `spectrum`: control -> figure -> mean over heads and layers. `residual`: the parts that are left
-    out -> the residual at each depth; `residual_last_half`: that of the last half of the tokens.
+    out -> the residual at each depth, None where all states are 0; `residual_last_half`: that of the last half of the tokens.
     """
     heads = control_spectrum(model, batch)
     spectrum = {
@@ -54,7 +54,8 @@ def measured(model, batch):
     for without in ((), *((part,) for part in PARTS), PARTS):
         depths = collapse(model, batch, **{part: part not in without for part in PARTS})
         for figure in ("residual", "residual_last_half"):
-            found[figure][", ".join(without) or "nothing"] = [depth[figure] for depth in depths]
+            values = [None if np.isnan(depth[figure]) else depth[figure] for depth in depths]
+            found[figure][", ".join(without) or "nothing"] = values
     return found
 
 
