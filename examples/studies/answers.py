@@ -122,11 +122,12 @@ def ranks(records):
     for mechanism, mask, of in _arms(records):
         ends = [
             {f: np.mean([r["spectrum"]["as it is"][f] for r in runs]) for f in figures}
-            for runs in (of[min(of)], of[max(of)])
+            for runs in _ends(of)
         ]
-        bits = np.mean([run["bits"] for run in of[max(of)]])
+        last = [run["bits"] for run in of[max(of)]]
+        bits = "" if None in last else f"{np.mean(last):.2f}"
         changes = (_change(*(end[f] for end in ends)) for f in figures)
-        rows.append([mechanism, mask, *changes, f"{bits:.2f}"])
+        rows.append([mechanism, mask, *changes, bits])
     return _table(rows)
 
 
@@ -137,7 +138,7 @@ def controls(records):
     for mechanism, mask, of in _arms(records):
         cells = []
         for name in names:
-            ends = [[r["spectrum"].get(name) for r in of[step]] for step in (min(of), max(of))]
+            ends = [[r["spectrum"].get(name) for r in runs] for runs in _ends(of)]
             there = all(all(runs) for runs in ends)
             means = [np.mean([r["entropy_rank"] for r in runs]) for runs in ends] if there else []
             cells.append(_change(*means) if there else "")
@@ -153,9 +154,9 @@ def residuals(records, figure="residual"):
     for mechanism, mask, of in _arms(records):
         cells = []
         for part in parts:
-            runs = [[r[figure][part][-1] for r in of[step]] for step in (min(of), max(of))]
+            ends = [[r[figure][part][-1] for r in runs] for runs in _ends(of)]
             # No residual is 0 by rounding: it was written where all states had become 0.
-            cells.append(_change(*(np.mean(x) if all(x) else None for x in runs), digits=3))
+            cells.append(_change(*(np.mean(x) if all(x) else None for x in ends), digits=3))
         rows.append([mechanism, mask, *cells])
     return _table(rows)
 
@@ -172,8 +173,13 @@ def _arms(records):
             yield mechanism, mask, by(of, "step")
 
 
-def _change(first, last, digits=2):
-    return " → ".join("none" if x is None else f"{x:.{digits}f}" for x in (first, last))
+def _ends(of):
+    """The records at the first step and at the last, if there is another."""
+    return [of[step] for step in sorted({min(of), max(of)})]
+
+
+def _change(*ends, digits=2):
+    return " → ".join("none" if x is None else f"{x:.{digits}f}" for x in ends)
 
 
 def answers():
