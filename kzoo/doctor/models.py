@@ -1,10 +1,10 @@
 """Models as users have them: a step of training; generation after a save and a reload.
 
 A step is one of plain gradient descent, through Keras's own `train_on_batch`, so that the weights
-tell the gradients. The reference is the same step of the same weights in float32, on the CPU and
-operation by operation: no compiled program, and no kernel that only this machine would take. Under
-JAX, float32 is multiplied in float32 here. GPUs and TPUs do so only where a program asks for it,
-and would differ from the CPU by that alone.
+tell the gradients. The reference is the same step of the same weights in float32, on the CPU,
+operation by operation and by dense weights of attention: no compiled program, and no kernel (but
+for the delta rule, whose weights come from one). Under JAX, float32 is multiplied in float32 here.
+GPUs and TPUs do so only where a program asks for it, and would differ from the CPU by that alone.
 """
 
 import functools
@@ -18,6 +18,8 @@ import numpy as np
 from kzoo import masks, mechanisms, presets
 from kzoo.doctor.check import Check, Finding, Refused, once
 from kzoo.errors import InputError
+from kzoo.layers import Attention
+from kzoo.mechanisms import Delta
 from kzoo.ops.context import compiling_for
 from kzoo.precision import float32_products
 
@@ -110,7 +112,15 @@ def reference(family: str, mechanism: str) -> Step:
     with keras.device("cpu"), compiling_for("cpu"):
         model = load(family, mechanism)
         model.run_eagerly = True
+        for layer in model.backbone._flatten_layers():
+            if isinstance(layer, Attention) and not isinstance(layer.mechanism, Delta):
+                layer.attend = functools.partial(_dense, layer)
         return step(model)
+
+
+def _dense(layer, *tensors, initial_state=None, return_state=False, **sequence):
+    """What the heads of a layer gather, by their dense weights."""
+    return layer.attend_with_weights(*tensors, **sequence)[0]
 
 
 def step(model: Any, copies: int = 1) -> Step:

@@ -73,7 +73,7 @@ def examine(
 
 def _each(run, chosen):
     processors = os.cpu_count() or 1
-    threads = min(processors // 2, MOST_THREADS) if keras.backend.backend() == "jax" else 1
+    threads = min(processors, MOST_THREADS) if keras.backend.backend() == "jax" else 1
     if threads <= 1:  # not every backend likes a thread of its own
         for check in chosen:
             run(check)

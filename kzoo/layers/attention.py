@@ -287,7 +287,7 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
             hides = {"use_causal_mask": use_causal_mask, "attention_mask": attention_mask}
             arguments["mask"] = narrowed(self.mask, self.num_heads, self.mechanism, sizes, **hides)
         if return_attention_scores:
-            x, weights = self._attend_with_weights(query, value, key, **arguments)
+            x, weights = self.attend_with_weights(query, value, key, **arguments)
             return self._output(x, query), ops.cast(weights, self.compute_dtype)
         if attention_mask is not None:
             arguments["implementation"] = "dense"  # others take a mask apart by positions
@@ -357,10 +357,19 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
         `mask` stands in for the layer's own, and a `dtype` is that in which the mechanism computes
         weights from q, k and v, such as `"float64"`.
         """
-        return self._attend_with_weights(query, value, key, **kwargs)[1]
+        return self.attend_with_weights(query, value, key, **kwargs)[1]
 
-    def _attend_with_weights(self, query, value, key, mask=None, dtype=None, **kwargs):
-        """`attend`, and the weights [batch, heads, query_time, key_time], densely."""
+    def attend_with_weights(
+        self,
+        query: Tensor,
+        value: Tensor | None = None,
+        key: Tensor | None = None,
+        mask: Any = None,
+        dtype: str | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor]:
+        """`attend`, and the weights [batch, heads, query_time, key_time], densely; in `dtype`
+        where one is given."""
         mask = self.mask if mask is None else mask
         kwargs = _two_sequences(value, kwargs)
         padding = kwargs.get("padding_mask"), kwargs.get("key_padding_mask")
