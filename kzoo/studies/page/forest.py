@@ -101,8 +101,11 @@ def _chart(rows, seeds, hypothesis):
             shape=altair.Shape("outcome:N", scale=shapes, legend=None),
             tooltip=tooltip,
         ),
-        base.mark_text(**style.NAME, yOffset=-20).encode(x=altair.value(2), text="about:N"),
     ]
+    # Behind its letters a name has the page, and neither the line at zero nor a margin.
+    for behind in ({"stroke": style.colour("card"), "strokeWidth": 5, "strokeJoin": "round"}, {}):
+        name = base.mark_text(**style.NAME, **behind, yOffset=-20)
+        layers.append(name.encode(x=altair.value(2), text="about:N"))
     return altair.layer(*layers).properties(width="container", height=ROW * len(rows))
 
 
