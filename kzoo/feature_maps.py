@@ -27,8 +27,7 @@ from kzoo.values import is_integer
 class FeatureMap(Part):
     """Base of all feature maps. Build one with `get(spec)`; register a class of your own.
 
-    A subclass gives `_query(x)`, of x in float32 at least, and `size` where it is not `dim`;
-    `_key(x, segment)` where keys differ. A learned one takes its kernel after x.
+    A subclass defines `of_query`, `size` where it is not `dim`, and `of_key` where keys differ.
 
     Attributes:
         name: the name in JSON.
@@ -46,7 +45,7 @@ class FeatureMap(Part):
 
     @classmethod
     def lacks(cls) -> str:
-        return "" if hasattr(cls, "_query") else "`_query`"
+        return "`of_query`" if cls.of_query is FeatureMap.of_query else ""
 
     def size(self, dim: int) -> int:
         """The number of features of a head of size `dim`."""
@@ -71,7 +70,7 @@ class FeatureMap(Part):
         Raises:
             InputError: if the shape, the dtype or the names of the weights are wrong.
         """
-        return self._features(x, weights, "query_kernel", self._query)  # type: ignore[attr-defined]
+        return self._features(x, weights, "query_kernel", self.of_query)
 
     def key(
         self, x: Tensor, weights: Mapping[str, Tensor] | None = None, segment: Tensor | None = None
@@ -82,7 +81,8 @@ class FeatureMap(Part):
             segment: integers [batch or 1, time], 0 for padding, k for the k-th document, None
                 for one document. Only a map of the whole sequence looks at it.
         """
-        return self._features(x, weights, "key_kernel", lambda *args: self._key(*args, segment))  # type: ignore[call-arg]
+        features = functools.partial(self.of_key, segment=segment)
+        return self._features(x, weights, "key_kernel", features)
 
     def check(self, orders: Iterable[Any]) -> None:
         """`InputError` if the map cannot stand under one of `orders`, the masks of the heads."""
@@ -114,8 +114,20 @@ class FeatureMap(Part):
         with float32_products():  # a projection, and a choice of entries
             return ops.cast(features(*arguments), dtype)
 
-    def _key(self, x, segment):
-        return self._query(x)  # most maps treat both alike
+    # What a subclass defines ------------------------------------------------------------------
+
+    def of_query(self, x: Tensor, *kernel: Tensor) -> Tensor:
+        """The features [batch, time, heads, size(dim)] of queries.
+
+        Args:
+            x: floats [batch, time, heads, dim], float32 at least.
+            kernel: of a `learned` map, its weights for queries, in the dtype of x.
+        """
+        raise NotImplementedError
+
+    def of_key(self, x: Tensor, *kernel: Tensor, segment: Tensor | None = None) -> Tensor:
+        """The features of keys, by default as of queries; `segment` is that of `key`."""
+        return self.of_query(x, *kernel)
 
 
 REGISTRY = Registry("feature map", FeatureMap)
@@ -155,7 +167,7 @@ class Elu1(FeatureMap):
     name = "elu1"
     elementwise = True
 
-    def _query(self, x):
+    def of_query(self, x: Tensor, *kernel: Tensor) -> Tensor:
         from kzoo.load_keras import ops
 
         # Not elu(x) + 1, which rounds exp(x) to 0 below -17; the inner `where` keeps the branch
@@ -175,7 +187,7 @@ class Relu(FeatureMap):
     name = "relu"
     elementwise = True
 
-    def _query(self, x):
+    def of_query(self, x: Tensor, *kernel: Tensor) -> Tensor:
         from kzoo.load_keras import ops
 
         return ops.relu(x)
@@ -194,7 +206,7 @@ class SquaredRelu(FeatureMap):
     name = "squared_relu"
     elementwise = True
 
-    def _query(self, x):
+    def of_query(self, x: Tensor, *kernel: Tensor) -> Tensor:
         from kzoo.load_keras import ops
 
         return ops.square(ops.relu(x))
@@ -211,12 +223,12 @@ class Exp(FeatureMap):
 
     name = "exp"
 
-    def _query(self, x):
+    def of_query(self, x: Tensor, *kernel: Tensor) -> Tensor:
         from kzoo.load_keras import ops
 
         return ops.softmax(x, axis=-1)
 
-    def _key(self, x, segment):
+    def of_key(self, x: Tensor, *kernel: Tensor, segment: Tensor | None = None) -> Tensor:
         from kzoo.load_keras import ops
 
         return ops.exp(x)
@@ -235,12 +247,12 @@ class Softmax(FeatureMap):
     name = "softmax"
     whole_sequence = True
 
-    def _query(self, x):
+    def of_query(self, x: Tensor, *kernel: Tensor) -> Tensor:
         from kzoo.load_keras import ops
 
         return ops.softmax(x, axis=-1)
 
-    def _key(self, x, segment):
+    def of_key(self, x: Tensor, *kernel: Tensor, segment: Tensor | None = None) -> Tensor:
         from kzoo.load_keras import ops
 
         return ops.softmax(x, axis=1) if segment is None else _softmax_of_documents(x, segment)
@@ -263,7 +275,7 @@ class Taylor2(FeatureMap):
     def size(self, dim: int) -> int:
         return 1 + dim + dim * (dim + 1) // 2
 
-    def _query(self, x):
+    def of_query(self, x: Tensor, *kernel: Tensor) -> Tensor:
         from kzoo.load_keras import ops
 
         y = x * x.shape[-1] ** -0.25
@@ -305,12 +317,12 @@ class Favor(FeatureMap):
         """ω: a float64 NumPy array [features, dim]."""
         return _directions(self.features, dim, self.seed).copy()
 
-    def _query(self, x):
+    def of_query(self, x: Tensor, *kernel: Tensor) -> Tensor:
         from kzoo.load_keras import ops
 
         return ops.softmax(self._project(x)[0], axis=-1)  # |y|² and √features cancel
 
-    def _key(self, x, segment):
+    def of_key(self, x: Tensor, *kernel: Tensor, segment: Tensor | None = None) -> Tensor:
         from kzoo.load_keras import ops
 
         projected, y = self._project(x)
@@ -341,14 +353,11 @@ class Hedgehog(FeatureMap):
     def weight_shapes(self, num_heads: int, dim: int) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(("query_kernel", "key_kernel"), (num_heads, dim, dim))
 
-    def _query(self, x, kernel):
+    def of_query(self, x: Tensor, *kernel: Tensor) -> Tensor:
         from kzoo.load_keras import ops
 
-        x = ops.einsum("bthd,hdf->bthf", x, kernel)
+        x = ops.einsum("bthd,hdf->bthf", x, *kernel)
         return ops.concatenate([ops.softmax(x, axis=-1), ops.softmax(-x, axis=-1)], axis=-1)
-
-    def _key(self, x, kernel, segment):
-        return self._query(x, kernel)
 
 
 # Helpers ------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class Cube(feature_maps.FeatureMap):
 
     name = "cube"
 
-    def _query(self, x):
+    def of_query(self, x):
         from keras import ops
 
         return ops.relu(x) ** 3

@@ -118,7 +118,7 @@ def test_what_cannot_be_registered(shapes):
         (sources.register, sources.Source, {}, "`read`"),
         (tasks.register, tasks.Task, {}, "`draw` and a field `count`, or `pairs`"),
         (tasks.register, tasks.Task, {"draw": None}, "`draw` and a field `count`, or `pairs`"),
-        (feature_maps.REGISTRY.register, feature_maps.FeatureMap, {}, "`_query`"),
+        (feature_maps.REGISTRY.register, feature_maps.FeatureMap, {}, "`of_query`"),
         (METRICS.register, METRICS.base, {}, "`value`"),
         (METRICS.register, METRICS.base, {"measured": True}, "`measure`"),
     ],

@@ -114,7 +114,7 @@ def reference(family: str, mechanism: str) -> Step:
         model.run_eagerly = True
         for layer in model.backbone._flatten_layers():
             if isinstance(layer, Attention) and not isinstance(layer.mechanism, Delta):
-                layer.attend = functools.partial(_dense, layer)
+                layer.attend = functools.partial(_dense, layer)  # type: ignore[method-assign]
         return step(model)
 
 

@@ -100,7 +100,7 @@ def features(form, x, valid, turned, key):
         key: whether x are keys.
     """
     if form.phi is not None:
-        x = form.phi._key(x, None) if key else form.phi._query(x)
+        x = form.phi.of_key(x) if key else form.phi.of_query(x)
         x = masked(x, valid) if key else x
     return x, x if turned is None else rotated(x, turned, form.dim)
 
@@ -109,7 +109,7 @@ def features_slope(form, x, valid, slope, key):
     """The slope of x from that of φ(x)."""
     if form.phi is None:
         return masked(slope, valid)
-    phi = (lambda x: form.phi._key(x, None)) if key else form.phi._query
+    phi = (lambda x: form.phi.of_key(x)) if key else form.phi.of_query
     (slope,) = jax.vjp(phi, x)[1](slope)
     return masked(slope, valid)
 

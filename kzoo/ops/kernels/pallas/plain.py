@@ -20,7 +20,7 @@ def plain(form, floats, others):
     visible, valid = _visible(form, others.get("labels"))
     q, k, v = (jnp.where(valid, x, 0) for x in (q, k, v))
     if form.phi is not None:
-        q, k = form.phi._query(q), jnp.where(valid, form.phi._key(k, None), 0)
+        q, k = form.phi.of_query(q), jnp.where(valid, form.phi.of_key(k), 0)
     totals = jnp.einsum("bqhd,bkhd->bhqk", q, k, precision="highest")
     products = totals
     if form.rotary:
