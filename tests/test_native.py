@@ -252,7 +252,7 @@ def test_a_mask_of_another_batch_is_refused_and_one_serves_all(attend, implement
         ({"bias": True}, "adds no bias"),
         ({"dtype": "float64"}, "not in float64"),
         ({"dim": 24}, "multiples of 16: {'dim': 24, 'value_dim': 32}"),
-        ({"mask": masks.get("causal") & masks.get("reversed")}, "custom masks nor &"),
+        ({"mask": masks.get("causal") & masks.get("reversed")}, "not custom masks or &"),
     ],
 )
 def test_what_does_not_apply_is_refused_and_passed_over(change, words):

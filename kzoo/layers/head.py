@@ -59,7 +59,7 @@ class Head(keras.layers.Layer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check(transform=transform, epsilon=epsilon, stddev=stddev, seed=seed)
+        check(transform=transform, epsilon=epsilon, stddevs=stddev, seed=seed)
         if activation not in ACTIVATIONS:
             raise unknown("activation", activation, ACTIVATIONS)
         self.embedding = embedding
