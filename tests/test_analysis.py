@@ -290,8 +290,9 @@ def test_masks_in_a_terminal():
 
 
 def test_states_that_vanish_have_no_residual():
-    """Without skips and norms small states become 0, which is not to be alike."""
+    """Without skips and norms small states become 0, and large ones infinite: neither is alike."""
     for norm in NORMS.values():
-        assert np.isnan(_residual(np.zeros((4, 3)), norm))
+        for none in (np.zeros((4, 3)), np.full((4, 3), np.inf), np.full((4, 3), np.nan)):
+            assert np.isnan(_residual(none, norm))
         assert _residual(np.ones((4, 3)) * 1e-300, norm) == 0
         assert _residual(np.eye(4) * 1e-300, norm) == _residual(np.eye(4), norm) > 0.5

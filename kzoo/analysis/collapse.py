@@ -47,8 +47,8 @@ def collapse(
         A list of num_layers + 1 dicts for each stack: `stack` ("encoder" or "decoder"; empty
         for a single stack), `layer` (the number of blocks before: 0 is the embeddings), `norm`,
         `without` (the parts left out, such as "skips, feed_forward"; empty for none), `residual`
-        and `residual_last_half`, means over the examples without their padding; NaN where all
-        states of an example are 0, as small ones become without skips and norms.
+        and `residual_last_half`, means over the examples without their padding; NaN where the
+        states of an example are all 0, or some are beyond float64, as happens without norms.
 
     Raises:
         InputError: for an unknown norm; if the model has no blocks, or the batch lacks one of its
@@ -88,7 +88,7 @@ def _residuals(states, real, norm):
 def _residual(x, norm):
     # Without norms, states can grow until their squares overflow; a factor changes no residual.
     greatest = np.abs(x).max()
-    if greatest == 0:
+    if not 0 < greatest < np.inf:
         return np.nan
     x = x / greatest
     return norm(x - x.mean(0)) / norm(x)

@@ -40,7 +40,7 @@ def measured(model, batch):
     """The figures of a model: a dict of JSON values.
 
     `spectrum`: control -> figure -> mean over heads and layers. `residual`: the parts that are left
-    out -> the residual at each depth, None where all states are 0; `residual_last_half`: that of
+    out -> the residual at each depth, None where there is none; `residual_last_half`: that of
     the last half of the tokens.
     """
     heads = control_spectrum(model, batch)
