@@ -7,8 +7,12 @@ python examples/reproductions/tables.py --records runs/reproductions
 import argparse
 import pathlib
 import re
+import textwrap
 
 from records import read
+
+from kzoo.studies.evidence import draw
+from kzoo.studies.records import read as records_of
 
 HERE = pathlib.Path(__file__).parent
 
@@ -31,8 +35,6 @@ DONG = {
 DEPTHS = (0, 1, 2, 4, 6, 8, 12)
 # "Attention solves MQAR" at width 64 at every length: Arora et al. 2023, section 4 and figure 2.
 ZOOLOGY = {"softmax, learned": "1.00"}
-# Records of the study, and of some of its arms with half and three times the steps.
-MQAR = ("results.jsonl", "2000_steps.jsonl", "12000_steps.jsonl")
 # Records of the study, and of some of its arms with half and three times the steps.
 MQAR = ("results.jsonl", "2000_steps.jsonl", "12000_steps.jsonl")
 
@@ -72,6 +74,19 @@ def mqar(records):
     return _lines(rows)
 
 
+def mqar_seeds(study, records):
+    """The same of several seeds by arm, and the verdicts that these support."""
+    rows = [["arm", "seeds", "mean", "least", "greatest"], ["---"] * 5]
+    for arm in study["arms"]:
+        found = [r["metrics"]["accuracy"] for r in records if r["arm"] == arm]
+        shown = (f"{x:.3f}" for x in (sum(found) / len(found), min(found), max(found)))
+        rows.append([arm, str(len(found)), *shown])
+    said = [f"- **{each.hypothesis.name}.** {each.sentence}." for each in draw(study, records)]
+    wrap = {"width": 120, "subsequent_indent": "  ", "break_long_words": False}
+    lines = [textwrap.fill(line, break_on_hyphens=False, **wrap) for line in said]
+    return "\n".join([_lines(rows), *lines]) + "\n"
+
+
 def tables(folder):
     """The tables of a folder's records: name -> Markdown, of those that are there."""
     made = {
@@ -79,6 +94,8 @@ def tables(folder):
         "collapse": collapse(read(folder / "collapse.jsonl")),
         "mqar": mqar([row for name in MQAR for row in read(folder / "mqar" / name)]),
     }
+    if (folder / "mqar_seeds").is_dir():
+        made["mqar_seeds"] = mqar_seeds(*records_of(folder / "mqar_seeds"))
     return {name: table for name, table in made.items() if table.count("\n") > 2}
 
 
