@@ -1,4 +1,4 @@
-"""Names that a layer's argument can have, for whoever checks them without loading Keras."""
+"""Names that arguments of layers can have, and those of a mesh's axes, known without Keras."""
 
 from typing import NamedTuple
 

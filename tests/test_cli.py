@@ -431,3 +431,17 @@ def test_the_backend_is_the_users(tmp_path):
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )
         assert done.stderr == expected
+
+
+def test_train_says_of_how_many_batches_its_best_figure_is(tmp_path, capsys):
+    """Of a sample it may lie below the figure of all, which stands in the line above."""
+    from kzoo.cli.train import _print_result
+
+    figures = {"bits_per_byte": 0.955, "measure": "bits per byte"}
+    figures |= {"unigram_entropy": 4.0, "bigram_entropy": 3.0}
+    best = {"step": 3, "held_out_bits": 0.924}
+    for measured, said in (([5, 19], "at step 3 on 5 of the 19 held-out"), ([19, 19], "step 3:")):
+        _print_result(tmp_path, {**figures, "best": best, "measured_along_the_way": measured})
+        assert said in capsys.readouterr().out
+    _print_result(tmp_path, {**figures, "best": best})  # of a run before it was kept
+    assert "step 3:" in capsys.readouterr().out

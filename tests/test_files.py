@@ -208,6 +208,16 @@ def test_json_says_where_it_is_none(tmp_path, content, message):
     assert read_json(path) == parse_json('{"a": 1}')
 
 
+def test_a_file_that_is_not_there_has_a_nearest_name(tmp_path):
+    (tmp_path / "mystudy.json").write_text("{}")
+    with pytest.raises(InputError, match="did you mean 'mystudy.json'"):
+        read_json(tmp_path / "mystdy.json")
+    with pytest.raises(InputError, match="cannot be read: [^;]*. Received"):
+        read_json(tmp_path / "nothing" / "like.it")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_json("\0.json")
+
+
 # What writes with them ------------------------------------------------------------------------
 
 

@@ -510,7 +510,7 @@ def test_initial_values_follow_from_seed_and_path():
         (lambda: layers.RelativeBias(0), "num_heads must be a positive integer"),
         (
             lambda: layers.Attention(2, 4, identity_mix=0.5)(inputs(1, 3), inputs(1, 3) + 1),
-            "identity_mix mixes a token's own value in",
+            "identity_mix mixes in a token's own value",
         ),
         (lambda: make_block(2, 4, 8, normalization="rmsnorm"), "did you mean 'rms_norm'?"),
         (lambda: make_block(2, 4, 8, norm_placement="prae"), "did you mean 'pre'?"),

@@ -109,8 +109,8 @@ def _compare(options):
     records = run(study, directory, at_once=at_once, **how)
     if not records and not options.json:
         tuned = len(read_tuning(directory))
-        done = _finished(tuned, f"{'run' if tuned == 1 else 'runs'} of the tuning")
-        print(f"{done}, and none of the others; the same command goes on in {directory}")
+        done = _tuned(tuned) if tuned else "no run is finished yet"
+        print(f"{done}; the same command goes on in {directory}")
         return
     page = report(directory)
     rows, verdicts = table(records), _verdicts(study, records)
@@ -215,25 +215,20 @@ def _saved(options):
     begun = sum(bool(numbered(folder)) for folder in folders)
     if not finished and not begun and not tuned:
         return "nothing is saved"
-    parts = [_finished(finished, f"of {runs} runs")]
+    parts = [f"{finished} of {runs} runs {'is' if finished == 1 else 'are'} finished"]
     if begun:
         parts.append(f"{begun} more {'have' if begun > 1 else 'has'} a checkpoint to go on from")
     if tuned:
-        parts.append(_finished(tuned, f"{'run' if tuned == 1 else 'runs'} of the tuning"))
+        parts.append(_tuned(tuned))
     return (
         f"saved in {directory}: {', '.join(parts)}. The same command makes what is missing, and "
         "nothing again"
     )
 
 
-def _finished(count, which):
-    """That so many runs are.
-
-    Example:
-        >>> _finished(1, "run of the tuning"), _finished(9, "of 10 runs")
-        ('1 run of the tuning is finished', '9 of 10 runs are finished')
-    """
-    return f"{count} {which} {'is' if count == 1 else 'are'} finished"
+def _tuned(count):
+    """That so many runs on which rates are chosen are finished."""
+    return f"{count} {'run of the tuning is' if count == 1 else 'runs of the tuning are'} finished"
 
 
 def _report(options):

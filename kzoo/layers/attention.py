@@ -169,7 +169,11 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
         self.cross = value_shape is not None
         if self.cross:
             self.mechanism.check_cross()
-            self._check_identity()
+            if self.identity_mix:
+                raise InputError(
+                    "identity_mix mixes in a token's own value, which cross-attention has none of: "
+                    f"it must be 0 there. Received: {self.identity_mix}"
+                )
         self.sizes = dataclasses.replace(self.sizes, cross=self.cross)
         if self.query is not None:  # another's
             return
@@ -199,13 +203,6 @@ class Attention(Decodes, HasOptions, keras.layers.Layer):
             )
             for name, values in self.mechanism.variables(self.sizes).items()
         }
-
-    def _check_identity(self):
-        if self.identity_mix:
-            raise InputError(
-                "identity_mix mixes a token's own value in, which in cross-attention it has not: "
-                f"it must be 0 there. Received: {self.identity_mix}"
-            )
 
     def __call__(
         self, query: Tensor, value: Tensor | None = None, key: Tensor | None = None, **kwargs: Any

@@ -61,7 +61,8 @@ class Objective(Part):
     @classmethod
     def lacks(cls) -> str:
         in_place = not cls.next_token and cls.labels is Objective.labels
-        return "`hide`, where `next_token` is False" * (in_place and cls.hide is Objective.hide)
+        hides = cls.hide is not Objective.hide
+        return "`hide`, where `next_token` is False" if in_place and not hides else ""
 
     @property
     def labels(self) -> tuple[str, ...] | None:

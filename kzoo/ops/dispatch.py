@@ -174,19 +174,19 @@ def register(kernel: Any) -> Any:
         >>> list(kernels("my_mechanism", "jax"))
         ['my_kernel']
     """
-    mechanisms = getattr(kernel, "MECHANISM", ())
     missing = [part for part in _PARTS if not hasattr(kernel, part)]
     if missing:
         raise InputError(
             f"a kernel has {', '.join(_PARTS)}. Received: {kernel!r} without {', '.join(missing)}"
         )
-    named = (mechanisms,) if isinstance(mechanisms, str) else mechanisms
-    if not (isinstance(named, tuple) and named and all(isinstance(name, str) for name in named)):
+    computed = kernel.MECHANISM
+    several = isinstance(computed, tuple) and all(isinstance(name, str) for name in computed)
+    if not computed or not (several or isinstance(computed, str)):
         raise InputError(
             "MECHANISM of a kernel is the name of a mechanism, or a tuple of names. "
-            f"Received: {mechanisms!r:.120}"
+            f"Received: {computed!r:.120}"
         )
-    for mechanism in named:
+    for mechanism in _computed(kernel):
         if any(kernel.NAME == ours.NAME for ours in _ours(mechanism, here()["backend"])):
             raise InputError(
                 f"a kernel has a name of its own; kzoo has one called {kernel.NAME!r} for "

@@ -56,8 +56,9 @@ def hashes(names):
 def load(study, directory):
     """Import the modules of a study that ran, so that its configs can be read.
 
-    They are found where Python finds modules, beside the study's files, in the two folders above
-    (`runs/NAME` stands beside the study's own file), and in the working directory.
+    They are looked for where Python finds modules, then in the study's folder, in the two folders
+    above it (a study in `runs/NAME` has its module in the parent of `runs`), and in the working
+    directory. A folder in which one is found is added to `sys.path`.
 
     Args:
         study: its JSON.

@@ -109,7 +109,7 @@ def features_slope(form, x, valid, slope, key):
     """The slope of x from that of φ(x)."""
     if form.phi is None:
         return masked(slope, valid)
-    phi = (lambda x: form.phi.of_key(x)) if key else form.phi.of_query
+    phi = form.phi.of_key if key else form.phi.of_query
     (slope,) = jax.vjp(phi, x)[1](slope)
     return masked(slope, valid)
 
